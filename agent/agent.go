@@ -1,0 +1,161 @@
+// Package agent introduces the four servants to each other: Thjalfi launches,
+// Byggvir limits and measures, Roskva checks, Skirnir knows and tells. It owns
+// the catalogue of definitions, takes up what an earlier agent left, and is
+// what the API serves. When it is closed the services run on.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/byggvir"
+	"github.com/gladsheim/gladsheim/agent/config"
+	"github.com/gladsheim/gladsheim/agent/roskva"
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/agent/thjalfi"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/platform"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Config is what an Agent is made of. Every field is required.
+type Config struct {
+	Version     string
+	StateDir    string             // what is wanted; survives a reboot
+	RunDir      string             // what is; does not
+	LogDir      string             // output of services
+	ServicesDir string             // definitions of the host
+	Backends    []backends.Backend // that the host offers, the preferred one first
+	Procfs      procfs.FS
+	Facts       platform.Facts
+	Platform    string // whose profile the settings began with
+	Settings    config.Agent
+	Log         *slog.Logger
+}
+
+// Agent is one running agent. Its methods may be called by many goroutines at
+// once.
+type Agent struct {
+	cfg         Config
+	started     time.Time
+	busyAtStart time.Duration // CPU time of the host
+	cores       int
+	bootID      string
+	locks       []*os.File
+	store       *skirnir.Store
+	registry    *skirnir.Registry
+	thjalfi     *thjalfi.Thjalfi
+	roskva      *roskva.Roskva
+	meter       *byggvir.Meter
+
+	writing     sync.Mutex // see want
+	mu          sync.Mutex // of what follows; never held across a wait for a service
+	settings    config.Agent
+	definitions map[service.Name]*definition
+	wanted      map[service.Name]skirnir.Wanted // as last written
+	exits       map[service.Name][]service.ExitRecord
+	strangers   map[service.Name]service.Ref // alive, look like ours, and nobody recorded them
+	complaints  []service.Finding            // of the start and the latest reload
+}
+
+// ErrTaken says that another agent owns the directories.
+var ErrTaken = errors.New("another agent owns the directory")
+
+// clearTimeout bounds one attempt to kill and clear before whoever waits is
+// told. The kernel ends ten thousand processes in far less.
+const clearTimeout = 10 * time.Second
+
+// Open takes the directories, reads what is wanted and what is, takes up what
+// an earlier agent left, and launches what is to run from the start. If
+// another agent has the directories the error wraps ErrTaken and nothing was
+// touched.
+func Open(ctx context.Context, cfg Config) (*Agent, error) {
+	a := &Agent{
+		cfg: cfg, started: time.Now(), settings: cfg.Settings,
+		registry: skirnir.NewRegistry(), meter: byggvir.NewMeter(),
+		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
+		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
+	}
+	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
+		a.unlock()
+		return nil, err
+	}
+	if err := a.open(ctx); err != nil {
+		a.unlock()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *Agent) open(ctx context.Context) error {
+	var err error
+	if a.bootID, err = a.cfg.Procfs.BootID(); err != nil {
+		return err
+	}
+	sys, err := a.cfg.Procfs.System()
+	if err != nil {
+		return err
+	}
+	a.busyAtStart, a.cores = sys.CPUBusy, sys.Cores
+	if err := os.MkdirAll(a.cfg.LogDir, 0o750); err != nil {
+		return fmt.Errorf("cannot make the log directory: %w", err)
+	}
+	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir); err != nil {
+		return err
+	}
+	left, err := a.store.Load()
+	if err != nil {
+		return err
+	}
+	a.roskva = roskva.New(a.keepHealth)
+	a.thjalfi = thjalfi.New(thjalfi.Config{
+		Keeper: keeper{a}, Prober: a.roskva, LastLines: lastLines, ClearTimeout: clearTimeout,
+	})
+	a.restore(ctx, left)
+	return nil
+}
+
+// Close leaves: changes under way are given up, services run on.
+func (a *Agent) Close() {
+	a.thjalfi.Close()
+	a.roskva.Close()
+	a.unlock()
+}
+
+// lock takes each directory for this agent alone, until the process ends.
+func (a *Agent) lock(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			return fmt.Errorf("cannot make %s: %w", dir, err)
+		}
+		path := filepath.Join(dir, "agent.lock")
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return fmt.Errorf("cannot open the lock: %w", err)
+		}
+		a.locks = append(a.locks, f)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("%w %s", ErrTaken, dir)
+		case err != nil:
+			return fmt.Errorf("cannot lock %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func (a *Agent) unlock() {
+	for _, f := range a.locks {
+		_ = f.Close() // and with it the lock
+	}
+}

@@ -1,0 +1,64 @@
+package byggvir
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func enforcing(rs ...service.Resource) service.Enforcement {
+	var e service.Enforcement
+	for _, r := range rs {
+		e.Limits[r] = true
+	}
+	return e
+}
+
+func TestPlan(t *testing.T) {
+	host := Host{Cores: 2}
+	host.Defaults[service.MemoryMax] = service.Of(512 << 20)
+	host.Defaults[service.PidsMax] = service.Of(512)
+	all := enforcing(service.MemoryMax, service.PidsMax, service.CPUMax)
+
+	spec := service.Defaults()
+	spec.Name = service.MustName("web")
+	spec.Limits[service.MemoryMax] = service.Of(64 << 20)
+	got, err := Plan(&spec, host, "cgroupfs", all)
+	require.NoError(t, err)
+	require.Equal(t, service.Of(64<<20), got[service.MemoryMax], "the definition wins")
+	require.Equal(t, service.Of(512), got[service.PidsMax], "the default fills the gap")
+
+	_, err = Plan(&spec, host, "exec", enforcing(service.NoFile))
+	require.Equal(t, service.Unenforceable, service.KindOf(err))
+	require.ErrorContains(t, err, "memory_max")
+	require.NotContains(t, err.Error(), "pids_max", "nobody asked for the default")
+
+	spec.BestEffort = true
+	got, err = Plan(&spec, host, "exec", enforcing(service.NoFile))
+	require.NoError(t, err)
+	require.Equal(t, service.Of(64<<20), got[service.MemoryMax], "kept, so that it is told as not enforced")
+	require.False(t, got[service.PidsMax].Set)
+
+	spec.Limits[service.CPUMax] = service.Of(201 * service.UsecPerPercent)
+	_, err = Plan(&spec, host, "cgroupfs", all)
+	require.Equal(t, service.Invalid, service.KindOf(err))
+	require.ErrorContains(t, err, "200%")
+	spec.Limits[service.CPUMax] = service.Of(service.Unlimited)
+	_, err = Plan(&spec, host, "cgroupfs", all)
+	require.NoError(t, err)
+}
+
+func TestPercent(t *testing.T) {
+	m, web, start := NewMeter(), service.MustName("web"), time.Now()
+	at := func(d time.Duration) time.Time { return start.Add(d) }
+	require.InDelta(t, 50, m.Percent(web, 1, start, at(time.Second), 500*time.Millisecond), 0.01, "since the start")
+	require.InDelta(t, 20, m.Percent(web, 1, start, at(2*time.Second), 700*time.Millisecond), 0.01, "since the reading before")
+	require.InDelta(t, 20, m.Percent(web, 1, start, at(2*time.Second+10*time.Millisecond), 702*time.Millisecond), 0.1, "too soon: over the longer time")
+	require.Zero(t, m.Percent(web, 2, at(3*time.Second), at(3*time.Second), 0), "a new incarnation starts afresh")
+	require.InDelta(t, 100, m.Percent(web, 2, at(3*time.Second), at(4*time.Second), time.Second), 0.01)
+	m.Forget(web)
+	require.InDelta(t, 10, m.Percent(web, 2, at(3*time.Second), at(13*time.Second), time.Second), 0.01)
+}

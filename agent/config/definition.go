@@ -1,0 +1,288 @@
+package config
+
+import (
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/jsonschema-go/jsonschema"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// definition is the table of a service definition. Ranges repeat those of
+// service.Spec.Validate, for the schema; a test holds the two together.
+var definition = object[service.Spec]{keys: []key[service.Spec]{
+	at("name", "Name of the service, and of its file: NAME.json.",
+		name{}, func(s *service.Spec) *service.Name { return &s.Name }).needed(),
+	at("description", "What the service is, in a line.",
+		text{max: 1024, line: true}, func(s *service.Spec) *string { return &s.Description }),
+	at("launch", "Way into a cgroup: a transient systemd scope, a cgroup of the agent's own, or whatever suits the host.",
+		word[service.LaunchMode]{values: []service.LaunchMode{service.LaunchAuto, service.LaunchScope, service.LaunchCgroup}},
+		func(s *service.Spec) *service.LaunchMode { return &s.Launch }),
+	at("exec", "The program's absolute path, then its arguments. No shell is involved.",
+		texts{min: 1, first: &jsonschema.Schema{Type: "string", Pattern: "^/"}},
+		func(s *service.Spec) *[]string { return &s.Exec }).needed(),
+	at("environment", "The whole environment; only PATH is added where it names none.",
+		dictionary{key: text{form: `^[^=\x00]+$`, say: "the name of a variable"}, max: 1024},
+		func(s *service.Spec) *map[string]string { return &s.Environment }),
+	at("working_directory", "Absolute path; / when left out.",
+		text{form: "^/", say: "an absolute path"}, func(s *service.Spec) *string { return &s.WorkingDirectory }),
+	at("user", "User to run as, by name or number; the agent's own when left out.",
+		account{}, func(s *service.Spec) *string { return &s.User }),
+	at("group", "Group to run as, by name or number; the user's when left out.",
+		account{}, func(s *service.Spec) *string { return &s.Group }),
+	at("umask", "File mode mask of the process, in octal digits.",
+		octal{}, func(s *service.Spec) *uint32 { return &s.Umask }),
+	at("oom_score_adj", "How gladly the kernel kills the service when the host runs out of memory (proc_pid_oom_score_adj(5)).",
+		whole[int]{low: -1000, high: 1000}, func(s *service.Spec) *int { return &s.OOMScoreAdj }),
+	at("no_new_privs", "No program of the service gains privileges, as by a set-user-ID bit.",
+		yesNo{negated: true}, func(s *service.Spec) *bool { return &s.AllowNewPrivs }),
+	at("limits", "What the service may use. Where the host can not enforce a limit, the service does not start.",
+		limits, func(s *service.Spec) *service.Spec { return s }),
+	at("ready", "How to tell that a start succeeded.",
+		readiness, func(s *service.Spec) *service.Check { return &s.Ready }),
+	at("health", "How to tell that the service is well.",
+		health, func(s *service.Spec) *service.Check { return &s.Health }),
+	at("restart", "When the service is started again by itself.",
+		restart, func(s *service.Spec) *service.RestartPolicy { return &s.Restart }),
+	at("stop", "How the service is ended.",
+		stop, func(s *service.Spec) *service.StopPolicy { return &s.Stop }),
+	notServed[service.Spec]("requires", "services start independently of each other", emptyArray, noItems),
+	notServed[service.Spec]("after", "services start independently of each other", emptyArray, noItems),
+	at("autostart", "Start it together with the agent.",
+		yesNo{}, func(s *service.Spec) *bool { return &s.Autostart }),
+	notServed[service.Spec]("power", `batteries are not watched; only "normal" is accepted`,
+		func(n *node) bool { return n.kind == isText && n.text == "normal" },
+		&jsonschema.Schema{Type: "string", Enum: []any{"normal"}}),
+	at("log", "Where output goes: a file below the agent's log directory, or nowhere.",
+		word[service.LogSink]{
+			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogNull},
+			later:  map[string]string{"journal": `output goes to a file; write "auto" or "file"`},
+		}, func(s *service.Spec) *service.LogSink { return &s.Log }),
+	at("custom", "Notes of your own; the agent passes them on and reads none of them.",
+		dictionary{key: text{form: "^.+$", say: "a key of at least one letter", max: 128, line: true}, value: text{max: 4096, line: true}, max: 64},
+		func(s *service.Spec) *map[string]string { return &s.Custom }),
+}}
+
+var limits = object[service.Spec]{keys: []key[service.Spec]{
+	limit(service.MemoryMax, "Memory; when it is exceeded the kernel ends the service (cgroup v2: memory.max)."),
+	limit(service.MemoryHigh, "Memory above which the kernel slows the service down and takes memory back (memory.high)."),
+	limit(service.MemorySwapMax, "Swap (memory.swap.max)."),
+	limit(service.CPUMax, "CPU time in percent of one core (cpu.max)."),
+	limit(service.CPUWeight, "Share of the CPU against others when it is scarce; others have 100 (cpu.weight)."),
+	limit(service.PidsMax, "Processes and threads (pids.max)."),
+	limit(service.IOWeight, "Share of the disks against others when they are busy; others have 100 (io.weight)."),
+	limit(service.NoFile, "Open files of each process (RLIMIT_NOFILE)."),
+	notServed[service.Spec]("memory_warning_percent", "no warnings are given before a limit is reached", never, nothing),
+	notServed[service.Spec]("cpu_warning_percent", "no warnings are given before a limit is reached", never, nothing),
+	at("best_effort", "Start the service even where the host can not enforce its limits.",
+		yesNo{}, func(s *service.Spec) *bool { return &s.BestEffort }),
+}}
+
+func limit(r service.Resource, about string) key[service.Spec] {
+	return at(r.String(), about, quota{r}, func(s *service.Spec) *service.Quota { return &s.Limits[r] })
+}
+
+var readiness = object[service.Check]{
+	keys: append(target(map[string]string{
+		"notify": "write process, http, grpc or tcp",
+		"log":    "write process, http, grpc or tcp",
+		"exec":   "write process, http, grpc or tcp",
+	}),
+		notServed[service.Check]("pattern", "log lines are not looked at", never, nothing),
+		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
+		at("timeout", "How long a start may take.",
+			duration{time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
+	),
+	check: matchTarget,
+	rules: targetRules,
+}
+
+var health = object[service.Check]{
+	keys: append(target(map[string]string{
+		"exec":     "write process, http, grpc or tcp",
+		"watchdog": "write process, http, grpc or tcp",
+	}),
+		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
+		at("interval", "From one check to the next.",
+			duration{100 * time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Interval }),
+		at("timeout", "How long an answer may take.",
+			duration{10 * time.Millisecond, time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
+		at("threshold", "Failures in a row that make the service unhealthy.",
+			whole[int]{low: 1, high: 1000}, func(c *service.Check) *int { return &c.Threshold }),
+	),
+	check: matchTarget,
+	rules: targetRules,
+}
+
+// target is what the two checks have in common.
+func target(later map[string]string) []key[service.Check] {
+	types := []service.CheckType{service.CheckProcess, service.CheckHTTP, service.CheckGRPC, service.CheckTCP}
+	return []key[service.Check]{
+		at("type", "process: it runs; http: GET url answers 200; grpc: grpc.health.v1 at address answers SERVING; tcp: address accepts.",
+			word[service.CheckType]{values: types, later: later},
+			func(c *service.Check) *service.CheckType { return &c.Type }),
+		at("url", "http: what to GET.",
+			text{form: "^https?://", say: "an http or https address"}, func(c *service.Check) *string { return &c.URL }),
+		at("address", "grpc, tcp: host:port.",
+			text{form: "^.+:[^:]+$", say: "host:port"}, func(c *service.Check) *string { return &c.Address }),
+		at("service", "grpc: the service name to ask for; the whole server when left out.",
+			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Service }),
+	}
+}
+
+// users are the types of check that each key of a target belongs to.
+var users = map[string][]service.CheckType{
+	"url":     {service.CheckHTTP},
+	"address": {service.CheckGRPC, service.CheckTCP},
+	"service": {service.CheckGRPC},
+}
+
+// matchTarget finds keys that the type of a check does not use, and those it
+// lacks.
+func matchTarget(d *document, path string, n *node, c *service.Check) {
+	if d.faulty(join(path, "type")) {
+		return
+	}
+	for _, name := range []string{"url", "address", "service"} {
+		used := false
+		var types []string
+		for _, t := range users[name] {
+			used = used || t == c.Type
+			types = append(types, t.String())
+		}
+		offset, given := n.has(name)
+		switch {
+		case given && !used:
+			d.fault(offset, join(path, name), "belongs to type %s; the type here is %s", strings.Join(types, " or "), c.Type)
+		case used && !given && name != "service":
+			d.fault(n.offset, join(path, name), "is required by type %s", c.Type)
+		}
+	}
+}
+
+// targetRules says in the schema what matchTarget says.
+func targetRules(s *jsonschema.Schema) {
+	s.DependentSchemas = map[string]*jsonschema.Schema{}
+	for name, types := range users {
+		s.DependentSchemas[name] = typeIs(types)
+	}
+	for _, name := range []string{"url", "address"} {
+		s.AllOf = append(s.AllOf, &jsonschema.Schema{If: typeIs(users[name]), Then: &jsonschema.Schema{Required: []string{name}}})
+	}
+}
+
+func typeIs(types []service.CheckType) *jsonschema.Schema {
+	one := &jsonschema.Schema{}
+	for _, t := range types {
+		one.Enum = append(one.Enum, t.String())
+	}
+	return &jsonschema.Schema{Properties: map[string]*jsonschema.Schema{"type": one}, Required: []string{"type"}}
+}
+
+var restart = object[service.RestartPolicy]{
+	keys: []key[service.RestartPolicy]{
+		at("policy", "After which ends.",
+			word[service.RestartWhen]{values: []service.RestartWhen{service.RestartOnFailure, service.RestartAlways, service.RestartNever}},
+			func(p *service.RestartPolicy) *service.RestartWhen { return &p.When }),
+		at("max_attempts", "Failures in a row, each less than window apart, before giving up.",
+			whole[int]{low: 0, high: 1_000_000}, func(p *service.RestartPolicy) *int { return &p.MaxAttempts }),
+		at("window", "Running this long makes earlier failures forgotten.",
+			duration{time.Millisecond, 365 * 24 * time.Hour}, func(p *service.RestartPolicy) *time.Duration { return &p.Window }),
+		at("backoff", "Wait before the first attempt; it doubles for each further one.",
+			duration{0, 24 * time.Hour}, func(p *service.RestartPolicy) *time.Duration { return &p.Backoff }),
+		at("max_backoff", "The longest wait; backoff, if that is longer than what is the default here.",
+			duration{0, 24 * time.Hour}, func(p *service.RestartPolicy) *time.Duration { return &p.MaxBackoff }),
+	},
+	check: func(_ *document, _ string, n *node, p *service.RestartPolicy) {
+		if _, given := n.has("max_backoff"); !given {
+			p.MaxBackoff = max(p.MaxBackoff, p.Backoff)
+		}
+	},
+}
+
+var stop = object[service.StopPolicy]{keys: []key[service.StopPolicy]{
+	at("signal", "Signal to the main process, by name or number.",
+		signal{}, func(p *service.StopPolicy) *syscall.Signal { return &p.Signal }),
+	at("timeout", "How long it may take to end.",
+		duration{0, time.Hour}, func(p *service.StopPolicy) *time.Duration { return &p.Timeout }),
+	at("force_kill", "Kill what is left after timeout.",
+		yesNo{}, func(p *service.StopPolicy) *bool { return &p.ForceKill }),
+}}
+
+func never(*node) bool { return false }
+
+func emptyArray(n *node) bool { return n.kind == isArray && len(n.items) == 0 }
+
+var (
+	nothing = &jsonschema.Schema{Not: &jsonschema.Schema{}}
+	noItems = &jsonschema.Schema{Type: "array", MaxItems: jsonschema.Ptr(0)}
+)
+
+// account is a user or group, by name or number. Spellings that other programs
+// read as a number of their own (0x0, +0, 0day, 4294967295) are refused: a
+// service must never become root by a misreading.
+type account struct{}
+
+var accountName = text{
+	form: `^([A-Za-z_][A-Za-z0-9_.@-]*\$?|0|[1-9][0-9]{0,9})$`, say: "the name or number of an account", max: 256,
+}
+
+func (account) read(d *document, path string, n *node, v *string) {
+	if n.kind == isNumber {
+		d.fault(n.offset, path, "is a number; write it as a string, %q", n.text)
+		return
+	}
+	var s string
+	if accountName.read(d, path, n, &s); s == "" {
+		return
+	}
+	// The highest number, (uid_t)-1, means "no change" to setuid(2) and others.
+	if id, err := strconv.ParseUint(s, 10, 64); err == nil && id >= 1<<32-1 {
+		d.fault(n.offset, path, "%s is not the number of an account; the range is 0 to %d", s, uint32(1<<32-2))
+		return
+	}
+	*v = s
+}
+
+func (account) write(v string) any { return accountName.write(v) }
+
+func (account) schema(string) *jsonschema.Schema { return accountName.schema("") }
+
+// ParseDefinition reads a service definition. What it does not say is as in
+// base: service.Defaults() or Agent.Base. File names the document in faults.
+// With faults the Spec is zero.
+func ParseDefinition(file string, data []byte, base service.Spec) (service.Spec, Faults) {
+	d := newDocument(file, data)
+	spec := readDefinition(d, base)
+	return spec, d.sorted()
+}
+
+func readDefinition(d *document, base service.Spec) service.Spec {
+	root := scan(d)
+	if root == nil || !d.want(root, "", isObject) {
+		return service.Spec{}
+	}
+	d.places[""] = root.offset
+	spec := base
+	definition.read(d, "", root, &spec)
+	for _, f := range spec.Validate() {
+		if !d.faulty(f.Field) {
+			d.fault(d.place(f.Field), f.Field, "%s", f.Message)
+		}
+	}
+	if len(d.faults) > 0 {
+		return service.Spec{}
+	}
+	return spec
+}
+
+// FormatDefinition writes all that s says, defaults as well, as a document that
+// ParseDefinition reads back to the same Spec.
+func FormatDefinition(s service.Spec) []byte { return pretty(definition.write(s)) }
+
+// Changes lists the fields in which two definitions differ, as paths such as
+// "limits.memory_max".
+func Changes(before, after service.Spec) []string { return definition.differ("", before, after) }

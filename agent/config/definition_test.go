@@ -1,0 +1,281 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func TestDefinitionSaysEverything(t *testing.T) {
+	spec, faults := ParseDefinition("web.json", read(t, "testdata/web.json"), service.Defaults())
+	require.Empty(t, faults)
+	want := service.Defaults()
+	want.Name = service.MustName("web")
+	want.Description = "Front page"
+	want.Exec = []string{"/usr/sbin/nginx", "-g", "daemon off;"}
+	want.Environment = map[string]string{"TZ": "UTC"}
+	want.WorkingDirectory, want.User, want.Group = "/srv/web", "www-data", "www-data"
+	want.Umask, want.OOMScoreAdj, want.AllowNewPrivs = 0o027, -100, true
+	want.Limits = service.Limits{
+		service.MemoryMax: service.Of(256 << 20), service.MemoryHigh: service.Of(200 << 20), service.MemorySwapMax: service.Of(0),
+		service.CPUMax: service.Of(500_000), service.CPUWeight: service.Of(100), service.PidsMax: service.Of(512),
+		service.IOWeight: service.Of(100), service.NoFile: service.Of(4096),
+	}
+	want.Ready = service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:8080/", Timeout: 30 * time.Second}
+	want.Health.Type, want.Health.URL = service.CheckHTTP, "http://127.0.0.1:8080/health"
+	want.Custom = map[string]string{"team": "hall"}
+	require.Equal(t, want, spec)
+}
+
+func TestDefinitionSaysNothing(t *testing.T) {
+	base := service.Defaults()
+	base.Stop.Timeout, base.Health.Interval = 3*time.Second, time.Minute
+	spec, faults := ParseDefinition("a.json", []byte(`{"name": "a", "exec": ["/bin/true"], "health": {}, "stop": {"signal": "INT"}}`), base)
+	require.Empty(t, faults)
+	base.Name, base.Exec, base.Stop.Signal = service.MustName("a"), []string{"/bin/true"}, syscall.SIGINT
+	require.Equal(t, base, spec)
+}
+
+func TestDefinitionFaultsAllAtOnce(t *testing.T) {
+	spec, faults := ParseDefinition("faulty.json", read(t, "testdata/faulty.json"), service.Defaults())
+	require.Zero(t, spec)
+	golden(t, "testdata/faulty.txt", []byte(faults.Error()+"\n"))
+	err := faults.Err("register")
+	told, ok := errors.AsType[*service.Error](err)
+	require.True(t, ok)
+	require.Equal(t, service.Invalid, told.Kind)
+	require.Equal(t, []service.Fault(faults), told.Faults)
+	require.NoError(t, Faults(nil).Err("register"))
+}
+
+func TestDefinitionFaults(t *testing.T) {
+	long := strings.Repeat("x", 200<<10)
+	for _, c := range []struct{ members, want string }{
+		{`"exec": []`, "exec: is required: the program's absolute path, then its arguments"},
+		{`"exec": ["true"]`, `exec[0]: "true" is not an absolute path`},
+		{`"exec": ["/bin/true", 1, null]`, "exec[1]: is a number; it wants a string"},
+		{`"exec": "/bin/true"`, "exec: is a string; it wants an array"},
+		{`"exec": ["/bin/true", "` + long + `"]`, "exec[1]: has 204800 bytes; fewer than 131072 are allowed"},
+		{`"exec": ["/bin/true", "\u0000"]`, "exec[1]: holds a NUL byte"},
+		{`"environment": {"A=B": ""}`, `environment.A=B: "A=B" is not the name of a variable`},
+		{`"environment": {"": ""}`, `environment.: "" is not the name of a variable`},
+		{`"environment": {"A": 1}`, "environment.A: is a number; it wants a string"},
+		{`"environment": {"A": "", "A": ""}`, "environment.A: is given twice; first in line 1, column 47"},
+		{`"working_directory": "srv"`, `working_directory: "srv" is not an absolute path`},
+		{`"working_directory": "/proc/self/fd/7"`, `working_directory: "/proc/self/fd/7" lies in /proc, whose links lead out of it`},
+		{`"description": "a\nb"`, "description: holds a control character; one line of text is wanted"},
+		{`"description": "\u202etxt"`, "description: holds a control character; one line of text is wanted"},
+		{`"umask": "1777"`, `umask: "1777" is not a mask; write octal digits up to "0777"`},
+		{`"umask": "008"`, `umask: "008" is not a mask; write octal digits up to "0777"`},
+		{`"oom_score_adj": 1001`, "oom_score_adj: is 1001; the range is -1000 to 1000"},
+		{`"limits": {"memory_max": "1023KiB"}`, "limits.memory_max: is 1023KiB; the range is 1MiB to 1024TiB"},
+		{`"limits": {"memory_max": 268435456.0}`, "limits.memory_max: is 268435456.0; it wants a whole number, the range is 1MiB to 1024TiB"},
+		{`"limits": {"memory_max": "16777216TiB"}`, `limits.memory_max: "16777216TiB" is not a size; write bytes or a whole number of KiB, MiB, GiB or TiB`},
+		{`"limits": {"memory_max": "256 MiB"}`, `limits.memory_max: "256 MiB" is not a size; write bytes or a whole number of KiB, MiB, GiB or TiB`},
+		{`"limits": {"memory_max": "256m"}`, `limits.memory_max: "256m" is not a size; write bytes or a whole number of KiB, MiB, GiB or TiB`},
+		{`"limits": {"memory_max": true}`, `limits.memory_max: is true or false; it wants bytes as a whole number or a string such as "256MiB", or "max" for no limit`},
+		{`"limits": {"memory_max": "100MiB", "memory_high": "101MiB"}`, "limits.memory_high: 101MiB is above memory_max, 100MiB"},
+		{`"limits": {"cpu_percent": 0}`, "limits.cpu_percent: is 0; it must be above 0"},
+		{`"limits": {"cpu_percent": 0.5}`, "limits.cpu_percent: is 0.5%; the range is 1% to 819200%"},
+		{`"limits": {"cpu_percent": 1e400}`, "limits.cpu_percent: is 1e400; that is more than any machine has"},
+		{`"limits": {"cpu_percent": "50%"}`, `limits.cpu_percent: is the string "50%"; it wants a number, percent of one core, or "max" for no limit`},
+		{`"limits": {"pids_max": 0}`, "limits.pids_max: is 0; the range is 1 to 4194304"},
+		{`"limits": {"pids_max": 18446744073709551615}`, "limits.pids_max: is 18446744073709551615; it wants a whole number, the range is 1 to 4194304"},
+		{`"limits": {"io_weight": "100"}`, `limits.io_weight: is the string "100"; it wants a whole number`},
+		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_swap_max, cpu_percent, cpu_weight, pids_max, io_weight, nofile, memory_warning_percent, cpu_warning_percent, best_effort`},
+		{`"limits": {"memory_warning_percent": 80}`, "limits.memory_warning_percent: is not served by this version: no warnings are given before a limit is reached"},
+		{`"limits": null`, "limits: is null; it wants an object, or leave the key out"},
+		{`"ready": {"type": "http"}`, "ready.url: is required by type http"},
+		{`"ready": {"type": "http", "url": "ftp://a/"}`, `ready.url: "ftp://a/" is not an http or https address`},
+		{`"ready": {"type": "http", "url": "http://"}`, `ready.url: "http://" is not an http or https address`},
+		{`"ready": {"type": "grpc"}`, "ready.address: is required by type grpc"},
+		{`"ready": {"type": "tcp", "address": ":80"}`, `ready.address: ":80" is not host:port`},
+		{`"ready": {"service": "a"}`, "ready.service: belongs to type grpc; the type here is process"},
+		{`"ready": {"type": "log", "timeout": "1s"}`, `ready.type: "log" is not served by this version: write process, http, grpc or tcp`},
+		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, address, service, pattern, exec, timeout"},
+		{`"ready": {"timeout": "25h"}`, "ready.timeout: is 25h; the range is 1ms to 24h"},
+		{`"health": {"type": "watchdog"}`, `health.type: "watchdog" is not served by this version: write process, http, grpc or tcp`},
+		{`"health": {"exec": ["/bin/true"]}`, "health.exec: is not served by this version: no program is run to ask"},
+		{`"health": {"interval": "-5s"}`, "health.interval: is -5s; the range is 100ms to 24h"},
+		{`"health": {"interval": "5sec"}`, `health.interval: "5sec" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
+		{`"health": {"interval": "9999999999h"}`, `health.interval: "9999999999h" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
+		{`"restart": {"policy": "On-Failure"}`, `restart.policy: "On-Failure" is not one of on-failure, always, never`},
+		{`"restart": {"max_backoff": "10ms"}`, "restart.max_backoff: 10ms is less than backoff, 1s"},
+		{`"restart": {"max_attempts": 2.0}`, "restart.max_attempts: 2.0 is not written as a whole number"},
+		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
+		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
+		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
+		{`"power": "deferrable"`, `power: is not served by this version: batteries are not watched; only "normal" is accepted`},
+		{`"custom": {"": "x"}`, `custom.: "" is not a key of at least one letter`},
+		{`"user": "0x0"`, `user: "0x0" is not the name or number of an account`},
+		{`"user": "+0"`, `user: "+0" is not the name or number of an account`},
+		{`"user": "-1"`, `user: "-1" is not the name or number of an account`},
+		{`"user": " 0"`, `user: " 0" is not the name or number of an account`},
+		{`"user": "00"`, `user: "00" is not the name or number of an account`},
+		{`"user": "٠"`, `user: "٠" is not the name or number of an account`},
+		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
+		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
+		{`"user": ""`, `user: "" is not the name or number of an account`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, custom`},
+	} {
+		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
+		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
+			document = fmt.Sprintf(`{"name": "a", "exec": ["/a"], %s}`, c.members)
+		}
+		_, faults := ParseDefinition("", []byte(document), service.Defaults())
+		require.NotEmpty(t, faults, "%.200s", c.members)
+		require.Equal(t, c.want, withoutPlace(faults[0]), "%.200s", c.members)
+	}
+}
+
+func withoutPlace(f Fault) string { return Fault{Field: f.Field, Message: f.Message}.String() }
+
+func TestDefinitionMustBeAnObject(t *testing.T) {
+	_, faults := ParseDefinition("a.json", []byte(`["name"]`), service.Defaults())
+	require.Equal(t, "a.json:1:1: is an array; it wants an object", faults.Error())
+}
+
+func TestFaultsAreBounded(t *testing.T) {
+	var keys []string
+	for i := range 5000 {
+		keys = append(keys, fmt.Sprintf(`"%s%d": 1`, strings.Repeat("k", 100), i))
+	}
+	_, faults := ParseDefinition("a.json", []byte("{"+strings.Join(keys, ",")+"}"), service.Defaults())
+	require.Len(t, faults, maxFaults+1)
+	require.Equal(t, "there are more faults than these", faults[maxFaults].Message)
+	_, faults = ParseDefinition("a.json", []byte(`{"`+strings.Repeat("ü", 1000)+`": 1}`), service.Defaults())
+	require.LessOrEqual(t, len(faults.Error()), 1000)
+}
+
+func TestDefinitionSpellings(t *testing.T) {
+	for _, c := range []struct {
+		members string
+		want    func(*service.Spec)
+	}{
+		{`"limits": {"memory_max": 268435456}`, func(s *service.Spec) { s.Limits[service.MemoryMax] = service.Of(256 << 20) }},
+		{`"limits": {"memory_max": "max"}`, func(s *service.Spec) { s.Limits[service.MemoryMax] = service.Of(service.Unlimited) }},
+		{`"limits": {"memory_max": "1GiB"}`, func(s *service.Spec) { s.Limits[service.MemoryMax] = service.Of(1 << 30) }},
+		{`"limits": {"cpu_percent": "max"}`, func(s *service.Spec) { s.Limits[service.CPUMax] = service.Of(service.Unlimited) }},
+		{`"limits": {"cpu_percent": 12.5}`, func(s *service.Spec) { s.Limits[service.CPUMax] = service.Of(125_000) }},
+		{`"limits": {"cpu_percent": 1.5e2}`, func(s *service.Spec) { s.Limits[service.CPUMax] = service.Of(1_500_000) }},
+		{`"limits": {"best_effort": true}`, func(s *service.Spec) { s.BestEffort = true }},
+		{`"restart": {"backoff": "2m"}`, func(s *service.Spec) { s.Restart.Backoff, s.Restart.MaxBackoff = 2*time.Minute, 2*time.Minute }},
+		{`"restart": {"backoff": "0"}`, func(s *service.Spec) { s.Restart.Backoff = 0 }},
+		{`"restart": {"policy": "never", "window": "1h0m0.5s"}`, func(s *service.Spec) {
+			s.Restart.When, s.Restart.Window = service.RestartNever, time.Hour+500*time.Millisecond
+		}},
+		{`"stop": {"signal": "34", "force_kill": false}`, func(s *service.Spec) { s.Stop.Signal, s.Stop.ForceKill = 34, false }},
+		{`"user": "0", "group": "4294967294"`, func(s *service.Spec) { s.User, s.Group = "0", "4294967294" }},
+		{`"umask": "77"`, func(s *service.Spec) { s.Umask = 0o77 }},
+		{`"health": {"type": "grpc", "address": "[::1]:50051", "service": "a.B"}`, func(s *service.Spec) {
+			s.Health.Type, s.Health.Address, s.Health.Service = service.CheckGRPC, "[::1]:50051", "a.B"
+		}},
+		{`"log": "null", "launch": "cgroup", "autostart": true`, func(s *service.Spec) {
+			s.Log, s.Launch, s.Autostart = service.LogNull, service.LaunchCgroup, true
+		}},
+		{`"environment": {}, "custom": {}`, func(*service.Spec) {}},
+	} {
+		want := service.Defaults()
+		want.Name, want.Exec = service.MustName("a"), []string{"/a"}
+		c.want(&want)
+		require.Equal(t, want, parse(t, fmt.Sprintf(`{"name": "a", "exec": ["/a"], %s}`, c.members)), c.members)
+	}
+}
+
+// TestRangesAgree holds the ranges of the table against service.Spec.Validate:
+// what is at the end of a range passes both, what is beyond it fails Validate.
+func TestRangesAgree(t *testing.T) {
+	valid := parse(t, `{"name": "a", "exec": ["/a"], "restart": {"backoff": "0"}}`)
+	for _, c := range []struct {
+		field, form string
+		set         func(*service.Spec, int64)
+		low, high   int64
+	}{
+		{"oom_score_adj", `"oom_score_adj": %s`, func(s *service.Spec, n int64) { s.OOMScoreAdj = int(n) }, -1000, 1000},
+		{"health.threshold", `"health": {"threshold": %s}`, func(s *service.Spec, n int64) { s.Health.Threshold = int(n) }, 1, 1000},
+		{"restart.max_attempts", `"restart": {"max_attempts": %s}`, func(s *service.Spec, n int64) { s.Restart.MaxAttempts = int(n) }, 0, 1_000_000},
+		{"ready.timeout", `"ready": {"timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Ready.Timeout = time.Duration(n) }, 1e6, 24 * 3600e9},
+		{"health.interval", `"health": {"interval": "%sns"}`, func(s *service.Spec, n int64) { s.Health.Interval = time.Duration(n) }, 100e6, 24 * 3600e9},
+		{"health.timeout", `"health": {"timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Health.Timeout = time.Duration(n) }, 10e6, 3600e9},
+		{"restart.window", `"restart": {"window": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Window = time.Duration(n) }, 1e6, 365 * 24 * 3600e9},
+		{"restart.backoff", `"restart": {"max_backoff": "24h", "backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Backoff = time.Duration(n) }, 0, 24 * 3600e9},
+		{"restart.max_backoff", `"restart": {"backoff": "0", "max_backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.MaxBackoff = time.Duration(n) }, 0, 24 * 3600e9},
+		{"stop.timeout", `"stop": {"timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Stop.Timeout = time.Duration(n) }, 0, 3600e9},
+	} {
+		for _, n := range []int64{c.low, c.high} {
+			parse(t, fmt.Sprintf(`{"name": "a", "exec": ["/a"], `+c.form+`}`, fmt.Sprint(n)))
+		}
+		for _, n := range []int64{c.low - 1, c.high + 1} {
+			spec := valid
+			c.set(&spec, n)
+			var fields []string
+			for _, f := range spec.Validate() {
+				fields = append(fields, f.Field)
+			}
+			require.Contains(t, fields, c.field)
+			_, faults := ParseDefinition("", []byte(fmt.Sprintf(`{"name": "a", "exec": ["/a"], `+c.form+`}`, fmt.Sprint(n))), service.Defaults())
+			require.Len(t, faults, 1, c.field)
+			require.Equal(t, c.field, faults[0].Field)
+		}
+	}
+}
+
+func TestChanges(t *testing.T) {
+	before := parse(t, `{"name": "a", "exec": ["/a"], "limits": {"memory_max": "1GiB"}, "environment": {"A": "1"}}`)
+	require.Empty(t, Changes(before, before))
+	after := parse(t, `{"name": "a", "exec": ["/a", "b"], "user": "x", "limits": {"memory_max": 1048576, "pids_max": 3},
+		"ready": {"type": "tcp", "address": "a:1"}}`)
+	require.Equal(t, []string{"exec", "environment", "limits.memory_max", "limits.pids_max", "ready.type", "ready.address", "user"},
+		Changes(before, after))
+}
+
+func TestHint(t *testing.T) {
+	known := []string{"memory_max", "exec", "name"}
+	for key, want := range map[string]string{
+		"memroy_max": `; did you mean "memory_max"?`, "memoryMax": `; did you mean "memory_max"?`, "Exec": `; did you mean "exec"?`,
+		"exce": `; did you mean "exec"?`, "nam": `; did you mean "name"?`, "zzz": "; known are memory_max, exec, name",
+		strings.Repeat("n", 1<<20): "; known are memory_max, exec, name",
+	} {
+		require.Equal(t, want, hint(key, known), "%.20s", key)
+	}
+}
+
+func FuzzParseDefinition(f *testing.F) {
+	for _, file := range []string{"testdata/web.json", "testdata/faulty.json", "../../examples/services/web.json"} {
+		if data, err := readAt(nil, file, AnyFile); err == nil {
+			f.Add(data)
+		}
+	}
+	f.Add([]byte(`{"name":"a","exec":["/a"],"limits":{"cpu_percent":33.3333,"memory_max":1048577,"nofile":16},"stop":{"signal":"64","timeout":"1.5ms"}}`))
+	f.Add([]byte(`{"name":"a","exec":["/a",""],"health":{"type":"grpc","address":"[::1]:1","service":"\u00e9"},"umask":"7","user":"a$"}`))
+	schema := resolved(f, DefinitionSchema())
+	// Other defaults show whether a formatted document says everything.
+	otherBase := service.Defaults()
+	otherBase.Umask, otherBase.OOMScoreAdj, otherBase.AllowNewPrivs, otherBase.Autostart, otherBase.BestEffort = 0, 7, true, true, true
+	otherBase.Launch, otherBase.Log = service.LaunchCgroup, service.LogNull
+	otherBase.Restart, otherBase.Stop = service.RestartPolicy{}, service.StopPolicy{}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		spec, faults := ParseDefinition("a.json", data, service.Defaults())
+		if len(faults) > 0 {
+			require.Zero(t, spec)
+			for _, fault := range faults {
+				require.Positive(t, fault.Line)
+				require.Positive(t, fault.Column)
+				require.NotEmpty(t, fault.Message)
+			}
+			return
+		}
+		require.NoError(t, schema.Validate(decode(t, data)), "the schema refuses what is accepted")
+		document := FormatDefinition(spec)
+		again, faults := ParseDefinition("b.json", document, otherBase)
+		require.Empty(t, faults, "%s", document)
+		require.Equal(t, spec, again)
+	})
+}

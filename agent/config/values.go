@@ -1,0 +1,478 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/google/jsonschema-go/jsonschema"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// text is a string of a certain form.
+type text struct {
+	form string // regular expression that is understood by Go and by JSON Schema, "" for any
+	say  string // what form wants, for people
+	max  int    // bytes, 0 for no cap here
+	line bool   // one line: without control characters
+}
+
+func (t text) read(d *document, path string, n *node, v *string) {
+	if !d.want(n, path, isText) {
+		return
+	}
+	switch {
+	case t.max > 0 && len(n.text) > t.max:
+		d.fault(n.offset, path, "has %d bytes; at most %d are allowed", len(n.text), t.max)
+	case t.line && strings.ContainsFunc(n.text, steers):
+		d.fault(n.offset, path, "holds a control character; one line of text is wanted")
+	case t.form != "" && !regexp.MustCompile(t.form).MatchString(n.text):
+		d.fault(n.offset, path, "%.100q is not %s", n.text, t.say)
+	default:
+		*v = n.text
+	}
+}
+
+// steers tells whether r moves the cursor or turns the direction of writing.
+func steers(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) }
+
+func (t text) write(v string) any {
+	if v == "" {
+		return nil
+	}
+	return v
+}
+
+func (t text) schema(string) *jsonschema.Schema {
+	s := &jsonschema.Schema{Type: "string", Pattern: t.form}
+	if t.max > 0 {
+		s.MaxLength = jsonschema.Ptr(t.max)
+	}
+	return s
+}
+
+// texts is an array of strings.
+type texts struct {
+	min   int
+	first *jsonschema.Schema // of the first string, where it differs
+}
+
+func (t texts) read(d *document, path string, n *node, v *[]string) {
+	if !d.want(n, path, isArray) {
+		return
+	}
+	list := make([]string, len(n.items))
+	for i, item := range n.items {
+		field := fmt.Sprintf("%s[%d]", path, i)
+		d.places[field] = item.offset
+		text{}.read(d, field, item, &list[i])
+	}
+	*v = list
+}
+
+func (t texts) write(v []string) any {
+	if len(v) == 0 {
+		return nil
+	}
+	return v
+}
+
+func (t texts) schema([]string) *jsonschema.Schema {
+	s := &jsonschema.Schema{Type: "array", Items: &jsonschema.Schema{Type: "string"}}
+	if t.min > 0 {
+		s.MinItems = jsonschema.Ptr(t.min)
+	}
+	if t.first != nil {
+		s.PrefixItems = []*jsonschema.Schema{t.first}
+	}
+	return s
+}
+
+// dictionary is an object from keys that people choose to strings.
+type dictionary struct {
+	key, value text
+	max        int
+}
+
+func (t dictionary) read(d *document, path string, n *node, v *map[string]string) {
+	if !d.want(n, path, isObject) {
+		return
+	}
+	if len(n.pairs) > t.max {
+		d.fault(n.offset, path, "has %d entries; at most %d are allowed", len(n.pairs), t.max)
+		return
+	}
+	var entries map[string]string
+	for p := range d.pairs(path, n) {
+		var name, value string
+		t.key.read(d, join(path, p.key), &node{kind: isText, offset: p.offset, text: p.key}, &name)
+		t.value.read(d, join(path, p.key), p.value, &value)
+		if entries == nil {
+			entries = map[string]string{}
+		}
+		entries[p.key] = value
+	}
+	*v = entries
+}
+
+func (t dictionary) write(v map[string]string) any {
+	if len(v) == 0 {
+		return nil
+	}
+	return v // encoding/json sorts the keys
+}
+
+func (t dictionary) schema(map[string]string) *jsonschema.Schema {
+	names := t.key.schema("")
+	names.Type = ""
+	return &jsonschema.Schema{
+		Type: "object", AdditionalProperties: t.value.schema(""), PropertyNames: names, MaxProperties: jsonschema.Ptr(t.max),
+	}
+}
+
+// whole is a whole number within a range.
+type whole[N ~int | ~uint16 | ~uint64] struct {
+	low, high  int64
+	zeroAbsent bool // 0 is written by leaving the key out
+}
+
+func (w whole[N]) read(d *document, path string, n *node, v *N) {
+	if !d.want(n, path, isNumber) {
+		return
+	}
+	i, err := strconv.ParseInt(n.text, 10, 64)
+	switch {
+	case err != nil && strings.ContainsAny(n.text, ".eE"):
+		d.fault(n.offset, path, "%s is not written as a whole number", n.text)
+	case err != nil || i < w.low || i > w.high:
+		d.fault(n.offset, path, "is %s; the range is %d to %d", n.text, w.low, w.high)
+	default:
+		*v = N(i)
+	}
+}
+
+func (w whole[N]) write(v N) any {
+	if v == 0 && w.zeroAbsent {
+		return nil
+	}
+	return v
+}
+
+func (w whole[N]) schema(N) *jsonschema.Schema {
+	return &jsonschema.Schema{
+		Type: "integer", Minimum: jsonschema.Ptr(float64(w.low)), Maximum: jsonschema.Ptr(float64(w.high)),
+	}
+}
+
+// plainNumber writes v without an exponent.
+func plainNumber(v float64) json.Number {
+	return json.Number(strconv.FormatFloat(v, 'f', -1, 64))
+}
+
+// yesNo is true or false; negated, it is the opposite of what the field says.
+type yesNo struct{ negated bool }
+
+func (b yesNo) read(d *document, path string, n *node, v *bool) {
+	if d.want(n, path, isBool) {
+		*v = (n.text == "true") != b.negated
+	}
+}
+
+func (b yesNo) write(v bool) any { return v != b.negated }
+
+func (b yesNo) schema(bool) *jsonschema.Schema { return &jsonschema.Schema{Type: "boolean"} }
+
+// word is one of a few words.
+type word[E interface {
+	comparable
+	fmt.Stringer
+}] struct {
+	values []E
+	later  map[string]string // words of the interface that this version refuses → why
+}
+
+func (w word[E]) read(d *document, path string, n *node, v *E) {
+	if !d.want(n, path, isText) {
+		return
+	}
+	if i := slices.Index(w.words(), n.text); i >= 0 {
+		*v = w.values[i]
+	} else if why, ok := w.later[n.text]; ok {
+		d.fault(n.offset, path, "%q is not served by this version: %s", n.text, why)
+	} else {
+		d.fault(n.offset, path, "%.100q is not one of %s", n.text, strings.Join(w.words(), ", "))
+	}
+}
+
+func (w word[E]) write(v E) any { return v.String() }
+
+func (w word[E]) schema(E) *jsonschema.Schema {
+	s := &jsonschema.Schema{Type: "string"}
+	for _, known := range w.words() {
+		s.Enum = append(s.Enum, known)
+	}
+	return s
+}
+
+func (w word[E]) words() []string {
+	words := make([]string, len(w.values))
+	for i, v := range w.values {
+		words[i] = v.String()
+	}
+	return words
+}
+
+// name is the name of a service.
+type name struct{}
+
+func (name) read(d *document, path string, n *node, v *service.Name) {
+	if !d.want(n, path, isText) {
+		return
+	}
+	parsed, err := service.ParseName(n.text)
+	if err != nil {
+		message := err.Error()
+		if told, ok := err.(*service.Error); ok && told.Err != nil {
+			message = told.Err.Error() // the place says the rest
+		}
+		d.fault(n.offset, path, "%s", message)
+		return
+	}
+	*v = parsed
+}
+
+func (name) write(v service.Name) any {
+	if v.IsZero() {
+		return nil
+	}
+	return v.String()
+}
+
+func (name) schema(service.Name) *jsonschema.Schema {
+	return &jsonschema.Schema{
+		Type: "string", Pattern: `^[a-z][a-z0-9]*([-_][a-z0-9]+)*$`, MaxLength: jsonschema.Ptr(service.MaxNameLength),
+	}
+}
+
+// duration is a duration as Go writes it.
+type duration struct{ low, high time.Duration }
+
+func (t duration) read(d *document, path string, n *node, v *time.Duration) {
+	if n.kind == isNumber {
+		d.fault(n.offset, path, `%s has no unit; write "%[1]ss" or "%[1]sms"`, n.text)
+		return
+	}
+	if !d.want(n, path, isText) {
+		return
+	}
+	parsed, err := time.ParseDuration(n.text)
+	switch {
+	case err != nil:
+		d.fault(n.offset, path, `%.100q is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`, n.text)
+	case parsed < t.low || parsed > t.high:
+		d.fault(n.offset, path, "is %s; the range is %s to %s", n.text, formatDuration(t.low), formatDuration(t.high))
+	default:
+		*v = parsed
+	}
+}
+
+func (t duration) write(v time.Duration) any { return formatDuration(v) }
+
+func (t duration) schema(time.Duration) *jsonschema.Schema {
+	return &jsonschema.Schema{
+		Type: "string", Pattern: `^(0|([0-9]+(\.[0-9]*)?(h|m|s|ms|us|µs|ns))+)$`, Examples: []any{"500ms", "1m30s"},
+	}
+}
+
+// formatDuration is d.String without zeros at the end: 10m, not 10m0s.
+func formatDuration(d time.Duration) string {
+	s := d.String()
+	if short, ok := strings.CutSuffix(s, "m0s"); ok {
+		s = short + "m"
+	}
+	if short, ok := strings.CutSuffix(s, "h0m"); ok {
+		s = short + "h"
+	}
+	return s
+}
+
+// milliseconds is a duration as a whole number of milliseconds.
+type milliseconds struct{ low, high time.Duration }
+
+func (t milliseconds) number() whole[int] {
+	return whole[int]{low: t.low.Milliseconds(), high: t.high.Milliseconds()}
+}
+
+func (t milliseconds) read(d *document, path string, n *node, v *time.Duration) {
+	ms := -1
+	if t.number().read(d, path, n, &ms); ms >= 0 {
+		*v = time.Duration(ms) * time.Millisecond
+	}
+}
+
+func (t milliseconds) write(v time.Duration) any { return v.Milliseconds() }
+
+func (t milliseconds) schema(time.Duration) *jsonschema.Schema { return t.number().schema(0) }
+
+// signal is a signal by name or number, as service.ParseSignal reads it.
+type signal struct{}
+
+func (signal) read(d *document, path string, n *node, v *syscall.Signal) {
+	if !d.want(n, path, isText) {
+		return
+	}
+	parsed, err := service.ParseSignal(n.text)
+	switch {
+	case err != nil:
+		d.fault(n.offset, path, "%v", err)
+	case strings.ToUpper(n.text) != n.text:
+		d.fault(n.offset, path, "%q is written %s", n.text, strings.ToUpper(n.text))
+	default:
+		*v = parsed
+	}
+}
+
+func (signal) write(v syscall.Signal) any {
+	if v > 31 {
+		return strconv.Itoa(int(v)) // real-time signals have no name that is read back
+	}
+	return service.SignalName(v)
+}
+
+func (signal) schema(syscall.Signal) *jsonschema.Schema {
+	var names []string
+	for s := syscall.Signal(1); s <= 31; s++ {
+		names = append(names, strings.TrimPrefix(service.SignalName(s), "SIG"))
+	}
+	return &jsonschema.Schema{
+		Type: "string", Pattern: `^((SIG)?(` + strings.Join(names, "|") + `)|[1-9]|[1-5][0-9]|6[0-4])$`,
+	}
+}
+
+// octal is a file mode mask. JSON has no octal numbers, so it is a string.
+type octal struct{}
+
+var octalForm = regexp.MustCompile(`^[0-7]{1,4}$`)
+
+func (octal) read(d *document, path string, n *node, v *uint32) {
+	if n.kind == isNumber {
+		d.fault(n.offset, path, `is a number; write octal digits as a string, such as "0022"`)
+		return
+	}
+	if !d.want(n, path, isText) {
+		return
+	}
+	mask, err := strconv.ParseUint(n.text, 8, 32)
+	if err != nil || !octalForm.MatchString(n.text) || mask > 0o777 {
+		d.fault(n.offset, path, `%.100q is not a mask; write octal digits up to "0777"`, n.text)
+		return
+	}
+	*v = uint32(mask)
+}
+
+func (octal) write(v uint32) any { return fmt.Sprintf("%04o", v) }
+
+func (octal) schema(uint32) *jsonschema.Schema {
+	return &jsonschema.Schema{Type: "string", Pattern: `^(0?[0-7]{1,3})$`}
+}
+
+// quota is the limit of one resource.
+type quota struct{ resource service.Resource }
+
+func (f quota) bytes() bool {
+	return f.resource == service.MemoryMax || f.resource == service.MemoryHigh || f.resource == service.MemorySwapMax
+}
+
+func (f quota) read(d *document, path string, n *node, v *service.Quota) {
+	q, err := f.parse(n)
+	if err == nil {
+		err = f.resource.Check(q)
+	}
+	if err != nil {
+		// The place says which limit it is.
+		d.fault(n.offset, path, "%s", strings.TrimPrefix(err.Error(), f.resource.String()+" "))
+		return
+	}
+	*v = q
+}
+
+func (f quota) parse(n *node) (service.Quota, error) {
+	switch {
+	case n.kind == isText && n.text == "max":
+		return service.Of(service.Unlimited), nil
+	case n.kind == isText && f.bytes():
+		size, err := service.ParseSize(n.text)
+		return service.Of(size), err
+	case n.kind == isNumber && f.resource == service.CPUMax:
+		percent, err := strconv.ParseFloat(n.text, 64)
+		if err != nil {
+			return service.Quota{}, fmt.Errorf("is %s; that is more than any machine has", n.text)
+		}
+		return service.CPUQuota(percent)
+	case n.kind == isNumber:
+		i, err := strconv.ParseUint(n.text, 10, 64)
+		if err != nil || i == service.Unlimited {
+			low, high, _ := f.resource.Range()
+			return service.Quota{}, fmt.Errorf("is %s; it wants a whole number, the range is %s to %s",
+				n.text, f.resource.Format(service.Of(low)), f.resource.Format(service.Of(high)))
+		}
+		return service.Of(i), nil
+	}
+	return service.Quota{}, fmt.Errorf("is %s; it wants %s", f.show(n), f.wants())
+}
+
+func (f quota) show(n *node) string {
+	if n.kind == isText {
+		return fmt.Sprintf("the string %.100q", n.text)
+	}
+	return kindNames[n.kind]
+}
+
+func (f quota) wants() string {
+	switch {
+	case f.bytes():
+		return `bytes as a whole number or a string such as "256MiB", or "max" for no limit`
+	case f.resource == service.CPUMax:
+		return `a number, percent of one core, or "max" for no limit`
+	}
+	if _, _, unlimited := f.resource.Range(); unlimited {
+		return `a whole number, or "max" for no limit`
+	}
+	return "a whole number"
+}
+
+func (f quota) write(q service.Quota) any {
+	switch {
+	case !q.Set:
+		return nil
+	case q.Value == service.Unlimited:
+		return "max"
+	case f.resource == service.CPUMax:
+		return plainNumber(q.Percent())
+	case f.bytes() && q.Value > 0 && q.Value%(1<<10) == 0:
+		return service.FormatSize(q.Value)
+	}
+	return q.Value
+}
+
+func (f quota) schema(service.Quota) *jsonschema.Schema {
+	low, high, unlimited := f.resource.Range()
+	n := &jsonschema.Schema{Type: "integer", Minimum: jsonschema.Ptr(float64(low)), Maximum: jsonschema.Ptr(float64(high))}
+	if f.resource == service.CPUMax {
+		n.Type, *n.Minimum, *n.Maximum = "number", service.Of(low).Percent(), service.Of(high).Percent()
+	}
+	switch {
+	case f.bytes():
+		return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{n, {Type: "string", Pattern: `^(max|[0-9]+(KiB|MiB|GiB|TiB)?)$`}}}
+	case unlimited:
+		return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{n, {Type: "string", Enum: []any{"max"}}}}
+	}
+	return n
+}

@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/config"
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// hostName keys the readings of the whole machine in the meter; no service can
+// have it.
+var hostName service.Name
+
+// Host describes the host and the agent on it.
+func (a *Agent) Host(context.Context) (service.HostInfo, error) {
+	sys, err := a.cfg.Procfs.System()
+	if err != nil {
+		return service.HostInfo{}, &service.Error{Op: "describe the host", Kind: service.HostUnavailable, Err: err}
+	}
+	now := time.Now()
+	a.mu.Lock()
+	settings := a.settings
+	a.mu.Unlock()
+	info := service.HostInfo{
+		Hostname: a.cfg.Facts.Hostname, Kernel: a.cfg.Facts.Kernel, Version: a.cfg.Version, Started: a.started,
+		Platform: a.cfg.Platform, Backends: a.cfg.Facts.Backends(), MaxServices: settings.MaxServices,
+		System: service.SystemUsage{
+			MemoryTotal: sys.MemoryTotal, MemoryAvailable: sys.MemoryAvailable, Cores: sys.Cores, Measured: now,
+			CPUPercent: a.meter.Percent(hostName, 0, a.started, now, sys.CPUBusy-a.busyAtStart),
+		},
+	}
+	for i := range info.Backends {
+		b := &info.Backends[i]
+		at := slices.IndexFunc(a.cfg.Backends, func(x backends.Backend) bool { return x.Name() == b.Name })
+		if b.Selected = at >= 0; b.Selected {
+			b.Capabilities = capabilities(a.cfg.Backends[at].Enforces())
+		}
+	}
+	return info, nil
+}
+
+func capabilities(e service.Enforcement) []string {
+	var out []string
+	for r, enforced := range e.Limits {
+		if enforced {
+			out = append(out, service.Resource(r).String())
+		}
+	}
+	for word, has := range map[string]bool{"oom-verdict": e.OOMVerdict, "kill-all": e.KillAll, "born-inside": e.BornInside} {
+		if has {
+			out = append(out, word)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Doctor tells what it found of the host, of the definitions and of services.
+func (a *Agent) Doctor(context.Context) []service.Finding {
+	findings := a.cfg.Facts.Findings()
+	a.mu.Lock()
+	findings = append(findings, a.complaints...)
+	for _, remark := range a.settings.Remarks {
+		findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "a setting has no effect", Detail: remark.String()})
+	}
+	for name, ref := range a.strangers {
+		findings = append(findings, service.Finding{
+			Level: service.SeverityProblem, Title: fmt.Sprintf("processes of %s are alive that nobody recorded, in %s%s", name, ref.Unit, ref.Cgroup),
+			Detail: "It is left alone, and the service is not started beside it.", Fix: "End the processes, then restart the agent.",
+		})
+	}
+	a.mu.Unlock()
+	for _, s := range a.registry.List() {
+		for _, r := range s.Applied.Unenforced() {
+			findings = append(findings, service.Finding{
+				Level: service.SeverityWarning, Title: fmt.Sprintf("%s runs without its limit %s", s.Name, r),
+				Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
+			})
+		}
+		if s.Machine.State == service.Crashed {
+			findings = append(findings, service.Finding{
+				Level: service.SeverityProblem, Title: fmt.Sprintf("%s has crashed", s.Name), Detail: s.Error,
+				Fix: fmt.Sprintf("See `gladsheim status %s`, then start it.", s.Name),
+			})
+		}
+	}
+	return findings
+}
+
+// Configuration is the configuration in force, defaults filled in, as JSON.
+func (a *Agent) Configuration() []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return config.FormatAgent(a.settings)
+}

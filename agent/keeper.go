@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/agent/thjalfi"
+)
+
+// keeper is what thjalfi sees of skirnir.
+type keeper struct{ *Agent }
+
+func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status)) {
+	k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, change)
+}
+
+// Record writes what is, and first, if it changed, what is wanted.
+func (k keeper) Record(r thjalfi.Record) error {
+	if err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up = r.Machine.Wanted() }); err != nil {
+		return err
+	}
+	return k.store.SaveActual(skirnir.Actual{
+		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Actor: r.Actor,
+	})
+}
+
+// want changes what is wanted of a service, and writes it if it did change.
+// Writers take turns, across the write, so that none undoes another's; readers
+// do not wait for them.
+func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	a.mu.Lock()
+	before := a.wanted[name]
+	a.mu.Unlock()
+	after := before
+	after.Name = name
+	change(&after)
+	if same(before, after) {
+		return nil
+	}
+	if err := a.store.SaveWanted(after); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.wanted[name] = after
+	a.mu.Unlock()
+	return nil
+}
+
+func same(a, b skirnir.Wanted) bool {
+	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
+		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits
+}
+
+func (k keeper) Bury(name service.Name, x service.ExitRecord) error {
+	k.mu.Lock()
+	exits := append(k.exits[name], x)
+	exits = exits[max(0, len(exits)-skirnir.KeptExits):]
+	k.exits[name] = exits
+	k.mu.Unlock()
+	k.cfg.Log.Info("service ended", "service", name, "incarnation", x.Incarnation, "verdict", x.Verdict, "detail", x.Message)
+	return k.store.SaveExits(name, exits)
+}
+
+// keepHealth takes every verdict of roskva, and tells subscribers of changes.
+func (a *Agent) keepHealth(name service.Name, h service.Health) {
+	before, known := a.registry.Get(name)
+	if !known {
+		return
+	}
+	news := skirnir.News{Kind: service.NoticeHealth, Reason: h.Status.String(), Detail: h.Message}
+	news.Silent = before.Health.Status == h.Status
+	a.registry.Update(name, news, func(s *service.Status) { s.Health = h })
+}
+
+// Of a log file's end, as much as is read for the last lines of an exit record.
+const (
+	lastLineCount = 20
+	lastLineBytes = 16 << 10
+)
+
+// lastLines reads the end of a log file. A file that can not be read has none:
+// an exit record is not held up for its log.
+func lastLines(path string) []string {
+	tail, err := readTail(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return []string{fmt.Sprintf("(the log can not be read: %v)", err)}
+	}
+	lines := bytes.Split(bytes.TrimRight(tail, "\n"), []byte("\n"))
+	var out []string
+	for _, line := range lines[max(0, len(lines)-lastLineCount):] {
+		out = append(out, string(bytes.ToValidUTF8(line, []byte("\uFFFD"))))
+	}
+	if len(out) == 1 && out[0] == "" {
+		return nil
+	}
+	return out
+}
+
+func readTail(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	from := max(0, info.Size()-lastLineBytes)
+	tail, err := io.ReadAll(io.NewSectionReader(f, from, lastLineBytes))
+	if err != nil {
+		return nil, err
+	}
+	if cut := bytes.IndexByte(tail, '\n'); from > 0 && cut >= 0 {
+		tail = tail[cut+1:] // what is left of a line that began earlier
+	}
+	return tail, nil
+}

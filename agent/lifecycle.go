@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"syscall"
+
+	"github.com/gladsheim/gladsheim/agent/byggvir"
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/agent/thjalfi"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// Start launches a registered service and answers when it is ready.
+func (a *Agent) Start(ctx context.Context, name service.Name, opts service.StartOptions) (*service.Status, error) {
+	plan, err := a.launchPlan("start", name, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.admit(name); err != nil {
+		return nil, err
+	}
+	if err := a.thjalfi.Start(ctx, name, plan); err != nil {
+		return nil, err
+	}
+	return a.Status(name)
+}
+
+// Restart ends a service if it runs, and answers when a fresh incarnation, of
+// the definition as it is now, is ready.
+func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
+	plan, err := a.launchPlan("restart", name, service.StartOptions{Actor: opts.Actor})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.thjalfi.Restart(ctx, name, plan, opts); err != nil {
+		return nil, err
+	}
+	return a.Status(name)
+}
+
+// Stop ends a service and answers when nothing of it is left.
+func (a *Agent) Stop(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
+	if err := a.thjalfi.Stop(ctx, name, opts); err != nil {
+		return nil, err
+	}
+	return a.Status(name)
+}
+
+// Signal sends sig to the main process.
+func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error) {
+	h, err := a.thjalfi.Handle("signal", name)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.Signal(ctx, sig); err != nil {
+		return nil, err
+	}
+	a.registry.Update(name, skirnir.News{Kind: service.NoticeState, Reason: "signal", Detail: service.SignalName(sig) + " by " + actor}, func(s *service.Status) {
+		s.LastActor = actor
+	})
+	return a.Status(name)
+}
+
+// Status is what is known of a service, without asking the host.
+func (a *Agent) Status(name service.Name) (*service.Status, error) {
+	if s, known := a.registry.Get(name); known {
+		return s, nil
+	}
+	return nil, &service.Error{Op: "show", Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound,
+		Err: errors.New("no such service is registered")}
+}
+
+// List is the status of every service, ordered by name.
+func (a *Agent) List() []*service.Status { return a.registry.List() }
+
+// admit refuses a start beyond the platform's number of services.
+func (a *Agent) admit(name service.Name) error {
+	a.mu.Lock()
+	most := a.settings.MaxServices
+	a.mu.Unlock()
+	if most == 0 {
+		return nil
+	}
+	counts := a.registry.Statistics()
+	alive := a.registry.Len() - counts[service.PublicStopped] - counts[service.PublicCrashed]
+	if alive >= most {
+		return &service.Error{Op: "start", Service: name, Kind: service.Exhausted,
+			Err: fmt.Errorf("%d services run, and the configuration allows %d (resource_limits.max_services)", alive, most)}
+	}
+	return nil
+}
+
+// launchPlan makes the plan of a launch that somebody asks for, or refuses it.
+func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptions) (thjalfi.Plan, error) {
+	a.mu.Lock()
+	d, err := a.find(op, name)
+	if err != nil {
+		a.mu.Unlock()
+		return thjalfi.Plan{}, err
+	}
+	spec, over, settings := d.spec, a.wanted[name].Limits, a.settings
+	stranger, alive := a.strangers[name]
+	a.mu.Unlock()
+	if alive {
+		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
+			Err: fmt.Errorf("processes of an incarnation nobody recorded are alive in %s%s; end them, then restart the agent", stranger.Unit, stranger.Cgroup)}
+	}
+	spec.Limits = opts.Limits.Over(over.Over(spec.Limits))
+	if len(opts.Environment) > 0 {
+		spec.Environment = maps.Clone(spec.Environment)
+		if spec.Environment == nil {
+			spec.Environment = map[string]string{}
+		}
+		maps.Copy(spec.Environment, opts.Environment)
+	}
+	if opts.WorkingDirectory != "" {
+		spec.WorkingDirectory = opts.WorkingDirectory
+	}
+	if len(opts.Args) > 0 {
+		spec.Exec = append([]string{spec.Exec[0]}, opts.Args...)
+	}
+	if faults := spec.Validate(); len(faults) > 0 {
+		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+	}
+	return a.planFor(spec, settings.DefaultLimits(), opts.Actor)
+}
+
+func (a *Agent) planFor(spec service.Spec, defaults service.Limits, actor string) (thjalfi.Plan, error) {
+	backend, err := backends.Choose(a.cfg.Backends, spec.Launch)
+	if err != nil {
+		return thjalfi.Plan{}, err
+	}
+	host := byggvir.Host{Cores: a.cores, Defaults: defaults}
+	limits, err := byggvir.Plan(&spec, host, backend.Name(), backend.Enforces())
+	if err != nil {
+		return thjalfi.Plan{}, err
+	}
+	return thjalfi.Plan{Spec: spec, Limits: limits, Backend: backend, LogFile: a.logFile(&spec), Actor: actor}, nil
+}
+
+func (a *Agent) logFile(spec *service.Spec) string {
+	if spec.Log == service.LogNull {
+		return ""
+	}
+	return filepath.Join(a.cfg.LogDir, spec.Name.String()+".log")
+}

@@ -1,0 +1,49 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Exits are the latest n ends of a service, latest first; n < 1 means all kept.
+func (a *Agent) Exits(name service.Name, n int) ([]service.ExitRecord, error) {
+	if _, err := a.Status(name); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	out := slices.Clone(a.exits[name])
+	a.mu.Unlock()
+	slices.Reverse(out)
+	if n > 0 && n < len(out) {
+		out = out[:n]
+	}
+	return out, nil
+}
+
+// LogFile is where the output of a service goes.
+func (a *Agent) LogFile(name service.Name) (string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d, err := a.find("read the log of", name)
+	if err != nil {
+		return "", err
+	}
+	path := a.logFile(&d.spec)
+	if path == "" {
+		return "", &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New(`its definition says "log": "null"`)}
+	}
+	return path, nil
+}
+
+// Watch gives a snapshot and every notice after it; see skirnir.Registry.Watch.
+func (a *Agent) Watch(ctx context.Context, after uint64) ([]*service.Status, <-chan service.Notice, error) {
+	snapshot, notices := a.registry.Watch(ctx, after)
+	return snapshot, notices, nil
+}
+
+// Recent gives the latest n notices not older than since, oldest first.
+func (a *Agent) Recent(n int, since time.Time) []service.Notice { return a.registry.Recent(n, since) }

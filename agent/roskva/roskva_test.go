@@ -1,0 +1,145 @@
+package roskva
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestAskHTTP(t *testing.T) {
+	release := make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/ok", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<20)) })
+	mux.HandleFunc("/bad", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	mux.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", http.StatusFound) })
+	mux.HandleFunc("/slow", func(http.ResponseWriter, *http.Request) { <-release })
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	defer close(release)
+	ask := func(path string, d time.Duration) error {
+		return Ask(within(t, d), service.Check{Type: service.CheckHTTP, URL: srv.URL + path})
+	}
+	require.NoError(t, ask("/ok", 10*time.Second))
+	require.ErrorContains(t, ask("/bad", 10*time.Second), "503")
+	require.ErrorContains(t, ask("/away", 10*time.Second), "302", "a redirect is not followed")
+	require.ErrorIs(t, ask("/slow", 50*time.Millisecond), context.DeadlineExceeded)
+}
+
+func TestAskTCP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	check := service.Check{Type: service.CheckTCP, Address: l.Addr().String()}
+	require.NoError(t, Ask(within(t, 10*time.Second), check))
+	require.NoError(t, l.Close())
+	require.Error(t, Ask(within(t, 10*time.Second), check))
+}
+
+func TestAskGRPC(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	srv, h := grpc.NewServer(), health.NewServer()
+	grpc_health_v1.RegisterHealthServer(srv, h)
+	go func() { _ = srv.Serve(l) }()
+	defer srv.Stop()
+	check := service.Check{Type: service.CheckGRPC, Address: l.Addr().String()}
+	require.NoError(t, Ask(within(t, 10*time.Second), check))
+	h.SetServingStatus("", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	require.ErrorContains(t, Ask(within(t, 10*time.Second), check), "NOT_SERVING")
+	check.Service = "nobody"
+	require.Error(t, Ask(within(t, 10*time.Second), check))
+}
+
+func TestAwaitReturnsWhenReady(t *testing.T) {
+	var asked atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) < 3 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer srv.Close()
+	r := New(nil)
+	require.NoError(t, r.Await(within(t, 30*time.Second), service.Check{Type: service.CheckHTTP, URL: srv.URL}))
+	require.EqualValues(t, 3, asked.Load())
+}
+
+func TestAwaitEndsWithItsContext(t *testing.T) {
+	err := New(nil).Await(within(t, 50*time.Millisecond), service.Check{Type: service.CheckTCP, Address: "127.0.0.1:1"})
+	require.ErrorContains(t, err, "not ready")
+}
+
+func TestJudge(t *testing.T) {
+	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Threshold: 2}
+	now, bad := time.Now(), errors.New("refused")
+	h := Judge(service.Health{Status: service.Checking}, check, bad, now)
+	require.Equal(t, service.Checking, h.Status)
+	require.Equal(t, 1, h.Failures)
+	require.Equal(t, now.Add(time.Second), h.NextCheck)
+	h = Judge(h, check, bad, now)
+	require.Equal(t, service.Ill, h.Status)
+	require.Equal(t, "refused", h.Message)
+	h = Judge(h, check, nil, now)
+	require.Equal(t, service.Healthy, h.Status)
+	require.Zero(t, h.Failures)
+	h = Judge(h, check, context.DeadlineExceeded, now)
+	require.Equal(t, service.Healthy, h.Status, "one failure is not an illness")
+	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, now)
+	require.Equal(t, service.CheckTimedOut, h.Status)
+}
+
+// TestAttendReportsAndGivesUpOnce has nobody listen on a port, so that every
+// check fails at once, inside a bubble of fake time.
+func TestAttendReportsAndGivesUpOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var seen []service.HealthStatus
+		r := New(func(_ service.Name, h service.Health) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, h.Status)
+		})
+		called := 0
+		check := service.Check{Type: service.CheckHTTP, URL: "gopher://nowhere", Interval: time.Second, Timeout: time.Second, Threshold: 2}
+		leave := r.Attend(service.MustName("web"), check, func() { called++ })
+		time.Sleep(3500 * time.Millisecond)
+		synctest.Wait()
+		leave()
+		r.Close()
+		require.Equal(t, 1, called)
+		require.Equal(t, []service.HealthStatus{
+			service.Checking, service.Checking, service.Ill, service.Ill, service.Ill, service.HealthUnknown,
+		}, seen)
+	})
+}
+
+func TestProcessChecksCostNoGoroutine(t *testing.T) {
+	var seen []service.HealthStatus
+	r := New(func(_ service.Name, h service.Health) { seen = append(seen, h.Status) })
+	leave := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil)
+	leave()
+	r.Close()
+	require.Equal(t, []service.HealthStatus{service.Healthy, service.HealthUnknown}, seen)
+}

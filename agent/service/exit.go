@@ -1,0 +1,119 @@
+package service
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+)
+
+// Exit is how a main process ended: a code, a signal, or unknown with the
+// reason (invariant I6). Nothing is invented.
+type Exit struct {
+	Code    int            // valid when Signal is 0 and Unknown is empty
+	Signal  syscall.Signal // 0 when it exited by itself
+	Core    bool           // the kernel wrote a core dump
+	Unknown string         // why nobody knows, e.g. "agent_was_down"
+}
+
+// Clean tells whether the process ended by itself with code 0.
+func (e Exit) Clean() bool { return e == Exit{} }
+
+func (e Exit) String() string {
+	switch {
+	case e.Unknown != "":
+		return "unknown (" + e.Unknown + ")"
+	case e.Signal != 0 && e.Core:
+		return fmt.Sprintf("signal %d (%s), core dumped", int(e.Signal), SignalName(e.Signal))
+	case e.Signal != 0:
+		return fmt.Sprintf("signal %d (%s)", int(e.Signal), SignalName(e.Signal))
+	}
+	return fmt.Sprintf("exit code %d", e.Code)
+}
+
+// Verdict says why a service ended.
+type Verdict uint8
+
+// The verdicts, most of them from counters and from what we did ourselves,
+// never from the number 137.
+const (
+	VerdictNone         Verdict = iota
+	VerdictClean                // exit code 0, by itself
+	VerdictStopped              // we ended it because somebody asked
+	VerdictCrash                // a non-zero code or a signal of its own doing
+	VerdictOwnOOM               // killed at its own memory limit
+	VerdictAncestorOOM          // killed at the limit of a cgroup above it
+	VerdictHostOOM              // killed because the host ran out of memory
+	VerdictUnhealthy            // we ended it because its checks failed
+	VerdictKilled               // SIGKILL or SIGTERM from outside
+	VerdictStartupTime          // we ended it because it was not ready in time
+	VerdictLaunchFailed         // it never ran
+	VerdictUnknown              // it ended while nobody was watching
+	numVerdicts
+)
+
+var verdictNames = [numVerdicts]string{
+	"none", "clean", "stopped", "crash", "own-limit OOM", "ancestor OOM", "host OOM", "unhealthy",
+	"killed from outside", "startup timeout", "launch failed", "unknown",
+}
+
+func (v Verdict) String() string { return verdictNames[v] }
+
+// OOM is the level at which the memory ran out.
+type OOM uint8
+
+// The levels.
+const (
+	OOMNone     OOM = iota
+	OOMOwn          // the service's own limit
+	OOMAncestor     // a limit above it
+	OOMHost         // no limit: the whole host
+)
+
+// Remains is what a backend tells of a service that is gone: the counters as
+// they stood after the last process ended, and what it took to end them.
+type Remains struct {
+	Usage     Usage
+	OOM       OOM
+	OOMLevel  string // the cgroup whose limit was reached, relative to the root
+	Leftovers int    // processes still alive after the main one ended, killed by us
+}
+
+// ExitRecord is the death certificate of one incarnation.
+type ExitRecord struct {
+	Incarnation uint64
+	Exit        Exit
+	Verdict     Verdict
+	Remains     Remains
+	RequestedBy string // who asked for the end, "" when nobody did
+	ForceKilled bool   // it outlived its stop timeout
+	Started     time.Time
+	Ended       time.Time
+	LastLines   []string
+	Message     string // one sentence for people
+}
+
+// Judge derives the verdict from what is known. cause is why we were ending
+// the service, CauseNone if we were not.
+func Judge(x Exit, r Remains, cause Cause) Verdict {
+	switch {
+	case x.Signal == syscall.SIGKILL && r.OOM == OOMOwn:
+		return VerdictOwnOOM
+	case x.Signal == syscall.SIGKILL && r.OOM == OOMAncestor:
+		return VerdictAncestorOOM
+	case x.Signal == syscall.SIGKILL && r.OOM == OOMHost:
+		return VerdictHostOOM
+	case cause == CauseAsked:
+		return VerdictStopped
+	case cause == CauseUnhealthy:
+		return VerdictUnhealthy
+	case cause == CauseStartup:
+		return VerdictStartupTime
+	case x.Unknown != "":
+		return VerdictUnknown
+	case x.Clean():
+		return VerdictClean
+	case x.Signal == syscall.SIGKILL || x.Signal == syscall.SIGTERM:
+		return VerdictKilled
+	}
+	return VerdictCrash
+}

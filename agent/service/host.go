@@ -1,0 +1,63 @@
+package service
+
+import "time"
+
+// Process is one process of a service.
+type Process struct {
+	PID     int
+	Parent  int    // its parent's PID
+	Command string // its command line, or its name in brackets if it has none
+}
+
+// HostInfo describes the host and the agent on it.
+type HostInfo struct {
+	Hostname    string
+	Kernel      string // release, as uname(2) tells it
+	Version     string // of the agent
+	Started     time.Time
+	Platform    string        // whose profile is in force
+	Backends    []BackendInfo // in the order of preference
+	MaxServices int           // how many the platform allows
+	System      SystemUsage
+}
+
+// BackendInfo describes one way to hold services on this host.
+type BackendInfo struct {
+	Name         string   // "systemd", "cgroupfs" or "exec"
+	Available    bool     // this host offers it
+	Reason       string   // why it does not
+	Selected     bool     // the agent uses it
+	Capabilities []string // what it can do here: memory_max …, oom-verdict, kill-all, born-inside
+}
+
+// SystemUsage is how busy the whole host is.
+type SystemUsage struct {
+	MemoryTotal     uint64  // bytes
+	MemoryAvailable uint64  // bytes that can be had without swapping
+	CPUPercent      float64 // of one core; all busy is 100 times Cores
+	Cores           int     // online
+	Measured        time.Time
+}
+
+// Severity is how bad a Finding is.
+type Severity uint8
+
+// The severities, numbered as on the wire; 0 is none.
+const (
+	SeverityOK      Severity = iota + 1 // all is well
+	SeverityWarning                     // it works, though not as well as it could
+	SeverityProblem                     // something does not work
+	NumSeverities
+)
+
+var severityNames = [NumSeverities]string{"", "ok", "warning", "problem"}
+
+func (s Severity) String() string { return severityNames[s] }
+
+// Finding is one thing that the doctor looked at.
+type Finding struct {
+	Level  Severity
+	Title  string // what was found, in a line
+	Detail string // what follows from it, "" for nothing
+	Fix    string // what to do, "" when all is well
+}

@@ -1,0 +1,363 @@
+package service
+
+import (
+	"fmt"
+	"time"
+)
+
+// EventKind names what happened. Kinds up to Kill come from users, the others
+// from the backend, timers and the health monitor.
+type EventKind uint8
+
+// The events.
+const (
+	Start        EventKind = iota // somebody asks for it to run
+	Stop                          // somebody asks for it to end
+	Restart                       // somebody asks for a fresh incarnation
+	Kill                          // somebody asks for it to end at once
+	Adopt                         // an earlier agent left a record of it
+	Adopted                       // it lives, and we watch it
+	AdoptFailed                   // the host would not say whether it lives
+	Launched                      // its process runs
+	LaunchFailed                  // it does not, and nothing was left behind
+	Ready                         // it serves
+	Exited                        // its main process ended, or what was to be adopted is gone
+	Cleared                       // nothing of the incarnation is left
+	ClearFailed                   // something is left and could not be removed
+	Unhealthy                     // its checks failed often enough
+	Stable                        // it has run long enough for old failures to be forgotten
+	StartupOver                   // timer: it should have been ready by now
+	GraceOver                     // timer: it should have ended by now
+	BackoffOver                   // timer: the next attempt is due
+	RetryOver                     // timer: try again to adopt or to clear
+	numEvents
+)
+
+var eventNames = [numEvents]string{
+	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "ready", "exited", "cleared",
+	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over",
+}
+
+func (k EventKind) String() string { return eventNames[k] }
+
+// Event is one thing that happened to one incarnation of a service.
+type Event struct {
+	Kind        EventKind
+	Incarnation uint64 // 0 for users' events; else news of another incarnation is ignored
+	Exit        Exit   // of Exited
+	Permanent   bool   // of LaunchFailed: trying again can not help
+}
+
+// Effect is a request of the machine to its shell, carried out in order.
+type Effect uint8
+
+// The effects.
+const (
+	DoLaunch    Effect = iota // bring the incarnation to life, and arm the startup timer
+	DoAdopt                   // find what an earlier agent left
+	DoAbort                   // give up the launch, or the wait for readiness, in flight
+	DoAwait                   // wait until it is ready; arm the startup timer unless it runs
+	DoTerminate               // send the stop signal to the main process, and arm the grace timer
+	DoKill                    // kill everything in it
+	DoClear                   // kill what is left, read the counters once more, remove scope or cgroup
+	DoProbe                   // begin health checks
+	DoUnprobe                 // end health checks
+	ArmStable                 // start the timer of Stable
+	ArmBackoff                // start the timer of BackoffOver
+	ArmRetry                  // start the timer of RetryOver
+	Disarm                    // stop the timer
+	numEffects
+)
+
+var effectNames = [numEffects]string{
+	"launch", "adopt", "abort", "await", "terminate", "kill", "clear", "probe", "unprobe", "arm-stable", "arm-backoff",
+	"arm-retry", "disarm",
+}
+
+func (e Effect) String() string { return effectNames[e] }
+
+// Cause says why an incarnation is being ended by us.
+type Cause uint8
+
+// The causes.
+const (
+	CauseNone      Cause = iota // it is not, or it ended by itself
+	CauseAsked                  // somebody asked
+	CauseUnhealthy              // its checks failed
+	CauseStartup                // it was not ready in time
+	numCauses
+)
+
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout"}
+
+func (c Cause) String() string { return causeNames[c] }
+
+// RestartWhen says after which ends a service is started again.
+type RestartWhen uint8
+
+// The policies.
+const (
+	RestartOnFailure RestartWhen = iota
+	RestartAlways
+	RestartNever
+	numRestartWhens
+)
+
+var restartNames = [numRestartWhens]string{"on-failure", "always", "never"}
+
+func (w RestartWhen) String() string { return restartNames[w] }
+
+// RestartPolicy bounds the restarts that nobody asked for.
+type RestartPolicy struct {
+	When        RestartWhen
+	MaxAttempts int           // failures in a row, each less than Window apart, before giving up
+	Window      time.Duration // running this long makes earlier failures forgotten
+	Backoff     time.Duration // before the first retry; doubled for each further one
+	MaxBackoff  time.Duration // the longest wait
+}
+
+// Delay is the wait before the attempt that follows the given number of
+// failures in a row (1 or more).
+func (p RestartPolicy) Delay(failures int) time.Duration {
+	d := p.Backoff
+	for i := 1; i < failures && d < p.MaxBackoff; i++ {
+		d *= 2
+	}
+	return min(d, p.MaxBackoff)
+}
+
+// Machine is what one service is up to. It is a value: Next returns a new one.
+type Machine struct {
+	State       State
+	Incarnation uint64 // counts launches; news of another one is stale
+	Again       bool   // launch again once nothing is left
+	Asked       bool   // Again was asked for by a person, so it is no failure
+	Cause       Cause  // why the present incarnation is being ended
+	Failed      bool   // the present incarnation ended other than cleanly
+	Unready     bool   // the present incarnation has not been ready yet
+	Failures    int    // in a row
+	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
+	ForceKill   bool   // kill what outlives its grace
+	Policy      RestartPolicy
+}
+
+// Wanted tells whether the service shall run: it is what a reboot brings back.
+func (m Machine) Wanted() bool {
+	return m.State != Stopped && (m.Cause != CauseAsked || m.Again)
+}
+
+type rule func(Machine, Event) (Machine, []Effect)
+
+// table is the whole behaviour. An empty cell means: the event is of no
+// interest in this state, or, for a user's event, refused (see Refuses).
+var table = [numStates][numEvents]rule{
+	Stopped: {Start: launch, Restart: launch, Adopt: adopt},
+	Crashed: {Start: launch, Restart: launch, Stop: rest, Kill: rest},
+	Backoff: {
+		Start: launch, Restart: launch, BackoffOver: relaunch,
+		Stop: rest, Kill: rest,
+	},
+	Adopting: {
+		Adopted: resume, Exited: clear, LaunchFailed: unlaunched, AdoptFailed: keep(ArmRetry), RetryOver: keep(DoAdopt),
+		Stop: becauseAsked(), Kill: becauseAsked(), Restart: again(),
+	},
+	Launching: {
+		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched,
+		StartupOver: end(CauseStartup, DoAbort),
+		Stop:        end(CauseAsked, DoAbort), Kill: end(CauseAsked, DoAbort), Restart: endAgain(DoAbort),
+	},
+	Starting: {
+		Ready: ready, Exited: clear,
+		StartupOver: end(CauseStartup, DoAbort, DoTerminate),
+		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: end(CauseAsked, DoAbort, DoKill), Restart: endAgain(DoAbort, DoTerminate),
+	},
+	Running: {
+		Exited: clear, Stable: forgive,
+		Unhealthy: end(CauseUnhealthy, DoUnprobe, DoTerminate),
+		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: end(CauseAsked, DoUnprobe, DoKill), Restart: endAgain(DoUnprobe, DoTerminate),
+	},
+	Stopping: {
+		// A launch that could not be given up in time.
+		Launched: keep(DoKill), LaunchFailed: unlaunched,
+		Exited: clear, GraceOver: graceOver,
+		Stop: becauseAsked(), Kill: becauseAsked(DoKill), Start: again(), Restart: again(),
+	},
+	Clearing: {
+		Cleared: settle, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
+		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(),
+	},
+}
+
+// Next is the only place where a service changes its state. It is total:
+// stale news and events of no interest leave the machine as it is.
+func Next(m Machine, ev Event) (Machine, []Effect) {
+	if ev.Incarnation != 0 && ev.Incarnation != m.Incarnation {
+		return m, nil
+	}
+	r := table[m.State][ev.Kind]
+	if r == nil {
+		return m, nil
+	}
+	return r(m, ev)
+}
+
+// Refuses tells why a user's event can not be taken in this state, or nil.
+func (m Machine) Refuses(k EventKind) *Error {
+	if k > Kill || table[m.State][k] != nil {
+		return nil
+	}
+	if k == Start {
+		return &Error{Op: k.String(), Kind: AlreadyRunning, Reason: ReasonAlreadyRunning, Err: fmt.Errorf("it is %s", m.State)}
+	}
+	return &Error{Op: k.String(), Kind: NotRunning, Reason: ReasonNotRunning, Err: fmt.Errorf("it is %s", m.State)}
+}
+
+func to(s State, do ...Effect) rule {
+	return func(m Machine, _ Event) (Machine, []Effect) {
+		m.State = s
+		return m, do
+	}
+}
+
+func ready(m Machine, _ Event) (Machine, []Effect) {
+	m.State, m.Unready = Running, false
+	return m, []Effect{Disarm, DoProbe, ArmStable}
+}
+
+func keep(do ...Effect) rule {
+	return func(m Machine, _ Event) (Machine, []Effect) { return m, do }
+}
+
+// end begins to end the incarnation; nothing follows unless the policy says so.
+func end(c Cause, do ...Effect) rule {
+	return func(m Machine, _ Event) (Machine, []Effect) {
+		m.State, m.Cause, m.Again, m.Asked = Stopping, c, false, false
+		return m, append([]Effect{Disarm}, do...)
+	}
+}
+
+// endAgain ends the incarnation because somebody asked for a fresh one.
+func endAgain(do ...Effect) rule {
+	return func(m Machine, ev Event) (Machine, []Effect) {
+		m, do := end(CauseAsked, do...)(m, ev)
+		m.Again, m.Asked = true, true
+		return m, do
+	}
+}
+
+// becauseAsked notes that somebody wants the end that is under way: whatever
+// was to follow does not (invariant I5).
+func becauseAsked(do ...Effect) rule {
+	return func(m Machine, _ Event) (Machine, []Effect) {
+		m.Cause, m.Again, m.Asked = CauseAsked, false, false
+		return m, do
+	}
+}
+
+// again notes that somebody wants a fresh incarnation after the end under way.
+func again() rule {
+	return func(m Machine, _ Event) (Machine, []Effect) {
+		m.Cause, m.Again, m.Asked = CauseAsked, true, true
+		return m, nil
+	}
+}
+
+// rest acknowledges an end that has already happened.
+func rest(m Machine, _ Event) (Machine, []Effect) {
+	m.State, m.Cause, m.Again, m.Asked, m.Failures = Stopped, CauseNone, false, false, 0
+	return m, []Effect{Disarm}
+}
+
+// launch begins a fresh incarnation that somebody asked for.
+func launch(m Machine, ev Event) (Machine, []Effect) {
+	m.Failures, m.Restarts = 0, 0
+	return begin(m)
+}
+
+// relaunch begins a fresh incarnation by the policy.
+func relaunch(m Machine, _ Event) (Machine, []Effect) {
+	m.Restarts++
+	return begin(m)
+}
+
+func begin(m Machine) (Machine, []Effect) {
+	m.State, m.Again, m.Asked, m.Cause, m.Failed, m.Unready = Launching, false, false, CauseNone, false, true
+	m.Incarnation++
+	return m, []Effect{Disarm, DoLaunch}
+}
+
+func adopt(m Machine, _ Event) (Machine, []Effect) {
+	m.State = Adopting
+	return m, []Effect{DoAdopt}
+}
+
+// resume takes up an adopted incarnation where the earlier agent left it: an
+// end under way goes on, and so does a wait for readiness.
+func resume(m Machine, _ Event) (Machine, []Effect) {
+	switch {
+	case m.Cause != CauseNone:
+		m.State = Stopping
+		return m, []Effect{DoTerminate}
+	case m.Unready:
+		m.State = Starting
+		return m, []Effect{DoAwait}
+	}
+	m.State = Running
+	return m, []Effect{DoProbe, ArmStable}
+}
+
+// forgive forgets old failures of a service that has run well for its window.
+func forgive(m Machine, _ Event) (Machine, []Effect) {
+	m.Failures = 0
+	return m, nil
+}
+
+func graceOver(m Machine, _ Event) (Machine, []Effect) {
+	if !m.ForceKill {
+		return m, nil
+	}
+	return m, []Effect{DoKill}
+}
+
+// clear begins to remove what is left of an incarnation whose main process ended.
+func clear(m Machine, ev Event) (Machine, []Effect) {
+	m.State, m.Failed = Clearing, !ev.Exit.Clean()
+	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
+}
+
+// unlaunched decides what follows a launch that came to nothing.
+func unlaunched(m Machine, ev Event) (Machine, []Effect) {
+	m.Failed = true
+	if ev.Permanent && m.Cause == CauseNone {
+		m.State = Crashed
+		m.Failures++
+		return m, []Effect{Disarm}
+	}
+	return settle(m, ev)
+}
+
+// settle decides what follows an incarnation of which nothing is left.
+func settle(m Machine, _ Event) (Machine, []Effect) {
+	switch {
+	case m.Again && m.Asked:
+		return launch(m, Event{})
+	case m.Cause == CauseAsked:
+		m.State, m.Cause, m.Failures = Stopped, CauseNone, 0
+		return m, []Effect{Disarm}
+	}
+	failed := m.Failed || m.Cause != CauseNone
+	m.Cause = CauseNone
+	if !failed && m.Policy.When != RestartAlways {
+		m.State = Stopped
+		return m, []Effect{Disarm}
+	}
+	if failed {
+		m.Failures++
+	}
+	if m.Policy.When == RestartNever || m.Failures > m.Policy.MaxAttempts {
+		m.State = Crashed
+		return m, []Effect{Disarm}
+	}
+	m.State = Backoff
+	return m, []Effect{Disarm, ArmBackoff}
+}

@@ -1,0 +1,255 @@
+package service
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// exits are the ends that the walk and the fuzzer let a process have.
+var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
+
+// TestGoldenDiagram prints every cell of the machine, so that a change of
+// behaviour is a visible diff and the diagram in the docs can not go stale.
+func TestGoldenDiagram(t *testing.T) {
+	var b strings.Builder
+	fmt.Fprintln(&b, "stateDiagram-v2")
+	fmt.Fprintln(&b, "  [*] --> stopped")
+	for s := range numStates {
+		for k := range numEvents {
+			if table[s][k] == nil {
+				continue
+			}
+			m := Machine{State: s, Incarnation: 1, ForceKill: true, Failed: true, Policy: RestartPolicy{MaxAttempts: 1}}
+			next, do := Next(m, Event{Kind: k, Exit: Exit{Code: 1}})
+			fmt.Fprintf(&b, "  %s --> %s: %s %v\n", s, next.State, k, do)
+		}
+	}
+	const golden = "testdata/machine.mmd"
+	if *update {
+		require.NoError(t, os.WriteFile(golden, []byte(b.String()), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	require.Equal(t, string(want), b.String(), "the machine changed; run go test ./agent/service -update and copy the diagram into docs/architecture.md")
+}
+
+// walk visits every machine reachable within depth events.
+func walk(policy RestartPolicy, depth int, visit func(Machine)) {
+	seen := map[Machine]bool{}
+	var step func(Machine, int)
+	step = func(m Machine, depth int) {
+		key := m
+		key.Incarnation, key.Restarts = 0, 0
+		if seen[key] || depth == 0 {
+			return
+		}
+		seen[key] = true
+		visit(m)
+		for k := range numEvents {
+			for _, x := range exits {
+				for _, permanent := range []bool{false, true} {
+					n, _ := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: x, Permanent: permanent})
+					step(n, depth-1)
+				}
+			}
+		}
+	}
+	step(Machine{Policy: policy, ForceKill: true}, depth)
+}
+
+var policies = []RestartPolicy{
+	{When: RestartOnFailure, MaxAttempts: 2}, {When: RestartAlways, MaxAttempts: 1}, {When: RestartNever},
+}
+
+// oblige plays a world that does what the effects ask for.
+func oblige(t require.TestingT, m Machine, do []Effect) Machine {
+	for range 16 {
+		var ev EventKind
+		switch {
+		case m.State == Stopped, m.State == Crashed, m.State == Backoff, m.State == Running:
+			return m
+		case m.State == Adopting:
+			ev = Adopted
+		case m.State == Launching:
+			ev = Launched
+		case m.State == Starting:
+			ev = Ready
+		case m.State == Stopping:
+			ev = Exited
+		case m.State == Clearing:
+			ev = Cleared
+		}
+		m, do = Next(m, Event{Kind: ev, Incarnation: m.Incarnation})
+	}
+	require.Failf(t, "no end", "%+v after %v", m, do)
+	return m
+}
+
+// TestStopAlwaysEnds: from every reachable machine, a stop that is taken and
+// an obliging world lead to Stopped, never to another launch (invariant I5).
+func TestStopAlwaysEnds(t *testing.T) {
+	for _, policy := range policies {
+		visited := 0
+		walk(policy, 7, func(m Machine) {
+			visited++
+			for _, k := range []EventKind{Stop, Kill} {
+				if m.Refuses(k) != nil {
+					require.Equal(t, Stopped, m.State, "%+v refuses %v", m, k)
+					continue
+				}
+				n, do := Next(m, Event{Kind: k})
+				end := oblige(t, n, do)
+				require.Equal(t, Stopped, end.State, "%v in %+v ends in %+v", k, m, end)
+				require.Equal(t, m.Incarnation, end.Incarnation, "%v in %+v launches again", k, m)
+			}
+		})
+		require.Greater(t, visited, 20)
+	}
+}
+
+// TestRefusedEventsChangeNothing: what Refuses refuses, Next ignores; what it
+// takes, Next heeds.
+func TestRefusedEventsChangeNothing(t *testing.T) {
+	walk(policies[0], 6, func(m Machine) {
+		for k := Start; k <= Kill; k++ {
+			n, do := Next(m, Event{Kind: k})
+			if m.Refuses(k) != nil {
+				require.Equal(t, m, n)
+				require.Empty(t, do)
+				continue
+			}
+			require.False(t, n == m && do == nil && m.Cause != CauseAsked && !m.Again, "%v in %+v is taken and does nothing", k, m)
+		}
+	})
+}
+
+// TestOneIncarnationAtATime: a launch is asked for only when nothing of an
+// earlier incarnation can be left (invariant I2).
+func TestOneIncarnationAtATime(t *testing.T) {
+	for _, policy := range policies {
+		walk(policy, 7, func(m Machine) {
+			for k := range numEvents {
+				n, do := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: Exit{Code: 1}})
+				for _, e := range do {
+					if e != DoLaunch {
+						continue
+					}
+					require.Equal(t, Launching, n.State)
+					require.Equal(t, m.Incarnation+1, n.Incarnation)
+					gone := !m.State.Alive() || (m.State == Clearing && k == Cleared) || k == LaunchFailed
+					require.True(t, gone, "%v in %+v launches beside what may live", k, m)
+				}
+			}
+		})
+	}
+}
+
+func TestStaleNewsIsIgnored(t *testing.T) {
+	m := Machine{State: Running, Incarnation: 2}
+	n, do := Next(m, Event{Kind: Exited, Incarnation: 1})
+	require.Equal(t, m, n)
+	require.Empty(t, do)
+}
+
+func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {
+	m, _ := Next(Machine{Policy: policies[0]}, Event{Kind: Start})
+	m, _ = Next(m, Event{Kind: LaunchFailed, Incarnation: 1, Permanent: true})
+	require.Equal(t, Crashed, m.State)
+}
+
+func TestCrashLoopGivesUp(t *testing.T) {
+	m, _ := Next(Machine{Policy: RestartPolicy{MaxAttempts: 2}}, Event{Kind: Start})
+	launches := 1
+	for range 20 {
+		for _, k := range []EventKind{Launched, Ready, Exited, Cleared, BackoffOver} {
+			n, _ := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: Exit{Code: 3}})
+			if n.Incarnation != m.Incarnation {
+				launches++
+			}
+			m = n
+		}
+	}
+	require.Equal(t, Crashed, m.State)
+	require.Equal(t, 3, launches, "the first launch and two attempts")
+	require.EqualValues(t, 2, m.Restarts)
+}
+
+func TestStableForgivesFailures(t *testing.T) {
+	m := Machine{State: Running, Failures: 2}
+	m, _ = Next(m, Event{Kind: Stable})
+	require.Zero(t, m.Failures)
+}
+
+func TestDelayDoublesUpToItsCap(t *testing.T) {
+	p := RestartPolicy{Backoff: time.Second, MaxBackoff: 5 * time.Second}
+	for failures, want := range map[int]time.Duration{0: 1, 1: 1, 2: 2, 3: 4, 4: 5, 1000: 5} {
+		require.Equal(t, want*time.Second, p.Delay(failures), "%d failures", failures)
+	}
+	require.Zero(t, RestartPolicy{}.Delay(3))
+}
+
+// TestPublicStates holds the seven states of the wire against every machine.
+func TestPublicStates(t *testing.T) {
+	want := map[State][2]Public{ // without and with Again
+		Stopped:   {PublicStopped, PublicStopped},
+		Adopting:  {PublicUnknown, PublicUnknown},
+		Launching: {PublicStarting, PublicStarting},
+		Starting:  {PublicStarting, PublicStarting},
+		Running:   {PublicRunning, PublicRunning},
+		Stopping:  {PublicStopping, PublicRestarting},
+		Clearing:  {PublicStopping, PublicRestarting},
+		Backoff:   {PublicRestarting, PublicRestarting},
+		Crashed:   {PublicCrashed, PublicCrashed},
+	}
+	require.Len(t, want, int(numStates))
+	for s, p := range want {
+		require.Equal(t, p[0], Machine{State: s}.Public(), "%v", s)
+		require.Equal(t, p[1], Machine{State: s, Again: true}.Public(), "%v again", s)
+	}
+}
+
+// TestNextIsTotal throws any events in any order at the machine.
+func TestNextIsTotal(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := Machine{ForceKill: rapid.Bool().Draw(t, "force"), Policy: policies[rapid.IntRange(0, 2).Draw(t, "policy")]}
+		for range rapid.IntRange(0, 60).Draw(t, "length") {
+			m = play(t, m, byte(rapid.IntRange(0, 255).Draw(t, "event")))
+		}
+	})
+}
+
+func FuzzNext(f *testing.F) {
+	f.Add([]byte{0, 6, 8, 9, 10, 16})
+	f.Add([]byte{0, 1, 7, 0, 3})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		m := Machine{Policy: RestartPolicy{MaxAttempts: 3}, ForceKill: true}
+		for _, b := range script {
+			m = play(t, m, b)
+		}
+	})
+}
+
+// play lets one event happen and checks what always holds.
+func play(t require.TestingT, m Machine, b byte) Machine {
+	ev := Event{Kind: EventKind(b % byte(numEvents)), Exit: exits[b>>4%4], Permanent: b&0x80 != 0}
+	n, do := Next(m, ev)
+	require.LessOrEqual(t, n.Failures, n.Policy.MaxAttempts+1)
+	require.GreaterOrEqual(t, n.Incarnation, m.Incarnation)
+	if !n.State.Alive() {
+		require.Equal(t, CauseNone, n.Cause)
+		require.False(t, n.Again)
+	}
+	for _, e := range do {
+		require.Less(t, e, numEffects)
+	}
+	return n
+}

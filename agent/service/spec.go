@@ -1,0 +1,305 @@
+package service
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Spec is the definition of a service: what to run, as whom, within which
+// limits, and how to tell that it is well. The zero value is not valid; see
+// Validate.
+type Spec struct {
+	Name        Name
+	Description string
+
+	Exec             []string          // program (absolute path) and arguments
+	Environment      map[string]string // the whole environment, but for a fixed PATH when it names none
+	WorkingDirectory string            // absolute; "" is /
+	User             string            // name or number; "" is the agent's user
+	Group            string            // name or number; "" is the user's group
+	Umask            uint32            // of the process
+	OOMScoreAdj      int               // -1000..1000, /proc/PID/oom_score_adj
+	AllowNewPrivs    bool              // lets set-user-ID programs gain privileges; off by default
+
+	Launch               LaunchMode
+	Limits               Limits
+	MemoryWarningPercent float64
+	CPUWarningPercent    float64
+	BestEffort           bool // run even where a limit can not be enforced
+
+	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
+	Health  Check // how to tell that it is well
+	Restart RestartPolicy
+	Stop    StopPolicy
+
+	Autostart bool
+	Log       LogSink
+	Custom    map[string]string
+}
+
+// LaunchMode chooses the way into a cgroup on hosts that have several.
+type LaunchMode uint8
+
+// The launch modes.
+const (
+	LaunchAuto   LaunchMode = iota // a scope where systemd runs, else a cgroup, else plain exec
+	LaunchScope                    // a transient systemd scope
+	LaunchCgroup                   // born in a cgroup of ours
+	numLaunchModes
+)
+
+var launchModeNames = [numLaunchModes]string{"auto", "scope", "cgroup"}
+
+func (m LaunchMode) String() string { return launchModeNames[m] }
+
+// LogSink says where output goes.
+type LogSink uint8
+
+// The sinks.
+const (
+	LogAuto LogSink = iota // a file
+	LogFile
+	LogNull
+	numLogSinks
+)
+
+var logSinkNames = [numLogSinks]string{"auto", "file", "null"}
+
+func (l LogSink) String() string { return logSinkNames[l] }
+
+// CheckType is a way of asking a service how it is.
+type CheckType uint8
+
+// The check types.
+const (
+	CheckProcess CheckType = iota // the main process lives and is no zombie
+	CheckHTTP                     // GET URL answers 200
+	CheckGRPC                     // grpc.health.v1 at Address answers SERVING
+	CheckTCP                      // Address accepts a connection
+	numCheckTypes
+)
+
+var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp"}
+
+func (c CheckType) String() string { return checkTypeNames[c] }
+
+// Check is a readiness or health check.
+type Check struct {
+	Type      CheckType
+	URL       string        // http
+	Address   string        // grpc, tcp: host:port
+	Service   string        // grpc: the name asked for, "" for the whole server
+	Interval  time.Duration // health: from one check to the next
+	Timeout   time.Duration // health: of one check; ready: of the whole start
+	Threshold int           // health: consecutive failures that make it unhealthy
+}
+
+// Target is what the check asks, for people.
+func (c Check) Target() string {
+	switch c.Type {
+	case CheckHTTP:
+		return c.URL
+	case CheckGRPC, CheckTCP:
+		return c.Address
+	}
+	return ""
+}
+
+// StopPolicy says how a service is ended.
+type StopPolicy struct {
+	Signal    syscall.Signal // to the main process first
+	Timeout   time.Duration  // how long it may take
+	ForceKill bool           // kill everything that is left after Timeout
+}
+
+// Defaults is a Spec with every default filled in; decoders start from it.
+func Defaults() Spec {
+	return Spec{
+		Umask:                0o022,
+		MemoryWarningPercent: 80,
+		CPUWarningPercent:    80,
+		Ready:                Check{Type: CheckProcess, Timeout: 30 * time.Second},
+		Health:               Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3},
+		Restart: RestartPolicy{
+			When: RestartOnFailure, MaxAttempts: 3, Window: 10 * time.Minute,
+			Backoff: time.Second, MaxBackoff: time.Minute,
+		},
+		Stop: StopPolicy{Signal: syscall.SIGTERM, Timeout: 10 * time.Second, ForceKill: true},
+	}
+}
+
+// Caps on a definition, so that one file can not hurt the agent.
+const (
+	maxArguments   = 4096
+	maxEnvironment = 1024
+	maxCustom      = 64
+	maxTextLength  = 128 << 10 // MAX_ARG_STRLEN of execve(2)
+)
+
+// Validate finds everything that is wrong with s, each fault with the path of
+// its field in a definition file.
+func (s *Spec) Validate() []Fault {
+	var faults faultList
+	if s.Name.IsZero() {
+		faults.add("name", "is required")
+	}
+	s.validateProcess(&faults)
+	for r, q := range s.Limits {
+		if err := Resource(r).Check(q); err != nil {
+			faults.add("limits."+Resource(r).String(), "%v", err)
+		}
+	}
+	high, top := s.Limits[MemoryHigh], s.Limits[MemoryMax]
+	if high.Set && top.Set && high.Value != Unlimited && high.Value > top.Value {
+		faults.add("limits.memory_high", "%s is above memory_max, %s", FormatSize(high.Value), MemoryMax.Format(top))
+	}
+	faults.percent("limits.memory_warning_percent", s.MemoryWarningPercent)
+	faults.percent("limits.cpu_warning_percent", s.CPUWarningPercent)
+	s.Ready.validate("ready", &faults)
+	faults.duration("ready.timeout", s.Ready.Timeout, time.Millisecond, 24*time.Hour)
+	s.Health.validate("health", &faults)
+	faults.duration("health.interval", s.Health.Interval, 100*time.Millisecond, 24*time.Hour)
+	faults.duration("health.timeout", s.Health.Timeout, 10*time.Millisecond, time.Hour)
+	faults.number("health.threshold", s.Health.Threshold, 1, 1000)
+	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)
+	faults.duration("restart.window", s.Restart.Window, time.Millisecond, 365*24*time.Hour)
+	faults.duration("restart.backoff", s.Restart.Backoff, 0, 24*time.Hour)
+	faults.duration("restart.max_backoff", s.Restart.MaxBackoff, 0, 24*time.Hour)
+	if s.Restart.MaxBackoff < s.Restart.Backoff {
+		faults.add("restart.max_backoff", "%v is less than backoff, %v", s.Restart.MaxBackoff, s.Restart.Backoff)
+	}
+	faults.duration("stop.timeout", s.Stop.Timeout, 0, time.Hour)
+	if len(s.Custom) > maxCustom {
+		faults.add("custom", "has %d entries; at most %d are allowed", len(s.Custom), maxCustom)
+	}
+	return faults
+}
+
+func (s *Spec) validateProcess(faults *faultList) {
+	if len(s.Exec) == 0 || s.Exec[0] == "" {
+		faults.add("exec", "is required: the program's absolute path, then its arguments")
+	} else if !filepath.IsAbs(s.Exec[0]) {
+		faults.add("exec[0]", "%q is not an absolute path", s.Exec[0])
+	}
+	if len(s.Exec) > maxArguments {
+		faults.add("exec", "has %d entries; at most %d are allowed", len(s.Exec), maxArguments)
+	}
+	for i, arg := range s.Exec {
+		faults.text(fmt.Sprintf("exec[%d]", i), arg)
+	}
+	if len(s.Environment) > maxEnvironment {
+		faults.add("environment", "has %d entries; at most %d are allowed", len(s.Environment), maxEnvironment)
+	}
+	for _, key := range sortedKeys(s.Environment) {
+		if key == "" || strings.ContainsAny(key, "=\x00") {
+			faults.add("environment", "%q can not be the name of a variable", key)
+		}
+		faults.text("environment."+key, s.Environment[key])
+	}
+	if s.WorkingDirectory != "" && !filepath.IsAbs(s.WorkingDirectory) {
+		faults.add("working_directory", "%q is not an absolute path", s.WorkingDirectory)
+	}
+	if strings.HasPrefix(filepath.Clean(s.WorkingDirectory), "/proc/") {
+		faults.add("working_directory", "%q lies in /proc, whose links lead out of it", s.WorkingDirectory)
+	}
+	faults.text("working_directory", s.WorkingDirectory)
+	faults.text("user", s.User)
+	faults.text("group", s.Group)
+	faults.number("oom_score_adj", s.OOMScoreAdj, -1000, 1000)
+	if s.Umask > 0o777 {
+		faults.add("umask", "%#o is above 0777", s.Umask)
+	}
+}
+
+func (c Check) validate(field string, faults *faultList) {
+	switch c.Type {
+	case CheckHTTP:
+		u, err := url.Parse(c.URL)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			faults.add(field+".url", "%q is not an http or https address", c.URL)
+		}
+	case CheckGRPC, CheckTCP:
+		if host, port, err := net.SplitHostPort(c.Address); err != nil || host == "" || port == "" {
+			faults.add(field+".address", "%q is not host:port", c.Address)
+		}
+	}
+}
+
+// faultList collects faults.
+type faultList []Fault
+
+func (f *faultList) add(field, format string, args ...any) {
+	*f = append(*f, Fault{Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+func (f *faultList) text(field, s string) {
+	switch {
+	case strings.ContainsRune(s, 0):
+		f.add(field, "holds a NUL byte")
+	case len(s) >= maxTextLength:
+		f.add(field, "has %d bytes; fewer than %d are allowed", len(s), maxTextLength)
+	}
+}
+
+func (f *faultList) number(field string, n, low, high int) {
+	if n < low || n > high {
+		f.add(field, "is %d; the range is %d to %d", n, low, high)
+	}
+}
+
+func (f *faultList) duration(field string, d, low, high time.Duration) {
+	if d < low || d > high {
+		f.add(field, "is %v; the range is %v to %v", d, low, high)
+	}
+}
+
+func (f *faultList) percent(field string, p float64) {
+	if math.IsNaN(p) || p < 1 || p > 100 {
+		f.add(field, "is %v; the range is 1 to 100", p)
+	}
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// enum is a set of words with a number each; it gives the text forms of
+// LaunchMode, LogSink, CheckType and RestartWhen one implementation.
+func parseEnum[T ~uint8](what, text string, names []string) (T, error) {
+	if i := slices.Index(names, text); i >= 0 {
+		return T(i), nil
+	}
+	return 0, fmt.Errorf("%q is not a %s; it is one of %s", text, what, strings.Join(names, ", "))
+}
+
+// ParseLaunchMode reads auto, scope or cgroup.
+func ParseLaunchMode(text string) (LaunchMode, error) {
+	return parseEnum[LaunchMode]("launch mode", text, launchModeNames[:])
+}
+
+// ParseLogSink reads auto, file or null.
+func ParseLogSink(text string) (LogSink, error) {
+	return parseEnum[LogSink]("log sink", text, logSinkNames[:])
+}
+
+// ParseCheckType reads process, http, grpc or tcp.
+func ParseCheckType(text string) (CheckType, error) {
+	return parseEnum[CheckType]("check type", text, checkTypeNames[:])
+}
+
+// ParseRestartWhen reads on-failure, always or never.
+func ParseRestartWhen(text string) (RestartWhen, error) {
+	return parseEnum[RestartWhen]("restart policy", text, restartNames[:])
+}

@@ -1,0 +1,104 @@
+package service
+
+import "time"
+
+// Status is all that is known of one service at one moment. It is never
+// changed after it was made, so it may be shared without a lock.
+type Status struct {
+	Name       Name
+	Spec       *Spec  // as registered; not to be changed
+	Source     string // file the definition came from, or "api"
+	Generation uint64 // counts changes of the definition
+
+	Machine     Machine
+	Ref         Ref       // of the present incarnation, zero when there is none
+	Applied     Applied   // limits of the present incarnation
+	Started     time.Time // of the present or last incarnation
+	Ended       time.Time // of the last incarnation, zero while one lives
+	NextAttempt time.Time // in Backoff: when the next launch is due
+	Error       string    // why it is not running although it should, "" when all is well
+	LastActor   string    // who asked for the last change, e.g. "uid 0 (root)"
+	LastExit    *ExitRecord
+
+	Health Health
+}
+
+// PID is the main process, 0 when there is none.
+func (s *Status) PID() int {
+	if s.Machine.State.Alive() && s.Machine.State != Clearing {
+		return s.Ref.PID
+	}
+	return 0
+}
+
+// HealthStatus is the verdict over a service's checks.
+type HealthStatus uint8
+
+// The health states, numbered as on the wire.
+const (
+	HealthUnknown HealthStatus = iota
+	Healthy
+	Ill
+	Checking
+	CheckTimedOut
+	NumHealth
+)
+
+var healthNames = [NumHealth]string{"unknown", "healthy", "unhealthy", "checking", "timeout"}
+
+func (h HealthStatus) String() string { return healthNames[h] }
+
+// Health is what the checks of a service say.
+type Health struct {
+	Status    HealthStatus
+	Strategy  CheckType
+	Message   string
+	LastCheck time.Time
+	NextCheck time.Time
+	Failures  int // in a row
+}
+
+// Notice is one thing worth telling people and subscribers.
+type Notice struct {
+	Sequence uint64 // counts notices of this agent, from 1, without holes
+	Time     time.Time
+	Service  Name
+	Kind     NoticeKind
+	Reason   string  // a word, e.g. "own-limit OOM" or "asked"
+	Detail   string  // a sentence
+	Status   *Status // as it stood after it
+}
+
+// NoticeKind says what a Notice is about.
+type NoticeKind uint8
+
+// The notices.
+const (
+	NoticeState        NoticeKind = iota // the machine changed its state
+	NoticeExit                           // an incarnation ended; Status.LastExit tells how
+	NoticeHealth                         // the verdict over its checks changed
+	NoticeLimits                         // limits were changed
+	NoticeRegistered                     // a definition came or changed
+	NoticeUnregistered                   // a definition went
+	numNotices
+)
+
+var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered"}
+
+func (k NoticeKind) String() string { return noticeNames[k] }
+
+// StartOptions change one start; the zero value is the definition as it is.
+type StartOptions struct {
+	Environment      map[string]string // over the definition's
+	WorkingDirectory string            // instead of the definition's
+	Args             []string          // instead of the definition's arguments
+	Limits           Limits            // over the definition's
+	Actor            string            // who asks
+}
+
+// StopOptions change one stop; the zero value is the definition's policy.
+type StopOptions struct {
+	Force   bool           // kill at once
+	Timeout *time.Duration // instead of the definition's
+	Actor   string         // who asks
+}

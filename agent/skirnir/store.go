@@ -1,0 +1,241 @@
+package skirnir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Wanted is what shall be, and survives a reboot.
+type Wanted struct {
+	Name       service.Name   `json:"name"`
+	Document   []byte         `json:"document,omitempty"` // registered by a caller; empty when a file of the host defines it
+	Generation uint64         `json:"generation"`
+	Changed    time.Time      `json:"changed"`
+	Up         bool           `json:"up"`     // somebody started it and nobody stopped it since
+	Limits     service.Limits `json:"limits"` // set over those of the definition
+}
+
+// Actual is what is, and is worth nothing after a reboot.
+type Actual struct {
+	Name    service.Name    `json:"name"`
+	Machine service.Machine `json:"machine"`
+	Ref     service.Ref     `json:"ref"`
+	Spec    service.Spec    `json:"spec"` // as started, options included
+	Limits  service.Limits  `json:"limits"`
+	Started time.Time       `json:"started"`
+	Actor   string          `json:"actor"`
+}
+
+// KeptExits is how many exit records are kept of each service.
+const KeptExits = 16
+
+// Store keeps records in two directories with two lifetimes: state for what
+// is wanted (survives a reboot) and run for what is (does not). Every write is
+// a temporary file, fsync, rename, fsync of the directory, so a reader finds
+// the old record or the new one. Records of different services may be written
+// at once; those of one service must not.
+type Store struct {
+	wanted, actual, exits string // directories
+}
+
+// format is the version of the records; a newer one is refused, not guessed at.
+const format = 1
+
+// record is the envelope of every file.
+type record struct {
+	Format int             `json:"format"`
+	CRC    uint32          `json:"crc32c"` // of Body
+	Body   json.RawMessage `json:"body"`
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// OpenStore makes the directories, readable by nobody else.
+func OpenStore(stateDir, runDir string) (*Store, error) {
+	s := &Store{
+		wanted: filepath.Join(stateDir, "services"),
+		exits:  filepath.Join(stateDir, "exits"),
+		actual: filepath.Join(runDir, "services"),
+	}
+	for _, dir := range []string{s.wanted, s.exits, s.actual} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("cannot make the state directory: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// SaveWanted writes w.
+func (s *Store) SaveWanted(w Wanted) error { return save(s.wanted, w.Name, w) }
+
+// SaveActual writes a.
+func (s *Store) SaveActual(a Actual) error { return save(s.actual, a.Name, a) }
+
+// SaveExits writes the exit records of a service, newest last, and drops all
+// but the latest sixteen.
+func (s *Store) SaveExits(name service.Name, exits []service.ExitRecord) error {
+	return save(s.exits, name, exits[max(0, len(exits)-KeptExits):])
+}
+
+// Forget removes every record of a service.
+func (s *Store) Forget(name service.Name) error {
+	var all error
+	for _, dir := range []string{s.actual, s.wanted, s.exits} {
+		err := os.Remove(filepath.Join(dir, name.String()+".json"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			all = errors.Join(all, err)
+		}
+		all = errors.Join(all, syncDir(dir))
+	}
+	return all
+}
+
+// Loaded is everything the store holds. Faults names the files that could not
+// be read and were set aside under another name; nothing of theirs is in the
+// other fields.
+type Loaded struct {
+	Wanted []Wanted
+	Actual []Actual
+	Exits  map[service.Name][]service.ExitRecord
+	Faults []error
+}
+
+// Load reads all records.
+func (s *Store) Load() (Loaded, error) {
+	l := Loaded{Exits: map[service.Name][]service.ExitRecord{}}
+	err := errors.Join(
+		load(s.wanted, &l.Faults, func(name service.Name, w Wanted) error {
+			if w.Name != name {
+				return fmt.Errorf("it is the record of %q", w.Name)
+			}
+			l.Wanted = append(l.Wanted, w)
+			return nil
+		}),
+		load(s.actual, &l.Faults, func(name service.Name, a Actual) error {
+			if a.Name != name {
+				return fmt.Errorf("it is the record of %q", a.Name)
+			}
+			l.Actual = append(l.Actual, a)
+			return nil
+		}),
+		load(s.exits, &l.Faults, func(name service.Name, x []service.ExitRecord) error {
+			l.Exits[name] = x
+			return nil
+		}),
+	)
+	return l, err
+}
+
+func save(dir string, name service.Name, body any) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("cannot encode the record of %s: %w", name, err)
+	}
+	data, err := json.Marshal(record{Format: format, CRC: crc32.Checksum(raw, castagnoli), Body: raw})
+	if err != nil {
+		return fmt.Errorf("cannot encode the record of %s: %w", name, err)
+	}
+	path := filepath.Join(dir, name.String()+".json")
+	if err := renameio.WriteFile(path, append(data, '\n'), 0o600, renameio.WithTempDir(dir)); err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes a rename or removal in dir last (fsync(2), NOTES).
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("cannot open %s: %w", dir, err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("cannot sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// load reads every record in dir. A temporary file of a write that never
+// ended is removed; a record that can not be read is set aside and reported.
+func load[T any](dir string, faults *[]error, take func(service.Name, T) error) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("cannot read %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		stem, isRecord := strings.CutSuffix(e.Name(), ".json")
+		switch {
+		case strings.HasPrefix(e.Name(), "."):
+			if err := os.Remove(path); err != nil {
+				*faults = append(*faults, err)
+			}
+			continue
+		case !isRecord:
+			continue // set aside earlier
+		}
+		name, err := service.ParseName(stem)
+		var body T
+		if err == nil {
+			err = read(path, &body)
+		}
+		if err == nil {
+			err = take(name, body)
+		}
+		if err != nil {
+			*faults = append(*faults, setAside(path, err))
+		}
+	}
+	return nil
+}
+
+// maxRecord is the size of the largest record worth reading.
+const maxRecord = 8 << 20
+
+func read(path string, body any) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return errors.New("it is not a regular file")
+	case info.Size() > maxRecord:
+		return fmt.Errorf("it has %d bytes", info.Size())
+	}
+	var r record
+	if err := json.NewDecoder(f).Decode(&r); err != nil {
+		return err
+	}
+	if r.Format != format {
+		return fmt.Errorf("it has format %d, and this agent reads %d", r.Format, format)
+	}
+	if crc32.Checksum(r.Body, castagnoli) != r.CRC {
+		return errors.New("its checksum is wrong")
+	}
+	return json.Unmarshal(r.Body, body)
+}
+
+func setAside(path string, why error) error {
+	aside := fmt.Sprintf("%s.corrupt-%d", path, time.Now().UnixNano())
+	if err := os.Rename(path, aside); err != nil {
+		return fmt.Errorf("cannot use %s (%w), nor set it aside: %w", path, why, err)
+	}
+	return fmt.Errorf("cannot use %s: %w; set aside as %s", path, why, filepath.Base(aside))
+}

@@ -1,0 +1,358 @@
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// retryClear is the wait between two attempts to adopt, to kill or to clear
+// what would not go. It only runs while something is wrong with the host.
+const retryClear = 5 * time.Second
+
+// actor owns one service. Its fields are touched by run's goroutine only,
+// unless said otherwise; the rest of the program reaches it by ask.
+type actor struct {
+	name    service.Name
+	cfg     Config
+	ctx     context.Context // ends when the agent leaves or the service is forgotten
+	leave   context.CancelFunc
+	inbox   chan func()
+	gone    chan struct{}                   // closed when run has returned
+	present atomic.Pointer[backends.Handle] // read by everybody
+
+	machine service.Machine
+	plan    *Plan // of the present or last incarnation
+	next    *Plan // of the incarnation that somebody asked for, until it is launched
+	waiters []request
+
+	ref     service.Ref
+	handle  backends.Handle
+	exited  <-chan struct{} // of handle; nil once seen
+	exit    service.Exit
+	started time.Time
+	actor   string        // who asked for the last change
+	grace   time.Duration // between the stop signal and the kill
+	forced  bool          // the present incarnation outlived its grace
+	failure error         // of the last launch, readiness or end
+	leaveHC func()        // ends the health checks, nil when there are none
+
+	timer *time.Timer
+	fires service.EventKind
+	armed bool
+	abort context.CancelFunc // of the launch or the wait for readiness in flight
+
+	todo []func(context.Context) func() // for the worker, one piece at a time
+	done chan func()                    // from the worker: what to do next on run's goroutine
+	busy bool
+}
+
+// request is what a caller asks for.
+type request struct {
+	kind        service.EventKind
+	plan        *Plan
+	stop        service.StopOptions
+	actor       string
+	reply       chan<- error // buffered: never blocks
+	incarnation uint64       // that must be ready (start, restart) or gone (stop, kill)
+}
+
+func newActor(t *Thjalfi, name service.Name) *actor {
+	ctx, leave := context.WithCancel(t.ctx)
+	return &actor{
+		name: name, cfg: t.cfg, ctx: ctx, leave: leave,
+		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
+		abort: func() {},
+	}
+}
+
+func (a *actor) run(r Restored) {
+	defer close(a.gone)
+	defer a.leave()
+	a.timer = time.NewTimer(0)
+	if !a.timer.Stop() {
+		<-a.timer.C
+	}
+	a.restore(r)
+	for {
+		if !a.busy && len(a.todo) > 0 {
+			piece := a.todo[0]
+			a.todo, a.busy = a.todo[1:], true
+			go func() { a.done <- piece(a.ctx) }()
+		}
+		select {
+		case <-a.ctx.Done():
+			a.depart()
+			return
+		case f := <-a.inbox:
+			f()
+		case then := <-a.done:
+			a.busy = false
+			then()
+		case <-a.exited: // closed, so it can be seen again
+			a.sawExit()
+		case <-a.timer.C:
+			a.timeout()
+		}
+	}
+}
+
+// sawExit takes the end of the main process, if it has come.
+func (a *actor) sawExit() bool {
+	select {
+	case <-a.exited:
+	default:
+		return false
+	}
+	a.exited = nil
+	a.exit = a.handle.Exit()
+	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: a.exit})
+	return true
+}
+
+// timeout takes the event that the timer was armed for.
+func (a *actor) timeout() {
+	a.armed = false
+	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
+		a.forced = a.machine.ForceKill
+		if !a.machine.ForceKill {
+			a.fail(&service.Error{Op: "stop", Service: a.name, Kind: service.Timeout, Reason: service.ReasonStopTimeout,
+				Err: fmt.Errorf("it did not end within %v, and its definition forbids to kill it (stop.force_kill)", a.grace)})
+		}
+	}
+	a.happen(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation})
+}
+
+// restore takes up what an earlier agent left.
+func (a *actor) restore(r Restored) {
+	a.machine, a.plan, a.ref, a.started, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Actor
+	switch {
+	case r.Plan == nil:
+	case a.machine.State == service.Backoff:
+		a.do(service.ArmBackoff)
+		a.publish(service.NoticeState, "restored", "")
+	case a.machine.State.Alive():
+		a.machine.State = service.Stopped
+		a.happen(service.Event{Kind: service.Adopt})
+	}
+}
+
+// depart waits for the piece of work in flight, and lets go of the service.
+func (a *actor) depart() {
+	if a.busy {
+		(<-a.done)() // a handle that it brings back must be let go of, too
+	}
+	a.abort()
+	a.unprobe()
+	a.timer.Stop()
+	if a.handle != nil {
+		a.present.Store(nil)
+		_ = a.handle.Close()
+	}
+}
+
+// take begins what a caller asks for, or refuses it.
+func (a *actor) take(r request) {
+	if refusal := a.machine.Refuses(r.kind); refusal != nil {
+		refusal.Service = a.name
+		r.reply <- refusal
+		return
+	}
+	a.actor = r.actor
+	if r.plan != nil {
+		a.next = r.plan
+	}
+	if r.stop.Timeout != nil {
+		a.grace = *r.stop.Timeout
+	} else if a.plan != nil {
+		a.grace = a.plan.Spec.Stop.Timeout
+	}
+	if r.kind == service.Restart && r.stop.Force && a.handle != nil {
+		a.grace = 0
+	}
+	r.incarnation = a.machine.Incarnation
+	if r.kind == service.Start || r.kind == service.Restart {
+		r.incarnation++
+	}
+	a.waiters = append(a.waiters, r)
+	a.happen(service.Event{Kind: r.kind})
+}
+
+// happen lets the machine decide on an event, tells and records the outcome,
+// and sets the effects going. What is recorded is recorded before any effect.
+func (a *actor) happen(ev service.Event) {
+	before := a.machine
+	var effects []service.Effect
+	a.machine, effects = service.Next(before, ev)
+	if a.machine.State == service.Launching && a.next != nil {
+		a.plan, a.next = a.next, nil
+		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
+	}
+	if a.machine != before {
+		if a.machine.State == service.Launching && before.State != service.Launching {
+			a.ref, a.failure, a.exit, a.forced, a.started = service.Ref{}, nil, service.Exit{}, false, time.Time{}
+		} else {
+			a.record() // a launch records its intent itself, and fails if it can not
+		}
+		a.publish(service.NoticeState, ev.Kind.String(), "")
+	}
+	for _, e := range effects {
+		a.do(e)
+	}
+	a.answer()
+}
+
+// then appends a piece of work for the worker. Pieces run one at a time, in
+// order, off the actor's goroutine; the function a piece returns runs on it.
+func (a *actor) then(piece func(context.Context) func()) { a.todo = append(a.todo, piece) }
+
+// record has the present state survive us.
+func (a *actor) record() {
+	r := a.recordNow()
+	a.then(func(context.Context) func() {
+		err := a.cfg.Keeper.Record(r)
+		return func() {
+			if err != nil {
+				a.failure = err
+				a.publish(service.NoticeState, "unrecorded", err.Error())
+			}
+		}
+	})
+}
+
+func (a *actor) recordNow() Record {
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, Actor: a.actor}
+	if a.plan != nil {
+		r.Spec, r.Limits = a.plan.Spec, a.plan.Limits
+	}
+	return r
+}
+
+// publish shows the present state to readers.
+func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
+	m, ref, started, actor := a.machine, a.ref, a.started, a.actor
+	failure := ""
+	if a.failure != nil && (m.State == service.Backoff || m.State == service.Crashed || m.State == service.Clearing || m.State == service.Stopping) {
+		failure = a.failure.Error()
+	}
+	var next time.Time
+	if m.State == service.Backoff {
+		next = time.Now().Add(m.Policy.Delay(m.Failures))
+	}
+	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
+		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt = m, ref, actor, failure, next
+		if !started.IsZero() {
+			s.Started = started
+		}
+		if m.State.Alive() {
+			s.Ended = time.Time{}
+		}
+	})
+}
+
+// answer replies to those whose wish has come true or can not any more. The
+// reply waits behind the recording of the state it tells of.
+func (a *actor) answer() {
+	waiting := a.waiters[:0]
+	for _, r := range a.waiters {
+		settled, err := a.settled(r)
+		if !settled {
+			waiting = append(waiting, r)
+			continue
+		}
+		a.then(func(context.Context) func() { return func() { r.reply <- err } })
+	}
+	a.waiters = waiting
+}
+
+func (a *actor) settled(r request) (bool, error) {
+	m := a.machine
+	switch r.kind {
+	case service.Stop, service.Kill:
+		return !m.State.Alive() || m.Incarnation > r.incarnation, nil
+	}
+	switch {
+	case m.State.Alive() && m.State != service.Running, m.State == service.Running && m.Incarnation < r.incarnation:
+		return false, nil
+	case m.State == service.Running:
+		return true, nil
+	case m.Incarnation < r.incarnation || a.failure == nil:
+		return true, &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.Cancelled,
+			Err: fmt.Errorf("%s asked for it to stop", a.actor)}
+	}
+	return true, a.failure
+}
+
+// fail tells those who wait for an end that it can not be had now.
+func (a *actor) fail(err error) {
+	a.failure = err
+	waiting := a.waiters[:0]
+	for _, r := range a.waiters {
+		if r.kind == service.Stop || r.kind == service.Kill {
+			r.reply <- err
+			continue
+		}
+		waiting = append(waiting, r)
+	}
+	a.waiters = waiting
+	a.publish(service.NoticeState, "stuck", err.Error())
+}
+
+func (a *actor) arm(d time.Duration, fires service.EventKind) {
+	a.timer.Reset(d)
+	a.fires, a.armed = fires, true
+}
+
+func (a *actor) unprobe() {
+	if a.leaveHC != nil {
+		a.leaveHC()
+		a.leaveHC = nil
+	}
+}
+
+// hold takes up a handle that a launch or an adoption brought.
+func (a *actor) hold(h backends.Handle) {
+	a.handle, a.exited, a.ref = h, h.Exited(), h.Ref()
+	a.present.Store(&h)
+}
+
+func (a *actor) drop() {
+	if a.handle == nil {
+		return
+	}
+	a.present.Store(nil)
+	_ = a.handle.Close()
+	a.handle, a.exited, a.ref = nil, nil, service.Ref{}
+}
+
+func (a *actor) setLimits(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
+	h, ref := a.handle, a.ref
+	if h == nil {
+		reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
+			Err: errors.New("it does not run; change its definition instead")}
+		return
+	}
+	a.then(func(ctx context.Context) func() {
+		got, err := h.Limit(ctx, l)
+		return func() {
+			if err != nil {
+				reply <- err
+				return
+			}
+			*applied = got
+			if a.ref == ref {
+				changed := *a.plan
+				changed.Limits = l.Over(changed.Limits)
+				a.plan, a.actor = &changed, actor
+				a.record()
+				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
+			}
+			a.then(func(context.Context) func() { return func() { reply <- nil } })
+		}
+	})
+}

@@ -1,0 +1,314 @@
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// do sets one effect going. Nothing here waits.
+func (a *actor) do(e service.Effect) {
+	switch e {
+	case service.DoLaunch:
+		a.launch()
+	case service.DoAdopt:
+		a.adopt()
+	case service.DoAbort:
+		a.abort()
+	case service.DoAwait:
+		a.await()
+	case service.DoTerminate:
+		a.terminate()
+	case service.DoKill:
+		a.kill()
+	case service.DoClear:
+		a.clear()
+	case service.DoProbe:
+		a.probe()
+	case service.DoUnprobe:
+		a.unprobe()
+	case service.ArmStable:
+		a.arm(a.machine.Policy.Window, service.Stable)
+	case service.ArmBackoff:
+		a.arm(a.machine.Policy.Delay(a.machine.Failures), service.BackoffOver)
+	case service.ArmRetry:
+		a.arm(retryClear, service.RetryOver)
+	case service.Disarm:
+		a.timer.Stop()
+		a.armed = false
+	}
+}
+
+func (a *actor) event(kind service.EventKind) service.Event {
+	return service.Event{Kind: kind, Incarnation: a.machine.Incarnation}
+}
+
+func (a *actor) launch() {
+	plan, intent := a.plan, a.recordNow()
+	a.grace = plan.Spec.Stop.Timeout
+	a.arm(plan.Spec.Ready.Timeout, service.StartupOver)
+	ctx, abort := context.WithCancel(a.ctx)
+	a.abort = abort
+	l := service.Launch{
+		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits, LogFile: plan.LogFile,
+	}
+	a.then(func(context.Context) func() {
+		defer abort()
+		intent.Ref = plan.Backend.Plan(l)
+		err := a.cfg.Keeper.Record(intent)
+		if err != nil {
+			return func() {
+				a.launched(nil, service.Applied{}, l.Incarnation, fmt.Errorf("cannot record the intent to start: %w", err))
+			}
+		}
+		intent.Started = time.Now()
+		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
+			intent.Ref = ref
+			return a.cfg.Keeper.Record(intent)
+		})
+		if err != nil {
+			return func() { a.launched(nil, service.Applied{}, l.Incarnation, err) }
+		}
+		applied, err := h.Limits(ctx)
+		if err != nil {
+			applied = service.Applied{} // it ended at once, or the launch was given up: its end tells
+		}
+		return func() {
+			a.started = intent.Started
+			a.launched(h, applied, l.Incarnation, nil)
+		}
+	})
+}
+
+// launched takes the outcome of a launch.
+func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation uint64, err error) {
+	if err == nil {
+		a.hold(h)
+		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) { s.Applied = applied })
+		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
+		return
+	}
+	if a.machine.Cause == service.CauseStartup {
+		err = a.startupTimeout()
+	}
+	a.failure = err
+	a.bury(service.ExitRecord{
+		Incarnation: incarnation, Verdict: service.VerdictLaunchFailed, Started: time.Now(), Ended: time.Now(), Message: err.Error(),
+	})
+	var e *service.Error
+	a.happen(service.Event{
+		Kind: service.LaunchFailed, Incarnation: incarnation, Permanent: errors.As(err, &e) && e.Permanent,
+	})
+}
+
+func (a *actor) adopt() {
+	ref, backend := a.ref, a.plan.Backend
+	a.grace = a.plan.Spec.Stop.Timeout
+	a.then(func(ctx context.Context) func() {
+		h, err := backend.Adopt(ctx, ref)
+		var applied service.Applied
+		if err == nil {
+			applied, _ = h.Limits(ctx) // an end in between is told by Exited
+		}
+		return func() {
+			switch {
+			case errors.Is(err, backends.ErrGone) && ref.PID == 0:
+				a.failure = errors.New("the agent ended before it was launched")
+				a.happen(a.event(service.LaunchFailed))
+			case errors.Is(err, backends.ErrGone):
+				a.exit = service.Exit{Unknown: "agent_was_down"}
+				a.happen(service.Event{Kind: service.Exited, Exit: a.exit})
+			case err != nil:
+				a.failure = err
+				a.happen(a.event(service.AdoptFailed))
+				a.publish(service.NoticeState, "stuck", err.Error())
+			default:
+				a.hold(h)
+				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
+				if !a.sawExit() {
+					a.happen(a.event(service.Adopted))
+				}
+			}
+		}
+	})
+}
+
+// await waits for readiness beside the worker, so that a stop need not wait.
+func (a *actor) await() {
+	check, incarnation := a.plan.Spec.Ready, a.machine.Incarnation
+	if !a.armed {
+		a.arm(check.Timeout, service.StartupOver)
+	}
+	if check.Type == service.CheckProcess {
+		a.happen(a.event(service.Ready)) // it runs: that is all that was asked
+		return
+	}
+	ctx, abort := context.WithCancel(a.ctx)
+	a.abort = abort
+	go func() {
+		defer abort()
+		if a.cfg.Prober.Await(ctx, check) != nil {
+			return
+		}
+		select {
+		case a.inbox <- func() { a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation}) }:
+		case <-a.gone:
+		}
+	}()
+}
+
+func (a *actor) startupTimeout() error {
+	return &service.Error{Op: "start", Service: a.name, Kind: service.Timeout, Reason: service.ReasonStartupTimeout,
+		Err: fmt.Errorf("it was not ready within %v (ready: %s %s)", a.plan.Spec.Ready.Timeout, a.plan.Spec.Ready.Type, a.plan.Spec.Ready.Target())}
+}
+
+func (a *actor) terminate() {
+	a.arm(a.grace, service.GraceOver)
+	h, sig := a.handle, a.plan.Spec.Stop.Signal
+	a.then(func(ctx context.Context) func() {
+		err := h.Signal(ctx, sig)
+		if err == nil {
+			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
+		}
+		return func() {
+			if err != nil && service.KindOf(err) != service.NotRunning {
+				a.fail(err)
+			}
+		}
+	})
+}
+
+func (a *actor) kill() {
+	h := a.handle
+	if h == nil {
+		return // the launch was given up before it brought a process
+	}
+	a.then(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
+		defer cancel()
+		err := h.Kill(ctx)
+		return func() {
+			if err != nil {
+				a.fail(unkillable(a.name, err))
+				a.arm(retryClear, service.GraceOver)
+			}
+		}
+	})
+}
+
+func unkillable(name service.Name, err error) error {
+	return &service.Error{Op: "stop", Service: name, Kind: service.Timeout, Reason: service.ReasonUnkillable, Err: err}
+}
+
+// clear removes what is left, and writes the exit record.
+func (a *actor) clear() {
+	h, exit, incarnation := a.handle, a.exit, a.machine.Incarnation
+	a.then(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
+		defer cancel()
+		var remains service.Remains
+		if h != nil {
+			var err error
+			if remains, err = h.Release(ctx); err != nil {
+				return func() {
+					a.fail(unkillable(a.name, err))
+					a.happen(a.event(service.ClearFailed))
+				}
+			}
+		}
+		ended := time.Now()
+		return func() { a.cleared(incarnation, exit, remains, ended) }
+	})
+}
+
+func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time) {
+	a.drop()
+	x := service.ExitRecord{
+		Incarnation: incarnation, Exit: exit, Remains: remains, Started: a.started, Ended: ended,
+		Verdict: service.Judge(exit, remains, a.machine.Cause), ForceKilled: a.forced,
+	}
+	if a.machine.Cause == service.CauseAsked {
+		x.RequestedBy = a.actor
+	}
+	x.Message = explain(x)
+	a.failure = a.endError(x)
+	a.bury(x)
+	a.happen(a.event(service.Cleared))
+}
+
+// bury completes an exit record off the actor's goroutine, keeps it, and shows it.
+func (a *actor) bury(x service.ExitRecord) {
+	logFile := ""
+	if a.plan != nil {
+		logFile = a.plan.LogFile
+	}
+	a.then(func(context.Context) func() {
+		if logFile != "" {
+			x.LastLines = a.cfg.LastLines(logFile)
+		}
+		err := a.cfg.Keeper.Bury(a.name, x)
+		return func() {
+			if err != nil {
+				x.Message += "; this record could not be written: " + err.Error()
+			}
+			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
+				s.LastExit, s.Ended = &x, x.Ended
+			})
+		}
+	})
+}
+
+// explain says in a sentence how an incarnation ended.
+func explain(x service.ExitRecord) string {
+	text := x.Exit.String()
+	switch x.Verdict {
+	case service.VerdictOwnOOM:
+		text += ", killed by the kernel at its own memory limit"
+	case service.VerdictAncestorOOM:
+		text += ", killed by the kernel at the memory limit of " + x.Remains.OOMLevel
+	case service.VerdictHostOOM:
+		text += ", killed by the kernel because the host ran out of memory"
+	case service.VerdictStopped:
+		text += ", stopped by " + x.RequestedBy
+	case service.VerdictUnhealthy:
+		text += ", ended because its health checks failed"
+	case service.VerdictStartupTime:
+		text += ", ended because it was not ready in time"
+	case service.VerdictKilled:
+		text += ", killed from outside"
+	}
+	if x.ForceKilled {
+		text += ", killed after its stop timeout"
+	}
+	if x.Remains.Leftovers > 0 {
+		text += fmt.Sprintf(", %d processes left over and killed", x.Remains.Leftovers)
+	}
+	return text
+}
+
+// endError is what somebody who waited for readiness is told of such an end.
+func (a *actor) endError(x service.ExitRecord) error {
+	switch x.Verdict {
+	case service.VerdictStartupTime:
+		return a.startupTimeout()
+	case service.VerdictStopped:
+		return nil
+	}
+	return &service.Error{Op: "start", Service: a.name, Kind: service.Unlaunchable, Reason: service.ReasonExitedEarly,
+		Err: fmt.Errorf("it ended: %s", x.Message)}
+}
+
+func (a *actor) probe() {
+	name, incarnation := a.name, a.machine.Incarnation
+	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, func() {
+		select {
+		case a.inbox <- func() { a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation}) }:
+		case <-a.gone:
+		}
+	})
+}

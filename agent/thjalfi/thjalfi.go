@@ -1,0 +1,238 @@
+// Package thjalfi starts, stops and restarts services. Each service has one
+// actor: a goroutine that takes events, lets the machine of package service
+// decide, and hands the slow work, one piece at a time, to a worker. Nobody
+// else changes a service's state. When its context ends the actors leave, and
+// the services stay.
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// Plan is everything a launch is made of. A Plan is not changed once made.
+type Plan struct {
+	Spec    service.Spec // the options of the start included
+	Limits  service.Limits
+	Backend backends.Backend
+	LogFile string // "" for none
+	Actor   string // who asked
+}
+
+// Record is what must outlive the agent about one service.
+type Record struct {
+	Name    service.Name
+	Machine service.Machine
+	Ref     service.Ref
+	Spec    service.Spec
+	Limits  service.Limits
+	Started time.Time
+	Actor   string
+}
+
+// Keeper remembers and tells.
+type Keeper interface {
+	// Publish changes what readers see. It does no IO.
+	Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status))
+	// Record returns when r will survive the agent. Calls for one service do
+	// not overlap.
+	Record(r Record) error
+	// Bury adds x to the service's exit records, as lastingly as Record.
+	Bury(name service.Name, x service.ExitRecord) error
+}
+
+// Prober asks services how they are.
+type Prober interface {
+	// Await returns nil as soon as the service is ready, or an error when ctx ends.
+	Await(ctx context.Context, check service.Check) error
+	// Attend checks the health of one incarnation until the returned function
+	// is called, and reports it when it is unhealthy.
+	Attend(name service.Name, check service.Check, unhealthy func()) (leave func())
+}
+
+// Config is what the actors need of the rest of the agent.
+type Config struct {
+	Keeper Keeper
+	Prober Prober
+	// LastLines are the last lines that a log file holds. It reads a file.
+	LastLines func(logFile string) []string
+	// ClearTimeout bounds one attempt to kill and clear; an attempt that fails
+	// is told to whoever waits, and repeated.
+	ClearTimeout time.Duration
+}
+
+// Thjalfi owns the actors. Its methods may be called by many goroutines at
+// once, and return when what they ask for has happened or ctx has ended; in
+// the latter case the work goes on without the caller.
+type Thjalfi struct {
+	cfg  Config
+	ctx  context.Context
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu     sync.Mutex
+	actors map[service.Name]*actor
+}
+
+// New returns a Thjalfi without services. Close ends it.
+func New(cfg Config) *Thjalfi {
+	ctx, stop := context.WithCancel(context.Background())
+	return &Thjalfi{cfg: cfg, ctx: ctx, stop: stop, actors: map[service.Name]*actor{}}
+}
+
+// Close lets the actors leave and waits for them. Services run on; a launch
+// under way is given up.
+func (t *Thjalfi) Close() {
+	t.stop()
+	t.wg.Wait()
+}
+
+// Restored is what an earlier agent left of a service.
+type Restored struct {
+	Record
+	Plan *Plan // nil when there is nothing to adopt or to try again
+}
+
+// Add makes a service known. With r it takes up what an earlier agent left.
+func (t *Thjalfi) Add(name service.Name, r Restored) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.actors[name] != nil || t.ctx.Err() != nil {
+		return
+	}
+	a := newActor(t, name)
+	t.actors[name] = a
+	t.wg.Go(func() { a.run(r) })
+}
+
+// Remove forgets a service that does not run.
+func (t *Thjalfi) Remove(ctx context.Context, name service.Name) error {
+	a, err := t.find("unregister", name)
+	if err != nil {
+		return err
+	}
+	_, err = ask(ctx, a, "unregister", func(reply chan<- error) {
+		if a.machine.State.Alive() || a.machine.State == service.Backoff || len(a.waiters) > 0 {
+			reply <- &service.Error{Op: "unregister", Service: name, Kind: service.Conflict,
+				Err: fmt.Errorf("it is %s; stop it first", a.machine.State)}
+			return
+		}
+		t.mu.Lock()
+		delete(t.actors, name)
+		t.mu.Unlock()
+		a.leave()
+		reply <- nil
+	})
+	return err
+}
+
+// Start launches a service and returns when it is ready.
+func (t *Thjalfi) Start(ctx context.Context, name service.Name, plan Plan) error {
+	return t.request(ctx, name, request{kind: service.Start, plan: &plan, actor: plan.Actor})
+}
+
+// Restart ends the incarnation that runs, if one does, and returns when a
+// fresh one is ready.
+func (t *Thjalfi) Restart(ctx context.Context, name service.Name, plan Plan, opts service.StopOptions) error {
+	return t.request(ctx, name, request{kind: service.Restart, plan: &plan, stop: opts, actor: plan.Actor})
+}
+
+// Stop ends a service and returns when nothing of it is left.
+func (t *Thjalfi) Stop(ctx context.Context, name service.Name, opts service.StopOptions) error {
+	kind := service.Stop
+	if opts.Force {
+		kind = service.Kill
+	}
+	return t.request(ctx, name, request{kind: kind, stop: opts, actor: opts.Actor})
+}
+
+// SetLimits changes limits of the incarnation that runs; they hold until the
+// next start that somebody asks for.
+func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error) {
+	a, err := t.find("set limits of", name)
+	if err != nil {
+		return service.Applied{}, err
+	}
+	var applied service.Applied
+	_, err = ask(ctx, a, "set limits of", func(reply chan<- error) { a.setLimits(limits, actor, &applied, reply) })
+	if err != nil {
+		return service.Applied{}, err
+	}
+	return applied, nil
+}
+
+// Handle is the incarnation that runs.
+func (t *Thjalfi) Handle(op string, name service.Name) (backends.Handle, error) {
+	a, err := t.find(op, name)
+	if err != nil {
+		return nil, err
+	}
+	h := a.present.Load()
+	if h == nil {
+		return nil, &service.Error{Op: op, Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
+			Err: errors.New("it does not run")}
+	}
+	return *h, nil
+}
+
+func (t *Thjalfi) find(op string, name service.Name) (*actor, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if a := t.actors[name]; a != nil {
+		return a, nil
+	}
+	return nil, &service.Error{Op: op, Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound,
+		Err: errors.New("no such service is registered")}
+}
+
+func (t *Thjalfi) request(ctx context.Context, name service.Name, r request) error {
+	a, err := t.find(r.kind.String(), name)
+	if err != nil {
+		return err
+	}
+	_, err = ask(ctx, a, r.kind.String(), func(reply chan<- error) {
+		r.reply = reply
+		a.take(r)
+	})
+	return err
+}
+
+// ask has the actor run f on its goroutine and waits for the reply, which may
+// come much later. It tells whether the actor took it.
+func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) (taken bool, err error) {
+	reply := make(chan error, 1)
+	gone := &service.Error{Op: op, Service: a.name, Kind: service.HostUnavailable, Err: errors.New("the agent is leaving, or the service was unregistered")}
+	select {
+	case a.inbox <- func() { f(reply) }:
+	case <-a.gone:
+		return false, gone
+	case <-ctx.Done():
+		return false, waitError(ctx, op, a.name, "nothing was begun")
+	}
+	select {
+	case err := <-reply:
+		return true, err
+	case <-a.gone:
+		select {
+		case err := <-reply: // the reply came first
+			return true, err
+		default:
+			return true, gone
+		}
+	case <-ctx.Done():
+		return true, waitError(ctx, op, a.name, "it goes on without you")
+	}
+}
+
+func waitError(ctx context.Context, op string, name service.Name, what string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &service.Error{Op: op, Service: name, Kind: service.Timeout, Err: fmt.Errorf("the caller's deadline passed; %s", what)}
+	}
+	return &service.Error{Op: op, Service: name, Kind: service.Cancelled, Err: fmt.Errorf("the caller went away; %s", what)}
+}

@@ -1,0 +1,86 @@
+package api
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Agent is what the API serves. Every method may be called by many goroutines
+// at once; every error is a *service.Error or that of the context.
+type Agent interface {
+	Lifecycle
+	Registry
+	Resources
+	News
+	Catalog
+	Machine
+}
+
+// Lifecycle starts and ends services. actor, here and below, is who asks.
+type Lifecycle interface {
+	// Start answers once the service is ready.
+	Start(context.Context, service.Name, service.StartOptions) (*service.Status, error)
+	// Stop answers once nothing of it is left.
+	Stop(context.Context, service.Name, service.StopOptions) (*service.Status, error)
+	Restart(context.Context, service.Name, service.StopOptions) (*service.Status, error)
+	Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error)
+}
+
+// Registry tells what is known without asking the host.
+type Registry interface {
+	Status(service.Name) (*service.Status, error)
+	// List is ordered by name.
+	List() []*service.Status
+	// Exits gives the latest n ends, latest first; n < 1 means all that are kept.
+	Exits(name service.Name, n int) ([]service.ExitRecord, error)
+	// LogFile is where the output of a service goes. That its output is not
+	// kept is an error of Kind Conflict; the file need not exist yet.
+	LogFile(service.Name) (path string, err error)
+}
+
+// Resources asks the host about one service.
+type Resources interface {
+	// Usage measures, and tells when. Of a service that does not run it says
+	// service.NotRunning.
+	Usage(context.Context, service.Name) (service.Usage, time.Time, error)
+	// Limits verifies what holds now; of a stopped service it tells what its
+	// definition asks for.
+	Limits(context.Context, service.Name) (service.Applied, error)
+	SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error)
+	// Processes lists every process, parents before children.
+	Processes(context.Context, service.Name) ([]service.Process, error)
+}
+
+// News tells what happens.
+type News interface {
+	// Watch gives all services as they are and, in order, every notice after
+	// the one of the given sequence, until ctx ends and notices is closed. For
+	// a reader that is too slow, or asks for what is no longer kept, notices
+	// are left out, which shows as a hole in their sequence.
+	Watch(ctx context.Context, after uint64) (snapshot []*service.Status, notices <-chan service.Notice, err error)
+	// Recent gives the latest n notices not older than since, oldest first.
+	Recent(n int, since time.Time) []service.Notice
+}
+
+// Catalog keeps the definitions. A faulty document is an error of Kind Invalid
+// and ReasonBadDefinition with all its faults.
+type Catalog interface {
+	Register(ctx context.Context, file string, document []byte, replace bool, actor string) (service.Change, error)
+	Unregister(ctx context.Context, name service.Name, actor string) error
+	Definition(service.Name) (service.Definition, error)
+	// Definitions is ordered by name.
+	Definitions() []service.Definition
+	// Apply makes all of the changes or none; with dryRun it only tells them.
+	Apply(ctx context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error)
+}
+
+// Machine tells of the host and of the agent itself.
+type Machine interface {
+	Host(context.Context) (service.HostInfo, error)
+	Doctor(context.Context) []service.Finding
+	// Configuration is the JSON document in force, defaults filled in.
+	Configuration() []byte
+}

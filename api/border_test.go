@@ -1,0 +1,446 @@
+package api
+
+import (
+	"context"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// call calls any method with a message of its input type, edited.
+func call(ctx context.Context, conn *grpc.ClientConn, full string, edit func(*dynamicpb.Message)) error {
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(strings.ReplaceAll(full[1:], "/", ".")))
+	if err != nil {
+		return err
+	}
+	m := d.(protoreflect.MethodDescriptor)
+	in, out := dynamicpb.NewMessage(m.Input()), dynamicpb.NewMessage(m.Output())
+	edit(in)
+	if !m.IsStreamingServer() {
+		return conn.Invoke(ctx, full, in, out)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: m.IsStreamingClient()}, full)
+	if err != nil {
+		return err
+	}
+	if err := s.SendMsg(in); err != nil {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	return s.RecvMsg(out)
+}
+
+func nothing(*dynamicpb.Message) {}
+
+// served is every method that gRPC would route.
+func (f *fixture) served() []string {
+	var out []string
+	for name, info := range f.server.grpc.GetServiceInfo() {
+		for _, m := range info.Methods {
+			out = append(out, "/"+name+"/"+m.Name)
+		}
+	}
+	return out
+}
+
+func TestTheMethodTableIsComplete(t *testing.T) {
+	f := newFixture(t)
+	require.Len(t, methods, len(f.served()))
+	for _, m := range f.served() {
+		require.Contains(t, methods, m)
+	}
+}
+
+func TestNothingIsOpenToNobody(t *testing.T) {
+	f := newFixtureWith(t, policy{self: 4_000_000_000, group: noGroup})
+	f.server.policy.group = noGroup
+	require.NoError(t, os.Chmod(f.path, 0o666))
+	for _, m := range f.served() {
+		t.Run(m, func(t *testing.T) {
+			_, err := f.server.admit(Peer{}, m)
+			require.Equal(t, service.Unauthenticated, service.KindOf(err))
+			_, err = f.server.admit(Peer{transport: unixSocket, UID: 1234, GID: 1234}, m)
+			require.Equal(t, service.Denied, service.KindOf(err))
+		})
+	}
+}
+
+func TestEveryMethodIsRefusedToStrangers(t *testing.T) {
+	f := openSocket(t)
+	conn := dialAs(t, f.path, 1234, 1234, nil)
+	stranger := f.dial("passthrough:///as", grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
+	for _, m := range f.served() {
+		t.Run(m, func(t *testing.T) {
+			err := call(callContext(t), stranger, m, nothing)
+			refused(t, err, codes.PermissionDenied, "DENIED")
+		})
+	}
+	require.Empty(t, f.agent.Calls())
+}
+
+func TestAMethodOutsideTheTableIsRefused(t *testing.T) {
+	f := newFixture(t)
+	full := gladsheimv1.GladsheimService_ListServices_FullMethodName
+	saved := methods[full]
+	delete(methods, full)
+	defer func() { methods[full] = saved }()
+	refused(t, call(callContext(t), f.conn, full, nothing), codes.PermissionDenied, "DENIED")
+}
+
+func TestPathsThatAreNotQuiteThere(t *testing.T) {
+	f := newFixture(t)
+	full := gladsheimv1.GladsheimService_StartService_FullMethodName
+	for _, path := range []string{
+		full[1:], "/" + full, full + "/", strings.ToLower(full), strings.ToUpper(full), strings.Replace(full, "/S", "/%53", 1),
+		strings.Replace(full, "/S", "/../S", 1), full + "?x=1", full + "\x00", "/", "", "*", "/gladsheim.v1.GladsheimService",
+		"/gladsheim.v1.GladsheimService/", "/gladsheim.v2.GladsheimService/StartService",
+	} {
+		err := f.conn.Invoke(callContext(t), path, &gladsheimv1.StartServiceRequest{ServiceName: "db"}, &emptypb.Empty{})
+		require.Error(t, err, "%q", path)
+	}
+	require.Empty(t, f.agent.Calls())
+}
+
+func TestBadNamesStopAtTheBorder(t *testing.T) {
+	f := newFixture(t)
+	hostile := []string{
+		"", strings.Repeat("a", 64), strings.Repeat("a", 64<<10), "a\x00b", "a/b", "..", "a\nb", "%s%n", "😀", "a\u202eb", "cgroup.procs", "-.slice",
+		"a.service", "${HOME}", "$(reboot)", "`reboot`", "a b", "A", "a..b", "/etc/passwd", "a--b", "a-", "1a",
+	}
+	before := len(f.log.String())
+	for _, m := range f.served() {
+		d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(strings.ReplaceAll(m[1:], "/", ".")))
+		require.NoError(t, err)
+		input := d.(protoreflect.MethodDescriptor).Input()
+		one, many := input.Fields().ByName("service_name"), input.Fields().ByName("service_names")
+		if one == nil && many == nil {
+			continue
+		}
+		t.Run(m, func(t *testing.T) {
+			for _, name := range hostile {
+				err := call(callContext(t), f.conn, m, func(in *dynamicpb.Message) {
+					if one != nil {
+						in.Set(one, protoreflect.ValueOfString(name))
+					} else {
+						in.Mutable(many).List().Append(protoreflect.ValueOfString(name))
+					}
+				})
+				s := refused(t, err, codes.InvalidArgument, service.ReasonBadName)
+				require.Less(t, len(s.Message()), 400)
+				require.NotContains(t, s.Message(), "\u202e")
+			}
+			err := call(callContext(t), f.conn, m, func(in *dynamicpb.Message) {
+				if one != nil {
+					in.Set(one, protoreflect.ValueOfString("nobody-there"))
+				} else {
+					in.Mutable(many).List().Append(protoreflect.ValueOfString("nobody-there"))
+				}
+			})
+			refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+		})
+	}
+	require.Empty(t, f.agent.Calls())
+	logged := f.log.String()[before:]
+	require.NotContains(t, logged, "\u202e")
+	require.NotContains(t, logged, strings.Repeat("a", 64))
+	require.NotContains(t, logged, "service=\"a")
+}
+
+// rawCodec sends bytes as they are.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
+func (rawCodec) Unmarshal([]byte, any) error   { return nil }
+func (rawCodec) Name() string                  { return "proto" }
+func (f *fixture) raw(t *testing.T, b []byte) error {
+	return f.conn.Invoke(callContext(t), gladsheimv1.GladsheimService_GetServiceStatus_FullMethodName, b, nil, grpc.ForceCodec(rawCodec{}))
+}
+
+func TestMalformedMessages(t *testing.T) {
+	f := newFixture(t)
+	for name, b := range map[string][]byte{
+		"garbage":            {0xff, 0xff, 0xff},
+		"wrong wire type":    {0x08, 0x01, 0x0d},
+		"endless varint":     {0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+		"length beyond":      {0x0a, 0x7f, 'a'},
+		"overlong UTF-8":     {0x0a, 0x02, 0xc0, 0x80},
+		"deep groups":        []byte(strings.Repeat("\x0b", 20000)),
+		"name of other type": {0x08, 0x05},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code := status.Code(f.raw(t, b))
+			require.Contains(t, []codes.Code{codes.Internal, codes.InvalidArgument}, code)
+		})
+	}
+	web, err := proto.Marshal(&gladsheimv1.ServiceStatusRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.NoError(t, f.raw(t, append(web, 0xba, 0x3e, 0x01, 'x')), "unknown fields are for later versions")
+	require.Empty(t, f.crash)
+}
+
+func TestCaps(t *testing.T) {
+	f := newFixture(t)
+	catalog := gladsheimv1.NewCatalogServiceClient(f.conn)
+	t.Run("a message that is too large", func(t *testing.T) {
+		_, err := catalog.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: make([]byte, maxReceive+1)})
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+	})
+	t.Run("one that just fits", func(t *testing.T) {
+		_, err := catalog.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: make([]byte, maxReceive-64)})
+		refused(t, err, codes.InvalidArgument, service.ReasonBadDefinition)
+	})
+	t.Run("compressed", func(t *testing.T) {
+		_, err := catalog.ListDefinitions(callContext(t), &gladsheimv1.ListDefinitionsRequest{}, grpc.UseCompressor(gzip.Name))
+		_ = err // gzip is linked into this test, so the server knows it; the cap is after decompression
+		_, err = catalog.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: make([]byte, 64<<20)}, grpc.UseCompressor(gzip.Name))
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+	})
+	t.Run("an answer that is too large", func(t *testing.T) {
+		s := f.put("huge", service.Stopped)
+		s.Document = make([]byte, maxSend+1)
+		_, err := catalog.ListDefinitions(callContext(t), &gladsheimv1.ListDefinitionsRequest{}, grpc.MaxCallRecvMsgSize(64<<20))
+		require.Equal(t, codes.ResourceExhausted, status.Code(err))
+	})
+	t.Run("headers", func(t *testing.T) {
+		ctx := metadata.AppendToOutgoingContext(callContext(t), "x", strings.Repeat("y", maxHeaders))
+		_, err := f.gladsheim().ListServices(ctx, &gladsheimv1.ListServicesRequest{})
+		require.Error(t, err)
+	})
+	t.Run("very many processes", func(t *testing.T) {
+		s := f.put("forker", service.Running)
+		s.Processes = make([]service.Process, 100_000)
+		for i := range s.Processes {
+			s.Processes[i].Command = strings.Repeat("x", 2000)
+		}
+		st, err := f.gladsheim().GetServiceStatus(callContext(t), &gladsheimv1.ServiceStatusRequest{ServiceName: "forker"})
+		require.NoError(t, err)
+		require.Len(t, st.GetProcesses(), maxProcesses)
+	})
+	t.Run("streams", func(t *testing.T) {
+		f.server.streams = newShares(3, 1)
+		events := gladsheimv1.NewEventServiceClient(f.conn)
+		ctx, cancel := context.WithCancel(callContext(t))
+		for range 3 {
+			s, err := events.Watch(ctx, &gladsheimv1.WatchRequest{})
+			require.NoError(t, err)
+			_, err = s.Recv()
+			require.NoError(t, err)
+		}
+		s, err := events.Watch(ctx, &gladsheimv1.WatchRequest{})
+		require.NoError(t, err)
+		_, err = s.Recv()
+		refused(t, err, codes.ResourceExhausted, "EXHAUSTED")
+		cancel()
+		require.Eventually(t, func() bool { return f.agent.Watchers() == 0 }, 10*time.Second, 5*time.Millisecond)
+	})
+}
+
+func TestDeadlines(t *testing.T) {
+	f := newFixture(t)
+	seen := make(chan time.Duration, 16)
+	f.agent.Before = func(ctx context.Context, method string) error {
+		switch method {
+		case "Usage", "Start", "Stop", "Restart":
+			deadline, set := ctx.Deadline()
+			if !set {
+				seen <- -1
+			} else {
+				seen <- time.Until(deadline).Round(time.Second)
+			}
+		}
+		return nil
+	}
+	ctx := context.Background()
+	_, err := f.gladsheim().GetResourceUsage(ctx, &gladsheimv1.ResourceUsageRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, answerTimeout, <-seen)
+	_, err = f.gladsheim().StartService(ctx, &gladsheimv1.StartServiceRequest{ServiceName: "db"})
+	require.NoError(t, err)
+	require.Equal(t, 30*time.Second+lifecycleMargin, <-seen, "as long as the definition allows, and a margin")
+	ms := uint32(7000)
+	_, err = f.gladsheim().RestartService(ctx, &gladsheimv1.RestartServiceRequest{ServiceName: "db", StopTimeoutMs: &ms})
+	require.NoError(t, err)
+	require.Equal(t, 37*time.Second+lifecycleMargin, <-seen)
+	_, err = f.gladsheim().StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: "db"})
+	require.NoError(t, err)
+	require.Equal(t, 10*time.Second+lifecycleMargin, <-seen)
+
+	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err = f.gladsheim().GetResourceUsage(short, &gladsheimv1.ResourceUsageRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.LessOrEqual(t, <-seen, 5*time.Second, "the caller's own deadline holds")
+
+	past, cancel := context.WithDeadline(ctx, time.Now().Add(-time.Second))
+	defer cancel()
+	_, err = f.gladsheim().StopService(past, &gladsheimv1.StopServiceRequest{ServiceName: "web"})
+	require.Equal(t, codes.DeadlineExceeded, status.Code(err))
+	require.Empty(t, seen, "what is too late is not begun")
+}
+
+func TestACallerThatLeaves(t *testing.T) {
+	f := newFixture(t)
+	entered, left := make(chan struct{}), make(chan error, 1)
+	f.agent.Before = func(ctx context.Context, method string) error {
+		if method != "Start" {
+			return nil
+		}
+		close(entered)
+		<-ctx.Done()
+		left <- ctx.Err()
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(callContext(t))
+	go func() { <-entered; cancel() }()
+	_, err := f.gladsheim().StartService(ctx, &gladsheimv1.StartServiceRequest{ServiceName: "db"})
+	require.Equal(t, codes.Canceled, status.Code(err))
+	require.ErrorIs(t, <-left, context.Canceled)
+	require.Eventually(t, func() bool { return strings.Contains(f.log.String(), "outcome=Canceled") }, 5*time.Second, time.Millisecond)
+}
+
+func TestAPanicEndsTheAgent(t *testing.T) {
+	f := newFixture(t)
+	f.agent.Before = func(context.Context, string) error { panic("boom") }
+	_, err := f.gladsheim().GetServiceHealth(callContext(t), &gladsheimv1.ServiceHealthRequest{ServiceName: "web"})
+	refused(t, err, codes.Internal, "INTERNAL")
+	<-f.crash
+	s, err := gladsheimv1.NewLogServiceClient(f.conn).Tail(callContext(t), &gladsheimv1.TailRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	_, err = s.Recv()
+	refused(t, err, codes.Internal, "INTERNAL")
+	<-f.crash
+	require.Contains(t, f.log.String(), "panic=boom")
+	require.Contains(t, f.log.String(), "border_test.go")
+	require.NotContains(t, err.Error(), "boom")
+}
+
+func TestQuestionsAreNotLogged(t *testing.T) {
+	f := newFixture(t)
+	_, err := f.gladsheim().ListServices(callContext(t), &gladsheimv1.ListServicesRequest{})
+	require.NoError(t, err)
+	require.Empty(t, f.log.String())
+	f.agent.Before = func(context.Context, string) error { return context.DeadlineExceeded }
+	_, err = f.gladsheim().GetServiceHealth(callContext(t), &gladsheimv1.ServiceHealthRequest{ServiceName: "web"})
+	refused(t, err, codes.DeadlineExceeded, "TIMEOUT")
+	require.Empty(t, f.log.String())
+	f.agent.Before = func(context.Context, string) error { return net.ErrClosed }
+	_, err = f.gladsheim().GetServiceHealth(callContext(t), &gladsheimv1.ServiceHealthRequest{ServiceName: "web"})
+	refused(t, err, codes.Internal, "INTERNAL")
+	require.Contains(t, f.log.String(), "level=ERROR", "what nobody classified is ours")
+}
+
+func TestHealthAndReflection(t *testing.T) {
+	f := newFixture(t)
+	health := grpc_health_v1.NewHealthClient(f.conn)
+	for _, serving := range []bool{true, false, true} {
+		f.server.SetServing(serving)
+		h, err := health.Check(callContext(t), &grpc_health_v1.HealthCheckRequest{})
+		require.NoError(t, err)
+		require.Equal(t, serving, h.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING)
+	}
+	s, err := reflectionv1.NewServerReflectionClient(f.conn).ServerReflectionInfo(callContext(t))
+	require.NoError(t, err)
+	require.NoError(t, s.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}))
+	r, err := s.Recv()
+	require.NoError(t, err)
+	require.Len(t, r.GetListServicesResponse().GetService(), len(f.server.grpc.GetServiceInfo()))
+	require.NoError(t, s.CloseSend())
+}
+
+func TestLoopback(t *testing.T) {
+	f := newFixture(t)
+	l, err := Listen("tcp://127.0.0.1:0")
+	require.NoError(t, err)
+	f.serve(l)
+	conn := f.dial(l.Addr().String())
+	_, err = gladsheimv1.NewGladsheimServiceClient(conn).StopService(callContext(t), &gladsheimv1.StopServiceRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, "tcp", f.lastCall(t).(service.StopOptions).Actor)
+	for m, known := range methods {
+		if known.local {
+			refused(t, call(callContext(t), conn, m, nothing), codes.PermissionDenied, "DENIED")
+		}
+	}
+}
+
+func TestStop(t *testing.T) {
+	f := newFixture(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	f.agent.Before = func(_ context.Context, method string) error {
+		if method == "Stop" {
+			close(entered)
+			<-release
+		}
+		return nil
+	}
+	watch, err := gladsheimv1.NewEventServiceClient(f.conn).Watch(callContext(t), &gladsheimv1.WatchRequest{})
+	require.NoError(t, err)
+	_, err = watch.Recv()
+	require.NoError(t, err)
+	finished := make(chan error, 1)
+	go func() {
+		_, err := f.gladsheim().StopService(context.Background(), &gladsheimv1.StopServiceRequest{ServiceName: "web"})
+		finished <- err
+	}()
+	<-entered
+	stopped := make(chan struct{})
+	go func() { f.server.Stop(context.Background()); close(stopped) }()
+	_, err = watch.Recv()
+	refused(t, err, codes.Unavailable, ReasonAgentLeaving)
+	require.NoFileExists(t, f.path)
+	select {
+	case <-stopped:
+		require.Fail(t, "a call under way is waited for")
+	default:
+	}
+	close(release)
+	require.NoError(t, <-finished)
+	<-stopped
+	f.server.Stop(context.Background()) // may be told twice
+}
+
+func TestStopThatWillNotWait(t *testing.T) {
+	f := newFixture(t)
+	entered := make(chan struct{})
+	f.agent.Before = func(ctx context.Context, method string) error {
+		if method == "Stop" {
+			close(entered)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+	finished := make(chan error, 1)
+	go func() {
+		_, err := f.gladsheim().StopService(context.Background(), &gladsheimv1.StopServiceRequest{ServiceName: "web"})
+		finished <- err
+	}()
+	<-entered
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	f.server.Stop(ctx)
+	require.Error(t, <-finished)
+}

@@ -1,0 +1,309 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// maxWatched is how many services one watch may name.
+const maxWatched = 1024
+
+// events serves what happens.
+type events struct {
+	gladsheimv1.UnsafeEventServiceServer
+	*Server
+}
+
+// Watch tells the past from what is kept and takes up from there, so that
+// between the past and the present nothing is lost.
+func (e *events) Watch(req *gladsheimv1.WatchRequest, ss grpc.ServerStreamingServer[gladsheimv1.WatchEvent]) error {
+	w, err := e.newWatcher(req, ss)
+	if err != nil {
+		return err
+	}
+	kept := e.agent.Recent(math.MaxInt, time.Time{})
+	if len(kept) > 0 {
+		w.last = kept[len(kept)-1].Sequence
+	}
+	_, notices, err := e.agent.Watch(ss.Context(), w.last)
+	if err != nil {
+		return err
+	}
+	if err := w.past(kept); err != nil {
+		return err
+	}
+	if err := w.sync(); err != nil || req.GetBacklogOnly() {
+		return err
+	}
+	for n := range notices {
+		if err := w.present(n); err != nil {
+			return err
+		}
+	}
+	return ss.Context().Err()
+}
+
+// watcher is one watch.
+type watcher struct {
+	agent Agent
+	req   *gladsheimv1.WatchRequest
+	only  map[service.Name]bool // empty for all
+	send  func(*gladsheimv1.WatchEvent) error
+	last  uint64 // sequence of the last notice seen
+}
+
+func (e *events) newWatcher(req *gladsheimv1.WatchRequest, ss grpc.ServerStreamingServer[gladsheimv1.WatchEvent]) (*watcher, error) {
+	invalid := func(text string) error {
+		return &service.Error{Op: "watch", Kind: service.Invalid, Err: errors.New(text)}
+	}
+	pasts := 0
+	for _, set := range []bool{req.AfterSequence != nil, req.BacklogCount != nil, req.BacklogSinceUnixMs != nil} {
+		if set {
+			pasts++
+		}
+	}
+	switch {
+	case pasts > 1:
+		return nil, invalid("after_sequence, backlog_count and backlog_since_unix_ms exclude each other")
+	case len(req.GetServiceNames()) > maxWatched:
+		return nil, invalid("too many services are named; name none to watch all")
+	}
+	w := &watcher{agent: e.agent, req: req, only: map[service.Name]bool{}, send: ss.Send}
+	for _, text := range req.GetServiceNames() {
+		st, err := e.find(text)
+		if err != nil {
+			return nil, err
+		}
+		w.only[st.Name] = true
+	}
+	return w, nil
+}
+
+// wants tells whether a notice concerns the watch.
+func (w *watcher) wants(name service.Name) bool { return len(w.only) == 0 || w.only[name] }
+
+// past tells what was asked for of the notices that are kept.
+func (w *watcher) past(kept []service.Notice) error {
+	switch {
+	case w.req.AfterSequence != nil:
+		return w.resume(kept, w.req.GetAfterSequence())
+	case w.req.BacklogCount != nil:
+		var wanted []service.Notice
+		for _, n := range kept {
+			if w.wants(n.Service) {
+				wanted = append(wanted, n)
+			}
+		}
+		return w.tell(wanted[len(wanted)-min(len(wanted), int(w.req.GetBacklogCount())):])
+	case w.req.BacklogSinceUnixMs != nil:
+		since := time.UnixMilli(w.req.GetBacklogSinceUnixMs())
+		for i, n := range kept {
+			if !n.Time.Before(since) {
+				return w.tell(kept[i:])
+			}
+		}
+	}
+	return nil
+}
+
+// resume tells what came after a sequence. One that this agent has not reached
+// is another agent's: what is missing since then began nobody knows where.
+func (w *watcher) resume(kept []service.Notice, after uint64) error {
+	if after > w.last {
+		return w.gap(0, w.last)
+	}
+	for i, n := range kept {
+		if n.Sequence <= after {
+			continue
+		}
+		if n.Sequence > after+1 {
+			if err := w.gap(after+1, n.Sequence-1); err != nil {
+				return err
+			}
+		}
+		return w.tell(kept[i:])
+	}
+	return nil
+}
+
+func (w *watcher) tell(notices []service.Notice) error {
+	for _, n := range notices {
+		if !w.wants(n.Service) {
+			continue
+		}
+		if err := w.send(toWatchEvent(n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync tells how things stand, if that is wanted, and that this was the past.
+func (w *watcher) sync() error {
+	now := time.Now().UnixMilli()
+	if w.req.GetSnapshot() {
+		for _, st := range w.agent.List() {
+			if !w.wants(st.Name) {
+				continue
+			}
+			err := w.send(&gladsheimv1.WatchEvent{
+				Sequence: w.last, TimeUnixMs: now, Item: &gladsheimv1.WatchEvent_Snapshot{Snapshot: toServiceStatus(st)},
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return w.send(&gladsheimv1.WatchEvent{
+		Sequence: w.last, TimeUnixMs: now, Item: &gladsheimv1.WatchEvent_Synced{Synced: &gladsheimv1.Synced{}},
+	})
+}
+
+// present tells a notice as it comes, and of the hole before it.
+func (w *watcher) present(n service.Notice) error {
+	if n.Sequence > w.last+1 {
+		first, last := w.last+1, n.Sequence-1
+		w.last = last
+		if err := w.gap(first, last); err != nil {
+			return err
+		}
+		if w.req.GetSnapshot() {
+			if err := w.sync(); err != nil {
+				return err
+			}
+		}
+	}
+	w.last = n.Sequence
+	return w.tell([]service.Notice{n})
+}
+
+func (w *watcher) gap(first, last uint64) error {
+	return w.send(&gladsheimv1.WatchEvent{
+		Sequence: last, TimeUnixMs: time.Now().UnixMilli(),
+		Item: &gladsheimv1.WatchEvent_Gap{Gap: &gladsheimv1.Gap{FromSequence: first, ToSequence: last}},
+	})
+}
+
+func toWatchEvent(n service.Notice) *gladsheimv1.WatchEvent {
+	ev := &gladsheimv1.Event{
+		ServiceName: n.Service.String(), Kind: eventKind(n), Reason: utf8(n.Reason), Detail: clip(n.Detail, maxText),
+	}
+	if st := n.Status; st != nil {
+		ev.State, ev.Phase = toState(st.Machine), st.Machine.State.String()
+		ev.Incarnation, ev.ProcessId = st.Machine.Incarnation, int32(st.PID())
+		if asked(n) {
+			ev.Actor = utf8(st.LastActor)
+		}
+		if n.Kind == service.NoticeExit {
+			ev.Exit = toExit(st.LastExit)
+		}
+	}
+	return &gladsheimv1.WatchEvent{Sequence: n.Sequence, TimeUnixMs: millis(n.Time), Item: &gladsheimv1.WatchEvent_Event{Event: ev}}
+}
+
+// asked tells whether somebody asked for what n tells.
+func asked(n service.Notice) bool {
+	switch n.Kind {
+	case service.NoticeLimits, service.NoticeRegistered, service.NoticeUnregistered:
+		return true
+	}
+	return n.Reason == service.CauseAsked.String()
+}
+
+// stateWords say what happened when a service came into a state.
+var stateWords = [...]string{
+	service.Stopped: "stopped", service.Adopting: "adopting", service.Launching: "starting", service.Starting: "started",
+	service.Running: "ready", service.Stopping: "stopping", service.Clearing: "clearing", service.Backoff: "restarting",
+	service.Crashed: "crashed",
+}
+
+// eventKind is the word for a notice on the wire.
+func eventKind(n service.Notice) string {
+	switch {
+	case n.Kind == service.NoticeState && n.Status != nil:
+		return stateWords[n.Status.Machine.State]
+	case n.Kind == service.NoticeExit && n.Status != nil && n.Status.LastExit != nil:
+		switch n.Status.LastExit.Verdict {
+		case service.VerdictOwnOOM, service.VerdictAncestorOOM, service.VerdictHostOOM:
+			return "oom-killed"
+		}
+		return "exited"
+	case n.Kind == service.NoticeHealth && n.Status != nil:
+		return n.Status.Health.Status.String()
+	case n.Kind == service.NoticeExit:
+		return "exited"
+	case n.Kind == service.NoticeLimits:
+		return "limits-changed"
+	}
+	return n.Kind.String()
+}
+
+const minHealthInterval = 100 * time.Millisecond
+
+// SubscribeServiceHealth sends the verdict at once, at each change, and each
+// interval if one is asked for.
+func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeRequest, ss grpc.ServerStreamingServer[gladsheimv1.HealthUpdate]) error {
+	interval := time.Duration(req.GetUpdateIntervalMs()) * time.Millisecond
+	if interval != 0 && interval < minHealthInterval {
+		return &service.Error{Op: "subscribe to health", Kind: service.Invalid, Faults: []service.Fault{
+			{Field: "update_interval_ms", Message: "is below 100"},
+		}}
+	}
+	st, err := g.find(req.GetServiceName())
+	if err != nil {
+		return err
+	}
+	name := st.Name
+	notices, err := g.follow(ss.Context())
+	if err != nil {
+		return err
+	}
+	var tick <-chan time.Time
+	if interval != 0 {
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	told := service.NumHealth // nothing yet
+	for due := true; ; {
+		// Read anew each time: a notice may have been left out for a slow reader.
+		if st, err = g.agent.Status(name); err != nil {
+			return err
+		}
+		if now := st.Health.Status; due || now != told {
+			err := ss.Send(&gladsheimv1.HealthUpdate{
+				Health: toHealth(st), UpdateTimeUnix: time.Now().Unix(), StateChanged: told != service.NumHealth && told != now,
+			})
+			if err != nil {
+				return err
+			}
+			told = now
+		}
+		due = false
+		select {
+		case _, open := <-notices:
+			if !open {
+				return ss.Context().Err()
+			}
+		case <-tick:
+			due = true
+		}
+	}
+}
+
+// follow gives all notices from now on.
+func (s *Server) follow(ctx context.Context) (<-chan service.Notice, error) {
+	var last uint64
+	if latest := s.agent.Recent(1, time.Time{}); len(latest) > 0 {
+		last = latest[0].Sequence
+	}
+	_, notices, err := s.agent.Watch(ctx, last)
+	return notices, err
+}

@@ -1,0 +1,160 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// ReasonAgentLeaving is the reason of a stream that ends because the agent
+// leaves.
+const ReasonAgentLeaving service.Reason = "AGENT_LEAVING"
+
+var errPanic = &service.Error{Op: "answer", Kind: service.Internal, Err: errors.New("the agent has a defect and restarts; services go on")}
+
+// unary is what every call passes: who may, how long, run it, tell what came of it.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	began := time.Now()
+	caller := peerOf(ctx)
+	m, err := s.admit(caller, info.FullMethod)
+	var resp any
+	if err == nil {
+		if _, set := ctx.Deadline(); !set && m.patience > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, m.patience)
+			defer cancel()
+		}
+		resp, err = s.guard(info.FullMethod, func() (any, error) { return handler(ctx, req) })
+	}
+	err = toStatus(err)
+	s.record(ctx, m, caller, info.FullMethod, began, serviceOf(req, resp), err)
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// stream is unary for streams. It ends them when the server stops.
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	began := time.Now()
+	caller := peerOf(ss.Context())
+	m, err := s.admit(caller, info.FullMethod)
+	if err == nil {
+		err = s.runStream(caller, ss, func(ss grpc.ServerStream) error {
+			_, err := s.guard(info.FullMethod, func() (any, error) { return nil, handler(srv, ss) })
+			return err
+		})
+	}
+	err = toStatus(err)
+	s.record(ss.Context(), m, caller, info.FullMethod, began, "", err)
+	return err
+}
+
+func (s *Server) runStream(caller Peer, ss grpc.ServerStream, run func(grpc.ServerStream) error) error {
+	give, ok, _ := s.streams.take(caller.account(), !s.policy.owns(caller))
+	if !ok {
+		return &service.Error{Op: "open a stream", Kind: service.Exhausted, Err: errors.New("too many are open; end some first")}
+	}
+	defer give()
+	ctx, cancel := context.WithCancel(ss.Context())
+	defer cancel()
+	defer context.AfterFunc(s.leaving, cancel)()
+	err := run(&boundStream{ServerStream: ss, ctx: ctx})
+	if s.leaving.Err() != nil && ss.Context().Err() == nil {
+		return &service.Error{Op: "go on", Kind: service.HostUnavailable, Reason: ReasonAgentLeaving, Err: errors.New("the agent leaves; try again when it is back")}
+	}
+	return err
+}
+
+// boundStream is a stream with a context of its own.
+type boundStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (b *boundStream) Context() context.Context { return b.ctx }
+
+// admit decides whether caller may call a method.
+func (s *Server) admit(caller Peer, fullMethod string) (method, error) {
+	m, known := methods[fullMethod]
+	switch {
+	case caller.transport == noTransport:
+		return m, &service.Error{Op: "answer", Kind: service.Unauthenticated, Err: errors.New("the kernel does not tell who calls")}
+	case !s.policy.admits(caller):
+		return m, &service.Error{Op: "answer", Kind: service.Denied, Err: errors.New(caller.String() + " is neither root nor a member of the group " + Group)}
+	case !known:
+		return m, &service.Error{Op: "answer", Kind: service.Denied, Err: errors.New("this method is open to nobody")}
+	case m.local && caller.transport != unixSocket:
+		return m, &service.Error{Op: "answer", Kind: service.Denied, Err: errors.New("this method is served on the agent's socket only")}
+	}
+	return m, nil
+}
+
+// guard runs a handler. A panic is logged and ends the process.
+func (s *Server) guard(fullMethod string, run func() (any, error)) (resp any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.log.Error("a handler panicked; the agent ends so that it restarts clean", "method", fullMethod, "panic", r, "stack", string(debug.Stack()))
+			s.crash()
+			err = errPanic
+		}
+	}()
+	return run()
+}
+
+// record logs what a caller changed or was refused, and what is our own defect.
+func (s *Server) record(ctx context.Context, m method, caller Peer, fullMethod string, began time.Time, name string, err error) {
+	outcome := status.Convert(err)
+	level := slog.LevelInfo
+	switch outcome.Code() {
+	case codes.Internal, codes.Unknown:
+		level = slog.LevelError
+	case codes.PermissionDenied, codes.Unauthenticated:
+		level = slog.LevelWarn
+	default:
+		if !m.change {
+			return
+		}
+	}
+	if err == nil && !m.change {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("method", fullMethod), slog.String("actor", caller.String()), slog.Int("pid", int(caller.PID)),
+		slog.String("outcome", outcome.Code().String()), slog.Duration("took", time.Since(began)),
+	}
+	if name != "" {
+		attrs = append(attrs, slog.String("service", name))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", outcome.Message()))
+	}
+	s.log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+// serviceOf finds the valid name a call was about, "" when there is none: what
+// a caller sent is not logged as it came.
+func serviceOf(messages ...any) string {
+	for _, m := range messages {
+		if changed, ok := m.(interface {
+			GetChange() *gladsheimv1.DefinitionChange
+		}); ok {
+			m = changed.GetChange()
+		}
+		if about, ok := m.(interface{ GetServiceName() string }); ok {
+			if name, err := service.ParseName(about.GetServiceName()); err == nil {
+				return name.String()
+			}
+		}
+	}
+	return ""
+}

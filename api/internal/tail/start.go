@@ -1,0 +1,117 @@
+package tail
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"regexp"
+)
+
+// startOf finds where the last n lines of a file of the given size begin that
+// match, going backwards. Past MaxScan it stops at the line it has come to.
+func startOf(f io.ReaderAt, size int64, n int, match *regexp.Regexp) (int64, error) {
+	if n <= 0 {
+		return size, nil
+	}
+	floor := max(0, size-MaxScan)
+	b := &backwards{file: f, floor: floor}
+	end := size
+	if last, err := b.byteAt(size - 1); err != nil {
+		return 0, err
+	} else if last == '\n' {
+		end = size - 1 // the end of the last line, not the start of an empty one
+	}
+	for start := floor; ; {
+		newline, err := b.newlineBefore(end)
+		if err != nil {
+			return 0, err
+		}
+		if newline < 0 && floor > 0 {
+			return start, nil // the line began before the floor
+		}
+		start = newline + 1
+		matches, err := matchesIn(f, start, end, match)
+		if err != nil {
+			return 0, err
+		}
+		if matches {
+			n--
+		}
+		if n == 0 || start == 0 {
+			return start, nil
+		}
+		end = newline
+	}
+}
+
+// matchesIn tells whether a piece of the line from start to end matches.
+func matchesIn(f io.ReaderAt, start, end int64, match *regexp.Regexp) (bool, error) {
+	if match == nil {
+		return true, nil
+	}
+	piece := make([]byte, min(MaxLine, end-start))
+	for {
+		n, err := f.ReadAt(piece[:min(int64(len(piece)), end-start)], start)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false, err
+		}
+		if match.Match(piece[:n]) {
+			return true, nil
+		}
+		if start += int64(n); start >= end || n == 0 {
+			return false, nil
+		}
+	}
+}
+
+// backwards finds newlines from the end, a block at a time.
+type backwards struct {
+	file  io.ReaderAt
+	floor int64
+	start int64 // of the block
+	block []byte
+	space [MaxLine]byte
+}
+
+// load makes the block hold the byte at pos as its last.
+func (b *backwards) load(pos int64) error {
+	b.start = max(b.floor, pos+1-int64(len(b.space)))
+	b.block = b.space[:pos+1-b.start]
+	n, err := b.file.ReadAt(b.block, b.start)
+	if n < len(b.block) && err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	b.block = b.block[:n] // shorter if the file was truncated meanwhile
+	return nil
+}
+
+// byteAt is the byte at pos, 0 if there is none.
+func (b *backwards) byteAt(pos int64) (byte, error) {
+	if pos < b.floor {
+		return 0, nil
+	}
+	if err := b.load(pos); err != nil || len(b.block) == 0 {
+		return 0, err
+	}
+	return b.block[len(b.block)-1], nil
+}
+
+// newlineBefore is where the last newline before end is, -1 if there is none
+// above the floor.
+func (b *backwards) newlineBefore(end int64) (int64, error) {
+	for end > b.floor {
+		if end <= b.start || end > b.start+int64(len(b.block)) {
+			if err := b.load(end - 1); err != nil {
+				return 0, err
+			}
+			if len(b.block) == 0 {
+				return -1, nil
+			}
+		}
+		if i := bytes.LastIndexByte(b.block[:min(int64(len(b.block)), end-b.start)], '\n'); i >= 0 {
+			return b.start + int64(i), nil
+		}
+		end = b.start
+	}
+	return -1, nil
+}

@@ -1,0 +1,173 @@
+package api
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+const mebibyte = 1 << 20
+
+func megabytes(n uint64) float64 {
+	if n == service.Unlimited {
+		return math.Inf(1)
+	}
+	return float64(n) / mebibyte
+}
+
+// fromLimits reads what a caller asks for; all that is wrong is told at once.
+// What is absent, or 0 where the field can not be absent, asks for nothing.
+//
+// The warning levels and best_effort belong to the definition: a caller that
+// sends what the definition says is served, one that would change them is
+// refused rather than ignored.
+func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Limits, error) {
+	var limits service.Limits
+	var faults []service.Fault
+	set := func(field string, r service.Resource, q service.Quota, err error) {
+		if err == nil {
+			err = r.Check(q)
+		}
+		if err != nil {
+			faults = append(faults, service.Fault{Field: field, Message: err.Error()})
+		}
+		limits[r] = q
+	}
+	setWhole := func(field string, r service.Resource, value *uint64) {
+		if value != nil {
+			set(field, r, service.Of(*value), nil)
+		}
+	}
+	if in.GetMaxMemoryBytes() != 0 {
+		set("max_memory_bytes", service.MemoryMax, service.Of(in.GetMaxMemoryBytes()), nil)
+	} else if in.GetMaxMemoryMb() != 0 {
+		q, err := memoryQuota(float64(in.GetMaxMemoryMb()))
+		set("max_memory_mb", service.MemoryMax, q, err)
+	}
+	if in.GetMaxCpuPercent() != 0 {
+		q, err := service.CPUQuota(float64(in.GetMaxCpuPercent()))
+		set("max_cpu_percent", service.CPUMax, q, err)
+	}
+	if in != nil {
+		setWhole("memory_high_bytes", service.MemoryHigh, in.MemoryHighBytes)
+		setWhole("memory_swap_max_bytes", service.MemorySwapMax, in.MemorySwapMaxBytes)
+		setWhole("cpu_weight", service.CPUWeight, widen(in.CpuWeight))
+		setWhole("pids_max", service.PidsMax, in.PidsMax)
+		setWhole("io_weight", service.IOWeight, widen(in.IoWeight))
+		setWhole("nofile", service.NoFile, in.Nofile)
+		faults = append(faults, fixedInDefinition(in, spec)...)
+	}
+	if len(faults) > 0 {
+		return service.Limits{}, &service.Error{Op: "set limits of", Service: spec.Name, Kind: service.Invalid, Faults: faults}
+	}
+	return limits, nil
+}
+
+func fixedInDefinition(in *gladsheimv1.ResourceLimits, spec *service.Spec) []service.Fault {
+	var faults []service.Fault
+	differs := func(field string, asked *float32, defined float64) {
+		if asked != nil && *asked != float32(defined) {
+			faults = append(faults, service.Fault{Field: field, Message: fmt.Sprintf("is set in the definition, to %v, and can only be changed there", defined)})
+		}
+	}
+	differs("memory_warning_percent", in.MemoryWarningPercent, spec.MemoryWarningPercent)
+	differs("cpu_warning_percent", in.CpuWarningPercent, spec.CPUWarningPercent)
+	if in.BestEffort != nil && *in.BestEffort != spec.BestEffort {
+		faults = append(faults, service.Fault{Field: "best_effort", Message: fmt.Sprintf("is set in the definition, to %v, and can only be changed there", spec.BestEffort)})
+	}
+	return faults
+}
+
+// memoryQuota turns megabytes into a quota of bytes.
+func memoryQuota(mb float64) (service.Quota, error) {
+	switch {
+	case math.IsInf(mb, 1):
+		return service.Of(service.Unlimited), nil
+	case math.IsNaN(mb) || mb < 0 || mb > 1<<30:
+		return service.Quota{}, fmt.Errorf("%v is not an amount of memory in megabytes", mb)
+	}
+	return service.Of(uint64(math.Round(mb * mebibyte))), nil
+}
+
+func widen(v *uint32) *uint64 {
+	if v == nil {
+		return nil
+	}
+	wide := uint64(*v)
+	return &wide
+}
+
+// toLimits tells what holds of each limit: what was read back from the kernel,
+// else what was asked for.
+func toLimits(applied service.Applied, spec *service.Spec) *gladsheimv1.ResourceLimits {
+	memory, cpu := float32(spec.MemoryWarningPercent), float32(spec.CPUWarningPercent)
+	out := &gladsheimv1.ResourceLimits{
+		MemoryWarningPercent: &memory,
+		CpuWarningPercent:    &cpu,
+		MemoryHighBytes:      holds(applied, service.MemoryHigh),
+		MemorySwapMaxBytes:   holds(applied, service.MemorySwapMax),
+		PidsMax:              holds(applied, service.PidsMax),
+		CpuWeight:            narrow(holds(applied, service.CPUWeight)),
+		IoWeight:             narrow(holds(applied, service.IOWeight)),
+		Nofile:               holds(applied, service.NoFile),
+		BestEffort:           &spec.BestEffort,
+		Reports:              toReports(applied),
+	}
+	if n := holds(applied, service.MemoryMax); n != nil {
+		out.MaxMemoryBytes, out.MaxMemoryMb = *n, float32(megabytes(*n))
+	}
+	if n := holds(applied, service.CPUMax); n != nil {
+		out.MaxCpuPercent = float32(service.Of(*n).Percent())
+	}
+	return out
+}
+
+func holds(applied service.Applied, r service.Resource) *uint64 {
+	if q := applied[r].Applied; q.Set {
+		return &q.Value
+	}
+	return optional(applied[r].Requested)
+}
+
+func narrow(v *uint64) *uint32 {
+	if v == nil {
+		return nil
+	}
+	n := uint32(min(*v, math.MaxUint32))
+	return &n
+}
+
+const notEnforced = "this host does not enforce it; gladsheim doctor tells why"
+
+func toReports(applied service.Applied) []*gladsheimv1.LimitReport {
+	out := make([]*gladsheimv1.LimitReport, 0, len(applied))
+	for i, a := range applied {
+		r := service.Resource(i)
+		report := &gladsheimv1.LimitReport{
+			Name: r.String(), Requested: amount(r, a.Requested), Applied: amount(r, a.Applied),
+			Effective: amount(r, a.Effective), SetBy: utf8(a.SetBy), Enforced: a.Enforced,
+		}
+		if !a.Enforced {
+			report.Reason = notEnforced
+		}
+		out = append(out, report)
+	}
+	return out
+}
+
+// amount is a quota in the unit that people know; nil when it is not set.
+func amount(r service.Resource, q service.Quota) *float64 {
+	if !q.Set {
+		return nil
+	}
+	v := float64(q.Value)
+	switch {
+	case q.Value == service.Unlimited:
+		v = math.Inf(1)
+	case r == service.CPUMax:
+		v = q.Percent()
+	}
+	return &v
+}

@@ -1,0 +1,179 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+const (
+	socketMode    = 0o660
+	socketDirMode = 0o750
+	maxSocketPath = 107 // sun_path of unix(7), less its NUL
+	staleTimeout  = time.Second
+)
+
+// Listen opens one address of the agent.
+//
+//   - unix:///PATH: a socket of mode 0660, of group Group where there is one. Its
+//     directory is made with mode 0750 if it is not there; one that others may
+//     write to is refused. A socket nobody answers on is taken for a dead
+//     agent's and replaced; one that is answered, or anything that is no
+//     socket, is left alone. Abstract sockets have no owner and are refused.
+//   - tcp://HOST:PORT: a loopback address. There is no authentication on it, so
+//     every user of the host may do everything: configure it only where that is
+//     meant. Any other address is refused.
+//
+// An error is a *service.Error: Invalid for what can not be meant, Conflict for
+// a socket in use, HostUnavailable for what the host refused.
+func Listen(address string) (net.Listener, error) {
+	scheme, rest, _ := strings.Cut(address, "://")
+	var l net.Listener
+	var err error
+	switch scheme {
+	case "unix":
+		l, err = listenUnix(rest)
+	case "tcp":
+		l, err = listenTCP(rest)
+	default:
+		err = fault("an address is unix:///PATH or tcp://HOST:PORT")
+	}
+	if err == nil {
+		return l, nil
+	}
+	kind := service.HostUnavailable
+	if as, ok := errors.AsType[*listenError](err); ok {
+		kind = as.kind
+	}
+	return nil, &service.Error{Op: "listen on " + address, Kind: kind, Err: err}
+}
+
+// listenError is what Listen finds by itself, as against the host's refusals.
+type listenError struct {
+	kind service.Kind
+	text string
+}
+
+func (e *listenError) Error() string { return e.text }
+
+func fault(format string, args ...any) error {
+	return &listenError{service.Invalid, fmt.Sprintf(format, args...)}
+}
+
+func inUse(format string, args ...any) error {
+	return &listenError{service.Conflict, fmt.Sprintf(format, args...)}
+}
+
+func listenTCP(hostPort string) (net.Listener, error) {
+	addr, err := net.ResolveTCPAddr("tcp", hostPort)
+	if err != nil {
+		return nil, fault("%v", err)
+	}
+	if !addr.IP.IsLoopback() {
+		return nil, fault("it is no loopback address, and there is no encryption or authentication over TCP; use 127.0.0.1 or [::1], and reach it from afar through ssh")
+	}
+	return net.ListenTCP("tcp", addr)
+}
+
+func listenUnix(path string) (net.Listener, error) {
+	switch {
+	case strings.HasPrefix(path, "@") || strings.ContainsRune(path, 0):
+		return nil, fault("abstract sockets are refused, because any user may take their name")
+	case !filepath.IsAbs(path) || filepath.Clean(path) != path:
+		return nil, fault("the path of a socket must be absolute and plain, as in unix:///run/gladsheim/gladsheim.sock")
+	case len(path) > maxSocketPath:
+		return nil, fault("the path has %d bytes; a socket's can have %d", len(path), maxSocketPath)
+	}
+	group, grouped := groupNumber()
+	dir := filepath.Dir(path)
+	if err := prepareSocketDir(dir, group, grouped); err != nil {
+		return nil, err
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	// Until here the socket has the mode the umask left, and whoever connects
+	// is still asked for its credentials.
+	if err := giveSocket(path, group, grouped); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// giveSocket makes the socket usable by its group. A plain user can not give
+// it away and keeps it.
+func giveSocket(path string, group uint32, grouped bool) error {
+	if grouped {
+		if err := os.Lchown(path, -1, int(group)); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return os.Chmod(path, socketMode)
+}
+
+// prepareSocketDir makes dir if it is missing, and refuses one in which somebody
+// else could put a socket in place of ours.
+func prepareSocketDir(dir string, group uint32, grouped bool) error {
+	info, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.Mkdir(dir, socketDirMode); err != nil {
+			return err
+		}
+		if grouped {
+			if err := os.Lchown(dir, -1, int(group)); err != nil && !errors.Is(err, fs.ErrPermission) {
+				return err
+			}
+		}
+		return os.Chmod(dir, socketDirMode) // over the umask
+	}
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || !ok {
+		return fault("%s is no directory", dir)
+	}
+	if stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
+		return fault("%s belongs to uid %d, who could replace the socket; it must be root's or the agent's own", dir, stat.Uid)
+	}
+	if info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		return fault("%s may be written by others (mode %#o), who could replace the socket; run: chmod go-w %s", dir, info.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+// removeStale removes the socket of an agent that is dead.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return inUse("there is a file in its place that is no socket; it is left alone")
+	}
+	conn, err := net.DialTimeout("unix", path, staleTimeout)
+	if err == nil {
+		conn.Close()
+		return inUse("another process answers there; is the agent running already?")
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return inUse("a socket is there, and whether it is in use is unknown: %v", err)
+	}
+	return os.Remove(path)
+}

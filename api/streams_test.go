@@ -1,0 +1,306 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+// said is a watch event in a word or two.
+func said(ev *gladsheimv1.WatchEvent) string {
+	switch item := ev.GetItem().(type) {
+	case *gladsheimv1.WatchEvent_Snapshot:
+		return "snapshot " + item.Snapshot.GetServiceName()
+	case *gladsheimv1.WatchEvent_Synced:
+		return fmt.Sprintf("synced %d", ev.GetSequence())
+	case *gladsheimv1.WatchEvent_Gap:
+		return fmt.Sprintf("gap %d-%d", item.Gap.GetFromSequence(), item.Gap.GetToSequence())
+	case *gladsheimv1.WatchEvent_Event:
+		return fmt.Sprintf("%d %s %s", ev.GetSequence(), item.Event.GetServiceName(), item.Event.GetKind())
+	}
+	return "?"
+}
+
+// heard reads a watch up to synced.
+func heard(t *testing.T, s grpc.ServerStreamingClient[gladsheimv1.WatchEvent]) []string {
+	t.Helper()
+	var out []string
+	for {
+		ev, err := s.Recv()
+		require.NoError(t, err)
+		out = append(out, said(ev))
+		if ev.GetSynced() != nil {
+			return out
+		}
+	}
+}
+
+func to(s service.State) func(*service.Status) {
+	return func(st *service.Status) { st.Machine.State = s }
+}
+
+func TestWatch(t *testing.T) {
+	f := newFixture(t)
+	f.agent.Keep = 4
+	for i := range 6 { // 1..6, of which 3..6 are kept
+		f.agent.Change([]string{"web", "db"}[i%2], service.NoticeState, "asked", "", to(service.Running))
+	}
+	watch := func(req *gladsheimv1.WatchRequest) grpc.ServerStreamingClient[gladsheimv1.WatchEvent] {
+		s, err := gladsheimv1.NewEventServiceClient(f.conn).Watch(callContext(t), req)
+		require.NoError(t, err)
+		return s
+	}
+	for name, c := range map[string]struct {
+		req  *gladsheimv1.WatchRequest
+		want []string
+	}{
+		"now":               {&gladsheimv1.WatchRequest{}, []string{"synced 6"}},
+		"snapshot":          {&gladsheimv1.WatchRequest{Snapshot: true}, []string{"snapshot db", "snapshot mail", "snapshot web", "synced 6"}},
+		"snapshot of one":   {&gladsheimv1.WatchRequest{Snapshot: true, ServiceNames: []string{"web"}}, []string{"snapshot web", "synced 6"}},
+		"count":             {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(2))}, []string{"5 web ready", "6 db ready", "synced 6"}},
+		"count of one":      {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(9)), ServiceNames: []string{"db"}}, []string{"4 db ready", "6 db ready", "synced 6"}},
+		"count of none":     {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(0))}, []string{"synced 6"}},
+		"since":             {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli())}, []string{"3 web ready", "4 db ready", "5 web ready", "6 db ready", "synced 6"}},
+		"since later":       {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli() + 1)}, []string{"synced 6"}},
+		"resume":            {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(4))}, []string{"5 web ready", "6 db ready", "synced 6"}},
+		"resume at the end": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(6))}, []string{"synced 6"}},
+		"resume at the edge": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(2)), ServiceNames: []string{"db"}},
+			[]string{"4 db ready", "6 db ready", "synced 6"}},
+		"resume too late": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(0)), ServiceNames: []string{"db"}},
+			[]string{"gap 1-2", "4 db ready", "6 db ready", "synced 6"}},
+		"resume of another agent": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(900)), Snapshot: true, ServiceNames: []string{"db"}},
+			[]string{"gap 0-6", "snapshot db", "synced 6"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.Equal(t, c.want, heard(t, watch(c.req)))
+			c.req.BacklogOnly = true
+			s := watch(c.req)
+			require.Equal(t, c.want, heard(t, s))
+			_, err := s.Recv()
+			require.ErrorIs(t, err, io.EOF)
+		})
+	}
+	_, err := watch(&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(1)), AfterSequence: ptr(uint64(1))}).Recv()
+	refused(t, err, codes.InvalidArgument, "INVALID")
+	_, err = watch(&gladsheimv1.WatchRequest{ServiceNames: make([]string, maxWatched+1)}).Recv()
+	refused(t, err, codes.InvalidArgument, "INVALID")
+
+	live := watch(&gladsheimv1.WatchRequest{ServiceNames: []string{"db"}})
+	require.Equal(t, []string{"synced 6"}, heard(t, live))
+	f.agent.Change("web", service.NoticeState, "", "", to(service.Stopping))
+	f.agent.Change("db", service.NoticeExit, "crash", "it crashed", func(st *service.Status) {
+		st.LastExit = &service.ExitRecord{Exit: service.Exit{Code: 3}, Verdict: service.VerdictCrash}
+		st.LastActor = "uid 0 (root)"
+	})
+	ev, err := live.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "8 db exited", said(ev))
+	require.Equal(t, testTime.UnixMilli(), ev.GetTimeUnixMs())
+	require.Equal(t, int32(3), ev.GetEvent().GetExit().GetExitCode())
+	require.Equal(t, "crash", ev.GetEvent().GetReason())
+	require.Equal(t, "it crashed", ev.GetEvent().GetDetail())
+	require.Empty(t, ev.GetEvent().GetActor(), "nobody asked for it")
+}
+
+// A watcher that does not read is not waited for, and told so.
+func TestASlowWatcherMissesSome(t *testing.T) {
+	f := newFixture(t)
+	f.agent.Backlog = 2
+	conn := f.dial("unix://"+f.path, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+	s, err := gladsheimv1.NewEventServiceClient(conn).Watch(callContext(t), &gladsheimv1.WatchRequest{Snapshot: true, ServiceNames: []string{"web"}})
+	require.NoError(t, err)
+	require.Equal(t, []string{"snapshot web", "synced 0"}, heard(t, s))
+	detail := strings.Repeat("x", maxText)
+	const all = 200
+	for range all {
+		f.agent.Change("web", service.NoticeState, "", detail, to(service.Running))
+	}
+	last, missed := uint64(0), uint64(0)
+	var heardAfter []string
+	for last < all {
+		ev, err := s.Recv()
+		require.NoError(t, err)
+		switch {
+		case ev.GetGap() != nil:
+			require.Equal(t, last+1, ev.GetGap().GetFromSequence())
+			missed += ev.GetGap().GetToSequence() - last
+			heardAfter = nil
+		case ev.GetEvent() != nil:
+			require.Equal(t, last+1, ev.GetSequence())
+			if missed > 0 && heardAfter != nil {
+				require.Equal(t, []string{"snapshot", "synced"}, heardAfter[:2])
+			}
+		default:
+			heardAfter = append(heardAfter, strings.Fields(said(ev))[0])
+			continue
+		}
+		last = ev.GetSequence()
+		if last == all-1 {
+			f.agent.Change("web", service.NoticeState, "", "", to(service.Running))
+		}
+	}
+	require.NotZero(t, missed)
+}
+
+func TestEventWords(t *testing.T) {
+	status := func(s service.State) *service.Status {
+		return &service.Status{Machine: service.Machine{State: s}, Health: service.Health{Status: service.Ill}, LastActor: "uid 7"}
+	}
+	exited := status(service.Clearing)
+	exited.LastExit = &service.ExitRecord{Verdict: service.VerdictHostOOM}
+	for want, n := range map[string]service.Notice{
+		"ready":          {Kind: service.NoticeState, Status: status(service.Running)},
+		"crashed":        {Kind: service.NoticeState, Status: status(service.Crashed)},
+		"oom-killed":     {Kind: service.NoticeExit, Status: exited},
+		"exited":         {Kind: service.NoticeExit, Status: status(service.Clearing)},
+		"unhealthy":      {Kind: service.NoticeHealth, Status: status(service.Running)},
+		"limits-changed": {Kind: service.NoticeLimits, Status: status(service.Running)},
+		"registered":     {Kind: service.NoticeRegistered},
+		"unregistered":   {Kind: service.NoticeUnregistered},
+	} {
+		require.Equal(t, want, eventKind(n))
+		require.Equal(t, want, toWatchEvent(n).GetEvent().GetKind())
+	}
+	require.Equal(t, "uid 7", toWatchEvent(service.Notice{Kind: service.NoticeState, Reason: "asked", Status: status(service.Running)}).GetEvent().GetActor())
+}
+
+func TestSubscribeServiceHealth(t *testing.T) {
+	f := newFixture(t)
+	s, err := f.gladsheim().SubscribeServiceHealth(callContext(t), &gladsheimv1.HealthSubscribeRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	next := func() *gladsheimv1.HealthUpdate {
+		u, err := s.Recv()
+		require.NoError(t, err)
+		return u
+	}
+	first := next()
+	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, first.GetHealth().GetStatus())
+	require.False(t, first.GetStateChanged())
+	require.InDelta(t, time.Now().Unix(), first.GetUpdateTimeUnix(), 30)
+
+	f.agent.Change("web", service.NoticeState, "", "", func(*service.Status) {}) // nothing about health
+	f.agent.Change("web", service.NoticeHealth, "", "", func(st *service.Status) { st.Health.Status = service.Ill })
+	second := next()
+	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_UNHEALTHY, second.GetHealth().GetStatus())
+	require.True(t, second.GetStateChanged())
+
+	require.NoError(t, f.agent.Unregister(context.Background(), service.MustName("db"), ""))
+	gone, err := f.gladsheim().SubscribeServiceHealth(callContext(t), &gladsheimv1.HealthSubscribeRequest{ServiceName: "mail", UpdateIntervalMs: ptr(uint32(100))})
+	require.NoError(t, err)
+	for range 3 { // by the interval alone
+		u, err := gone.Recv()
+		require.NoError(t, err)
+		require.False(t, u.GetStateChanged())
+	}
+	require.NoError(t, f.agent.Unregister(context.Background(), service.MustName("mail"), ""))
+	for err == nil {
+		_, err = gone.Recv()
+	}
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+
+	bad, err := f.gladsheim().SubscribeServiceHealth(callContext(t), &gladsheimv1.HealthSubscribeRequest{ServiceName: "web", UpdateIntervalMs: ptr(uint32(99))})
+	require.NoError(t, err)
+	_, err = bad.Recv()
+	refused(t, err, codes.InvalidArgument, "INVALID")
+}
+
+func TestTail(t *testing.T) {
+	f := newFixture(t)
+	var all []string
+	for i := range 30 {
+		all = append(all, fmt.Sprintf("line %d", i))
+	}
+	path := filepath.Join(f.agent.LogDir, "web.log")
+	require.NoError(t, os.WriteFile(path, []byte(strings.Join(all, "\n")+"\n"), 0o600))
+	tail := func(req *gladsheimv1.TailRequest) grpc.ServerStreamingClient[gladsheimv1.LogLine] {
+		req.ServiceName = "web"
+		s, err := gladsheimv1.NewLogServiceClient(f.conn).Tail(callContext(t), req)
+		require.NoError(t, err)
+		return s
+	}
+	lines := func(s grpc.ServerStreamingClient[gladsheimv1.LogLine]) (out []string) {
+		for {
+			l, err := s.Recv()
+			if errors.Is(err, io.EOF) {
+				return out
+			}
+			require.NoError(t, err)
+			require.Zero(t, l.GetTimeUnixMs())
+			out = append(out, string(l.GetLine()))
+		}
+	}
+	require.Equal(t, all[20:], lines(tail(&gladsheimv1.TailRequest{})))
+	require.Equal(t, all[27:], lines(tail(&gladsheimv1.TailRequest{Lines: ptr(uint32(3))})))
+	require.Equal(t, all, lines(tail(&gladsheimv1.TailRequest{Lines: ptr(uint32(1 << 31))})))
+	require.Empty(t, lines(tail(&gladsheimv1.TailRequest{Lines: ptr(uint32(0))})))
+	require.Equal(t, []string{"line 9", "line 19", "line 29"}, lines(tail(&gladsheimv1.TailRequest{Grep: "9$"})))
+
+	_, err := tail(&gladsheimv1.TailRequest{SinceUnixMs: 1}).Recv()
+	s := refused(t, err, codes.FailedPrecondition, "CONFLICT")
+	require.Contains(t, s.Message(), "number of lines")
+	_, err = tail(&gladsheimv1.TailRequest{Grep: "("}).Recv()
+	refused(t, err, codes.InvalidArgument, "INVALID")
+	_, err = tail(&gladsheimv1.TailRequest{Grep: strings.Repeat("x", maxPattern+1)}).Recv()
+	refused(t, err, codes.InvalidArgument, "INVALID")
+
+	live := tail(&gladsheimv1.TailRequest{Lines: ptr(uint32(1)), Follow: true})
+	l, err := live.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "line 29", string(l.GetLine()))
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	require.NoError(t, err)
+	defer file.Close()
+	_, err = file.WriteString("more\xff\n")
+	require.NoError(t, err)
+	l, err = live.Recv()
+	require.NoError(t, err)
+	require.Equal(t, "more\xff", string(l.GetLine()))
+
+	f.agent.Change("web", service.NoticeState, "", "", to(service.Stopped)) // it outlives a stop
+	require.NoError(t, f.agent.Unregister(context.Background(), service.MustName("web"), ""))
+	_, err = live.Recv()
+	require.ErrorIs(t, err, io.EOF)
+
+	f.put("web", service.Stopped).Status.Spec.Log = service.LogNull
+	_, err = tail(&gladsheimv1.TailRequest{}).Recv()
+	refused(t, err, codes.FailedPrecondition, "CONFLICT")
+	f.put("web", service.Stopped)
+	require.NoError(t, os.Remove(path))
+	require.Empty(t, lines(tail(&gladsheimv1.TailRequest{})), "it never wrote")
+	require.NoError(t, os.Mkdir(path, 0o700))
+	_, err = tail(&gladsheimv1.TailRequest{}).Recv()
+	refused(t, err, codes.Unavailable, "HOST_UNAVAILABLE")
+}
+
+// Streams whose callers leave leave nothing behind; goleak sees to the rest.
+func TestStreamsThatAreLeft(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(callContext(t))
+	for range 10 {
+		s, err := gladsheimv1.NewLogServiceClient(f.conn).Tail(ctx, &gladsheimv1.TailRequest{ServiceName: "web", Follow: true})
+		require.NoError(t, err)
+		go func() { _, _ = s.Recv() }()
+		h, err := f.gladsheim().SubscribeServiceHealth(ctx, &gladsheimv1.HealthSubscribeRequest{ServiceName: "web"})
+		require.NoError(t, err)
+		_, err = h.Recv()
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool { return f.agent.Watchers() == 20 }, 10*time.Second, 5*time.Millisecond)
+	cancel()
+	require.Eventually(t, func() bool { return f.agent.Watchers() == 0 }, 10*time.Second, 5*time.Millisecond)
+}

@@ -1,0 +1,102 @@
+// Package backends is the contract between the agent and a way of running
+// processes on a host. It holds no implementation; backends/backendtest holds
+// the laws that every implementation passes.
+package backends
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// ErrGone says that an incarnation is no more: nothing of it is left to adopt.
+var ErrGone = errors.New("the incarnation is gone")
+
+// Backend launches incarnations, and finds those again that an earlier agent
+// launched. It may be used by many goroutines at once.
+type Backend interface {
+	// Name is "systemd", "cgroupfs", "exec" or "fake".
+	Name() string
+
+	// Enforces tells what the kernel enforces here; it was asked, not guessed.
+	Enforces() service.Enforcement
+
+	// Plan tells under which unit or cgroup Launch will put the incarnation,
+	// with PID, StartTicks and BootID still zero, so that it can be recorded
+	// before the deed.
+	Plan(l service.Launch) service.Ref
+
+	// Launch brings l to life: limits hold before the program's first
+	// instruction, and it runs when Launch returns. identify is called with
+	// the complete Ref before the program may run; its error, or the death of
+	// the agent, makes the child leave without ever becoming the program.
+	//
+	// An error is a *service.Error that tells the step and the errno, and
+	// leaves no process, cgroup, unit or file behind. When ctx ends, Launch
+	// gives up and cleans up; it does not end a service it has launched.
+	Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (Handle, error)
+
+	// Adopt takes up the incarnation that ref names. If its main process is
+	// gone but something of it is left, the Handle tells an unknown exit at
+	// once and Release removes the rest. If nothing is left the error is
+	// ErrGone. A process that merely has the same number is never touched.
+	Adopt(ctx context.Context, ref service.Ref) (Handle, error)
+
+	// Leftovers lists the incarnations on this host that look like ours.
+	// Known only by their place, they have no PID and no StartTicks. Where the
+	// place tells the name itself, known is not looked at; the exec backend,
+	// whose mark on a process is a hash, finds only services among known.
+	Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error)
+
+	// Close ends the backend's own goroutines and connections. It does not
+	// touch a single service.
+	Close() error
+}
+
+// Handle is one incarnation. Its methods may be called by many goroutines at
+// once. Every error is a *service.Error.
+type Handle interface {
+	Ref() service.Ref
+
+	// Exited is closed when the main process has ended; Exit then tells how.
+	Exited() <-chan struct{}
+	Exit() service.Exit
+
+	// Signal sends sig to the main process, by pidfd. Of a process that has
+	// ended it says service.NotRunning.
+	Signal(ctx context.Context, sig syscall.Signal) error
+
+	// Kill kills every process of the incarnation and returns when none is
+	// left, or with an error of Kind Timeout and the processes that would not
+	// die when ctx ends first. Idempotent.
+	Kill(ctx context.Context) error
+
+	// Limit changes limits of the running incarnation: those set in l; the
+	// others stay. Applied tells of every resource what was read back. A limit
+	// the host can not enforce is refused with service.Unenforceable before
+	// anything is changed.
+	Limit(ctx context.Context, l service.Limits) (service.Applied, error)
+
+	// Limits reads the limits back without changing any.
+	Limits(ctx context.Context) (service.Applied, error)
+
+	// Usage reads the counters; CPUPercent is left 0.
+	Usage(ctx context.Context) (service.Usage, error)
+
+	// Processes lists the processes of the incarnation, the main one first.
+	Processes(ctx context.Context) ([]Process, error)
+
+	// Release kills what is left, reads the counters once more, and removes
+	// the scope or cgroup; after it nothing of the incarnation exists. It
+	// is idempotent: a second call returns the same Remains. Like Kill it
+	// gives up with Kind Timeout when ctx ends, and may be called again.
+	Release(ctx context.Context) (service.Remains, error)
+
+	// Close lets go of the incarnation without touching it.
+	Close() error
+}
+
+// Process is one process of an incarnation.
+type Process = service.Process

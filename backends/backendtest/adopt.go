@@ -1,0 +1,323 @@
+package backendtest
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+func adoptLaws() []law {
+	return []law{
+		{says: "a fresh agent adopts what an earlier one launched, and has full power over it", check: lawAdopt},
+		{says: "an exit after the adoption is told exactly or as unknown, never invented", check: lawAdoptExit},
+		{says: "an exit while no agent was there is told exactly or as unknown, never invented", check: lawAdoptExitMissed},
+		{says: "what is gone is not adopted", check: lawAdoptGone},
+		{says: "what was never launched is not adopted, and a bystander with its number lives", check: lawAdoptBystander},
+		{says: "a plain process with the number, the ticks and the boot id of the record is no incarnation", only: real, check: lawAdoptPlainProcess},
+		{says: "when the main process is gone the adopted exit is unknown at once, and Release removes the rest", check: lawAdoptRest},
+		{says: "an adoption whose context has ended adopts nothing and harms nothing", check: lawAdoptEnded},
+		{says: "closing a handle does not touch the incarnation, and another may adopt it", check: lawHandleClose},
+		{says: "closing the backend does not touch a single service", check: lawBackendClose},
+		{says: "limits that were set before the adoption still hold after it", check: lawAdoptLimits},
+	}
+}
+
+// adoptAnew lets an agent that has just started adopt what the first one
+// launched, after the first has left.
+func (i *incarnation) adoptAnew() *incarnation {
+	b := i.bench
+	b.Helper()
+	require.NoError(b, i.Close())
+	require.NoError(b, b.agent.Close())
+	fresh := b.newAgent()
+	h, err := fresh.Adopt(b.within(), i.Ref())
+	require.NoError(b, err)
+	b.agent = fresh
+	return b.keep(h, i.plan)
+}
+
+// abandoned launches with an agent that leaves without a word; what it
+// launched is for the next agent to clean up.
+func (b *bench) abandoned(mode ...string) *incarnation {
+	b.Helper()
+	l := b.plan(mode...)
+	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+	require.NoError(b, err)
+	i := &incarnation{Handle: h, bench: b, plan: l}
+	i.ready()
+	b.Cleanup(func() { b.sweep(i) })
+	return i
+}
+
+// sweep removes what a law that failed may have left of i.
+func (b *bench) sweep(i *incarnation) {
+	if b.Alive != nil {
+		return
+	}
+	for pids := processesWith(token(i.plan)); len(pids) > 0; pids = processesWith(token(i.plan)) {
+		b.Errorf("%d processes had to be killed by the suite", len(pids))
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// unknownOr wants exit to be what happened, or unknown with a reason.
+func (b *bench) unknownOr(want, exit service.Exit) {
+	b.Helper()
+	if exit.Unknown != "" {
+		want = service.Exit{Unknown: exit.Unknown}
+	}
+	require.Equal(b, want, exit)
+}
+
+func lawAdopt(b *bench) {
+	first := b.abandoned("fork", "3")
+	i := first.adoptAnew()
+	require.Equal(b, first.Ref(), i.Ref())
+	i.lives()
+	require.Equal(b, 4, b.alive(i.plan))
+	require.NotZero(b, i.usage().Memory)
+	processes, err := i.Processes(b.within())
+	require.NoError(b, err)
+	require.Len(b, processes, 4)
+	require.Equal(b, i.Ref().PID, processes[0].PID)
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	b.unknownOr(service.Exit{Signal: syscall.SIGTERM}, i.exit())
+	require.Equal(b, 3, b.alive(i.plan))
+	require.NoError(b, i.Kill(b.within()))
+	require.Zero(b, b.alive(i.plan))
+	require.Equal(b, 3, i.release().Leftovers)
+	b.nothingOf(i.plan)
+}
+
+func lawAdoptExit(b *bench) {
+	i := b.abandoned("fork", "0").adoptAnew()
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	b.unknownOr(service.Exit{Signal: syscall.SIGTERM}, i.exit())
+	require.Equal(b, i.Exit(), i.Exit())
+	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
+}
+
+func lawAdoptExitMissed(b *bench) {
+	first := b.abandoned("hand-stdout", "100ms")
+	require.NoError(b, first.Close())
+	require.NoError(b, b.agent.Close())
+	b.eventually(func() bool { return b.alive(first.plan) == 1 }, "it never ended")
+	i := first.adoptAnew()
+	b.unknownOr(service.Exit{}, i.exit())
+	require.Equal(b, 1, i.release().Leftovers)
+	b.nothingOf(i.plan)
+}
+
+func lawAdoptGone(b *bench) {
+	i := b.start("sleep")
+	ref := i.Ref()
+	i.release()
+	for _, agent := range []backends.Backend{b.agent, b.newAgent()} {
+		_, err := agent.Adopt(b.within(), ref)
+		require.ErrorIs(b, err, backends.ErrGone)
+	}
+	never := b.agent.Plan(b.plan("sleep"))
+	_, err := b.agent.Adopt(b.within(), never)
+	require.ErrorIs(b, err, backends.ErrGone)
+}
+
+// lawAdoptBystander records, for an incarnation that never was, the process of
+// another service: the same number with other ticks, of another boot, and the
+// true identity.
+func lawAdoptBystander(b *bench) {
+	bystander := b.start("sleep")
+	is := bystander.Ref()
+	ref := b.agent.Plan(b.plan("sleep"))
+	ref.PID, ref.StartTicks, ref.BootID = is.PID, is.StartTicks, is.BootID
+	ticks, boot := ref, ref
+	ticks.StartTicks--
+	boot.BootID = "00000000-0000-4000-8000-000000000000"
+	for _, record := range []service.Ref{ticks, boot, ref} {
+		h, err := b.newAgent().Adopt(b.within(), record)
+		require.Nil(b, h)
+		require.ErrorIs(b, err, backends.ErrGone, "%+v", record)
+		bystander.lives()
+		require.Equal(b, 1, b.alive(bystander.plan))
+	}
+}
+
+func lawAdoptPlainProcess(b *bench) {
+	l := b.plan("sleep")
+	p, err := os.StartProcess(b.Workload, l.Spec.Exec, &os.ProcAttr{Files: []*os.File{nil, nil, nil}})
+	require.NoError(b, err)
+	defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+	s, ok := statOf(p.Pid)
+	require.True(b, ok)
+	ref := b.agent.Plan(l)
+	ref.PID, ref.StartTicks, ref.BootID = p.Pid, s.start, bootID()
+	_, err = b.agent.Adopt(b.within(), ref)
+	require.ErrorIs(b, err, backends.ErrGone)
+	require.Equal(b, []int{p.Pid}, processesWith(token(l)))
+}
+
+func lawAdoptRest(b *bench) {
+	first := b.abandoned("fork", "3")
+	require.NoError(b, first.Signal(b.within(), syscall.SIGTERM))
+	first.exit()
+	i := first.adoptAnew()
+	select {
+	case <-i.Exited():
+	default:
+		b.Fatal("the exit is not told at once")
+	}
+	require.NotEmpty(b, i.Exit().Unknown)
+	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
+	require.Equal(b, 3, b.alive(i.plan))
+	require.Equal(b, 3, i.release().Leftovers)
+	b.nothingOf(i.plan)
+}
+
+func lawAdoptEnded(b *bench) {
+	i := b.start("sleep")
+	h, err := b.newAgent().Adopt(b.ended(), i.Ref())
+	if err != nil {
+		require.Nil(b, h)
+		require.NotErrorIs(b, err, backends.ErrGone, "it is not gone, we only did not look")
+	} else {
+		require.NoError(b, h.Close())
+	}
+	i.lives()
+	require.Equal(b, 1, b.alive(i.plan))
+}
+
+func lawHandleClose(b *bench) {
+	i := b.abandoned("fork", "2")
+	require.NoError(b, i.Close())
+	require.NoError(b, i.Close(), "closing is idempotent")
+	require.Equal(b, 3, b.alive(i.plan))
+	h, err := b.newAgent().Adopt(b.within(), i.Ref())
+	require.NoError(b, err)
+	again := b.keep(h, i.plan)
+	again.lives()
+}
+
+func lawBackendClose(b *bench) {
+	one, other := b.abandoned("fork", "2"), b.abandoned("ignore-term")
+	require.NoError(b, b.agent.Close())
+	require.Equal(b, 3, b.alive(one.plan))
+	require.Equal(b, 1, b.alive(other.plan))
+	fresh := b.newAgent()
+	for _, i := range []*incarnation{one, other} {
+		h, err := fresh.Adopt(b.within(), i.Ref())
+		require.NoError(b, err)
+		b.keep(h, i.plan).lives()
+	}
+}
+
+func lawAdoptLimits(b *bench) {
+	asked := b.enforced()
+	l := limited(b.plan("sleep"), asked)
+	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+	require.NoError(b, err)
+	first := &incarnation{Handle: h, bench: b, plan: l}
+	first.ready()
+	b.Cleanup(func() { b.sweep(first) })
+	i := first.adoptAnew()
+	applied := i.limits()
+	for r, q := range asked {
+		if q.Set {
+			require.Equal(b, q, applied[r].Applied, "%s", service.Resource(r))
+		}
+	}
+	if asked[service.PidsMax].Set {
+		applied, err := i.Limit(b.within(), service.Limits{service.PidsMax: service.Of(77)})
+		require.NoError(b, err)
+		require.Equal(b, service.Of(77), applied[service.PidsMax].Applied)
+	}
+}
+
+func agentLaws() []law {
+	return []law{
+		{says: "kill -9 of the agent ends no service, and a fresh agent takes it up", only: real, check: lawAgentKilled},
+		{says: "an agent that is killed at the gate leaves nothing that runs, then or later", only: real, check: lawAgentKilledAtGate},
+		{says: "the log goes on without the agent, no line is lost", only: real, check: lawLogWithoutAgent},
+		{says: "an exit while the agent was dead is told exactly or as unknown", only: real, check: lawExitWithoutAgent},
+	}
+}
+
+func lawAgentKilled(b *bench) {
+	l := b.plan("fork", "3")
+	a := b.agentApart(l, false)
+	b.eventually(func() bool { return b.alive(l) == 4 }, "its children never came")
+	a.die()
+	require.Equal(b, 4, b.alive(l))
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	require.NoError(b, err)
+	i := b.keep(h, l)
+	require.Equal(b, a.ref, i.Ref())
+	i.lives()
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	b.unknownOr(service.Exit{Signal: syscall.SIGTERM}, i.exit())
+	require.Equal(b, 3, i.release().Leftovers)
+	b.nothingOf(l)
+}
+
+// lawAgentKilledAtGate adopts by the record that the dead agent has written
+// before the deed; what it finds it removes.
+func lawAgentKilledAtGate(b *bench) {
+	mark := filepath.Join(b.dir, "ran")
+	l := b.plan("mark", mark, "sleep")
+	a := b.agentApart(l, true)
+	_, err := a.Wait()
+	require.NoError(b, err)
+	b.eventually(func() bool {
+		s, ok := statOf(a.ref.PID)
+		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
+	}, "the child still waits at the gate of a dead agent")
+	require.NoFileExists(b, mark)
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	if err == nil {
+		i := b.keep(h, l)
+		require.NotEmpty(b, i.exit().Unknown)
+		i.release()
+	} else {
+		require.ErrorIs(b, err, backends.ErrGone)
+	}
+	b.nothingOf(l)
+	require.NoFileExists(b, mark)
+}
+
+func lawLogWithoutAgent(b *bench) {
+	const lines = 200
+	l := b.plan("log", "200", "40", "400")
+	a := b.agentApart(l, false)
+	a.die()
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	if err == nil {
+		b.exitOf(b.keep(h, l))
+	} else {
+		require.ErrorIs(b, err, backends.ErrGone, "it was too late for that")
+	}
+	text, err := os.ReadFile(l.LogFile)
+	require.NoError(b, err)
+	require.Equal(b, lines, strings.Count(string(text), "\n"))
+	require.True(b, strings.HasSuffix(string(text), "0000000200 xxxxxxxxxxxxxxxxxxxxxxxxxxxx\n"), "%q", text)
+}
+
+func lawExitWithoutAgent(b *bench) {
+	l := b.plan("hand-stdout", "200ms")
+	a := b.agentApart(l, false)
+	a.die()
+	b.eventually(func() bool {
+		s, ok := statOf(a.ref.PID)
+		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
+	}, "it never ended")
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	require.NoError(b, err, "a grandchild of it lives")
+	i := b.keep(h, l)
+	b.unknownOr(service.Exit{}, i.exit())
+	require.Equal(b, 1, i.release().Leftovers)
+}

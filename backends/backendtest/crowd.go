@@ -1,0 +1,202 @@
+package backendtest
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func leftoverLaws() []law {
+	return []law{
+		{says: "what runs is listed by a fresh agent, with its name and incarnation and no identity", check: lawLeftovers},
+		{says: "what outlived its main process is listed too", check: lawLeftoversRest},
+		{says: "what is listed can be adopted by its place alone, and be removed", check: lawLeftoversAdopted},
+	}
+}
+
+// leftover looks for an incarnation in what a fresh agent lists.
+func (b *bench) leftover(l service.Launch) (found service.Ref, ok bool) {
+	b.Helper()
+	refs, err := b.newAgent().Leftovers(b.within(), []service.Name{service.MustName("somebody-else"), l.Name})
+	require.NoError(b, err)
+	for _, ref := range refs {
+		if ref.Name == l.Name && ref.Incarnation == l.Incarnation {
+			require.False(b, ok, "it is listed twice: %+v", refs)
+			found, ok = ref, true
+		}
+	}
+	return found, ok
+}
+
+func lawLeftovers(b *bench) {
+	l := b.plan("fork", "2")
+	l.Incarnation = 0xabcdef
+	_, ok := b.leftover(l)
+	require.False(b, ok, "before it was launched")
+	i := b.launch(l)
+	ref, ok := b.leftover(l)
+	require.True(b, ok)
+	want := b.agent.Plan(l)
+	require.Equal(b, want.Backend, ref.Backend)
+	require.Equal(b, want.Unit, ref.Unit)
+	require.Equal(b, want.Cgroup, ref.Cgroup)
+	require.Zero(b, ref.PID)
+	require.Zero(b, ref.StartTicks)
+	i.release()
+	_, ok = b.leftover(l)
+	require.False(b, ok, "after its release")
+}
+
+func lawLeftoversRest(b *bench) {
+	i := b.start("double-fork")
+	i.exit()
+	_, ok := b.leftover(i.plan)
+	require.True(b, ok)
+}
+
+func lawLeftoversAdopted(b *bench) {
+	i := b.abandoned("fork", "2")
+	require.NoError(b, i.Close())
+	ref, ok := b.leftover(i.plan)
+	require.True(b, ok)
+	h, err := b.newAgent().Adopt(b.within(), ref)
+	require.NoError(b, err)
+	found := b.keep(h, i.plan)
+	found.release()
+	b.nothingOf(i.plan)
+}
+
+func crowdLaws() []law {
+	return []law{
+		{says: "the same incarnation can not be launched twice", check: lawOneIncarnation},
+		{says: "the next incarnation beside a living one is refused or apart, never under one identity", check: lawNextBeside},
+		{says: "a hundred launches at once are a hundred services", alone: true, check: lawHundred},
+		{says: "launches and releases, failing ones too, thirty in all, leak nothing", alone: true, check: lawNoLeak},
+	}
+}
+
+func lawOneIncarnation(b *bench) {
+	i := b.start("sleep")
+	l := b.plan("sleep")
+	l.Name, l.Spec.Name = i.plan.Name, i.plan.Name
+	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+	require.Nil(b, h)
+	b.wantPreviousAlive(err)
+	require.Zero(b, b.alive(l))
+	i.lives()
+	require.Equal(b, 1, b.alive(i.plan))
+}
+
+// wantPreviousAlive wants a launch to be refused because of who lives already.
+func (b *bench) wantPreviousAlive(err error) {
+	b.Helper()
+	require.Error(b, err)
+	require.Contains(b, []service.Kind{service.Exists, service.Conflict, service.AlreadyRunning}, service.KindOf(err), "%v", err)
+	require.Equal(b, service.ReasonPreviousAlive, service.ReasonOf(err), "%v", err)
+}
+
+func lawNextBeside(b *bench) {
+	i := b.start("fork", "2")
+	l := b.plan("fork", "2")
+	l.Name, l.Spec.Name, l.Incarnation = i.plan.Name, i.plan.Name, i.plan.Incarnation+1
+	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+	if err != nil {
+		b.wantPreviousAlive(err)
+		require.Zero(b, b.alive(l))
+	} else {
+		next := b.keep(h, l)
+		next.ready()
+		require.NotEqual(b, i.Ref(), next.Ref())
+		require.NoError(b, next.Kill(b.within()))
+		require.Zero(b, b.alive(l))
+	}
+	i.lives()
+	require.Equal(b, 3, b.alive(i.plan))
+}
+
+func lawHundred(b *bench) {
+	const n = 100
+	var wait sync.WaitGroup
+	incarnations := make([]*incarnation, n)
+	for k := range n {
+		l := b.plan("sleep")
+		wait.Go(func() {
+			h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+			if err != nil {
+				b.Errorf("launch %d: %v", k, err)
+				return
+			}
+			incarnations[k] = b.keep(h, l)
+		})
+	}
+	wait.Wait()
+	require.False(b, b.Failed())
+	pids := map[int]bool{}
+	for _, i := range incarnations {
+		pids[i.Ref().PID] = true
+		require.Equal(b, 1, b.alive(i.plan))
+		i.lives()
+	}
+	require.Len(b, pids, n)
+	for _, i := range incarnations {
+		wait.Go(func() {
+			if _, err := i.Release(b.within()); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	for _, i := range incarnations {
+		b.nothingOf(i.plan)
+	}
+}
+
+// lawNoLeak makes one round first, for what is opened once and kept.
+func lawNoLeak(b *bench) {
+	b.cycle()
+	goroutines, open, kin := runtime.NumGoroutine(), descriptors(), children()
+	for range 10 {
+		b.cycle()
+	}
+	b.eventually(func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines; now: %v", goroutines, lazy(stacks))
+	b.eventually(func() bool { return len(children()) <= len(kin) }, "there were the children %v; now: %v", kin, lazy(func() string { return fmt.Sprint(children()) }))
+	now := descriptors()
+	require.Len(b, now, len(open), "open before: %v; now: %v", open, now)
+}
+
+func stacks() string {
+	text := make([]byte, 1<<20)
+	return string(text[:runtime.Stack(text, true)])
+}
+
+// cycle launches and releases what runs well, what fails to launch, and what
+// fails at the gate.
+func (b *bench) cycle() {
+	b.Helper()
+	well := b.plan("fork", "2")
+	h, err := b.agent.Launch(b.within(), well, nothingToIdentify)
+	require.NoError(b, err)
+	_, err = h.Release(b.within())
+	require.NoError(b, err)
+	require.NoError(b, h.Close())
+
+	gate := b.plan("sleep")
+	_, err = b.agent.Launch(b.within(), gate, func(service.Ref) error { return errors.New("no") })
+	require.Error(b, err)
+
+	ended := b.plan("exit", "1")
+	if b.Workload != "" {
+		ended.Spec.Exec[0] = filepath.Join(b.dir, "nowhere")
+		_, err = b.agent.Launch(b.within(), ended, nothingToIdentify)
+		require.Error(b, err)
+	}
+	for _, l := range []service.Launch{well, gate, ended} {
+		b.nothingOf(l)
+	}
+}

@@ -1,0 +1,66 @@
+package backendtest
+
+import (
+	"fmt"
+	"syscall"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func signalLaws() []law {
+	return []law{
+		{says: "a signal arrives as what it is", only: real, check: lawSignalArrives},
+		{says: "a signal ends a program that does nothing about it", check: lawSignalEnds},
+		{says: "a signal reaches the main process only", check: lawSignalMain},
+		{says: "a stopped process goes on when it is told to", only: real, check: lawSignalContinue},
+		{says: "who has ended can not be signalled", check: lawSignalEnded},
+	}
+}
+
+func lawSignalArrives(b *bench) {
+	i := b.start("ignore-term")
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGWINCH} {
+		require.NoError(b, i.Signal(b.within(), sig))
+		i.says(fmt.Sprintf("signal %d\n", sig))
+	}
+	i.lives()
+}
+
+func lawSignalEnds(b *bench) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		i := b.start("fork", "0")
+		require.NoError(b, i.Signal(b.within(), sig))
+		require.Equal(b, sig, i.exit().Signal)
+	}
+}
+
+func lawSignalMain(b *bench) {
+	i := b.start("fork", "3")
+	require.Equal(b, 4, b.alive(i.plan))
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	require.Equal(b, syscall.SIGTERM, i.exit().Signal)
+	require.Equal(b, 3, b.alive(i.plan), "its children got nothing")
+}
+
+func lawSignalContinue(b *bench) {
+	i := b.start("sleep")
+	in := func(state byte) func() bool {
+		return func() bool { s, ok := statOf(i.Ref().PID); return ok && s.state == state }
+	}
+	require.NoError(b, i.Signal(b.within(), syscall.SIGSTOP))
+	b.eventually(in('T'), "it never stopped")
+	require.NoError(b, i.Signal(b.within(), syscall.SIGCONT))
+	b.eventually(in('S'), "it never went on")
+	i.lives()
+}
+
+func lawSignalEnded(b *bench) {
+	i := b.launch(b.plan("exit", "0"))
+	i.exit()
+	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
+	_, err := i.Release(b.within())
+	require.NoError(b, err)
+	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
+}

@@ -1,0 +1,103 @@
+package backendtest
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+func usageLaws() []law {
+	return []law{
+		{says: "what is used is above nothing, and its source is told", check: lawUsage},
+		{says: "the CPU time of a hog grows", check: lawUsageGrows},
+		{says: "memory that was touched is counted", only: real, check: lawUsageMemory},
+		{says: "children are counted", check: lawUsageChildren},
+		{says: "the processes are listed as they are, the main one first", check: lawProcesses},
+		{says: "one service's use is not another's", check: lawUsageApart},
+	}
+}
+
+func (i *incarnation) usage() service.Usage {
+	i.bench.Helper()
+	u, err := i.Usage(i.bench.within())
+	require.NoError(i.bench, err)
+	return u
+}
+
+func lawUsage(b *bench) {
+	u := b.start("sleep").usage()
+	require.Contains(b, []string{"cgroup", "procfs"}, u.Source)
+	require.NotZero(b, u.Memory)
+	require.Zero(b, u.CPUPercent, "byggvir's to fill")
+	if u.MemoryPeak.Set {
+		require.NotZero(b, u.MemoryPeak.Value)
+	}
+	if u.Pids.Set {
+		require.NotZero(b, u.Pids.Value)
+	}
+	if u.OOMKills.Set {
+		require.Zero(b, u.OOMKills.Value)
+	}
+}
+
+func lawUsageGrows(b *bench) {
+	i := b.start("hog-cpu", "1")
+	last := i.usage().CPUTime
+	for range 3 {
+		b.eventually(func() bool { return i.usage().CPUTime > last }, "its CPU time stays at %v", last)
+		last = i.usage().CPUTime
+	}
+}
+
+func lawUsageMemory(b *bench) {
+	const touched = 40 * mebi
+	i := b.start("hog-memory", fmt.Sprint(touched))
+	u := i.usage()
+	require.GreaterOrEqual(b, u.Memory, uint64(touched))
+	require.Less(b, u.Memory, uint64(3*touched))
+	if u.MemoryPeak.Set {
+		require.GreaterOrEqual(b, u.MemoryPeak.Value, uint64(touched))
+	}
+	if u.Anon.Set {
+		require.GreaterOrEqual(b, u.Anon.Value, uint64(touched))
+	}
+}
+
+func lawUsageChildren(b *bench) {
+	u := b.start("fork", "5").usage()
+	if u.Pids.Set {
+		require.GreaterOrEqual(b, u.Pids.Value, uint64(6))
+	}
+}
+
+func lawProcesses(b *bench) {
+	i := b.start("tree", "2")
+	processes, err := i.Processes(b.within())
+	require.NoError(b, err)
+	require.Len(b, processes, 7)
+	require.Equal(b, i.Ref().PID, processes[0].PID)
+	seen := map[int]backends.Process{}
+	for _, p := range processes {
+		seen[p.PID] = p
+		require.NotEmpty(b, p.Command)
+		require.NotZero(b, p.Parent)
+	}
+	require.Len(b, seen, 7, "one is listed twice")
+	if b.Workload == "" {
+		return
+	}
+	for _, pid := range processesWith(token(i.plan)) {
+		s, _ := statOf(pid)
+		require.Contains(b, seen, pid)
+		require.Equal(b, s.parent, seen[pid].Parent)
+	}
+}
+
+func lawUsageApart(b *bench) {
+	hog, other := b.start("hog-cpu", "1"), b.start("sleep")
+	b.eventually(func() bool { return hog.usage().CPUTime > 5*other.usage().CPUTime+50*time.Millisecond }, "one that sleeps used as much as a hog")
+}

@@ -1,0 +1,257 @@
+// Package cgroupfs runs each incarnation in a cgroup of its own, made straight
+// in the cgroup v2 tree: the limits are written and read back, the process is
+// born inside (CLONE_INTO_CGROUP, clone(2)), and everything in the cgroup can be
+// killed, counted and found again by the cgroup's name.
+//
+// The cgroups lie side by side below one parent, svc-<name>-<incarnation> each.
+// No process may live in the parent itself. On a host without systemd the whole
+// tree is ours and the parent is made when it is missing; on a systemd host the
+// parent is a scope that systemd has delegated, and nothing above it is written.
+package cgroupfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/units"
+)
+
+// name is what Refs call this backend.
+const name = "cgroupfs"
+
+// Config is what a Backend needs.
+type Config struct {
+	Tree   cgroup.Tree
+	Procfs procfs.FS
+
+	// Watcher tells of exits; nil for one of the Backend's own.
+	Watcher *watch.Watcher
+
+	// Parent is the cgroup below which services live, e.g. "/gladsheim". It may
+	// not be the root.
+	Parent string
+
+	// Ours says that nobody else manages the tree, as on a host without systemd:
+	// Parent is made if it is missing, and controllers are enabled from the root
+	// down. Otherwise Parent must exist, delegated to us with the controllers it
+	// has, and nothing above it is written.
+	Ours bool
+}
+
+// Backend is the cgroupfs backend.
+type Backend struct {
+	tree        cgroup.Tree
+	parent      cgroup.Group
+	procfs      procfs.FS
+	watcher     *watch.Watcher
+	ownWatcher  bool
+	bootID      string
+	controllers []string // that the parent passes on
+	enforces    service.Enforcement
+
+	mu        sync.Mutex
+	closed    bool
+	launching map[string]bool // cgroups that a Launch is making
+}
+
+var _ backends.Backend = (*Backend)(nil)
+
+// New makes a Backend and prepares its parent cgroup. It fails when the tree
+// can not be used: the error says what is in the way and what to do about it.
+func New(c Config) (*Backend, error) {
+	b := &Backend{tree: c.Tree, parent: c.Tree.Group(c.Parent), procfs: c.Procfs, watcher: c.Watcher, launching: map[string]bool{}}
+	if b.parent.Path() == "/" {
+		return nil, failure("use cgroups", service.Name{}, service.Invalid, errors.New("the root of the tree can not be the parent of services"))
+	}
+	var err error
+	if b.controllers, err = prepare(b.parent, c.Ours); err != nil {
+		return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
+	}
+	if b.enforces, err = enforcement(b.parent); err != nil {
+		return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
+	}
+	if b.bootID, err = c.Procfs.BootID(); err != nil {
+		return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
+	}
+	if b.watcher == nil {
+		b.ownWatcher = true
+		if b.watcher, err = watch.New(); err != nil {
+			return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
+		}
+	}
+	return b, nil
+}
+
+// prepare makes the parent pass on every controller that it can have, and
+// returns those.
+func prepare(parent cgroup.Group, ours bool) ([]string, error) {
+	source := parent
+	if ours {
+		source = parent.Root()
+	}
+	offered, err := source.Controllers()
+	if err != nil {
+		return nil, err
+	}
+	controllers := slices.DeleteFunc(slices.Clone(cgroup.Wanted), func(c string) bool { return !slices.Contains(offered, c) })
+	if ours {
+		if err := createAll(parent, controllers); err != nil {
+			return nil, err
+		}
+	}
+	return controllers, parent.Enable(controllers)
+}
+
+// createAll makes g and what is missing above it.
+func createAll(g cgroup.Group, controllers []string) error {
+	if g.Path() == "/" {
+		return nil
+	}
+	if err := createAll(g.Parent(), controllers); err != nil {
+		return err
+	}
+	err := g.Create(controllers)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return err
+}
+
+// enforcement asks the kernel. The parent has the same controllers as the
+// cgroups below it, and so the same files.
+func enforcement(parent cgroup.Group) (service.Enforcement, error) {
+	limits, err := parent.Enforceable()
+	if err != nil {
+		return service.Enforcement{}, err
+	}
+	limits[service.NoFile] = true // of each process, by prlimit(2)
+	counts, err := parent.OOMCounts()
+	if err != nil {
+		return service.Enforcement{}, err
+	}
+	return service.Enforcement{Limits: limits, OOMVerdict: counts.TellsLevel(), KillAll: true, BornInside: true}, nil
+}
+
+// Name is "cgroupfs".
+func (b *Backend) Name() string { return name }
+
+// Enforces tells which limits have a file in the parent cgroup. The limit on
+// open files is enforced for each process, as setrlimit(2) does.
+func (b *Backend) Enforces() service.Enforcement { return b.enforces }
+
+// Plan names the cgroup of the incarnation.
+func (b *Backend) Plan(l service.Launch) service.Ref {
+	return service.Ref{
+		Backend: name, Name: l.Name, Incarnation: l.Incarnation,
+		Cgroup: b.parent.Child(units.Dir(l.Name, l.Incarnation)).Path(),
+	}
+}
+
+// Leftovers lists the incarnations that have a cgroup below the parent, with
+// processes in it or without.
+func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Ref, error) {
+	if ctx.Err() != nil {
+		return nil, gaveUp(ctx, "look for leftovers", service.Name{}, "")
+	}
+	names, err := b.parent.Children()
+	if err != nil {
+		return nil, failure("look for leftovers", service.Name{}, service.HostUnavailable, err)
+	}
+	var refs []service.Ref
+	for _, dir := range names {
+		if service, incarnation, ok := units.ParseDir(dir); ok {
+			refs = append(refs, b.Plan(launchOf(service, incarnation)))
+		}
+	}
+	slices.SortFunc(refs, func(a, b service.Ref) int { return strings.Compare(a.Cgroup, b.Cgroup) })
+	return refs, nil
+}
+
+func launchOf(name service.Name, incarnation uint64) service.Launch {
+	return service.Launch{Name: name, Incarnation: incarnation}
+}
+
+// Adopt finds the incarnation by its cgroup, and its main process by number and
+// start ticks within this boot. A cgroup in which nothing lives any more is
+// adopted too: its counters tell whether memory ran out.
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+	const op = "adopt"
+	if ctx.Err() != nil {
+		return nil, gaveUp(ctx, op, ref.Name, "")
+	}
+	group := b.tree.Group(ref.Cgroup)
+	if ref.Backend != name || path.Base(group.Path()) != units.Dir(ref.Name, ref.Incarnation) {
+		return nil, failure(op, ref.Name, service.Invalid, fmt.Errorf("%q of backend %q is not a cgroup of incarnation %d", ref.Cgroup, ref.Backend, ref.Incarnation))
+	}
+	if ref.BootID != "" && ref.BootID != b.bootID {
+		return nil, backends.ErrGone
+	}
+	h := &handle{backend: b, group: group, ref: ref, turn: make(chan struct{}, 1)}
+	exists, err := group.Exists()
+	if err != nil {
+		return nil, failure(op, ref.Name, service.HostUnavailable, err)
+	}
+	if exists {
+		if err := h.countFromNow(); err != nil {
+			return nil, failure(op, ref.Name, service.HostUnavailable, err)
+		}
+	}
+	if ref.PID > 0 {
+		h.main, err = process.Find(b.watcher, b.procfs, ref.PID, ref.StartTicks)
+		if err != nil && !errors.Is(err, process.ErrGone) {
+			return nil, failure(op, ref.Name, service.HostUnavailable, err)
+		}
+	}
+	if !exists && h.main == nil {
+		return nil, backends.ErrGone
+	}
+	return h, nil
+}
+
+// Close ends the backend's own goroutine. Launch fails from then on.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	first := !b.closed
+	b.closed = true
+	b.mu.Unlock()
+	if first && b.ownWatcher {
+		return b.watcher.Close()
+	}
+	return nil
+}
+
+// failure is an error as it crosses the border. One that is a *service.Error
+// already keeps its kind and reason, and is not wrapped in words it says itself.
+func failure(op string, name service.Name, kind service.Kind, err error) error {
+	inner, ok := errors.AsType[*service.Error](err)
+	if !ok {
+		return &service.Error{Op: op, Service: name, Kind: kind, Err: err}
+	}
+	outer := *inner
+	outer.Op, outer.Service = op, name
+	if err != error(inner) || inner.Op != op {
+		outer.Err, outer.Faults = err, nil
+	}
+	return &outer
+}
+
+// gaveUp is the error of what ctx did not leave the time for.
+func gaveUp(ctx context.Context, op string, name service.Name, reason service.Reason) error {
+	kind := service.Cancelled
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		kind = service.Timeout
+	}
+	return &service.Error{Op: op, Service: name, Kind: kind, Reason: reason, Err: context.Cause(ctx)}
+}

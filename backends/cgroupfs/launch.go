@@ -1,0 +1,240 @@
+package cgroupfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/units"
+)
+
+// cleanTime is how long the cleaning after a failed launch may take, whatever
+// became of the caller's context.
+const cleanTime = 10 * time.Second
+
+// Launch makes the cgroup, limits it, and gives birth to the process inside. A
+// cgroup of the same incarnation in which nothing lives is removed first; one
+// in which something lives, of this or any other incarnation of the service, is
+// an error of reason PREVIOUS_INSTANCE_ALIVE.
+func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+	if ctx.Err() != nil {
+		return nil, gaveUp(ctx, "start", l.Name, "")
+	}
+	limits, err := b.enforceable(l)
+	if err != nil {
+		return nil, err
+	}
+	done, err := b.begin(l)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := b.makeWay(l); err != nil {
+		return nil, err
+	}
+	h := &handle{
+		backend: b, ref: b.Plan(l), group: b.group(l), requested: l.Limits, turn: make(chan struct{}, 1),
+	}
+	if err := h.group.Create(b.controllers); err != nil {
+		return nil, failure("start", l.Name, service.HostUnavailable, fmt.Errorf("create its cgroup: %w", err))
+	}
+	if err := h.launch(ctx, l, limits, identify); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+		defer cancel()
+		if cleanErr := h.clean(clean); cleanErr != nil {
+			err = fmt.Errorf("%w; then, while cleaning up: %w", err, cleanErr)
+		}
+		return nil, failure("start", l.Name, service.HostUnavailable, err)
+	}
+	return h, nil
+}
+
+func (b *Backend) group(l service.Launch) cgroup.Group {
+	return b.parent.Child(units.Dir(l.Name, l.Incarnation))
+}
+
+// enforceable returns the limits that the kernel will hold: all that were asked
+// for, or with best effort those it can.
+func (b *Backend) enforceable(l service.Launch) (service.Limits, error) {
+	missing := b.enforces.Missing(l.Limits)
+	if len(missing) > 0 && !l.Spec.BestEffort {
+		return service.Limits{}, b.unenforceable("start", l.Name, missing)
+	}
+	limits := l.Limits
+	for _, r := range missing {
+		limits[r] = service.Quota{}
+	}
+	return limits, nil
+}
+
+func (b *Backend) unenforceable(op string, name service.Name, missing []service.Resource) error {
+	return &service.Error{
+		Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
+		Err: fmt.Errorf("this host does not enforce %v: the controller is not available in %s", missing, b.parent.Path()),
+	}
+}
+
+// begin keeps two launches of one incarnation apart.
+func (b *Backend) begin(l service.Launch) (done func(), err error) {
+	dir := units.Dir(l.Name, l.Incarnation)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return nil, failure("start", l.Name, service.HostUnavailable, errors.New("the backend is closed"))
+	case b.launching[dir]:
+		return nil, previousAlive(l, fmt.Errorf("incarnation %d is being started already", l.Incarnation))
+	}
+	b.launching[dir] = true
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.launching, dir)
+	}, nil
+}
+
+func previousAlive(l service.Launch, err error) error {
+	return &service.Error{Op: "start", Service: l.Name, Kind: service.Exists, Reason: service.ReasonPreviousAlive, Err: err}
+}
+
+// makeWay refuses a service of which something lives, and removes an empty
+// cgroup that stands where the new one is to be.
+func (b *Backend) makeWay(l service.Launch) error {
+	dirs, err := b.parent.Children()
+	if err != nil {
+		return failure("start", l.Name, service.HostUnavailable, err)
+	}
+	for _, dir := range dirs {
+		if other, _, ok := units.ParseDir(dir); !ok || other != l.Name {
+			continue
+		}
+		group := b.parent.Child(dir)
+		alive, err := group.Populated()
+		if err != nil {
+			return failure("start", l.Name, service.HostUnavailable, err)
+		}
+		if alive {
+			pids, _ := group.Processes()
+			return previousAlive(l, fmt.Errorf("processes %v of an earlier instance live in %s", pids, group.Path()))
+		}
+		if group == b.group(l) {
+			if err := group.Remove(); err != nil {
+				return failure("start", l.Name, service.HostUnavailable, err)
+			}
+		}
+	}
+	return nil
+}
+
+// launch goes through the steps of a start. After an error clean is to be
+// called.
+func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) error {
+	atGate, atOpening := roomForGate(limits)
+	if err := h.enclose(atGate); err != nil {
+		return err
+	}
+	dir, err := h.group.OpenDir()
+	if err != nil {
+		return err
+	}
+	child, err := launch.Start(h.backend.watcher, launch.Request{Launch: l, CgroupFD: int(dir.Fd())})
+	if err := errors.Join(err, dir.Close()); err != nil {
+		return err
+	}
+	defer child.Abandon() // does nothing once the gate was opened
+	if err := h.identify(child, identify); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return gaveUp(ctx, "start", l.Name, "")
+	}
+	if err := h.group.Apply(atOpening); err != nil {
+		return fmt.Errorf("limit its cgroup: %w", err)
+	}
+	if err := child.Open(ctx); err != nil {
+		return h.explain(err)
+	}
+	h.main = child.Process()
+	return nil
+}
+
+// enclose limits the cgroup and takes down what is counted so far.
+func (h *handle) enclose(limits service.Limits) error {
+	if err := h.group.Apply(limits); err != nil {
+		return fmt.Errorf("limit its cgroup: %w", err)
+	}
+	if h.backend.enforces.Limits[service.MemoryMax] {
+		if err := h.group.SetOOMGroup(true); err != nil {
+			return fmt.Errorf("limit its cgroup: %w", err)
+		}
+	}
+	var err error
+	h.base, err = h.group.OOMCounts()
+	return err
+}
+
+// identify finds out who the child is and that it was born where it belongs,
+// and tells the caller.
+func (h *handle) identify(child *launch.Child, tell func(service.Ref) error) error {
+	at, err := h.backend.procfs.Cgroup(child.PID())
+	if err != nil {
+		return err
+	}
+	if at != h.group.Path() {
+		return fmt.Errorf("process %d was born in cgroup %s instead of %s", child.PID(), at, h.group.Path())
+	}
+	h.ref.PID, h.ref.StartTicks, h.ref.BootID = child.PID(), child.StartTicks(), h.backend.bootID
+	if err := tell(h.ref); err != nil {
+		return fmt.Errorf("record its identity: %w", err)
+	}
+	return nil
+}
+
+// explain adds to the error of a gate that died what the kernel has killed it
+// for.
+func (h *handle) explain(err error) error {
+	failed, ok := errors.AsType[*service.Error](err)
+	_, _, kills, readErr := h.group.OOMSince(h.base)
+	if !ok || readErr != nil || kills == 0 {
+		return err
+	}
+	told := *failed
+	told.Err = fmt.Errorf("its memory limit is too small to start in: %w", failed.Err)
+	return &told
+}
+
+// clean removes whatever a failed launch has left.
+func (h *handle) clean(ctx context.Context) error {
+	if err := h.empty(ctx); err != nil {
+		return err
+	}
+	return h.group.Remove()
+}
+
+// What the gate itself needs before it becomes the program: it is a Go program
+// with a few threads. Limits below that would keep it from getting there.
+const (
+	gateMemory = 32 << 20
+	gateTasks  = 32
+	gateCPU    = 100 * service.UsecPerPercent
+)
+
+// roomForGate splits limits into those that hold while the gate waits and those
+// that are set just before it opens, because the gate needs more than they
+// allow. All hold before the program's first instruction.
+func roomForGate(limits service.Limits) (atGate, atOpening service.Limits) {
+	atGate = limits
+	for r, least := range map[service.Resource]uint64{
+		service.MemoryMax: gateMemory, service.MemoryHigh: gateMemory, service.PidsMax: gateTasks, service.CPUMax: gateCPU,
+	} {
+		if limits[r].Set && limits[r].Value < least {
+			atGate[r], atOpening[r] = service.Of(least), limits[r]
+		}
+	}
+	return atGate, atOpening
+}

@@ -1,0 +1,246 @@
+// Package exec runs services on hosts that offer neither systemd nor cgroup
+// v2: each in a session of its own, with resource limits per process, counted
+// from /proc. It enforces the number of open files and nothing else, and says
+// so.
+//
+// What belongs to an incarnation is known by a brand that the kernel hands
+// down: a value of RLIMIT_RTTIME that names the agent, the service and the
+// incarnation (see brand.go). Fork, exec, setsid and the death of parents do
+// not take it away, an agent that was restarted finds it again, and so killing
+// reaches what has left the process group. It is no wall: a process may lower
+// its limits, and with them lose the brand, so KillAll is not claimed. One that
+// does is still found in the session of others that carry it.
+//
+// The process that uses this package becomes the subreaper of what it launches
+// (PR_SET_CHILD_SUBREAPER(2const)) and reaps orphans with a brand of its own.
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Backend launches plain processes. Its methods may be called by many
+// goroutines at once.
+type Backend struct {
+	watch   *watch.Watcher
+	proc    procfs.FS
+	agentID string
+	boot    string
+	reaper  *reaper
+
+	mu      sync.Mutex
+	handles map[brand]*handle // open ones, for the CPU time of orphans
+}
+
+var _ backends.Backend = (*Backend)(nil)
+
+// New makes the backend. agentID tells the services of several agents on one
+// host apart and must be the same after a restart. The watcher and fs stay the
+// caller's; fs must be the real /proc.
+func New(w *watch.Watcher, fs procfs.FS, agentID string) (*Backend, error) {
+	boot, err := fs.BootID()
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the exec backend: %w", err)
+	}
+	if err := canBrand(); err != nil {
+		return nil, fmt.Errorf("cannot open the exec backend: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("cannot open the exec backend: become the subreaper: %w", err)
+	}
+	b := &Backend{watch: w, proc: fs, agentID: agentID, boot: boot, handles: map[brand]*handle{}}
+	b.reaper = startReaper(b)
+	return b, nil
+}
+
+// Name is "exec".
+func (b *Backend) Name() string { return "exec" }
+
+// Enforces claims the number of open files, which every process of a service
+// has from its birth.
+func (b *Backend) Enforces() service.Enforcement {
+	e := service.Enforcement{BornInside: true}
+	e.Limits[service.NoFile] = true
+	return e
+}
+
+// Plan tells the name and the incarnation; there is no place.
+func (b *Backend) Plan(l service.Launch) service.Ref {
+	return service.Ref{Backend: b.Name(), Name: l.Name, Incarnation: l.Incarnation}
+}
+
+// Launch implements backends.Backend.
+func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+	if missing := b.Enforces().Missing(l.Limits); len(missing) > 0 && !l.Spec.BestEffort {
+		return nil, unenforceable("start", l.Name, missing)
+	}
+	if ctx.Err() != nil {
+		return nil, ended(ctx, "start", l.Name, errors.New("before its process was made"))
+	}
+	mark := b.brand(l.Name, l.Incarnation)
+	child, err := launch.Start(b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark)})
+	if err != nil {
+		return nil, err
+	}
+	ref := b.Plan(l)
+	ref.PID, ref.StartTicks, ref.BootID = child.PID(), child.StartTicks(), b.boot
+	if err := identify(ref); err != nil {
+		child.Abandon()
+		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
+	}
+	h := b.open(ref, mark, child.Process(), l.Limits)
+	if err := child.Open(ctx); err != nil {
+		b.forget(h)
+		return nil, err
+	}
+	return h, nil
+}
+
+// Adopt implements backends.Backend. Besides the identity, the brand must be
+// the incarnation's.
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+	if ctx.Err() != nil {
+		return nil, ended(ctx, "adopt", ref.Name, errors.New("before it was looked for"))
+	}
+	mark := b.brand(ref.Name, ref.Incarnation)
+	main, err := b.findMain(ref, mark)
+	if err != nil {
+		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
+	}
+	if main != nil {
+		return b.open(ref, mark, main, service.Limits{}), nil
+	}
+	rest, err := b.survey(ctx, mark, nil)
+	if err != nil {
+		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
+	}
+	if len(rest) == 0 {
+		return nil, backends.ErrGone
+	}
+	return b.open(ref, mark, nil, service.Limits{}), nil
+}
+
+// findMain takes up the main process that ref names, or tells nil when it is
+// gone.
+func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error) {
+	if ref.PID == 0 || ref.BootID != b.boot {
+		return nil, nil
+	}
+	main, err := process.Find(b.watch, b.proc, ref.PID, ref.StartTicks)
+	if errors.Is(err, process.ErrGone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	// main is held by now, so this can not be the brand of a successor, if
+	// the process still has not ended afterwards.
+	found, err := b.brandOf(ref.PID)
+	if err != nil || found != mark {
+		main.Close()
+		if errors.Is(err, procfs.ErrNoProcess) {
+			err = nil
+		}
+		return nil, err
+	}
+	return main, nil
+}
+
+// Leftovers implements backends.Backend: it knows services among known only.
+func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error) {
+	names := make(map[uint32]service.Name, len(known))
+	for _, name := range known {
+		names[b.hash(name)] = name
+	}
+	pids, err := b.proc.PIDs()
+	if err != nil {
+		return nil, &service.Error{Op: "look for leftovers", Kind: service.HostUnavailable, Err: err}
+	}
+	var refs []service.Ref
+	seen := map[brand]bool{}
+	for _, pid := range pids {
+		if ctx.Err() != nil {
+			return nil, ended(ctx, "look for leftovers", service.Name{}, errors.New("before all processes were seen"))
+		}
+		mark, err := b.brandOf(pid)
+		name, ours := names[mark.service()]
+		if err != nil || !mark.is() || !ours || seen[mark] {
+			continue
+		}
+		if p, err := b.proc.Process(pid); err != nil || !p.Alive() {
+			continue
+		}
+		seen[mark] = true
+		refs = append(refs, service.Ref{Backend: b.Name(), Name: name, Incarnation: mark.incarnation()})
+	}
+	return refs, nil
+}
+
+// Close implements backends.Backend.
+func (b *Backend) Close() error {
+	b.reaper.stop()
+	return nil
+}
+
+func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limits service.Limits) *handle {
+	h := &handle{backend: b, ref: ref, brand: mark, main: main, turn: make(chan struct{}, 1), requested: limits}
+	if main == nil {
+		h.exited = closed
+	} else {
+		h.exited = main.Exited()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.handles[mark] = h
+	return h
+}
+
+func (b *Backend) forget(h *handle) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.handles[h.brand] == h {
+		delete(b.handles, h.brand)
+	}
+}
+
+// orphan is told of each orphan with a brand that was reaped.
+func (b *Backend) orphan(mark brand, s process.Stranger) {
+	b.mu.Lock()
+	h := b.handles[mark]
+	b.mu.Unlock()
+	if h != nil {
+		h.buried(s.CPUTime)
+	}
+}
+
+func unenforceable(op string, name service.Name, missing []service.Resource) error {
+	words := make([]string, len(missing))
+	for i, r := range missing {
+		words[i] = r.String()
+	}
+	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
+		Err: fmt.Errorf("this host has no cgroup v2, so it can not enforce %s; remove the limit, or set best_effort to run without it",
+			strings.Join(words, ", "))}
+}
+
+// ended is the error of what was given up because ctx has ended.
+func ended(ctx context.Context, op string, name service.Name, when error) error {
+	kind := service.Cancelled
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		kind = service.Timeout
+	}
+	return &service.Error{Op: op, Service: name, Kind: kind, Err: fmt.Errorf("given up %w: %w", when, ctx.Err())}
+}

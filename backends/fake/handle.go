@@ -1,0 +1,189 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// handle is one look at a group. Adopted ones differ in what they know of its
+// end.
+type handle struct {
+	backend *Backend
+	group   *group
+	exited  <-chan struct{}
+	told    bool // the exit is told to us, because the process is our child
+}
+
+func (h *handle) Ref() service.Ref        { return h.group.ref }
+func (h *handle) Exited() <-chan struct{} { return h.exited }
+func (h *handle) Close() error            { return nil }
+
+func (h *handle) Exit() service.Exit {
+	if !h.told {
+		return service.Exit{Unknown: "agent_was_down"}
+	}
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	return h.group.exit
+}
+
+// begin is how each operation but Kill and Release begins; it leaves with the
+// host locked when there is no error.
+func (h *handle) begin(ctx context.Context, operation string) error {
+	if err := h.backend.fault(operation, h.group.ref); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return gaveUp(operation, h.group.ref, err)
+	}
+	h.group.host.mu.Lock()
+	if h.group.released != nil {
+		h.group.host.mu.Unlock()
+		return h.notRunning(operation)
+	}
+	return nil
+}
+
+func (h *handle) notRunning(operation string) error {
+	return &service.Error{
+		Op: operation, Service: h.group.ref.Name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
+		Err: errors.New("it has ended"),
+	}
+}
+
+func (h *handle) Signal(ctx context.Context, sig syscall.Signal) error {
+	if err := h.begin(ctx, "signal"); err != nil {
+		return err
+	}
+	g := h.group
+	defer g.host.mu.Unlock()
+	ends, asks := deadly(sig)
+	switch {
+	case !g.main:
+		return h.notRunning("signal")
+	case !ends || g.script.Unkillable || (asks && g.script.Stubborn):
+	case asks && g.script.Term != nil:
+		g.schedule(*g.script.Term)
+	default:
+		g.end(End{Exit: service.Exit{Signal: sig}})
+	}
+	return nil
+}
+
+func (h *handle) Kill(ctx context.Context) error {
+	if err := h.backend.fault("kill", h.group.ref); err != nil {
+		return err
+	}
+	g := h.group
+	g.host.mu.Lock()
+	g.kill()
+	g.host.mu.Unlock()
+	select {
+	case <-g.empty:
+		return nil
+	default:
+	}
+	select {
+	case <-g.empty:
+		return nil
+	case <-ctx.Done():
+		return &service.Error{
+			Op: "kill", Service: g.ref.Name, Kind: service.Timeout, Reason: service.ReasonUnkillable,
+			Err: fmt.Errorf("these processes would not die: %s", h.survivors()),
+		}
+	}
+}
+
+func (h *handle) survivors() string {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	var names []string
+	for _, p := range h.group.processes() {
+		names = append(names, fmt.Sprintf("%d (%s)", p.PID, p.Command))
+	}
+	return strings.Join(names, ", ")
+}
+
+func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	if err := h.begin(ctx, "limit"); err != nil {
+		return service.Applied{}, err
+	}
+	g := h.group
+	defer g.host.mu.Unlock()
+	if err := h.backend.enforceable("limit", g.ref.Name, l); err != nil {
+		return service.Applied{}, err
+	}
+	if !g.main {
+		return service.Applied{}, h.notRunning("limit")
+	}
+	g.limits, g.requested = l.Over(g.limits), l.Over(g.requested)
+	return h.applied(), nil
+}
+
+func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
+	if err := h.begin(ctx, "limits"); err != nil {
+		return service.Applied{}, err
+	}
+	defer h.group.host.mu.Unlock()
+	return h.applied(), nil
+}
+
+// untouched are the limits that hold where nobody set any.
+var untouched = service.Limits{
+	service.MemoryMax: service.Of(service.Unlimited), service.MemoryHigh: service.Of(service.Unlimited),
+	service.MemorySwapMax: service.Of(service.Unlimited), service.CPUMax: service.Of(service.Unlimited),
+	service.CPUWeight: service.Of(100), service.PidsMax: service.Of(service.Unlimited),
+	service.IOWeight: service.Of(100), service.NoFile: service.Of(1024),
+}
+
+func (h *handle) applied() service.Applied {
+	var a service.Applied
+	holds := h.group.limits.Over(untouched)
+	for r := range a {
+		a[r].Requested, a[r].Enforced = h.group.requested[r], h.backend.enforces.Limits[r]
+		if a[r].Enforced {
+			a[r].Applied, a[r].Effective = holds[r], holds[r]
+		}
+	}
+	return a
+}
+
+func (h *handle) Usage(ctx context.Context) (service.Usage, error) {
+	if err := h.begin(ctx, "usage"); err != nil {
+		return service.Usage{}, err
+	}
+	defer h.group.host.mu.Unlock()
+	return h.group.usage(), nil
+}
+
+func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {
+	if err := h.begin(ctx, "processes"); err != nil {
+		return nil, err
+	}
+	defer h.group.host.mu.Unlock()
+	return h.group.processes(), nil
+}
+
+func (h *handle) Release(ctx context.Context) (service.Remains, error) {
+	if err := h.backend.fault("release", h.group.ref); err != nil {
+		return service.Remains{}, err
+	}
+	if err := h.Kill(ctx); err != nil {
+		return service.Remains{}, err
+	}
+	g := h.group
+	g.host.mu.Lock()
+	defer g.host.mu.Unlock()
+	if g.released == nil {
+		usage := g.usage()
+		g.released = &service.Remains{Usage: usage, OOM: g.oom, OOMLevel: g.level, Leftovers: g.leftovers}
+		g.host.remove(g)
+	}
+	return *g.released, nil
+}

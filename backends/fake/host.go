@@ -1,0 +1,317 @@
+package fake
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// Host is the machine that fake backends run on: its processes outlive every
+// Backend, as real ones outlive the agent. Its methods are what a test does to
+// the machine and sees of it; they may be called at any time. A Host belongs
+// to one synctest bubble.
+type Host struct {
+	mu       sync.Mutex
+	boots    int
+	pids     int
+	groups   []*group // in the order of their launches; none that was released
+	scripts  map[service.Name][]Script
+	launches map[service.Name]int
+	runs     map[service.Name]int
+	peak     map[service.Name]int
+}
+
+// NewHost is a machine that has just booted.
+func NewHost() *Host {
+	return &Host{
+		pids:     1000,
+		scripts:  map[service.Name][]Script{},
+		launches: map[service.Name]int{}, runs: map[service.Name]int{}, peak: map[service.Name]int{},
+	}
+}
+
+// group is one incarnation as a kernel knows it.
+type group struct {
+	host   *Host
+	ref    service.Ref
+	launch service.Launch
+	script Script
+	parent *Backend // whose child the main process is
+
+	began     time.Time
+	stop      *time.Timer // of an end that is to come
+	main      bool        // the main process lives
+	children  []int       // that live
+	exit      service.Exit
+	oom       service.OOM
+	level     string
+	doomed    bool           // SIGKILL waits for processes that can not die
+	leftovers int            // children that we killed after the main process had ended
+	limits    service.Limits // that hold
+	requested service.Limits
+
+	ended    chan struct{} // closed when the main process has ended
+	empty    chan struct{} // closed when no process is left
+	released *service.Remains
+}
+
+// Script sets how the launches of a service behave from now on: the first
+// script is for the next launch, the last for all that follow it.
+func (h *Host) Script(name service.Name, scripts ...Script) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.scripts[name] = scripts
+}
+
+// nextScript takes the script of the next launch. The caller holds the lock.
+func (h *Host) nextScript(name service.Name) (s Script, ok bool) {
+	scripts := h.scripts[name]
+	if len(scripts) == 0 {
+		return Script{}, false
+	}
+	if len(scripts) > 1 {
+		h.scripts[name] = scripts[1:]
+	}
+	return scripts[0], true
+}
+
+// Crash ends the main process of the latest incarnation of a service. It
+// panics when that has none.
+func (h *Host) Crash(name service.Name, exit service.Exit) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.running(name).end(End{Exit: exit})
+}
+
+// OOMKill kills the latest incarnation of a service for want of memory: at its
+// own limit, at that of the cgroup level, or on the host. It panics when the
+// service has no main process.
+func (h *Host) OOMKill(name service.Name, oom service.OOM, level string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.running(name).end(End{Exit: service.Exit{Signal: syscall.SIGKILL}, OOM: oom, Level: level})
+}
+
+func (h *Host) running(name service.Name) *group {
+	for _, g := range slices.Backward(h.groups) {
+		if g.ref.Name == name && g.main {
+			return g
+		}
+	}
+	panic(fmt.Sprintf("fake: no main process of %s runs", name))
+}
+
+// Free lets the processes of a service die that were Unkillable; those that
+// have been killed meanwhile die at once.
+func (h *Host) Free(name service.Name) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, g := range h.groups {
+		if g.ref.Name == name {
+			g.script.Unkillable = false
+			if g.doomed {
+				g.kill()
+			}
+		}
+	}
+}
+
+// Reboot ends every process without a word to anybody's parent, and gives the
+// host another boot id.
+func (h *Host) Reboot() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, g := range h.groups {
+		g.script.Unkillable = false
+		g.kill()
+	}
+	h.groups = nil
+	h.boots++
+}
+
+// Process is one process of the host.
+type Process struct {
+	backends.Process
+	Service     service.Name
+	Incarnation uint64
+}
+
+// Processes lists what runs on the host.
+func (h *Host) Processes() []Process {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []Process
+	for _, g := range h.groups {
+		for _, p := range g.processes() {
+			all = append(all, Process{p, g.ref.Name, g.ref.Incarnation})
+		}
+	}
+	return all
+}
+
+// Launches counts the calls of Launch for a service, failed ones included.
+func (h *Host) Launches(name service.Name) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.launches[name]
+}
+
+// Runs counts the programs of a service that have begun to run.
+func (h *Host) Runs(name service.Name) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.runs[name]
+}
+
+// IncarnationsAlive counts the incarnations of a service that have a process.
+func (h *Host) IncarnationsAlive(name service.Name) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.alive(name)
+}
+
+// PeakAlive is the most incarnations of a service that ever had a process at
+// the same moment; more than 1 breaks invariant I2.
+func (h *Host) PeakAlive(name service.Name) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.peak[name]
+}
+
+func (h *Host) alive(name service.Name) int {
+	n := 0
+	for _, g := range h.groups {
+		if g.ref.Name == name && g.populated() {
+			n++
+		}
+	}
+	return n
+}
+
+// find gives the incarnation at the place that ref names, nil for none. The
+// caller holds the lock, as for all that follows.
+func (h *Host) find(ref service.Ref) *group {
+	for _, g := range h.groups {
+		if g.ref.Name == ref.Name && g.ref.Incarnation == ref.Incarnation {
+			return g
+		}
+	}
+	return nil
+}
+
+func (h *Host) remove(g *group) {
+	h.groups = slices.DeleteFunc(h.groups, func(other *group) bool { return other == g })
+}
+
+func (h *Host) newPID() int {
+	h.pids++
+	return h.pids
+}
+
+func (h *Host) bootID() string { return fmt.Sprintf("boot-%d", h.boots) }
+
+// run opens the gate: the program begins.
+func (g *group) run() {
+	g.main, g.began = true, time.Now()
+	for range g.script.Children {
+		g.children = append(g.children, g.host.newPID())
+	}
+	name := g.ref.Name
+	g.host.runs[name]++
+	g.host.peak[name] = max(g.host.peak[name], g.host.alive(name))
+	if g.script.End != nil {
+		g.schedule(*g.script.End)
+	}
+}
+
+// schedule lets the main process end later, or now.
+func (g *group) schedule(e End) {
+	if g.stop != nil {
+		g.stop.Stop()
+	}
+	if e.After == 0 {
+		g.end(e)
+		return
+	}
+	g.stop = time.AfterFunc(e.After, func() {
+		g.host.mu.Lock()
+		defer g.host.mu.Unlock()
+		g.end(e)
+	})
+}
+
+// end ends the main process.
+func (g *group) end(e End) {
+	if !g.main {
+		return
+	}
+	if g.stop != nil {
+		g.stop.Stop()
+	}
+	g.main, g.exit, g.oom, g.level = false, e.Exit, e.OOM, e.Level
+	if e.OOM != service.OOMNone {
+		g.children = nil
+	}
+	close(g.ended)
+	g.settle()
+}
+
+// kill sends SIGKILL to every process.
+func (g *group) kill() {
+	g.doomed = true
+	if g.script.Unkillable {
+		return
+	}
+	if g.main {
+		g.children = nil
+		g.end(End{Exit: service.Exit{Signal: syscall.SIGKILL}})
+		return
+	}
+	g.leftovers += len(g.children)
+	g.children = nil
+	g.settle()
+}
+
+// settle tells when the last process is gone.
+func (g *group) settle() {
+	select {
+	case <-g.empty:
+	default:
+		if !g.populated() {
+			close(g.empty)
+		}
+	}
+}
+
+func (g *group) populated() bool { return g.main || len(g.children) > 0 }
+
+func (g *group) processes() []backends.Process {
+	command := strings.Join(g.launch.Spec.Exec, " ")
+	var all []backends.Process
+	parent := 1
+	if g.main {
+		parent = g.ref.PID
+		all = append(all, backends.Process{PID: g.ref.PID, Parent: 1, Command: command})
+	}
+	for _, pid := range g.children {
+		all = append(all, backends.Process{PID: pid, Parent: parent, Command: command})
+	}
+	return all
+}
+
+func (g *group) usage() service.Usage {
+	u := service.Usage{Source: "cgroup", Memory: uint64(len(g.processes())) << 20}
+	if g.script.Usage != nil {
+		u = g.script.Usage(time.Since(g.began))
+	}
+	if !u.Pids.Set {
+		u.Pids = service.Of(uint64(len(g.processes())))
+	}
+	return u
+}

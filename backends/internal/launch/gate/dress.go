@@ -1,0 +1,179 @@
+package gate
+
+import (
+	"syscall"
+	"unsafe"
+)
+
+// resetSignals gives every signal its default action and blocks none, so that
+// what the agent ignores or blocks does not reach the program: execve(2) keeps
+// both. From here on a signal ends the gate as it would end the program.
+func resetSignals() {
+	const last = 64
+	var action [64]byte // larger than any kernel's struct sigaction; zero is SIG_DFL
+	var mask [8]byte
+	const maskSize = unsafe.Sizeof(mask)
+	for signal := uintptr(1); signal <= last; signal++ {
+		// Fails for SIGKILL and SIGSTOP, which can not be ignored.
+		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, signal, uintptr(unsafe.Pointer(&action[0])), 0, maskSize, 0, 0)
+	}
+	const sigSetMask = 2
+	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, sigSetMask, uintptr(unsafe.Pointer(&mask[0])), 0, maskSize, 0, 0)
+}
+
+// dress sets what may be set while the gate waits, and as the agent's user.
+func dress(p *Plan) (Step, syscall.Errno) {
+	syscall.RawSyscall(syscall.SYS_UMASK, uintptr(p.Umask), 0, 0)
+	resetScheduling()
+	if errno := setOOMScoreAdj(p.OOMScoreAdj); errno != 0 {
+		return StepOOMScore, errno
+	}
+	return setRlimits(p)
+}
+
+// resetScheduling undoes an agent's niceness, policy, CPU affinity, IO priority
+// and timer slack, as far as the kernel allows: a plain user may not.
+func resetScheduling() {
+	const (
+		schedOther    = 0
+		ioprioProcess = 1
+		prTimerSlack  = 29
+		timerSlack    = 50_000 // ns, the kernel's own
+	)
+	var parameter [8]byte
+	syscall.RawSyscall(syscall.SYS_SCHED_SETSCHEDULER, 0, schedOther, uintptr(unsafe.Pointer(&parameter[0])))
+	syscall.RawSyscall(syscall.SYS_SETPRIORITY, 0, 0, 0)
+	var cpus [128]byte
+	for i := range cpus {
+		cpus[i] = 0xff
+	}
+	syscall.RawSyscall(syscall.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(cpus), uintptr(unsafe.Pointer(&cpus[0])))
+	syscall.RawSyscall(syscall.SYS_IOPRIO_SET, ioprioProcess, 0, 0)
+	syscall.RawSyscall(syscall.SYS_PRCTL, prTimerSlack, timerSlack, 0)
+}
+
+// setOOMScoreAdj writes /proc/self/oom_score_adj. A plain user may not go
+// below what it was given; where the definition asks for no protection, 0 or
+// more, the greater value that was inherited is left standing, for else no
+// service could start below a user manager, which has one.
+func setOOMScoreAdj(score int32) syscall.Errno {
+	path := "/proc/self/oom_score_adj\x00"
+	const atFdcwd = ^uintptr(99)
+	fd, _, errno := syscall.RawSyscall6(syscall.SYS_OPENAT, atFdcwd,
+		uintptr(unsafe.Pointer(unsafe.StringData(path))), syscall.O_WRONLY|syscall.O_CLOEXEC, 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	text := decimal(score)
+	_, _, errno = syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&text[0])), uintptr(len(text)))
+	syscall.RawSyscall(syscall.SYS_CLOSE, fd, 0, 0)
+	if errno == syscall.EACCES && score >= 0 {
+		return 0
+	}
+	return errno
+}
+
+func decimal(n int32) []byte {
+	var b [12]byte
+	i, negative, rest := len(b), n < 0, int64(n)
+	if negative {
+		rest = -rest
+	}
+	for {
+		i--
+		b[i] = byte('0' + rest%10)
+		if rest /= 10; rest == 0 {
+			break
+		}
+	}
+	if negative {
+		i--
+		b[i] = '-'
+	}
+	return b[i:]
+}
+
+const (
+	rlimitCPU = iota
+	rlimitFileSize
+	rlimitData
+	rlimitStack
+	rlimitCore
+	rlimitRSS
+	_ // 6 to 9 differ on some architectures; all that Go knows but mips have these
+	rlimitNoFile
+	rlimitMemLock
+	rlimitAddressSpace
+	rlimitLocks
+	rlimitPending
+	rlimitMessageQueue
+	rlimitNice
+	rlimitRTPriority
+	rlimitRTTime
+	numRlimits
+)
+
+const infinity = ^uint64(0)
+
+// startLimits are the soft limits the kernel gives its first process, so that
+// those of the agent do not matter; 0 keeps the hard limit for the soft one.
+// unbounded ones are unlimited hard as well, where that may be done.
+var startLimits = [numRlimits]struct {
+	soft      uint64
+	unbounded bool
+}{
+	rlimitCPU:          {infinity, true},
+	rlimitFileSize:     {infinity, true},
+	rlimitData:         {infinity, true},
+	rlimitStack:        {8 << 20, true},
+	rlimitRSS:          {infinity, true},
+	rlimitNoFile:       {1024, false},
+	rlimitMemLock:      {8 << 20, false},
+	rlimitAddressSpace: {infinity, true},
+	rlimitLocks:        {infinity, true},
+	rlimitMessageQueue: {819200, false},
+	rlimitRTTime:       {infinity, false},
+}
+
+type rlimit struct{ soft, hard uint64 }
+
+func setRlimits(p *Plan) (Step, syscall.Errno) {
+	for resource := range numRlimits {
+		var limit rlimit
+		if _, _, errno := prlimit(resource, nil, &limit); errno != 0 {
+			return StepRlimits, errno
+		}
+		start := startLimits[resource]
+		switch {
+		case resource == rlimitCore:
+			limit = rlimit{}
+		case resource == rlimitNice || resource == rlimitRTPriority:
+			limit.soft = 0
+		case resource == rlimitRTTime && p.Brand != 0:
+			limit = rlimit{p.Brand, p.Brand}
+		case resource == rlimitNoFile && p.NoFile != 0:
+			limit = rlimit{p.NoFile, p.NoFile}
+		case start.unbounded:
+			if _, _, errno := prlimit(resource, &rlimit{start.soft, infinity}, nil); errno == 0 {
+				continue
+			}
+			limit.soft = min(start.soft, limit.hard)
+		case start.soft == 0:
+			limit.soft = limit.hard
+		default:
+			limit.soft = min(start.soft, limit.hard)
+		}
+		if _, _, errno := prlimit(resource, &limit, nil); errno != 0 {
+			if resource == rlimitNoFile {
+				return StepNoFile, errno
+			}
+			return StepRlimits, errno
+		}
+	}
+	return 0, 0
+}
+
+func prlimit(resource int, limit, old *rlimit) (uintptr, uintptr, syscall.Errno) {
+	return syscall.RawSyscall6(syscall.SYS_PRLIMIT64, 0, uintptr(resource),
+		uintptr(unsafe.Pointer(limit)), uintptr(unsafe.Pointer(old)), 0, 0)
+}

@@ -1,0 +1,88 @@
+// Package gate is what a child does between fork and exec. The agent executes
+// itself once more, marked by its environment; this package finds the mark
+// before main and before nearly every other package is initialised, and then
+// the process is a gate: it reads a Plan from file descriptor 3, makes itself
+// what the Plan says, waits for the word to go, and executes the program. If
+// the agent leaves or dies first, so does the gate, and the program never runs.
+//
+// Every program that imports this package can be its own gate. It imports
+// syscall alone, so that the Go runtime initialises it right after syscall and
+// a gate costs no more than the runtime's start; for the same reason it does
+// nothing through os, fmt or encoding/binary.
+package gate
+
+import "syscall"
+
+// Mark is the whole environment of a gate. Nothing else in the environment may
+// stand beside it, so that no inherited variable turns an agent into a gate.
+const Mark = "GLADSHEIM_GATE=1"
+
+// FD is where a gate talks with the agent: a stream socket.
+const FD = 3
+
+// Go is the byte that opens a gate.
+const Go = 'g'
+
+// An answer of a gate is answerSize bytes: the step and the errno, little
+// endian. StepExecute with errno 0 says that execve is the next thing it does;
+// if the socket then ends without another answer, it has happened.
+const answerSize = 5
+
+// This initialiser is the only one that may exist: everywhere else work begins
+// in main. A gate must begin before the initialisers of large packages have
+// run, and never reaches main.
+func init() {
+	if env := syscall.Environ(); len(env) == 1 && env[0] == Mark {
+		run()
+	}
+}
+
+// Step is what a gate was doing when it failed.
+type Step uint8
+
+// The steps, in their order.
+const (
+	StepRead Step = iota
+	StepSignals
+	StepOOMScore
+	StepRlimits
+	StepNoFile
+	StepCapabilities
+	StepGroups
+	StepGroup
+	StepUser
+	StepDirectory
+	StepNoNewPrivs
+	StepCloseFiles
+	StepExecute
+	numSteps
+)
+
+var stepNames = [numSteps]string{
+	"read the plan", "reset signals", "set oom_score_adj", "set resource limits", "set the limit of open files",
+	"drop capabilities", "set supplementary groups", "change group", "change user", "change directory",
+	"set no_new_privs", "close inherited files", "execute",
+}
+
+func (s Step) String() string {
+	if s < numSteps {
+		return stepNames[s]
+	}
+	return "unknown step"
+}
+
+// Answer is what a gate says.
+type Answer struct {
+	Step  Step
+	Errno syscall.Errno // 0: about to execute
+}
+
+// ReadAnswers takes the answers from the start of data and returns them with
+// what is left over of an incomplete one.
+func ReadAnswers(data []byte) (answers []Answer, rest []byte) {
+	for len(data) >= answerSize {
+		answers = append(answers, Answer{Step(data[0]), syscall.Errno(getUint32(data[1:]))})
+		data = data[answerSize:]
+	}
+	return answers, data
+}

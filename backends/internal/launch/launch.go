@@ -1,0 +1,199 @@
+// Package launch builds the child that becomes a service: a gate (see package
+// gate) that has its own session, holds descriptors 0, 1 and 2 and nothing
+// else, and waits. The caller puts it where it belongs, writes down who it is,
+// and opens the gate; then the program runs with what its definition says and
+// nothing of the agent's. If the agent dies before, the program never runs.
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+)
+
+// Path is the PATH of a program whose definition names none.
+const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Request is one child to be made.
+type Request struct {
+	Launch   service.Launch
+	CgroupFD int    // an open cgroup directory: the child is born inside (CLONE_INTO_CGROUP, clone(2)); -1: none
+	Brand    uint64 // RLIMIT_RTTIME soft and hard in microseconds, which every descendant inherits; 0: none
+}
+
+// Child is a gate that waits. Its methods may be called by many goroutines at
+// once.
+type Child struct {
+	name    service.Name
+	program string
+	dir     string
+	user    string
+	pidfd   int
+	process *process.Process
+
+	mu     sync.Mutex // held while the gate is opened or closed
+	socket *os.File   // to the gate; nil when it is open or gone
+}
+
+// PID is the number of the child; the gate and the program have the same.
+func (c *Child) PID() int { return c.process.PID() }
+
+// PIDFD is the child's pidfd. It is the Process's and is closed with it.
+func (c *Child) PIDFD() int { return c.pidfd }
+
+// StartTicks is when the child was forked, in ticks since boot; exec does not
+// change it.
+func (c *Child) StartTicks() uint64 { return c.process.StartTicks() }
+
+// Process holds the child. After Open has succeeded it is the caller's to
+// close; until then, and when Open fails, Child does.
+func (c *Child) Process() *process.Process { return c.process }
+
+// Start makes a child that waits at its gate. An error is a *service.Error of
+// Kind Unlaunchable, and then no child exists.
+func Start(w *watch.Watcher, req Request) (*Child, error) {
+	plan, err := newPlan(req)
+	if err != nil {
+		return nil, err
+	}
+	return start(w, req, plan)
+}
+
+// StartPause makes a child that, once its gate is opened, sleeps for ever,
+// also when the agent ends: it keeps a cgroup or scope alive. It is born in
+// the cgroup directory cgroupFD, if that is not -1. Any fatal signal ends it.
+func StartPause(w *watch.Watcher, cgroupFD int) (*Child, error) {
+	return start(w, Request{CgroupFD: cgroupFD}, gate.Plan{Pause: true})
+}
+
+func start(w *watch.Watcher, req Request, plan gate.Plan) (*Child, error) {
+	name := req.Launch.Name
+	message, err := plan.Encode()
+	if err != nil {
+		return nil, failure(name, service.ReasonExecTooBig, true, err)
+	}
+	output, err := openOutput(req.Launch.LogFile)
+	if err != nil {
+		return nil, resourceFailure(name, err)
+	}
+	defer output.close()
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, resourceFailure(name, fmt.Errorf("make a socket pair: %w", err))
+	}
+	pid, pidfd, err := fork(req.CgroupFD, output, theirs)
+	unix.Close(theirs)
+	if err != nil {
+		ours.Close()
+		return nil, resourceFailure(name, fmt.Errorf("fork: %w", err))
+	}
+	held, err := process.Child(w, pid, pidfd)
+	if err != nil {
+		ours.Close()
+		discard(pidfd)
+		return nil, resourceFailure(name, err)
+	}
+	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,
+		pidfd: pidfd, process: held, socket: ours}
+	if _, err := ours.Write(message); err != nil {
+		// The gate is gone already; Open tells how.
+		if !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+			c.Abandon()
+			return nil, resourceFailure(name, fmt.Errorf("send the plan: %w", err))
+		}
+	}
+	return c, nil
+}
+
+// fork executes this very program again as a gate, in a session of its own.
+func fork(cgroupFD int, output sinks, socket int) (pid, pidfd int, err error) {
+	attr := &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{gate.Mark},
+		Files: []uintptr{output.in, output.out, output.out, uintptr(socket)},
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	if cgroupFD >= 0 {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
+	}
+	// The link names the running program even when its file was replaced.
+	pid, err = syscall.ForkExec("/proc/self/exe", []string{"gladsheim-gate"}, attr)
+	return pid, pidfd, err
+}
+
+// Open opens the gate and returns nil once the program has taken the child
+// over. Otherwise the child is gone and reaped when Open returns, and the
+// error is a *service.Error that tells the step and the errno: of Kind
+// Unlaunchable, or Timeout or Cancelled when ctx ended first. A gate that was
+// killed before it could execute is Unlaunchable too, with its real end.
+func (c *Child) Open(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.socket == nil {
+		return &service.Error{Op: "start", Service: c.name, Kind: service.Internal, Err: errors.New("the gate is not closed any more")}
+	}
+	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(time.Unix(1, 0)) })
+	answers, err := c.converse()
+	stop()
+	c.socket.Close()
+	c.socket = nil
+
+	last := len(answers) - 1
+	switch {
+	case err != nil && ctx.Err() != nil:
+		c.discard()
+		return c.interrupted(ctx)
+	case last >= 0 && answers[last].Errno != 0:
+		c.discard()
+		return c.refused(answers[last])
+	case err != nil || last < 0:
+		return c.died(err)
+	}
+	return nil
+}
+
+// converse opens the gate and hears it out, until the socket's other end is
+// closed by execve or by death.
+func (c *Child) converse() ([]gate.Answer, error) {
+	// Fails when the gate is gone; what it said before is still to be read.
+	_, _ = c.socket.Write([]byte{gate.Go})
+	var answers []gate.Answer
+	var rest []byte
+	buffer := make([]byte, 64)
+	for {
+		n, err := c.socket.Read(buffer)
+		var more []gate.Answer
+		more, rest = gate.ReadAnswers(append(rest, buffer[:n]...))
+		answers = append(answers, more...)
+		switch {
+		case n == 0 && err != nil && isEnd(err):
+			return answers, nil
+		case err != nil:
+			return answers, err
+		}
+	}
+}
+
+// Abandon closes the gate: the child leaves without exec, and is reaped when
+// Abandon returns. Idempotent; after Open it does nothing.
+func (c *Child) Abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.socket == nil {
+		return
+	}
+	c.socket.Close()
+	c.socket = nil
+	c.discard()
+}

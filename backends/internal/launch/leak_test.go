@@ -1,0 +1,183 @@
+package launch
+
+import (
+	"bufio"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+)
+
+// openFiles counts the descriptors of this process.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(entries)
+}
+
+// children counts the children of this process, zombies too.
+func children(t *testing.T) int {
+	t.Helper()
+	threads, err := filepath.Glob("/proc/self/task/*/children")
+	require.NoError(t, err)
+	require.NotEmpty(t, threads)
+	n := 0
+	for _, file := range threads {
+		data, err := os.ReadFile(file)
+		if err == nil { // else the thread has ended
+			n += len(strings.Fields(string(data)))
+		}
+	}
+	return n
+}
+
+func TestTwoHundredStartsLeakNothing(t *testing.T) {
+	w := newWatcher(t)
+	dir := t.TempDir()
+	kinds := []func() Request{
+		func() Request { return request("/bin/true") },
+		func() Request { return request("/bin/sleep", "1000") },
+		func() Request { return request("/nowhere/program") },
+		func() Request { return request(dir) },
+		func() Request {
+			r := request("/bin/true")
+			r.Launch.Spec.WorkingDirectory = "/nowhere"
+			return r
+		},
+		func() Request {
+			r := request("/bin/true")
+			r.Launch.Spec.User = "nosuchuser"
+			return r
+		},
+		func() Request {
+			r := request("/bin/true")
+			r.Launch.LogFile = "/nowhere/web.log"
+			return r
+		},
+	}
+	round := func(i int) {
+		c, err := Start(w, kinds[i%len(kinds)]())
+		if err != nil {
+			return
+		}
+		if i%5 == 0 {
+			c.Abandon()
+			return
+		}
+		if err := c.Open(t.Context()); err == nil {
+			end(t, c)
+		}
+	}
+	for i := range kinds { // what is allocated once
+		round(i)
+	}
+	files, goroutines := openFiles(t), runtime.NumGoroutine()
+	for i := range 200 {
+		round(i)
+	}
+	require.Equal(t, files, openFiles(t))
+	require.LessOrEqual(t, runtime.NumGoroutine(), goroutines)
+	require.Zero(t, children(t))
+}
+
+func TestConcurrentStarts(t *testing.T) {
+	w := newWatcher(t)
+	const n = 32
+	errs := make(chan error, n)
+	for range n {
+		go func() {
+			c, err := Start(w, request("/bin/sleep", "1000"))
+			if err == nil {
+				err = c.Open(t.Context())
+			}
+			if err == nil {
+				err = c.Process().Signal(syscall.SIGKILL)
+				<-c.Process().Exited()
+				c.Process().Close()
+			}
+			errs <- err
+		}()
+	}
+	for range n {
+		require.NoError(t, <-errs)
+	}
+	require.Zero(t, children(t))
+}
+
+// An agent that dies while the child waits at its gate takes the child along,
+// and the program never runs.
+func TestAgentDeathAtTheGate(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = []string{actorVariable + "=1"}
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	require.NoError(t, err)
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	require.NoError(t, err)
+	defer unix.Close(pidfd)
+	require.Equal(t, "gladsheim-gate", processName(t, pid))
+
+	require.NoError(t, cmd.Process.Kill())
+	require.Eventually(t, func() bool { return process.Ended(pidfd) }, deadline, time.Millisecond)
+	require.Error(t, cmd.Wait())
+}
+
+func TestGateIsNotTriggeredByAnInheritedVariable(t *testing.T) {
+	// A mark among other variables is not one: the test binary runs as itself.
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	cmd.Env = []string{"GLADSHEIM_GATE=1", "PATH=/bin"}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "no tests to run")
+}
+
+func BenchmarkStart(b *testing.B) {
+	w := newWatcher(b)
+	times := make([]time.Duration, 0, b.N)
+	for b.Loop() {
+		begin := time.Now()
+		c, err := Start(w, request("/bin/true"))
+		require.NoError(b, err)
+		require.NoError(b, c.Open(b.Context()))
+		times = append(times, time.Since(begin))
+		<-c.Process().Exited()
+		c.Process().Close()
+	}
+	reportMedian(b, times)
+}
+
+// BenchmarkRaw is what Go's fork and exec alone cost.
+func BenchmarkRaw(b *testing.B) {
+	times := make([]time.Duration, 0, b.N)
+	for b.Loop() {
+		begin := time.Now()
+		pid, err := syscall.ForkExec("/bin/true", []string{"/bin/true"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})
+		require.NoError(b, err)
+		times = append(times, time.Since(begin))
+		_, err = syscall.Wait4(pid, nil, 0, nil)
+		require.NoError(b, err)
+	}
+	reportMedian(b, times)
+}
+
+func reportMedian(b *testing.B, times []time.Duration) {
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-median")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "µs-p99")
+}

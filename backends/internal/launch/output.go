@@ -1,0 +1,91 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// sinks are descriptors 0, and 1 and 2, of a child.
+type sinks struct{ in, out uintptr }
+
+// openOutput opens /dev/null, and the log file or /dev/null again.
+func openOutput(logFile string) (sinks, error) {
+	in, err := open(os.DevNull, unix.O_RDONLY, 0)
+	if err != nil {
+		return sinks{}, err
+	}
+	var out int
+	if logFile == "" {
+		out, err = open(os.DevNull, unix.O_WRONLY, 0)
+	} else {
+		out, err = openLog(logFile)
+	}
+	if err != nil {
+		unix.Close(in)
+		return sinks{}, err
+	}
+	return sinks{uintptr(in), uintptr(out)}, nil
+}
+
+func (s sinks) close() {
+	unix.Close(int(s.in))
+	unix.Close(int(s.out))
+}
+
+// openLog opens a log file for appending. It must be a regular file with one
+// name, and no link is followed at its end, so that whoever can write into the
+// directory can not make us write elsewhere or block us with a FIFO.
+func openLog(path string) (int, error) {
+	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY
+	fd, err := open(path, flags, 0o640)
+	if err != nil {
+		return -1, fmt.Errorf("open the log: %w", err)
+	}
+	var stat unix.Stat_t
+	err = unix.Fstat(fd, &stat)
+	switch {
+	case err != nil:
+	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
+		err = errors.New("it is not a regular file")
+	case stat.Nlink != 1:
+		err = fmt.Errorf("it has %d names; a log has one", stat.Nlink)
+	default:
+		err = unix.SetNonblock(fd, false)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("open the log %s: %w", path, err)
+	}
+	return fd, nil
+}
+
+func open(path string, flags int, mode uint32) (int, error) {
+	for {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, mode)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		return fd, nil
+	}
+}
+
+// socketPair makes the line between the agent and a gate: our end waits in the
+// runtime's poller, theirs blocks.
+func socketPair() (ours *os.File, theirs int, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, err
+	}
+	if err := unix.SetNonblock(pair[0], true); err != nil {
+		unix.Close(pair[0])
+		unix.Close(pair[1])
+		return nil, -1, err
+	}
+	return os.NewFile(uintptr(pair[0]), "gate"), pair[1], nil
+}

@@ -1,0 +1,78 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
+)
+
+// newPlan turns a definition into what the gate has to do. Names of users and
+// groups are looked up here, where an unknown one costs no fork.
+func newPlan(req Request) (gate.Plan, error) {
+	spec := &req.Launch.Spec
+	if err := checkText(spec); err != nil {
+		return gate.Plan{}, &service.Error{Op: "start", Service: req.Launch.Name, Kind: service.Unlaunchable,
+			Reason: service.ReasonBadDefinition, Permanent: true, Err: err}
+	}
+	who, err := identify(spec.User, spec.Group)
+	if err != nil {
+		return gate.Plan{}, identityFailure(req.Launch.Name, err)
+	}
+	plan := gate.Plan{
+		Path:        spec.Exec[0],
+		Args:        spec.Exec,
+		Env:         environment(spec.Environment),
+		Directory:   spec.WorkingDirectory,
+		Umask:       spec.Umask,
+		OOMScoreAdj: int32(spec.OOMScoreAdj),
+		Brand:       req.Brand,
+		NoNewPrivs:  !spec.AllowNewPrivs,
+		Become:      who.change,
+		OwnUser:     spec.User == "" && spec.Group == "",
+		UID:         who.uid,
+		GID:         who.gid,
+		Groups:      who.groups,
+	}
+	if plan.Directory == "" {
+		plan.Directory = "/"
+	}
+	if files := req.Launch.Limits[service.NoFile]; files.Set {
+		plan.NoFile = files.Value
+	}
+	return plan, nil
+}
+
+// checkText refuses what the C strings of execve can not carry.
+func checkText(spec *service.Spec) error {
+	if len(spec.Exec) == 0 {
+		return errors.New("the definition names no program")
+	}
+	texts := append(slices.Clone(spec.Exec), spec.WorkingDirectory)
+	for name, value := range spec.Environment {
+		texts = append(texts, name, value)
+	}
+	for _, text := range texts {
+		if strings.IndexByte(text, 0) >= 0 {
+			return fmt.Errorf("%.40q holds a NUL byte", text)
+		}
+	}
+	return nil
+}
+
+// environment is the definition's and nothing else, sorted, with PATH if it
+// names none.
+func environment(defined map[string]string) []string {
+	list := make([]string, 0, len(defined)+1)
+	for name, value := range defined {
+		list = append(list, name+"="+value)
+	}
+	if _, named := defined["PATH"]; !named {
+		list = append(list, "PATH="+Path)
+	}
+	slices.Sort(list)
+	return list
+}

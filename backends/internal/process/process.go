@@ -1,0 +1,261 @@
+// Package process holds one process by its pidfd, never by its number: it
+// tells when the process has ended, how (exactly, for children of ours and
+// wherever the kernel keeps it), and signals nobody else. A process that is
+// held here is never touched by anything but Signal.
+package process
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// ErrGone says that the process that was looked for is no more, even if
+// another one has its number.
+var ErrGone = errors.New("the process is gone")
+
+// UnknownExit is why nobody knows how a process ended that was no child of
+// ours and about which the kernel keeps nothing.
+const UnknownExit = "agent_was_down"
+
+// reapGrace is how long the exit of a zombie that is not our child may wait
+// for its parent to reap it; only then does the kernel tell how it ended.
+const reapGrace = time.Second
+
+// Process is one process. Its methods may be called by many goroutines at
+// once.
+type Process struct {
+	pid    int
+	start  uint64
+	exited chan struct{}
+	remove func() // from the watcher
+
+	// mu guards the pidfd against being closed while somebody uses it.
+	mu    sync.RWMutex
+	pidfd int // -1 once closed
+
+	settle sync.Once // closes exited
+	exit   service.Exit
+	used   Used
+	disown sync.Once
+	grace  *time.Timer // runs while a zombie waits for its parent
+}
+
+// Used is what the kernel counted for a child of ours until it was reaped:
+// its own CPU time and that of all the descendants it had waited for.
+type Used struct {
+	CPUTime time.Duration
+	Known   bool // false for a process that somebody else reaped
+}
+
+// Child takes up pid, a child of ours, and its pidfd, which from now on is
+// the Process's own. The child is reaped with waitid(P_PIDFD) when the pidfd
+// tells of its end, and by nobody else.
+func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
+	fs, err := procfs.New("/proc")
+	if err != nil {
+		return nil, err
+	}
+	start, err := fs.StartTicks(pid)
+	if err != nil {
+		return nil, fmt.Errorf("cannot identify child %d: %w", pid, err)
+	}
+	return hold(w, pid, pidfd, start)
+}
+
+// Find takes up a process that need not be a child of ours: pid, if it began
+// at startTicks. It fails with ErrGone when that process is no more. How it
+// ends is known if it is our child after all, or if the kernel tells
+// (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15); else it is UnknownExit.
+//
+// A zombie is found too; it has ended, and Exited tells so soon.
+func Find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot open a pidfd of process %d: %w", pid, err)
+	}
+	// The ticks are read after the pidfd was opened: if they are right then
+	// so is the pidfd, for the number can not have been given away before.
+	start, err := fs.StartTicks(pid)
+	if errors.Is(err, procfs.ErrNoProcess) || (err == nil && start != startTicks) {
+		unix.Close(pidfd)
+		return nil, ErrGone
+	}
+	if err != nil {
+		unix.Close(pidfd)
+		return nil, fmt.Errorf("cannot identify process %d: %w", pid, err)
+	}
+	return hold(w, pid, pidfd, start)
+}
+
+func hold(w *watch.Watcher, pid, pidfd int, start uint64) (*Process, error) {
+	p := &Process{pid: pid, start: start, pidfd: pidfd, exited: make(chan struct{})}
+	own(pid)
+	// Edge-triggered: the one event tells of the zombie, another of its
+	// being reaped, and nothing is to be read in between. The lock keeps the
+	// first event waiting until remove is known.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	remove, err := w.Add(pidfd, unix.EPOLLIN|unix.EPOLLET, p.event)
+	if err != nil {
+		disown(pid)
+		unix.Close(pidfd)
+		return nil, fmt.Errorf("cannot watch process %d: %w", pid, err)
+	}
+	p.remove = remove
+	return p, nil
+}
+
+// PID is the number of the process. It may belong to another one as soon as
+// Exited is closed.
+func (p *Process) PID() int { return p.pid }
+
+// StartTicks is when the process began, in ticks since boot.
+func (p *Process) StartTicks() uint64 { return p.start }
+
+// Exited is closed when the process has ended. Close does not close it.
+func (p *Process) Exited() <-chan struct{} { return p.exited }
+
+// Exit tells how the process ended; the zero Exit until Exited is closed.
+func (p *Process) Exit() service.Exit {
+	select {
+	case <-p.exited:
+		return p.exit
+	default:
+		return service.Exit{}
+	}
+}
+
+// Used tells what was counted until the process was reaped.
+func (p *Process) Used() Used {
+	select {
+	case <-p.exited:
+		return p.used
+	default:
+		return Used{}
+	}
+}
+
+// Signal sends sig with pidfd_send_signal(2). For a process that has ended,
+// reaped or not, it is a *service.Error of Kind NotRunning.
+func (p *Process) Signal(sig syscall.Signal) error {
+	return p.send(sig, 0)
+}
+
+// SignalGroup sends sig to every member of the process group that the process
+// leads or once led, all at one moment, also when the process itself has ended
+// (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9). It fails with EINVAL on older
+// kernels and with Kind NotRunning when the group has no members.
+func (p *Process) SignalGroup(sig syscall.Signal) error {
+	return p.send(sig, unix.PIDFD_SIGNAL_PROCESS_GROUP)
+}
+
+func (p *Process) send(sig syscall.Signal, flags int) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.pidfd < 0 {
+		return p.failure(sig, service.Internal, errors.New("it was let go"))
+	}
+	// Signalling a zombie succeeds and does nothing.
+	if flags == 0 && Ended(p.pidfd) {
+		return p.failure(sig, service.NotRunning, errors.New("it has ended"))
+	}
+	switch err := unix.PidfdSendSignal(p.pidfd, sig, nil, flags); {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ESRCH):
+		return p.failure(sig, service.NotRunning, errors.New("it has ended"))
+	case errors.Is(err, unix.EPERM):
+		return p.failure(sig, service.Denied, err)
+	default:
+		return p.failure(sig, service.Internal, err)
+	}
+}
+
+func (p *Process) failure(sig syscall.Signal, kind service.Kind, err error) error {
+	return &service.Error{Op: "signal", Kind: kind,
+		Err: fmt.Errorf("%s to process %d: %w", service.SignalName(sig), p.pid, err)}
+}
+
+// Close lets the process go: it is no longer watched and, if it is a child of
+// ours, no longer reaped. Idempotent.
+func (p *Process) Close() error {
+	p.remove()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return nil
+	}
+	if p.grace != nil {
+		p.grace.Stop()
+	}
+	err := unix.Close(p.pidfd)
+	p.pidfd = -1
+	p.disown.Do(func() { disown(p.pid) })
+	if err != nil {
+		return fmt.Errorf("cannot close the pidfd of process %d: %w", p.pid, err)
+	}
+	return nil
+}
+
+// event runs on the watcher's loop when the pidfd has news: the process is a
+// zombie, or it was reaped.
+func (p *Process) event(events uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return
+	}
+	exit, used, err := reap(p.pidfd)
+	switch {
+	case err == nil:
+		p.end(exit, used)
+		return
+	case !errors.Is(err, unix.ECHILD):
+		return // not ended yet: its last thread is about to
+	}
+	exit, told := keptExit(p.pidfd)
+	switch {
+	case told == tellsNow:
+		p.end(exit, Used{})
+	case told == tellsNever || events&unix.EPOLLHUP != 0:
+		p.end(service.Exit{Unknown: UnknownExit}, Used{})
+	case p.grace == nil:
+		// The kernel tells once its parent has reaped it, with another event;
+		// a parent that never does must not hide the end for ever.
+		p.grace = time.AfterFunc(reapGrace, func() { p.end(service.Exit{Unknown: UnknownExit}, Used{}) })
+	}
+}
+
+// end publishes how the process ended, once.
+func (p *Process) end(exit service.Exit, used Used) {
+	p.settle.Do(func() {
+		p.exit, p.used = exit, used
+		p.disown.Do(func() { disown(p.pid) })
+		close(p.exited)
+	})
+}
+
+// Ended tells whether the process of pidfd has ended, reaped or not.
+func Ended(pidfd int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			runtime.KeepAlive(fds)
+			return n > 0
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package rlimit
+
+import (
+	"errors"
+	"os/exec"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// sleepers starts processes that do nothing until the test ends.
+func sleepers(t *testing.T, n int) []int {
+	t.Helper()
+	pids := make([]int, n)
+	for i := range pids {
+		c := exec.Command("sleep", "1000")
+		require.NoError(t, c.Start())
+		t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+		pids[i] = c.Process.Pid
+	}
+	return pids
+}
+
+func TestSetNoFile(t *testing.T) {
+	pids := sleepers(t, 3)
+	asked := 0
+	members := func() ([]int, error) {
+		asked++
+		if asked <= 2 { // the third is born after the first pass
+			return pids[:2], nil
+		}
+		return append(pids, 1<<22), nil // and one is gone already
+	}
+	require.NoError(t, SetNoFile(members, 321))
+	for _, pid := range pids {
+		n, err := NoFile(pid)
+		require.NoError(t, err)
+		require.Equal(t, uint64(321), n)
+		var limit unix.Rlimit
+		require.NoError(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit))
+		require.Equal(t, uint64(321), limit.Max)
+	}
+	require.Equal(t, 6, asked, "the last pass finds nothing to change")
+}
+
+func TestSetNoFileLeavesOthersAlone(t *testing.T) {
+	pid := sleepers(t, 1)[0]
+	before, err := NoFile(pid)
+	require.NoError(t, err)
+	asked := 0
+	require.NoError(t, SetNoFile(func() ([]int, error) {
+		asked++
+		if asked == 1 {
+			return []int{pid}, nil
+		}
+		return nil, nil // it is no member any more once its pidfd is held
+	}, 123))
+	after, err := NoFile(pid)
+	require.NoError(t, err)
+	require.Equal(t, before, after)
+}
+
+func TestSetNoFileFailures(t *testing.T) {
+	lost := errors.New("lost")
+	require.ErrorIs(t, SetNoFile(func() ([]int, error) { return nil, lost }, 5), lost)
+	_, err := NoFile(1 << 22)
+	require.ErrorIs(t, err, unix.ESRCH)
+	pid := sleepers(t, 1)[0]
+	// More than fs.nr_open is refused to root, too.
+	err = SetNoFile(func() ([]int, error) { return []int{pid}, nil }, 1<<40)
+	require.ErrorIs(t, err, unix.EPERM)
+}

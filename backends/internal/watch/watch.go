@@ -1,0 +1,174 @@
+// Package watch is the one epoll loop of the agent: whoever holds a file
+// descriptor that has news (a pidfd, cgroup.events, a pressure trigger) adds
+// it here with a function, and no goroutine sleeps for it.
+//
+// The epoll descriptor itself waits in Go's network poller (epoll(7) sets
+// nest), so the loop costs no thread while nothing happens.
+package watch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// batch is how many events are taken from the kernel at once.
+const batch = 128
+
+// Watcher is the loop. Its methods may be called by many goroutines at once.
+type Watcher struct {
+	epoll *os.File
+	conn  syscall.RawConn
+	done  chan struct{} // closed when the loop has ended
+
+	// The thread that runs the functions of a batch, 0 between batches; how
+	// remove finds out that it was called from one of them.
+	thread atomic.Int64
+
+	mu      sync.Mutex
+	entries map[uint64]*entry
+	last    uint64 // the latest key given out; keys are never used twice
+}
+
+// entry is one watched descriptor.
+type entry struct {
+	f       func(events uint32)
+	removed atomic.Bool
+	running sync.Mutex // held while f runs
+}
+
+// New starts the loop.
+func New() (*Watcher, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make an epoll set: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("cannot make the epoll set non-blocking: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "epoll")
+	conn, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("cannot wait for the epoll set: %w", err)
+	}
+	w := &Watcher{epoll: file, conn: conn, done: make(chan struct{}), entries: map[uint64]*entry{}}
+	go w.loop()
+	return w, nil
+}
+
+// Add calls f on the loop's goroutine whenever fd has one of events (EPOLLIN,
+// EPOLLPRI; EPOLLERR and EPOLLHUP are implied). f must not block.
+//
+// Events are level-triggered unless EPOLLET is among them: f has to take the
+// cause away (read, or remove), or it is called again at once.
+//
+// The fd stays the caller's, who calls remove before closing it. When remove
+// has returned f does not run and never will; only when remove is called from
+// f, or from another function of this loop, does it not wait. Whoever calls it
+// must not hold a lock that f takes. Further calls of remove do nothing.
+func (w *Watcher) Add(fd int, events uint32, f func(events uint32)) (remove func(), err error) {
+	e := &entry{f: f}
+	w.mu.Lock()
+	w.last++
+	key := w.last
+	w.entries[key] = e
+	w.mu.Unlock()
+
+	if err := w.control(unix.EPOLL_CTL_ADD, fd, events, key); err != nil {
+		w.forget(key)
+		return nil, fmt.Errorf("cannot watch fd %d: %w", fd, err)
+	}
+	return func() { w.remove(e, fd, key) }, nil
+}
+
+func (w *Watcher) remove(e *entry, fd int, key uint64) {
+	if !e.removed.Swap(true) {
+		w.forget(key)
+		// Fails when the loop was closed, which has removed everything.
+		_ = w.control(unix.EPOLL_CTL_DEL, fd, 0, 0)
+	}
+	if int64(unix.Gettid()) == w.thread.Load() {
+		return
+	}
+	e.running.Lock() // waits for f
+	e.running.Unlock()
+}
+
+func (w *Watcher) forget(key uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.entries, key)
+}
+
+// control is epoll_ctl(2) on a set that can not be closed meanwhile. The key
+// travels in the event's data.
+func (w *Watcher) control(op, fd int, events uint32, key uint64) error {
+	event := unix.EpollEvent{Events: events, Fd: int32(uint32(key)), Pad: int32(uint32(key >> 32))}
+	var failure error
+	err := w.conn.Control(func(epoll uintptr) {
+		failure = unix.EpollCtl(int(epoll), op, fd, &event)
+	})
+	return errors.Join(err, failure)
+}
+
+// Close ends the loop and waits for it. It must not be called from a function
+// that the loop runs. Afterwards Add fails and remove does nothing.
+func (w *Watcher) Close() error {
+	err := w.epoll.Close()
+	<-w.done
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("cannot close the epoll set: %w", err)
+	}
+	return nil
+}
+
+func (w *Watcher) loop() {
+	defer close(w.done)
+	events := make([]unix.EpollEvent, batch)
+	for {
+		n := 0
+		err := w.conn.Read(func(epoll uintptr) bool {
+			var err error
+			n, err = unix.EpollWait(int(epoll), events, 0)
+			return err == nil && n > 0
+		})
+		if err != nil {
+			return // closed
+		}
+		w.dispatch(events[:n])
+	}
+}
+
+// dispatch runs the functions of a batch. It keeps its thread meanwhile, so
+// that the thread's number tells remove who calls it.
+func (w *Watcher) dispatch(events []unix.EpollEvent) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	w.thread.Store(int64(unix.Gettid()))
+	defer w.thread.Store(0)
+	for _, event := range events {
+		key := uint64(uint32(event.Fd)) | uint64(uint32(event.Pad))<<32
+		w.mu.Lock()
+		e := w.entries[key]
+		w.mu.Unlock()
+		if e != nil {
+			e.run(event.Events)
+		}
+	}
+}
+
+func (e *entry) run(events uint32) {
+	e.running.Lock()
+	defer e.running.Unlock()
+	if !e.removed.Load() {
+		e.f(events)
+	}
+}

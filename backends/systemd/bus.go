@@ -1,0 +1,315 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+)
+
+// Route is a way to PID 1.
+type Route uint8
+
+// The routes.
+const (
+	RouteAuto    Route = iota // systemd's own socket for root, and the system bus where that fails
+	RoutePrivate              // systemd's own socket; needs no dbus-daemon
+	RouteBus                  // the system bus
+)
+
+// The sockets of the routes.
+const (
+	privateSocket = "/run/systemd/private"
+	busSocket     = "/run/dbus/system_bus_socket"
+)
+
+const (
+	firstPause   = 20 * time.Millisecond // before a second attempt; doubled for each further one
+	longestPause = 500 * time.Millisecond
+)
+
+// link is one connection to systemd. Calls and signals share it. go-systemd
+// would open one for each; then the one that carries the signals can die while
+// calls still work, and nobody notices.
+type link struct {
+	conn    *dbus.Conn
+	systemd *sd.Conn // on conn
+	route   Route
+
+	pidfds    bool // scopes take PIDFDs (systemd 255)
+	oomPolicy bool // scopes take OOMPolicy (systemd 253)
+}
+
+// lost is closed when the connection is.
+func (l *link) lost() <-chan struct{} { return l.conn.Context().Done() }
+
+// manager is the object that most calls go to.
+func (l *link) manager() dbus.BusObject {
+	return l.conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+}
+
+// bus keeps one link, and makes another when it is lost.
+type bus struct {
+	sockets []socket // in order of preference
+	ends    jobEnds
+	readers sync.WaitGroup // goroutines that read signals
+
+	turn chan struct{} // held by the one who dials
+
+	mu      sync.Mutex
+	current *link
+	closed  bool
+}
+
+type socket struct {
+	route Route
+	path  string
+}
+
+func newBus(cfg Config) *bus {
+	private := socket{RoutePrivate, cfg.PrivateSocket}
+	if private.path == "" {
+		private.path = privateSocket
+	}
+	public := socket{RouteBus, cfg.BusSocket}
+	if public.path == "" {
+		public.path = busSocket
+	}
+	b := &bus{turn: make(chan struct{}, 1)}
+	switch {
+	case cfg.Route == RoutePrivate:
+		b.sockets = []socket{private}
+	case cfg.Route == RouteBus, os.Geteuid() != 0:
+		b.sockets = []socket{public}
+	default:
+		b.sockets = []socket{private, public}
+	}
+	return b
+}
+
+// link returns the connection, made anew if it was lost. It tries until ctx
+// ends.
+func (b *bus) link(ctx context.Context) (*link, error) {
+	if l, err := b.living(); l != nil || err != nil {
+		return l, err
+	}
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connect to systemd: another attempt is under way: %w", ctx.Err())
+	}
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		if l, err := b.living(); l != nil || err != nil {
+			return l, err
+		}
+		l, err := b.dialAny(ctx)
+		if err == nil {
+			return l, b.keep(l)
+		}
+		if sleep(ctx, pause) != nil {
+			return nil, err
+		}
+	}
+}
+
+// living returns the link if it is not lost, or an error if the bus is closed.
+func (b *bus) living() (*link, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.closed:
+		return nil, net.ErrClosed
+	case b.current != nil && b.current.conn.Connected():
+		return b.current, nil
+	}
+	return nil, nil
+}
+
+func (b *bus) keep(l *link) error {
+	b.mu.Lock()
+	closed := b.closed
+	b.current = l
+	b.mu.Unlock()
+	if closed {
+		l.conn.Close()
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// close ends the link and waits for its goroutines.
+func (b *bus) close() {
+	b.mu.Lock()
+	b.closed = true
+	l := b.current
+	b.mu.Unlock()
+	if l != nil {
+		l.conn.Close()
+	}
+	b.readers.Wait()
+}
+
+func (b *bus) dialAny(ctx context.Context) (*link, error) {
+	var failures []error
+	for _, s := range b.sockets {
+		l, err := b.dial(ctx, s)
+		if err == nil {
+			return l, nil
+		}
+		failures = append(failures, fmt.Errorf("connect to systemd through %s: %w", s.path, err))
+	}
+	return nil, errors.Join(failures...)
+}
+
+// dial makes a link through one socket: connect, authenticate, subscribe to
+// the ends of jobs, and find out what this systemd can do.
+func (b *bus) dial(ctx context.Context, s socket) (*link, error) {
+	var dialer net.Dialer
+	raw, err := dialer.DialContext(ctx, "unix", s.path)
+	if err != nil {
+		return nil, err
+	}
+	// godbus reads without a deadline while it authenticates.
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	// The connection outlives ctx, so it is not given to it.
+	conn, err := dbus.DialUnix(raw.(*net.UnixConn), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	l := &link{conn: conn, route: s.route}
+	if err := b.greet(ctx, l); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if !stop() {
+		conn.Close()
+		return nil, ctx.Err()
+	}
+	return l, nil
+}
+
+func (b *bus) greet(ctx context.Context, l *link) error {
+	if err := l.conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
+		return fmt.Errorf("authenticate: %w", err)
+	}
+	if l.route == RouteBus { // systemd's own socket knows no Hello
+		if err := l.conn.Hello(); err != nil {
+			return fmt.Errorf("say Hello: %w", err)
+		}
+	}
+	signals := make(chan *dbus.Signal, 64)
+	l.conn.Signal(signals)
+	b.readers.Go(func() { b.ends.read(signals) })
+	// NewConnection asks the bus for JobRemoved on the second of the two
+	// connections that it wants; here both are the same.
+	var err error
+	l.systemd, err = sd.NewConnection(func() (*dbus.Conn, error) { return l.conn, nil })
+	if err != nil {
+		return err
+	}
+	// go-systemd's Subscribe would ask for every change of every unit, too.
+	// Without any, systemd sends nothing, also on its own socket.
+	if err := l.manager().CallWithContext(ctx, "org.freedesktop.systemd1.Manager.Subscribe", 0).Err; err != nil {
+		return fmt.Errorf("subscribe to jobs: %w", err)
+	}
+	return l.probe(ctx)
+}
+
+// probeScope is a unit that never is: its request lacks the processes.
+const probeScope = "gladsheim-probe.scope"
+
+// probe finds out which properties scopes take. Properties are looked at in
+// order, so the one that is unknown is told from the list of no processes that
+// ends every request, and nothing is started either way.
+func (l *link) probe(ctx context.Context) error {
+	var err error
+	if l.conn.SupportsUnixFDs() {
+		if l.pidfds, err = l.takes(ctx, property("PIDFDs", []dbus.UnixFD{})); err != nil {
+			return err
+		}
+	}
+	l.oomPolicy, err = l.takes(ctx, property("OOMPolicy", "kill"), property("PIDs", []uint32{}))
+	return err
+}
+
+func (l *link) takes(ctx context.Context, properties ...sd.Property) (bool, error) {
+	_, err := l.systemd.StartTransientUnitContext(ctx, probeScope, "fail", properties, nil)
+	switch {
+	case errorIs(err, "org.freedesktop.DBus.Error.PropertyReadOnly"):
+		return false, nil
+	case errorIs(err, "org.freedesktop.DBus.Error.InvalidArgs"):
+		return true, nil
+	}
+	return false, fmt.Errorf("ask whether scopes take %s: %w", properties[0].Name, err)
+}
+
+// do makes a call that may be made twice, and makes it again whenever the link
+// is lost under it, until ctx ends.
+func (b *bus) do(ctx context.Context, call func(context.Context, *link) error) error {
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		l, err := b.link(ctx)
+		if err != nil {
+			return err
+		}
+		err = call(ctx, l)
+		if err == nil || !lostAnswer(err) || sleep(ctx, pause) != nil {
+			return err
+		}
+	}
+}
+
+// lostAnswer tells whether err says nothing about the call, only that no
+// answer can come: the connection broke, or systemd is not on the bus, as
+// during a restart of either.
+func lostAnswer(err error) bool {
+	for _, name := range []string{
+		"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected",
+		"org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
+		"org.freedesktop.DBus.Error.NoServer",
+	} {
+		if errorIs(err, name) {
+			return true
+		}
+	}
+	for _, cause := range []error{
+		dbus.ErrClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET, syscall.ENOTCONN,
+	} {
+		if errors.Is(err, cause) {
+			return true
+		}
+	}
+	return false
+}
+
+// errorIs tells whether err is the D-Bus error of that name.
+func errorIs(err error, name string) bool {
+	if e, ok := errors.AsType[dbus.Error](err); ok {
+		return e.Name == name
+	}
+	e, ok := errors.AsType[*dbus.Error](err)
+	return ok && e.Name == name
+}
+
+// sleep waits for d, or less if ctx ends first; then it returns its error.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

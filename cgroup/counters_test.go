@@ -1,0 +1,185 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func TestUsage(t *testing.T) {
+	files := map[string]string{
+		"g/memory.current":      "1000",
+		"g/memory.peak":         "2000",
+		"g/memory.swap.current": "30",
+		"g/memory.stat":         "anon 600\nfile 300\nkernel_stack 100",
+		"g/memory.events":       "low 0\nhigh 0\nmax 4\noom 3\noom_kill 2",
+		"g/cpu.max":             "max 100000",
+		"g/cpu.stat":            "usage_usec 5000000\nuser_usec 4000000\nsystem_usec 1000000\nnr_periods 9\nnr_throttled 7\nthrottled_usec 6000",
+		"g/pids.current":        "12",
+		"g/pids.max":            "max",
+		"g/memory.max":          "max",
+		"bare/cpu.stat":         "usage_usec 5000000\nuser_usec 4000000\nsystem_usec 1000000",
+		"bare/cgroup.procs":     "",
+		"bad/cpu.stat":          "usage_usec many",
+	}
+	tree, _ := fixture(t, files)
+	of := service.Of
+	u, err := tree.Group("/g").Usage()
+	require.NoError(t, err)
+	require.Equal(t, service.Usage{
+		Source: "cgroup", Memory: 1000, MemoryPeak: of(2000), Swap: of(30), Anon: of(600), File: of(300),
+		CPUTime: 5 * time.Second, Throttled: of(6000), ThrottledPeriods: of(7), Pids: of(12), OOMKills: of(2),
+	}, u)
+
+	u, err = tree.Group("/bare").Usage()
+	require.NoError(t, err)
+	require.Equal(t, service.Usage{Source: "cgroup", CPUTime: 5 * time.Second}, u, "absent is not zero")
+
+	_, err = tree.Group("/bad").Usage()
+	require.ErrorContains(t, err, "read the counters of")
+	_, err = tree.Group("/gone").Usage()
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestOOMLevels(t *testing.T) {
+	// What the kernel counts: oom where the limit fired (.local) and in every
+	// group above it; oom_kill where the victim was and in every group above.
+	events := func(oom, kills string) string {
+		return "low 0\nhigh 0\nmax 0\noom " + oom + "\noom_kill " + kills + "\noom_group_kill 0"
+	}
+	before := map[string]string{
+		"a/memory.events":         events("5", "9"),
+		"a/memory.events.local":   events("2", "0"),
+		"a/b/memory.events":       events("3", "9"),
+		"a/b/memory.events.local": events("1", "0"),
+		"a/b/c/memory.events":     events("0", "0"),
+	}
+	for name, tc := range map[string]struct {
+		changes map[string]string
+		verdict service.OOM
+		level   string
+		kills   uint64
+	}{
+		"nothing happened": {nil, service.OOMNone, "", 0},
+		"own limit": {map[string]string{
+			"a/b/c/memory.events":       events("1", "2"),
+			"a/b/c/memory.events.local": events("1", "2"),
+		}, service.OOMOwn, "/a/b/c", 2},
+		"limit of a group of its own below": {map[string]string{
+			"a/b/c/memory.events":       events("1", "1"),
+			"a/b/c/memory.events.local": events("0", "0"),
+		}, service.OOMOwn, "/a/b/c", 1},
+		"hit the limit without a kill": {map[string]string{
+			"a/b/c/memory.events":       events("4", "0"),
+			"a/b/c/memory.events.local": events("4", "0"),
+		}, service.OOMNone, "", 0},
+		"parent": {map[string]string{
+			"a/b/c/memory.events":       events("0", "3"),
+			"a/b/c/memory.events.local": events("0", "3"),
+			"a/b/memory.events.local":   events("2", "0"),
+		}, service.OOMAncestor, "/a/b", 3},
+		"grandparent": {map[string]string{
+			"a/b/c/memory.events":       events("0", "1"),
+			"a/b/c/memory.events.local": events("0", "1"),
+			"a/memory.events.local":     events("3", "0"),
+		}, service.OOMAncestor, "/a", 1},
+		"host": {map[string]string{
+			"a/b/c/memory.events":       events("0", "1"),
+			"a/b/c/memory.events.local": events("0", "1"),
+			"a/memory.events":           events("5", "10"),
+		}, service.OOMHost, "", 1},
+		"parent's counter is missing": {map[string]string{
+			"a/b/c/memory.events":     events("0", "1"),
+			"a/b/memory.events.local": "",
+		}, service.OOMNone, UnknownLevel, 1},
+		"own counters are missing": {map[string]string{"a/b/c/memory.events": ""}, service.OOMNone, "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree, root := fixture(t, before)
+			g := tree.Group("/a/b/c")
+			base, err := g.OOMCounts()
+			require.NoError(t, err)
+			for file, text := range tc.changes {
+				if text == "" {
+					require.NoError(t, os.Remove(filepath.Join(root, file)))
+					continue
+				}
+				require.NoError(t, os.WriteFile(filepath.Join(root, file), []byte(text), 0o644))
+			}
+			verdict, level, kills, err := g.OOMSince(base)
+			require.NoError(t, err)
+			require.Equal(t, tc.verdict, verdict)
+			require.Equal(t, tc.level, level)
+			require.Equal(t, tc.kills, kills)
+		})
+	}
+}
+
+func TestOOMCountsKills(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{"g/memory.events": "oom_kill 3", "h/": "", "bad/memory.events": "oom_kill x"})
+	c, err := tree.Group("/g").OOMCounts()
+	require.NoError(t, err)
+	require.Equal(t, service.Of(3), c.Kills())
+	c, err = tree.Group("/h").OOMCounts()
+	require.NoError(t, err)
+	require.False(t, c.Kills().Set, "absent is not zero")
+	require.Equal(t, service.Of(0), OOMCounts{}.Kills())
+	_, err = tree.Group("/bad").OOMCounts()
+	require.ErrorContains(t, err, "bad/memory.events holds")
+	_, err = tree.Group("/gone").OOMCounts()
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestPopulatedAndProcesses(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{
+		"g/cgroup.events":   "populated 1\nfrozen 0",
+		"g/cgroup.procs":    "9\n3",
+		"g/a/cgroup.procs":  "7\n3",
+		"g/a/b/":            "",
+		"h/cgroup.events":   "frozen 0\npopulated 0",
+		"bad/cgroup.events": "populated",
+		"bad/cgroup.procs":  "x",
+	})
+	yes, err := tree.Group("/g").Populated()
+	require.NoError(t, err)
+	require.True(t, yes)
+	no, err := tree.Group("/h").Populated()
+	require.NoError(t, err)
+	require.False(t, no)
+	no, err = tree.Group("/gone").Populated()
+	require.NoError(t, err)
+	require.False(t, no)
+	_, err = tree.Group("/bad").Populated()
+	require.Error(t, err)
+
+	pids, err := tree.Group("/g").Processes()
+	require.NoError(t, err)
+	require.Equal(t, []int{3, 7, 9}, pids)
+	pids, err = tree.Group("/gone").Processes()
+	require.NoError(t, err)
+	require.Empty(t, pids)
+	_, err = tree.Group("/bad").Processes()
+	require.Error(t, err)
+
+	require.NoError(t, tree.Group("/h").WaitEmpty(t.Context()))
+	require.NoError(t, tree.Group("/gone").WaitEmpty(t.Context()))
+}
+
+func TestKillRefusesItsOwnGroup(t *testing.T) {
+	tree, root := fixture(t, map[string]string{"g/a/cgroup.procs": "", "g/cgroup.kill": ""})
+	procs := filepath.Join(root, "g/a/cgroup.procs")
+	require.NoError(t, os.WriteFile(procs, []byte(strconv.Itoa(os.Getpid())), 0o644))
+	require.ErrorContains(t, tree.Group("/g").Kill(), "this process lives in it")
+	require.Equal(t, "\n", content(t, root, "g/cgroup.kill"))
+
+	require.NoError(t, os.WriteFile(procs, nil, 0o644))
+	require.NoError(t, tree.Group("/g").Kill())
+	require.Equal(t, "1\n"[:1], content(t, root, "g/cgroup.kill")[:1])
+	require.NoError(t, tree.Group("/gone").Kill())
+}

@@ -1,0 +1,218 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// limitFiles are the files that carry the limits. NoFile has none: it belongs
+// to each process (setrlimit(2)).
+var limitFiles = [service.NumResources]struct{ name, controller string }{
+	service.MemoryMax:     {"memory.max", "memory"},
+	service.MemoryHigh:    {"memory.high", "memory"},
+	service.MemorySwapMax: {"memory.swap.max", "memory"},
+	service.CPUMax:        {"cpu.max", "cpu"},
+	service.CPUWeight:     {"cpu.weight", "cpu"},
+	service.PidsMax:       {"pids.max", "pids"},
+	service.IOWeight:      {"io.weight", "io"},
+}
+
+// Wanted are the controllers that limits and counters need.
+var Wanted = []string{"cpu", "io", "memory", "pids"}
+
+const (
+	cpuPeriod   = 100_000 // microseconds; the kernel's default
+	cpuMinQuota = 1_000   // microseconds; the kernel refuses less
+)
+
+// Enforceable tells which limits the kernel keeps for groups such as g: those
+// whose file is there. Of the root, which has no such files, nothing is known.
+func (g Group) Enforceable() ([service.NumResources]bool, error) {
+	var can [service.NumResources]bool
+	d, err := g.open()
+	if err != nil {
+		return can, err
+	}
+	defer d.Close()
+	for r, f := range limitFiles {
+		if f.name == "" {
+			continue
+		}
+		if can[r], err = d.has(f.name); err != nil {
+			return can, err
+		}
+	}
+	return can, nil
+}
+
+// Apply writes the limits that are set in l, and reads each back: a value that
+// the kernel did not keep, but for its rounding to whole pages, is an error that
+// names the file and both values. NoFile is not a matter of cgroups and skipped.
+// A limit whose file is missing is an error, unless it is Unlimited, which asks
+// for nothing. Lowering memory.max below what is in use makes the kernel reclaim
+// and then kill.
+func (g Group) Apply(l service.Limits) error {
+	d, err := g.open()
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for r, q := range l {
+		if !q.Set || limitFiles[r].name == "" {
+			continue
+		}
+		err := applyOne(d, service.Resource(r), q)
+		if q.Value == service.Unlimited && errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func applyOne(d *dir, r service.Resource, q service.Quota) error {
+	text, want := encode(r, q)
+	file := limitFiles[r].name
+	if err := d.write(file, text); err != nil {
+		return fmt.Errorf("%q: %w", text, err)
+	}
+	got, err := readLimit(d, r)
+	if err != nil {
+		return err
+	}
+	if got != service.Of(want) {
+		return fmt.Errorf("%s/%s holds %d after %q was written", d.Name(), file, got.Value, text)
+	}
+	return nil
+}
+
+// encode is what to write for q, and the value that the kernel will make of it.
+func encode(r service.Resource, q service.Quota) (text string, want uint64) {
+	if q.Value == service.Unlimited {
+		if r == service.CPUMax {
+			return fmt.Sprintf("max %d", cpuPeriod), q.Value
+		}
+		return "max", q.Value
+	}
+	number := strconv.FormatUint(q.Value, 10)
+	switch r {
+	case service.MemoryMax, service.MemoryHigh, service.MemorySwapMax:
+		page := uint64(os.Getpagesize())
+		return number, q.Value / page * page
+	case service.CPUMax:
+		quota := max(q.Value/10, cpuMinQuota)
+		return fmt.Sprintf("%d %d", quota, cpuPeriod), quota * 10
+	case service.IOWeight:
+		return "default " + number, q.Value
+	}
+	return number, q.Value
+}
+
+// Limits reads the limits back and finds what holds in effect: the smallest of
+// the group's own and every ancestor's, with the ancestor that sets it. Weights
+// are relative to the siblings, so theirs is simply the group's own. A limit
+// whose file is missing here is not enforced; its Applied is unset.
+func (g Group) Limits(requested service.Limits) (service.Applied, error) {
+	var a service.Applied
+	for r, q := range requested {
+		a[r].Requested = q
+	}
+	for level, at := len(g.lineage())-1, g; level >= 0; level, at = level-1, at.Parent() {
+		if err := at.addLimits(&a, at == g); err != nil {
+			return service.Applied{}, err
+		}
+	}
+	return a, nil
+}
+
+// addLimits adds what one level says to a.
+func (g Group) addLimits(a *service.Applied, own bool) error {
+	d, err := g.open()
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for i, f := range limitFiles {
+		r := service.Resource(i)
+		if f.name == "" || (!own && (r == service.CPUWeight || r == service.IOWeight)) {
+			continue
+		}
+		q, err := readLimit(d, r)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case own:
+			a[r].Applied, a[r].Effective, a[r].Enforced = q, q, true
+		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
+			a[r].Effective, a[r].SetBy = q, g.path
+		}
+	}
+	return nil
+}
+
+// readLimit reads the file of r in the unit of r.
+func readLimit(d *dir, r service.Resource) (service.Quota, error) {
+	file := limitFiles[r].name
+	text, err := d.read(file)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	n, err := decode(r, text)
+	if err != nil {
+		return service.Quota{}, fmt.Errorf("%s/%s holds %q: %w", d.Name(), file, text, err)
+	}
+	return service.Of(n), nil
+}
+
+func decode(r service.Resource, text string) (uint64, error) {
+	fields := strings.Fields(text)
+	switch {
+	case r == service.CPUMax && len(fields) == 2:
+		return decodeCPU(fields[0], fields[1])
+	case r == service.IOWeight && len(fields) >= 2 && fields[0] == "default":
+		return number(fields[1])
+	case r != service.CPUMax && r != service.IOWeight && len(fields) == 1:
+		return number(fields[0])
+	}
+	return 0, errors.New("not in the form that the kernel documents")
+}
+
+// decodeCPU turns a quota in a period, both in microseconds, into microseconds
+// per second.
+func decodeCPU(quotaText, periodText string) (uint64, error) {
+	quota, err := number(quotaText)
+	if err != nil || quota == service.Unlimited {
+		return quota, err
+	}
+	period, err := number(periodText)
+	if err != nil {
+		return 0, err
+	}
+	high, low := bits.Mul64(quota, 1_000_000)
+	if high >= period {
+		return 0, fmt.Errorf("%d in %d microseconds is no rate", quota, period)
+	}
+	rate, _ := bits.Div64(high, low, period)
+	return rate, nil
+}
+
+func number(text string) (uint64, error) {
+	if text == "max" {
+		return service.Unlimited, nil
+	}
+	return strconv.ParseUint(text, 10, 64)
+}

@@ -1,0 +1,123 @@
+// Gladsheimd is the agent of one Linux host: it owns the life of its services.
+// See docs/ and `gladsheimd -h`.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/gladsheim/gladsheim/agent"
+	"github.com/gladsheim/gladsheim/api"
+	"github.com/gladsheim/gladsheim/backends/offer"
+	"github.com/gladsheim/gladsheim/platform"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// The exit codes that a unit file or a person can act on (sysexits.h for the last).
+const (
+	exitUsage = 2
+	exitTaken = 3
+	exitUnfit = 78
+)
+
+// leaveTime is how long calls under way may take once the agent has to leave.
+const leaveTime = 5 * time.Second
+
+func main() {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	o, err := parseOptions(os.Args[1:], os.LookupEnv)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		os.Exit(exitUsage) // flag has said why
+	case o.version:
+		fmt.Println("gladsheimd", version)
+		return
+	}
+	if err := serve(o, log); err != nil {
+		fmt.Fprintln(os.Stderr, "gladsheimd:", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+// unfit marks an error that starting again does not mend: the host or the
+// configuration has to change.
+type unfit struct{ error }
+
+func exitCode(err error) int {
+	switch {
+	case errors.Is(err, agent.ErrTaken):
+		return exitTaken
+	case errors.As(err, new(unfit)):
+		return exitUnfit
+	}
+	return 1
+}
+
+func serve(o options, log *slog.Logger) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	facts := platform.Detect()
+	profile, err := platform.Choose(o.platform, facts)
+	if err != nil {
+		return unfit{err}
+	}
+	settings, err := o.settings(profile)
+	if err != nil {
+		return unfit{err}
+	}
+	proc, err := procfs.New("/proc")
+	if err != nil {
+		return unfit{err}
+	}
+	host, err := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID()})
+	if err != nil {
+		return unfit{err}
+	}
+	defer host.Close()
+	a, err := agent.Open(ctx, agent.Config{
+		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, ServicesDir: o.servicesDir,
+		Backends: host.Backends, Procfs: proc, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	server := api.New(api.Config{Agent: a, Log: log})
+	group, ctx := errgroup.WithContext(ctx)
+	for _, address := range o.addresses(settings) {
+		var l net.Listener
+		if l, err = api.Listen(address); err != nil {
+			return err
+		}
+		log.Info("listening", "address", address)
+		group.Go(func() error { return server.Serve(l) })
+	}
+	group.Go(func() error { return reloads(ctx, o, profile, a, log) })
+	group.Go(func() error {
+		<-ctx.Done()
+		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		leave, cancel := context.WithTimeout(context.Background(), leaveTime)
+		defer cancel()
+		server.Stop(leave)
+		return nil
+	})
+	log.Info("ready", "version", version, "backends", host.Names(), "platform", profile.Name, "services", len(a.List()))
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	return group.Wait()
+}

@@ -1,0 +1,176 @@
+package procfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// tick is USER_HZ, the unit of times in /proc: 100 per second on every
+// architecture that Go runs Linux on (time(7)).
+const tick = time.Second / 100
+
+var pageSize = uint64(os.Getpagesize())
+
+// Fields of /proc/PID/stat that are read, counted from the state, which is the
+// first one after the name.
+const (
+	fieldState = iota
+	fieldPPID
+	fieldPGID
+	fieldSID
+	fieldUserTime           = 11
+	fieldSystemTime         = 12
+	fieldChildrenUserTime   = 13
+	fieldChildrenSystemTime = 14
+	fieldThreads            = 17
+	fieldStart              = 19
+	fieldRSS                = 21
+	fieldsRead              = 22
+)
+
+// parseStat reads /proc/PID/stat. The name in it is the process's own choice
+// and may hold anything, ") R 1\n" too: it ends at the last parenthesis,
+// because nothing after it holds one.
+func parseStat(data []byte) (Process, error) {
+	open, closing := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
+	if open < 0 || closing < open {
+		return Process{}, errors.New("it has no name in parentheses")
+	}
+	pid, err := strconv.Atoi(string(bytes.TrimSpace(data[:open])))
+	if err != nil || pid <= 0 {
+		return Process{}, fmt.Errorf("%.20q is not the number of a process", data[:open])
+	}
+	var fields [fieldsRead]string
+	n := 0
+	for field := range strings.FieldsSeq(string(data[closing+1:])) {
+		if n == fieldsRead {
+			break
+		}
+		fields[n] = field
+		n++
+	}
+	if n < fieldsRead {
+		return Process{}, fmt.Errorf("it has %d fields after the name; at least %d are wanted", n, fieldsRead)
+	}
+	if len(fields[fieldState]) != 1 {
+		return Process{}, fmt.Errorf("%.20q is not a state", fields[fieldState])
+	}
+	numbers := fieldReader{fields: &fields}
+	p := Process{
+		PID:             pid,
+		PPID:            int(numbers.at(fieldPPID)),
+		PGID:            int(numbers.at(fieldPGID)),
+		SID:             int(numbers.at(fieldSID)),
+		State:           fields[fieldState][0],
+		Start:           numbers.at(fieldStart),
+		Name:            string(data[open+1 : closing]),
+		Threads:         int(numbers.at(fieldThreads)),
+		RSS:             numbers.at(fieldRSS) * pageSize,
+		CPUTime:         time.Duration(numbers.at(fieldUserTime)+numbers.at(fieldSystemTime)) * tick,
+		ChildrenCPUTime: time.Duration(numbers.at(fieldChildrenUserTime)+numbers.at(fieldChildrenSystemTime)) * tick,
+	}
+	return p, numbers.err
+}
+
+// fieldReader reads numbers and keeps the first error.
+type fieldReader struct {
+	fields *[fieldsRead]string
+	err    error
+}
+
+// at is the number in field i. The kernel writes some of them signed; none
+// that is read here is negative for a process of user space.
+func (r *fieldReader) at(i int) uint64 {
+	n, err := strconv.ParseUint(r.fields[i], 10, 63)
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("field %d, %.20q, is not a number", i+3, r.fields[i])
+	}
+	return n
+}
+
+// Lines of /proc/PID/limits that are read.
+const (
+	limitRTTime = "Max realtime timeout"
+	limitNoFile = "Max open files"
+)
+
+// unlimited is what a limit of RLIM_INFINITY is told as.
+const unlimited = math.MaxUint64
+
+// parseLimit finds one limit in /proc/PID/limits.
+func parseLimit(data []byte, name string) (soft, hard uint64, err error) {
+	for line := range strings.Lines(string(data)) {
+		rest, ok := strings.CutPrefix(line, name+" ")
+		if !ok {
+			continue
+		}
+		fields := strings.Fields(rest)
+		if len(fields) < 2 {
+			return 0, 0, fmt.Errorf("%s has no two values", name)
+		}
+		if soft, err = parseLimitValue(fields[0]); err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", name, err)
+		}
+		if hard, err = parseLimitValue(fields[1]); err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", name, err)
+		}
+		return soft, hard, nil
+	}
+	return 0, 0, fmt.Errorf("it has no line %q", name)
+}
+
+func parseLimitValue(text string) (uint64, error) {
+	if text == "unlimited" {
+		return unlimited, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%.20q is not a limit", text)
+	}
+	return n, nil
+}
+
+// parseMemoryPeak finds VmHWM in /proc/PID/status. Kernel threads and zombies
+// have none.
+func parseMemoryPeak(data []byte) (uint64, error) {
+	for line := range strings.Lines(string(data)) {
+		rest, ok := strings.CutPrefix(line, "VmHWM:")
+		if !ok {
+			continue
+		}
+		kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 53)
+		if err != nil {
+			return 0, fmt.Errorf("VmHWM %.20q is not a number of kB", rest)
+		}
+		return kib << 10, nil
+	}
+	return 0, errors.New("it tells no VmHWM")
+}
+
+// commandLength bounds a command line that is shown to people.
+const commandLength = 4 << 10
+
+// parseCommand turns /proc/PID/cmdline, arguments that end with NUL, into one
+// line.
+func parseCommand(data []byte) string {
+	data = bytes.TrimRight(data[:min(len(data), commandLength)], "\x00")
+	return printable(string(bytes.ReplaceAll(data, []byte{0}, []byte{' '})))
+}
+
+// printable escapes what could deceive a terminal or the reader of a log.
+func printable(text string) string {
+	clean := func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }
+	if !strings.ContainsFunc(text, clean) {
+		return text
+	}
+	quoted := strconv.Quote(text)
+	return quoted[1 : len(quoted)-1]
+}

@@ -1,0 +1,172 @@
+package arch
+
+import (
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const module = "github.com/gladsheim/gladsheim/"
+
+// rooms says which of our packages each of our packages may import. It is the
+// architecture; the drawing in docs/architecture.md is made from it. Imports
+// point down only.
+var rooms = map[string]string{
+	"agent/service": "",
+
+	"procfs":   "agent/service",
+	"cgroup":   "agent/service",
+	"units":    "agent/service",
+	"platform": "agent/service",
+
+	"backends":                      "agent/service",
+	"backends/internal/watch":       "",
+	"backends/internal/process":     "agent/service procfs backends/internal/watch",
+	"backends/internal/launch":      "agent/service procfs backends/internal/watch backends/internal/process backends/internal/launch/gate",
+	"backends/internal/launch/gate": "",
+	"backends/systemd":              "agent/service backends backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
+	"backends/cgroupfs":             "agent/service backends backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
+	"backends/exec":                 "agent/service backends backends/internal/launch backends/internal/process backends/internal/watch procfs",
+	"backends/fake":                 "agent/service backends",
+	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/watch cgroup platform procfs",
+	"backends/backendtest":          "agent/service backends",
+
+	"agent/thjalfi": "agent/service backends",
+	"agent/skirnir": "agent/service",
+	"agent/byggvir": "agent/service",
+	"agent/roskva":  "agent/service",
+	"agent/config":  "agent/service platform",
+	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends platform procfs",
+
+	"proto/gladsheim/v1": "",
+	"api":                "agent/service proto/gladsheim/v1 api/internal/tail",
+	"api/internal/tail":  "",
+	"api/client":         "proto/gladsheim/v1",
+	"api/schema":         "",
+
+	"cmd/gladsheim":  "api/client api/schema agent/service agent/config platform proto/gladsheim/v1",
+	"cmd/gladsheimd": "agent agent/config api backends/offer platform procfs",
+}
+
+// forbidden are imports from outside that only one place may have, each with
+// its reason.
+var forbidden = map[string]struct {
+	allowed []string
+	why     string
+}{
+	"os/exec": {
+		[]string{"backends/internal/launch", "backends/backendtest"},
+		"a process is born in one place, at the gate, or it inherits what it must not (backendtest builds the torture program)",
+	},
+	"github.com/godbus/dbus/v5":                   {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},
+	"github.com/coreos/go-systemd/v22/dbus":       {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},
+	"github.com/containerd/cgroups/v3/cgroup2":    {[]string{"cgroup"}, "cgroup files are read in one place"},
+	"google.golang.org/grpc/credentials/insecure": {[]string{"api/client", "agent/roskva"}, "plain text is for the unix socket and for health checks"},
+}
+
+// badNames are package names that say nothing.
+var badNames = []string{"util", "utils", "common", "helper", "helpers", "types", "models", "manager", "misc", "shared", "lib"}
+
+type pkg struct {
+	ImportPath, Dir string
+	Imports         []string
+	GoFiles         []string
+}
+
+// packages lists our packages but for those under test/.
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Imports,GoFiles", module+"...")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	var all []pkg
+	for dec := json.NewDecoder(out); ; {
+		var p pkg
+		err := dec.Decode(&p)
+		if err == io.EOF {
+			break
+		}
+		require.NoError(t, err)
+		p.ImportPath = strings.TrimPrefix(p.ImportPath, module)
+		if !strings.HasPrefix(p.ImportPath, "test/") {
+			all = append(all, p)
+		}
+	}
+	require.NoError(t, cmd.Wait())
+	require.NotEmpty(t, all)
+	return all
+}
+
+func TestImportsPointDown(t *testing.T) {
+	seen := map[string]bool{}
+	for _, p := range packages(t) {
+		seen[p.ImportPath] = true
+		may, known := rooms[p.ImportPath]
+		if !known {
+			t.Errorf("%s is in no room: add it to rooms, and say what it may import", p.ImportPath)
+		}
+		for _, imp := range p.Imports {
+			if dep, ours := strings.CutPrefix(imp, module); ours && !slices.Contains(strings.Fields(may), dep) {
+				t.Errorf("%s may not import %s", p.ImportPath, dep)
+			}
+			if rule, ruled := forbidden[imp]; ruled && !slices.Contains(rule.allowed, p.ImportPath) {
+				t.Errorf("%s may not import %s: %s", p.ImportPath, imp, rule.why)
+			}
+			if first, _, _ := strings.Cut(imp, "/"); p.ImportPath == "agent/service" && strings.Contains(first, ".") {
+				t.Errorf("agent/service imports %s; it is to need the standard library only", imp)
+			}
+		}
+	}
+	for room := range rooms {
+		if !seen[room] {
+			t.Errorf("the room %s is empty: remove it from rooms", room)
+		}
+	}
+}
+
+func TestEveryPackageHasOneDocAndAName(t *testing.T) {
+	for _, p := range packages(t) {
+		base := filepath.Base(p.ImportPath)
+		if slices.Contains(badNames, base) {
+			t.Errorf("%s: the name says nothing", p.ImportPath)
+		}
+		if strings.HasPrefix(p.ImportPath, "proto/") {
+			continue // generated
+		}
+		docs := 0
+		for _, name := range p.GoFiles {
+			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.ParseComments|parser.SkipObjectResolution)
+			require.NoError(t, err)
+			if file.Doc != nil {
+				docs++
+			}
+			for _, d := range file.Decls {
+				if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" && p.ImportPath != "backends/internal/launch/gate" {
+					t.Errorf("%s/%s has an init function; only the gate may, which has to run before everything else", p.ImportPath, name)
+				}
+			}
+		}
+		if docs != 1 {
+			t.Errorf("%s has %d package comments; it shall have one", p.ImportPath, docs)
+		}
+	}
+}
+
+// TestMainIsThin keeps the daemon's main what it is: flags to facts to agent.
+func TestMainIsThin(t *testing.T) {
+	main, err := os.ReadFile("../../cmd/gladsheimd/main.go")
+	require.NoError(t, err)
+	require.LessOrEqual(t, strings.Count(string(main), "\n"), 120)
+}

@@ -1,0 +1,332 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// patience is how long anything may take on an emulated machine before a test
+// gives up. No test waits that long when all is well.
+const patience = 2 * time.Minute
+
+// offers tells whether the host has an ability: systemd, cgroup2 or exec.
+// Outside of a test host nothing is offered, and the test is skipped.
+func offers(t *testing.T, ability string) bool {
+	t.Helper()
+	all, on := os.LookupEnv("GLADSHEIM_TEST_OFFERS")
+	if !on {
+		t.Skip("this needs a test host: go run ./test/floors")
+	}
+	return slices.Contains(strings.Fields(all), ability)
+}
+
+// limited tells whether the kernel enforces limits here.
+func limited(t *testing.T) bool { return offers(t, "cgroup2") }
+
+// modes are the ways of launching that this host has.
+func modes(t *testing.T) []string {
+	switch {
+	case offers(t, "systemd"):
+		return []string{"scope", "cgroup"}
+	case offers(t, "cgroup2"):
+		return []string{"cgroup"}
+	}
+	return []string{"auto"}
+}
+
+// world is one agent with directories of its own.
+type world struct {
+	t      *testing.T
+	dir    string // readable by everybody: PostgreSQL runs as another user
+	socket string
+	daemon *exec.Cmd
+	log    *os.File
+	conn   *grpc.ClientConn
+}
+
+// newWorld starts an agent, and at the end of the test stops it and checks
+// that nothing is left.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	offers(t, "exec") // skips outside of a host
+	dir, err := os.MkdirTemp("", "gladsheim-e2e-")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	w := &world{t: t, dir: dir, socket: filepath.Join(dir, "run", "gladsheim.sock")}
+	require.NoError(t, os.MkdirAll(w.path("services.d"), 0o755))
+	require.NoError(t, os.WriteFile(w.path("gladsheim.json"), []byte(
+		`{"gladsheim":{"resource_limits":{"max_services":300,"default_memory_mb":512,"default_cpu_percent":100}}}`), 0o600))
+	w.log, err = os.Create(w.path("daemon.log"))
+	require.NoError(t, err)
+	t.Cleanup(w.end)
+	w.begin()
+	return w
+}
+
+func (w *world) path(parts ...string) string {
+	return filepath.Join(append([]string{w.dir}, parts...)...)
+}
+
+// begin starts the daemon and waits until it answers.
+func (w *world) begin() {
+	w.daemon = exec.Command("gladsheimd", "-config", w.path("gladsheim.json"), "-services-dir", w.path("services.d"),
+		"-state-dir", w.path("state"), "-run-dir", w.path("run"), "-log-dir", w.path("log"))
+	w.daemon.Stdout, w.daemon.Stderr = w.log, w.log
+	// It must outlive nobody and take no signal meant for the tests.
+	w.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	require.NoError(w.t, w.daemon.Start())
+	var err error
+	w.conn, err = grpc.NewClient("unix://"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	require.NoError(w.t, err)
+	ctx := w.t.Context()
+	_, err = gladsheimv1.NewHostServiceClient(w.conn).GetHost(ctx, &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
+	require.NoError(w.t, err, w.daemonLog())
+}
+
+func (w *world) daemonLog() string {
+	text, err := os.ReadFile(w.path("daemon.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
+// end stops every service and the daemon. A service that is left behind, in
+// whatever form, fails the test.
+func (w *world) end() {
+	if w.t.Failed() {
+		w.t.Logf("the daemon said:\n%s", w.daemonLog())
+	}
+	var refs []*gladsheimv1.ServiceStatus
+	if w.daemon.ProcessState == nil {
+		list, err := w.services().ListServices(contextFor(w.t), &gladsheimv1.ListServicesRequest{})
+		if err == nil {
+			refs = list.Services
+		}
+		for _, s := range refs {
+			_, _ = w.runtime().Kill(contextFor(w.t), &gladsheimv1.KillRequest{ServiceName: s.ServiceName})
+		}
+		w.leave(syscall.SIGTERM)
+	}
+	w.log.Close()
+	if !w.t.Failed() {
+		require.Empty(w.t, ourCgroups(w.t), "cgroups left behind")
+	}
+	require.NoError(w.t, os.RemoveAll(w.dir))
+}
+
+// leave ends the daemon and waits for it. Asked politely, it must exit 0.
+func (w *world) leave(sig syscall.Signal) {
+	require.NoError(w.t, w.conn.Close())
+	require.NoError(w.t, w.daemon.Process.Signal(sig))
+	done := make(chan error, 1)
+	go func() { done <- w.daemon.Wait() }()
+	select {
+	case err := <-done:
+		if sig == syscall.SIGTERM {
+			require.NoError(w.t, err, w.daemonLog())
+		}
+	case <-time.After(patience):
+		_ = w.daemon.Process.Kill()
+		<-done
+		require.Fail(w.t, "the daemon does not leave", w.daemonLog())
+	}
+}
+
+func (w *world) services() gladsheimv1.GladsheimServiceClient {
+	return gladsheimv1.NewGladsheimServiceClient(w.conn)
+}
+func (w *world) runtime() gladsheimv1.RuntimeServiceClient {
+	return gladsheimv1.NewRuntimeServiceClient(w.conn)
+}
+func (w *world) catalog() gladsheimv1.CatalogServiceClient {
+	return gladsheimv1.NewCatalogServiceClient(w.conn)
+}
+
+// define is a definition document: base fields with more over them.
+type fields map[string]any
+
+func (f fields) with(more fields) fields {
+	out := fields{}
+	for k, v := range f {
+		out[k] = v
+	}
+	for k, v := range more {
+		out[k] = v
+	}
+	return out
+}
+
+func (f fields) json(t *testing.T) []byte {
+	t.Helper()
+	doc, err := json.Marshal(f)
+	require.NoError(t, err)
+	return doc
+}
+
+// limits are the given limits, best_effort where the kernel enforces none.
+func limits(t *testing.T, given fields) fields {
+	if limited(t) {
+		return given
+	}
+	return given.with(fields{"best_effort": true})
+}
+
+// workload is a definition that runs the torture program in a mode. token
+// marks all of its processes.
+func workload(t *testing.T, name, token string, mode ...string) fields {
+	t.Helper()
+	path, err := exec.LookPath("workload")
+	require.NoError(t, err)
+	path, err = filepath.Abs(path)
+	require.NoError(t, err)
+	return fields{"name": name, "exec": append([]string{path, "-t", token}, mode...), "restart": fields{"policy": "never"}}
+}
+
+// register makes a definition known, over whatever had its name.
+func (w *world) register(def fields) {
+	w.t.Helper()
+	_, err := w.catalog().Register(contextFor(w.t), &gladsheimv1.RegisterRequest{Definition: def.json(w.t), File: "test.json", Replace: true})
+	require.NoError(w.t, err)
+}
+
+// result is what a run of the CLI gave.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+// cli runs the CLI against this world's agent.
+func (w *world) cli(args ...string) result {
+	w.t.Helper()
+	cmd := exec.CommandContext(contextFor(w.t), "gladsheim", append([]string{"--host", "unix://" + w.socket}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+		require.NoError(w.t, err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// mustCLI is cli for what has to succeed.
+func (w *world) mustCLI(args ...string) string {
+	w.t.Helper()
+	r := w.cli(args...)
+	require.Zero(w.t, r.code, "gladsheim %v: %s%s\n%s", args, r.stdout, r.stderr, w.daemonLog())
+	return r.stdout
+}
+
+// marked lists the living processes whose command line holds token. It asks
+// /proc, and nobody else.
+func marked(t require.TestingT, token string) []int {
+	entries, err := os.ReadDir("/proc")
+	require.NoError(t, err)
+	var out []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err == nil && bytes.Contains(line, []byte(token)) {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// cgroupOf is the v2 path of a process, as /proc has it.
+func cgroupOf(t *testing.T, pid int32) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	require.NoError(t, err)
+	for line := range strings.SplitSeq(string(text), "\n") {
+		if path, ok := strings.CutPrefix(line, "0::"); ok {
+			return path
+		}
+	}
+	return ""
+}
+
+// cgroupFile reads a file of a cgroup as the kernel shows it.
+func cgroupFile(t *testing.T, group, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, name))
+	require.NoError(t, err)
+	return strings.TrimSpace(string(text))
+}
+
+// cgroupKey reads one line of a flat-keyed cgroup file.
+func cgroupKey(t *testing.T, group, name, key string) uint64 {
+	t.Helper()
+	for line := range strings.SplitSeq(cgroupFile(t, group, name), "\n") {
+		if value, ok := strings.CutPrefix(line, key+" "); ok {
+			n, err := strconv.ParseUint(value, 10, 64)
+			require.NoError(t, err)
+			return n
+		}
+	}
+	require.Fail(t, "missing", "%s in %s of %s", key, name, group)
+	return 0
+}
+
+// ourCgroups lists the cgroups of services, wherever they lie.
+func ourCgroups(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	if !limited(t) {
+		return nil
+	}
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // it went away while we looked
+		}
+		name := filepath.Base(path)
+		if strings.HasPrefix(name, "svc-") || strings.HasPrefix(name, "gladsheim-") && strings.HasSuffix(name, ".scope") && name != "gladsheim-cgroups.scope" {
+			out = append(out, path)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	return out
+}
+
+// systemctl asks systemd for one property of a unit.
+func systemctl(t *testing.T, unit, property string) string {
+	t.Helper()
+	out, err := exec.Command("systemctl", "show", unit, "-p", property, "--value").Output()
+	require.NoError(t, err)
+	return strings.TrimSpace(string(out))
+}
+
+// eventually polls a condition that nothing tells of.
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	require.Eventually(t, condition, patience, 20*time.Millisecond, what)
+}
+
+func isRoot(t *testing.T) bool {
+	t.Helper()
+	u, err := user.Current()
+	require.NoError(t, err)
+	return u.Uid == "0"
+}

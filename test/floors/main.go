@@ -1,0 +1,145 @@
+// Floors runs every floor of the tests on every host that it belongs on, and
+// closes with one line that counts them. A test that is skipped on one host
+// because it belongs on another counts once, where it ran; one that ran nowhere
+// is a skip, and a skip fails the run. Flags: see -h.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// minimumCoverage is the least share of statements, in percent, that the unit
+// and the host floors together have to reach.
+const minimumCoverage = 80.0
+
+// work is where everything is built and collected.
+const work = ".cover"
+
+func main() {
+	only := flag.String("only", "", "comma-separated floors to run: unit, or hosts such as systemd; default all")
+	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
+	machines := flag.Int("machines", 2, "emulated machines at the same time")
+	flag.Parse()
+	if err := floors(strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), *run, *machines); err != nil {
+		fmt.Fprintln(os.Stderr, "floors:", err)
+		os.Exit(1)
+	}
+}
+
+func floors(only []string, run string, machines int) error {
+	start := time.Now()
+	if err := os.RemoveAll(work); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(work, "bin"), 0o755); err != nil {
+		return err
+	}
+	if err := command("test/host/install").Run(); err != nil {
+		return fmt.Errorf("cannot install what the hosts need: %w", err)
+	}
+	wanted := func(name string) bool { return len(only) == 0 || slices.Contains(only, name) }
+	tally := newTally()
+	if wanted("static") {
+		static(tally)
+	}
+	if wanted("unit") {
+		unit(tally, run)
+	}
+	if err := onHosts(tally, wanted, run, machines); err != nil {
+		return err
+	}
+	covered, err := coverage(len(only) == 0 && run == "")
+	tally.print(os.Stdout, len(only) == 0 && run == "")
+	fmt.Printf("statements covered, unit and hosts together: %s; %s in all\n", covered, time.Since(start).Round(time.Second))
+	passed, failed, skipped := tally.total()
+	if len(only) > 0 || run != "" {
+		skipped = 0 // of a part nobody can say what ran nowhere
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
+	if failed > 0 || skipped > 0 {
+		return fmt.Errorf("%d failed, %d skipped", failed, skipped)
+	}
+	return err
+}
+
+// static are the checks that run no test of ours: each counts as one.
+func static(t *tally) {
+	for name, cmd := range map[string]*exec.Cmd{
+		"gofmt": exec.Command("sh", "-c", `bad=$(gofmt -l $(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); echo "$bad"; test -z "$bad"`),
+		"vet":   exec.Command("go", "vet", "./..."),
+		"proto": exec.Command("tools/proto", "check"),
+		"tidy":  exec.Command("go", "mod", "tidy", "-diff"),
+	} {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			fmt.Printf("--- FAIL: static/%s: %v\n%s\n", name, err, out)
+		}
+		t.add("static", "static/"+name, outcome(err == nil))
+	}
+}
+
+// unit runs what needs no host, with the race detector. Tests that belong on a
+// host skip themselves here.
+func unit(t *tally, run string) {
+	dir := coverDir("unit")
+	args := []string{"test", "-json", "-race", "-covermode=atomic", "-coverpkg=./...", "-timeout=20m"}
+	if run != "" {
+		args = append(args, "-run", run)
+	}
+	args = append(args, "./...", "-args", "-test.gocoverdir="+dir)
+	cmd := command("go", args...)
+	t.read("unit", cmd)
+}
+
+// onHosts builds each test binary once and runs it on the hosts it belongs on,
+// some machines at a time.
+func onHosts(t *tally, wanted func(string) bool, run string, machines int) error {
+	var jobs []job
+	for _, j := range hostFloors() {
+		if wanted(j.host) {
+			jobs = append(jobs, j)
+		}
+	}
+	if len(jobs) == 0 {
+		return nil
+	}
+	if err := build(jobs); err != nil {
+		return err
+	}
+	slots := make(chan struct{}, machines)
+	var wg sync.WaitGroup
+	for _, j := range jobs {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			t.read(j.label(), j.command(run))
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+func coverDir(name string) string {
+	dir, err := filepath.Abs(filepath.Join(work, "data", name))
+	if err != nil {
+		panic(err) // only without a working directory
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		panic(err)
+	}
+	return dir
+}
+
+func command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd
+}

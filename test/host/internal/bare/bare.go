@@ -1,0 +1,2 @@
+// Package bare runs a command on this machine as it is, and leaves nothing of it running.
+package bare
