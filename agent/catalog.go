@@ -122,7 +122,7 @@ func (a *Agent) adoptDefinition(spec service.Spec, document []byte, change servi
 	now := time.Now()
 	generation := uint64(0)
 	err := a.want(spec.Name, func(w *skirnir.Wanted) {
-		w.Document, w.Changed, w.Limits = document, now, service.Limits{}
+		w.Document, w.Changed, w.Limits, w.Warnings = document, now, service.Limits{}, service.Warnings{}
 		w.Generation++
 		generation = w.Generation
 	})
@@ -143,7 +143,7 @@ func (a *Agent) know(d *definition, reason, actor string) {
 	a.mu.Unlock()
 	a.registry.Add(service.Status{Name: d.Name, Health: service.Health{Strategy: d.spec.Health.Type}})
 	a.registry.Update(d.Name, skirnir.News{Kind: service.NoticeRegistered, Reason: reason, Detail: d.Source}, func(s *service.Status) {
-		s.Spec, s.Source, s.Generation = &d.spec, d.Source, d.Generation
+		s.Spec, s.Source, s.Generation, s.Warnings = &d.spec, d.Source, d.Generation, d.spec.Warnings
 		if actor != "" {
 			s.LastActor = actor
 		}

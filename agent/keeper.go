@@ -58,7 +58,7 @@ func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
 
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
-		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits
+		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings
 }
 
 func (k keeper) Bury(name service.Name, x service.ExitRecord) error {

@@ -24,6 +24,7 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 	if err := a.admit(name); err != nil {
 		return nil, err
 	}
+	a.warnAt(name, plan.Spec.Warnings)
 	if err := a.thjalfi.Start(ctx, name, plan); err != nil {
 		return nil, err
 	}
@@ -37,6 +38,7 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.Sto
 	if err != nil {
 		return nil, err
 	}
+	a.warnAt(name, plan.Spec.Warnings)
 	if err := a.thjalfi.Restart(ctx, name, plan, opts); err != nil {
 		return nil, err
 	}
@@ -103,14 +105,15 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 		a.mu.Unlock()
 		return thjalfi.Plan{}, err
 	}
-	spec, over, settings := d.spec, a.wanted[name].Limits, a.settings
+	spec, over, settings := d.spec, a.wanted[name], a.settings
 	stranger, alive := a.strangers[name]
 	a.mu.Unlock()
 	if alive {
 		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
 			Err: fmt.Errorf("processes of an incarnation nobody recorded are alive in %s%s; end them, then restart the agent", stranger.Unit, stranger.Cgroup)}
 	}
-	spec.Limits = opts.Limits.Over(over.Over(spec.Limits))
+	spec.Limits = opts.Limits.Over(over.Limits.Over(spec.Limits))
+	spec.Warnings = opts.Warnings.Over(over.Warnings.Over(spec.Warnings))
 	if len(opts.Environment) > 0 {
 		spec.Environment = maps.Clone(spec.Environment)
 		if spec.Environment == nil {

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"time"
 
+	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 )
@@ -24,20 +26,58 @@ func (a *Agent) Usage(ctx context.Context, name service.Name) (service.Usage, ti
 		started = s.Started
 	}
 	u.CPUPercent = a.meter.Percent(name, h.Ref().Incarnation, started, now, u.CPUTime)
+	a.warn(name, u)
 	return u, now, nil
+}
+
+// warn compares a reading with the warning levels, and tells when it has risen
+// above one or fallen below.
+func (a *Agent) warn(name service.Name, u service.Usage) {
+	s, known := a.registry.Get(name)
+	if !known {
+		return
+	}
+	warned := byggvir.Warned(u, s.Applied, s.Warnings)
+	if warned == s.Warned {
+		return
+	}
+	a.registry.Update(name, skirnir.News{Kind: service.NoticeWarning, Reason: byggvir.Words(warned), Detail: fmt.Sprintf("%s of memory, %.1f%% of a core",
+		service.FormatSize(u.Memory), u.CPUPercent)}, func(s *service.Status) { s.Warned = warned })
+}
+
+// warnAt sets the warning levels in force.
+func (a *Agent) warnAt(name service.Name, levels service.Warnings) {
+	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Warnings = levels })
 }
 
 // Limits reads back what holds for a running service; of another it tells what
 // its next start would ask for.
 func (a *Agent) Limits(ctx context.Context, name service.Name) (service.Applied, error) {
 	h, err := a.thjalfi.Handle("read limits of", name)
-	if err == nil {
-		return h.Limits(ctx)
-	}
 	if service.KindOf(err) == service.NotRunning {
 		return a.planned(name, service.Limits{})
 	}
-	return service.Applied{}, err
+	if err != nil {
+		return service.Applied{}, err
+	}
+	applied, err := h.Limits(ctx)
+	if err != nil {
+		return service.Applied{}, err
+	}
+	return a.withUnenforced(name, applied), nil
+}
+
+// withUnenforced adds the limits that were set over the definition and that no
+// backend was asked for, since the host can not enforce them.
+func (a *Agent) withUnenforced(name service.Name, applied service.Applied) service.Applied {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for r, q := range a.wanted[name].Limits {
+		if q.Set && !applied[r].Enforced {
+			applied[r] = service.LimitReport{Requested: q}
+		}
+	}
+	return applied
 }
 
 // planned tells what the next start would ask for, with limits over it.
@@ -54,9 +94,9 @@ func (a *Agent) planned(name service.Name, limits service.Limits) (service.Appli
 	return out, nil
 }
 
-// SetLimits changes limits of a service now, and for its coming starts until
+// SetLimits changes limits and warning levels of a service now, and for its coming starts until
 // its definition changes. Of a service that does not run it changes the latter.
-func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error) {
+func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, actor string) (service.Applied, error) {
 	for r, q := range limits {
 		if err := service.Resource(r).Check(q); err != nil {
 			return service.Applied{}, &service.Error{Op: "set limits of", Service: name, Kind: service.Invalid,
@@ -69,30 +109,53 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	}
 	// What is left here of what the host can not enforce was asked for as best
 	// effort: it is kept and told, and not asked of the backend.
-	can, cannot := limits, service.Limits{}
+	can := limits
 	for r := range applied {
-		if limits[r].Set && limits[r].Value != service.Unlimited && !applied[r].Enforced {
-			can[r], cannot[r] = service.Quota{}, limits[r]
+		if limits[r].Value != service.Unlimited && !applied[r].Enforced {
+			can[r] = service.Quota{}
 		}
 	}
-	now, err := a.thjalfi.SetLimits(ctx, name, can, actor)
-	switch {
-	case err == nil:
-		applied = now
-		for r, q := range cannot {
-			if q.Set {
-				applied[r] = service.LimitReport{Requested: q}
-			}
-		}
-		a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Applied = applied })
-	case service.KindOf(err) != service.NotRunning:
-		return service.Applied{}, err
+	now, runErr := a.thjalfi.SetLimits(ctx, name, can, actor)
+	if runErr != nil && service.KindOf(runErr) != service.NotRunning {
+		return service.Applied{}, runErr
 	}
-	err = a.want(name, func(w *skirnir.Wanted) { w.Limits = limits.Over(w.Limits) })
+	err = a.want(name, func(w *skirnir.Wanted) { w.Limits, w.Warnings = limits.Over(w.Limits), warnings.Over(w.Warnings) })
 	if err != nil {
 		return applied, &service.Error{Op: "keep limits of", Service: name, Kind: service.HostUnavailable, Err: err}
 	}
+	if runErr == nil {
+		applied = a.withUnenforced(name, now)
+		a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Applied = applied })
+	}
+	if s, known := a.registry.Get(name); known {
+		a.warnAt(name, warnings.Over(s.Warnings))
+	}
 	return applied, nil
+}
+
+// CheckHealth tells how a service is. One whose check is its process is looked
+// at now: it may have become a zombie, or be stopped, a moment ago.
+func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Health, error) {
+	s, err := a.Status(name)
+	if err != nil {
+		return service.Health{}, err
+	}
+	health, pid := s.Health, s.PID()
+	if health.Strategy != service.CheckProcess || pid == 0 || s.Machine.State != service.Running {
+		return health, nil
+	}
+	health.LastCheck = time.Now()
+	health.Status, health.Message = service.Ill, "the main process is gone"
+	switch state, err := a.cfg.Procfs.State(pid); {
+	case err != nil: // its end is on the way to us
+	case state == 'Z':
+		health.Message = "the main process is a zombie"
+	case state == 'T' || state == 't':
+		health.Message = "the main process is stopped"
+	default:
+		health.Status, health.Message = service.Healthy, "the main process runs"
+	}
+	return health, nil
 }
 
 // Processes lists the processes of a service; none when it does not run.

@@ -107,6 +107,7 @@ func (a *Agent) revive(d *definition, r skirnir.Actual, thisBoot bool) (launch b
 	a.mu.Lock()
 	a.definitions[d.Name] = d
 	a.mu.Unlock()
+	status.Warnings = a.wanted[d.Name].Warnings.Over(d.spec.Warnings)
 	a.registry.Add(status)
 	a.thjalfi.Add(d.Name, restored)
 	if thisBoot {

@@ -33,7 +33,7 @@ var codeOf = [service.NumKinds]codes.Code{
 	service.Unauthenticated: codes.Unauthenticated,
 	service.Timeout:         codes.DeadlineExceeded,
 	service.Cancelled:       codes.Canceled,
-	service.Unlaunchable:    codes.Aborted,
+	service.Unlaunchable:    codes.FailedPrecondition,
 	service.HostUnavailable: codes.Unavailable,
 }
 
@@ -80,13 +80,13 @@ func toStatus(err error) error {
 		}
 	}
 	kind, reason, message := kindOf(err), string(reasonOf(err)), clip(err.Error(), maxErrorText)
-	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain}
+	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain, Metadata: map[string]string{"kind": kind.String()}}
 	told := &gladsheimv1.GladsheimError{Code: reason, Message: message}
 	details := []protoadapt.MessageV1{told, info}
 	if e, ok := errors.AsType[*service.Error](err); ok {
 		if !e.Service.IsZero() {
 			name := e.Service.String()
-			told.ServiceName, info.Metadata = &name, map[string]string{"service": name}
+			told.ServiceName, info.Metadata["service"] = &name, name
 		}
 		if e.Err != nil {
 			cause := clip(e.Err.Error(), maxErrorText)

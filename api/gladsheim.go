@@ -31,7 +31,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 	if err != nil {
 		return nil, err
 	}
-	limits, err := fromLimits(req.GetResourceLimits(), st.Spec)
+	limits, warnings, err := fromLimits(req.GetResourceLimits(), st.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -42,6 +42,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 		WorkingDirectory: req.GetWorkingDirectory(),
 		Args:             req.GetArgs(),
 		Limits:           limits,
+		Warnings:         warnings,
 		Actor:            peerOf(ctx).String(),
 	}))
 }
@@ -94,10 +95,10 @@ func (g *gladsheim) ListServices(ctx context.Context, req *gladsheimv1.ListServi
 	out := &gladsheimv1.ServiceList{}
 	for _, st := range g.agent.List() {
 		state := toState(st.Machine)
-		count(out, state)
 		if filter := req.GetFilterStates(); len(filter) > 0 && !slices.Contains(filter, state) {
 			continue
 		}
+		count(out, state)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -116,8 +117,7 @@ func (g *gladsheim) ListServices(ctx context.Context, req *gladsheimv1.ListServi
 	return out, nil
 }
 
-// count counts a service in out. The counts are of all services of the host,
-// whichever of them are listed.
+// count counts a listed service in out.
 func count(out *gladsheimv1.ServiceList, state gladsheimv1.ServiceState) {
 	out.TotalCount++
 	switch state {
@@ -130,12 +130,16 @@ func count(out *gladsheimv1.ServiceList, state gladsheimv1.ServiceState) {
 	}
 }
 
-func (g *gladsheim) GetServiceHealth(_ context.Context, req *gladsheimv1.ServiceHealthRequest) (*gladsheimv1.ServiceHealth, error) {
+func (g *gladsheim) GetServiceHealth(ctx context.Context, req *gladsheimv1.ServiceHealthRequest) (*gladsheimv1.ServiceHealth, error) {
 	st, err := g.find(req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
-	return toHealth(st), nil
+	now := *st
+	if now.Health, err = g.agent.CheckHealth(ctx, st.Name); err != nil {
+		return nil, err
+	}
+	return toHealth(&now), nil
 }
 
 func (g *gladsheim) GetResourceUsage(ctx context.Context, req *gladsheimv1.ResourceUsageRequest) (*gladsheimv1.ResourceUsage, error) {
@@ -155,18 +159,25 @@ func (g *gladsheim) SetResourceLimits(ctx context.Context, req *gladsheimv1.Reso
 	if err != nil {
 		return nil, err
 	}
-	limits, err := fromLimits(req.GetLimits(), st.Spec)
+	limits, warnings, err := fromLimits(req.GetLimits(), st.Spec)
 	if err != nil {
 		return nil, err
 	}
-	if limits == (service.Limits{}) {
-		return nil, &service.Error{Op: "set limits of", Service: st.Name, Kind: service.Invalid, Err: errors.New("the request names none")}
+	if limits == (service.Limits{}) && warnings == (service.Warnings{}) { // asks for nothing, so nothing changes
+		applied, err := g.agent.Limits(ctx, st.Name)
+		if err != nil {
+			return nil, err
+		}
+		return toLimits(applied, st), nil
 	}
-	applied, err := g.agent.SetLimits(ctx, st.Name, limits, peerOf(ctx).String())
+	applied, err := g.agent.SetLimits(ctx, st.Name, limits, warnings, peerOf(ctx).String())
 	if err != nil {
 		return nil, err
 	}
-	return toLimits(applied, st.Spec), nil
+	if st, err = g.agent.Status(st.Name); err != nil {
+		return nil, err
+	}
+	return toLimits(applied, st), nil
 }
 
 func (g *gladsheim) GetResourceLimits(ctx context.Context, req *gladsheimv1.ServiceRequest) (*gladsheimv1.ResourceLimits, error) {
@@ -178,7 +189,7 @@ func (g *gladsheim) GetResourceLimits(ctx context.Context, req *gladsheimv1.Serv
 	if err != nil {
 		return nil, err
 	}
-	return toLimits(applied, st.Spec), nil
+	return toLimits(applied, st), nil
 }
 
 // find reads a name and finds its service.
@@ -187,7 +198,11 @@ func (s *Server) find(text string) (*service.Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.agent.Status(name)
+	st, err := s.agent.Status(name)
+	if err == nil && st.Spec == nil {
+		return nil, &service.Error{Op: "find", Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound, Err: errors.New("its definition is not there yet")}
+	}
+	return st, err
 }
 
 func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeout *time.Duration) (*gladsheimv1.ServiceStatus, error) {

@@ -20,11 +20,11 @@ func megabytes(n uint64) float64 {
 // fromLimits reads what a caller asks for; all that is wrong is told at once.
 // What is absent, or 0 where the field can not be absent, asks for nothing.
 //
-// The warning levels and best_effort belong to the definition: a caller that
-// sends what the definition says is served, one that would change them is
-// refused rather than ignored.
-func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Limits, error) {
+// best_effort belongs to the definition: a caller that sends what the definition
+// says is served, one that would change it is refused rather than ignored.
+func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Limits, service.Warnings, error) {
 	var limits service.Limits
+	var warnings service.Warnings
 	var faults []service.Fault
 	set := func(field string, r service.Resource, q service.Quota, err error) {
 		if err == nil {
@@ -57,27 +57,25 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 		setWhole("pids_max", service.PidsMax, in.PidsMax)
 		setWhole("io_weight", service.IOWeight, widen(in.IoWeight))
 		setWhole("nofile", service.NoFile, in.Nofile)
-		faults = append(faults, fixedInDefinition(in, spec)...)
-	}
-	if len(faults) > 0 {
-		return service.Limits{}, &service.Error{Op: "set limits of", Service: spec.Name, Kind: service.Invalid, Faults: faults}
-	}
-	return limits, nil
-}
-
-func fixedInDefinition(in *gladsheimv1.ResourceLimits, spec *service.Spec) []service.Fault {
-	var faults []service.Fault
-	differs := func(field string, asked *float32, defined float64) {
-		if asked != nil && *asked != float32(defined) {
-			faults = append(faults, service.Fault{Field: field, Message: fmt.Sprintf("is set in the definition, to %v, and can only be changed there", defined)})
+		warn := func(field string, asked *float32, level *float64) {
+			if asked == nil {
+				return
+			}
+			*level = float64(*asked)
+			if err := service.CheckWarning(*level); err != nil {
+				faults = append(faults, service.Fault{Field: field, Message: err.Error()})
+			}
+		}
+		warn("memory_warning_percent", in.MemoryWarningPercent, &warnings.Memory)
+		warn("cpu_warning_percent", in.CpuWarningPercent, &warnings.CPU)
+		if in.BestEffort != nil && *in.BestEffort != spec.BestEffort {
+			faults = append(faults, service.Fault{Field: "best_effort", Message: fmt.Sprintf("is set in the definition, to %v, and can only be changed there", spec.BestEffort)})
 		}
 	}
-	differs("memory_warning_percent", in.MemoryWarningPercent, spec.MemoryWarningPercent)
-	differs("cpu_warning_percent", in.CpuWarningPercent, spec.CPUWarningPercent)
-	if in.BestEffort != nil && *in.BestEffort != spec.BestEffort {
-		faults = append(faults, service.Fault{Field: "best_effort", Message: fmt.Sprintf("is set in the definition, to %v, and can only be changed there", spec.BestEffort)})
+	if len(faults) > 0 {
+		return service.Limits{}, service.Warnings{}, &service.Error{Op: "set limits of", Service: spec.Name, Kind: service.Invalid, Faults: faults}
 	}
-	return faults
+	return limits, warnings, nil
 }
 
 // memoryQuota turns megabytes into a quota of bytes.
@@ -101,8 +99,8 @@ func widen(v *uint32) *uint64 {
 
 // toLimits tells what holds of each limit: what was read back from the kernel,
 // else what was asked for.
-func toLimits(applied service.Applied, spec *service.Spec) *gladsheimv1.ResourceLimits {
-	memory, cpu := float32(spec.MemoryWarningPercent), float32(spec.CPUWarningPercent)
+func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.ResourceLimits {
+	memory, cpu := float32(st.Warnings.Memory), float32(st.Warnings.CPU)
 	out := &gladsheimv1.ResourceLimits{
 		MemoryWarningPercent: &memory,
 		CpuWarningPercent:    &cpu,
@@ -112,7 +110,7 @@ func toLimits(applied service.Applied, spec *service.Spec) *gladsheimv1.Resource
 		CpuWeight:            narrow(holds(applied, service.CPUWeight)),
 		IoWeight:             narrow(holds(applied, service.IOWeight)),
 		Nofile:               holds(applied, service.NoFile),
-		BestEffort:           &spec.BestEffort,
+		BestEffort:           &st.Spec.BestEffort,
 		Reports:              toReports(applied),
 	}
 	if n := holds(applied, service.MemoryMax); n != nil {

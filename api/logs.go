@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"regexp"
 
 	"google.golang.org/grpc"
@@ -53,16 +52,18 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 		}
 		defer cancel()
 	}
+	var sent error
 	err = tail.Read(ctx, want, func(line tail.Line) error {
-		return ss.Send(&gladsheimv1.LogLine{Line: line.Text, Truncated: line.Cut})
+		sent = ss.Send(&gladsheimv1.LogLine{Line: line.Text, Truncated: line.Cut})
+		return sent
 	})
-	if ctx.Err() != nil && ss.Context().Err() == nil {
+	switch {
+	case ss.Context().Err() != nil || err == nil || sent != nil:
+		return err
+	case ctx.Err() != nil:
 		return nil // the service was unregistered
 	}
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.HostUnavailable, Err: err}
-	}
-	return err
+	return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.HostUnavailable, Err: err}
 }
 
 // pattern compiles an RE2 expression, nil for none.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -96,9 +97,14 @@ func newServer(c Config, y policy) *Server {
 	return s
 }
 
-// Serve answers on l until Stop, and closes it. Without a Stop an error says why
-// it ended.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+// Serve answers on l until Stop, and closes it. An error says why it ended
+// without one.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
+}
 
 // SetServing sets what grpc.health.v1 answers for the agent as a whole.
 func (s *Server) SetServing(serving bool) {

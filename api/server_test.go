@@ -37,6 +37,7 @@ type fixture struct {
 	path   string
 	conn   *grpc.ClientConn
 	crash  chan struct{}
+	served []chan error // the ends of Serve
 }
 
 // logBuffer may be written and read at once.
@@ -89,6 +90,9 @@ func newFixtureWith(t *testing.T, y policy) *fixture {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		f.server.Stop(ctx)
+		for _, done := range f.served {
+			require.NoError(t, <-done)
+		}
 	})
 	return f
 }
@@ -96,7 +100,7 @@ func newFixtureWith(t *testing.T, y policy) *fixture {
 func (f *fixture) serve(l net.Listener) {
 	done := make(chan error, 1)
 	go func() { done <- f.server.Serve(l) }()
-	f.t.Cleanup(func() { require.NoError(f.t, <-done) })
+	f.served = append(f.served, done)
 }
 
 func (f *fixture) dial(target string, options ...grpc.DialOption) *grpc.ClientConn {
@@ -113,7 +117,7 @@ func (f *fixture) put(name string, state service.State) *apitest.Service {
 	st := service.Status{
 		Name: spec.Name, Spec: &spec, Source: "/etc/gladsheim/services.d/" + name + ".json", Generation: 3,
 		Machine: service.Machine{State: state, Incarnation: 7, Policy: spec.Restart},
-		Started: testTime.Add(-time.Minute),
+		Started: testTime.Add(-time.Minute), Warnings: spec.Warnings,
 	}
 	st.Applied[service.MemoryMax] = service.LimitReport{Requested: spec.Limits[service.MemoryMax]}
 	if state.Alive() {

@@ -2,9 +2,12 @@ package cgroup
 
 import (
 	"fmt"
+	"io"
+	"sync"
 	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/containerd/log"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -26,6 +29,7 @@ func (g Group) Usage() (service.Usage, error) {
 			return service.Usage{}, err
 		}
 	}
+	silence()
 	m, err := cgroup2.Load(g.path, cgroup2.WithMountpoint(g.tree.root))
 	if err != nil {
 		return service.Usage{}, fmt.Errorf("%s: %w", g.file(""), err)
@@ -59,3 +63,7 @@ func (g Group) Usage() (service.Usage, error) {
 var usageFiles = []string{
 	"memory.peak", "memory.swap.current", "memory.stat", "memory.events", "cpu.max", "pids.current",
 }
+
+// silence keeps containerd's package from printing to stderr what it could not
+// read, e.g. when the group is removed at the same moment.
+var silence = sync.OnceFunc(func() { log.L.Logger.SetOutput(io.Discard) })

@@ -205,26 +205,70 @@ func (f FS) Processes() ([]Process, error) {
 
 // PIDs lists the numbers of all processes, ascending, and reads nothing else.
 func (f FS) PIDs() ([]int, error) {
-	dir, err := os.Open(f.root)
+	var pids []int
+	err := f.EachPID(func(pid int) { pids = append(pids, pid) })
+	slices.Sort(pids)
+	return pids, err
+}
+
+// EachPID calls see with the number of each process, while it reads the list:
+// what see finds out is only microseconds younger than the list. The kernel
+// lists in ascending order.
+func (f FS) EachPID(see func(pid int)) error {
+	fd, err := openFile(f.root)
 	if err != nil {
-		return nil, fmt.Errorf("cannot list processes: %w", err)
+		return fmt.Errorf("cannot list processes: %w", err)
 	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, fmt.Errorf("cannot list processes: %w", err)
-	}
-	pids := make([]int, 0, len(names))
-	for _, name := range names {
-		if name[0] < '1' || name[0] > '9' {
+	defer unix.Close(fd)
+	// Small, so that little time passes between the kernel's look and see.
+	buffer := make([]byte, 1<<10)
+	var names []string
+	for {
+		n, err := unix.ReadDirent(fd, buffer)
+		if err == unix.EINTR {
 			continue
 		}
-		if pid, err := strconv.Atoi(name); err == nil {
-			pids = append(pids, pid)
+		if err != nil {
+			return fmt.Errorf("cannot list processes: %w", err)
+		}
+		if n == 0 {
+			return nil
+		}
+		_, _, names = unix.ParseDirent(buffer[:n], -1, names[:0])
+		for _, name := range names {
+			if name[0] < '1' || name[0] > '9' {
+				continue
+			}
+			if pid, err := strconv.Atoi(name); err == nil {
+				see(pid)
+			}
 		}
 	}
-	slices.Sort(pids)
-	return pids, nil
+}
+
+// LastPID is the number that was given to the latest process or thread of the
+// host. When it is the same before and after a look at all processes, then
+// nothing was forked meanwhile.
+func (f FS) LastPID() (int, error) {
+	fd, err := openFile(f.root + "/loadavg")
+	if err != nil {
+		return 0, fmt.Errorf("cannot read loadavg: %w", err)
+	}
+	defer unix.Close(fd)
+	buffer := make([]byte, 128)
+	n, err := unix.Read(fd, buffer)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read loadavg: %w", err)
+	}
+	fields := strings.Fields(string(buffer[:n]))
+	if len(fields) < 5 {
+		return 0, fmt.Errorf("cannot read loadavg: %q has no five fields", buffer[:n])
+	}
+	last, err := strconv.Atoi(fields[4])
+	if err != nil {
+		return 0, fmt.Errorf("cannot read loadavg: %w", err)
+	}
+	return last, nil
 }
 
 func (f FS) path(pid int, file string) string {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,10 +26,10 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		texts{min: 1, first: &jsonschema.Schema{Type: "string", Pattern: "^/"}},
 		func(s *service.Spec) *[]string { return &s.Exec }).needed(),
 	at("environment", "The whole environment; only PATH is added where it names none.",
-		dictionary{key: text{form: `^[^=\x00]+$`, say: "the name of a variable"}, max: 1024},
+		dictionary{key: text{form: regexp.MustCompile(`^[^=\x00]+$`), say: "the name of a variable"}, max: 1024},
 		func(s *service.Spec) *map[string]string { return &s.Environment }),
 	at("working_directory", "Absolute path; / when left out.",
-		text{form: "^/", say: "an absolute path"}, func(s *service.Spec) *string { return &s.WorkingDirectory }),
+		text{form: regexp.MustCompile("^/"), say: "an absolute path"}, func(s *service.Spec) *string { return &s.WorkingDirectory }),
 	at("user", "User to run as, by name or number; the agent's own when left out.",
 		account{}, func(s *service.Spec) *string { return &s.User }),
 	at("group", "Group to run as, by name or number; the user's when left out.",
@@ -62,7 +63,7 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 			later:  map[string]string{"journal": `output goes to a file; write "auto" or "file"`},
 		}, func(s *service.Spec) *service.LogSink { return &s.Log }),
 	at("custom", "Notes of your own; the agent passes them on and reads none of them.",
-		dictionary{key: text{form: "^.+$", say: "a key of at least one letter", max: 128, line: true}, value: text{max: 4096, line: true}, max: 64},
+		dictionary{key: text{form: regexp.MustCompile("^.+$"), say: "a key of at least one letter", max: 128, line: true}, value: text{max: 4096, line: true}, max: 64},
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
 }}
 
@@ -75,8 +76,10 @@ var limits = object[service.Spec]{keys: []key[service.Spec]{
 	limit(service.PidsMax, "Processes and threads (pids.max)."),
 	limit(service.IOWeight, "Share of the disks against others when they are busy; others have 100 (io.weight)."),
 	limit(service.NoFile, "Open files of each process (RLIMIT_NOFILE)."),
-	notServed[service.Spec]("memory_warning_percent", "no warnings are given before a limit is reached", never, nothing),
-	notServed[service.Spec]("cpu_warning_percent", "no warnings are given before a limit is reached", never, nothing),
+	at("memory_warning_percent", "Use of memory_max, in percent, that a reading of usage is worth a warning event.",
+		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.Memory }),
+	at("cpu_warning_percent", "Use of cpu_percent, in percent of it, likewise.",
+		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.CPU }),
 	at("best_effort", "Start the service even where the host can not enforce its limits.",
 		yesNo{}, func(s *service.Spec) *bool { return &s.BestEffort }),
 }}
@@ -125,9 +128,9 @@ func target(later map[string]string) []key[service.Check] {
 			word[service.CheckType]{values: types, later: later},
 			func(c *service.Check) *service.CheckType { return &c.Type }),
 		at("url", "http: what to GET.",
-			text{form: "^https?://", say: "an http or https address"}, func(c *service.Check) *string { return &c.URL }),
+			text{form: regexp.MustCompile("^https?://"), say: "an http or https address"}, func(c *service.Check) *string { return &c.URL }),
 		at("address", "grpc, tcp: host:port.",
-			text{form: "^.+:[^:]+$", say: "host:port"}, func(c *service.Check) *string { return &c.Address }),
+			text{form: regexp.MustCompile("^.+:[^:]+$"), say: "host:port"}, func(c *service.Check) *string { return &c.Address }),
 		at("service", "grpc: the service name to ask for; the whole server when left out.",
 			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Service }),
 	}
@@ -227,7 +230,7 @@ var (
 type account struct{}
 
 var accountName = text{
-	form: `^([A-Za-z_][A-Za-z0-9_.@-]*\$?|0|[1-9][0-9]{0,9})$`, say: "the name or number of an account", max: 256,
+	form: regexp.MustCompile(`^([A-Za-z_][A-Za-z0-9_.@-]*\$?|0|[1-9][0-9]{0,9})$`), say: "the name or number of an account", max: 256,
 }
 
 func (account) read(d *document, path string, n *node, v *string) {

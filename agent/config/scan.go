@@ -261,7 +261,7 @@ var (
 // write instead.
 func (s *scanner) word() *node {
 	start := s.pos
-	word := string(wordForm.Find(s.data[start:min(len(s.data), start+400)]))
+	word := string(wordForm.Find(s.data[start:]))
 	if word == "" {
 		s.unexpected("a value")
 		return nil

@@ -79,7 +79,7 @@ func TestScanValues(t *testing.T) {
 // FuzzScan holds scan against encoding/json: both accept the same documents and
 // read the same values, but for what only scan refuses.
 func FuzzScan(f *testing.F) {
-	for _, seed := range []string{`{"a":[1,"b",null,true,{"c":-1.5e3}]}`, `"😀"`, `{"a":1,"a":2}`, "[1,]", `"\ud800"`, "{} "} {
+	for _, seed := range []string{`{"a":[1,"b",null,true,{"c":-1.5e3}]}`, `"😀"`, `{"a":1,"a":2}`, "[1,]", `"\ud800"`, "{} ", strings.Repeat("3", 500)} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -49,7 +49,7 @@ func TestSchemaRefuses(t *testing.T) {
 	for _, members := range []string{
 		`"exce": 1`, `"Name": "b"`, `"exec": []`, `"exec": ["a"]`, `"requires": ["b"]`, `"power": "essential"`, `"log": "journal"`,
 		`"limits": {"memory_max": "256MB"}`, `"limits": {"memory_max": 5}`, `"limits": {"cpu_percent": 0.5}`, `"limits": {"pids_max": "many"}`,
-		`"limits": {"cpu_weight": 10001}`, `"limits": {"cpu_weight": "max"}`, `"limits": {"memory_warning_percent": 80}`,
+		`"limits": {"cpu_weight": 10001}`, `"limits": {"cpu_weight": "max"}`, `"limits": {"memory_warning_percent": 101}`,
 		`"ready": {"type": "http"}`, `"ready": {"type": "log", "pattern": "x"}`, `"ready": {"url": "http://a/"}`,
 		`"health": {"type": "tcp", "address": "a:1", "service": "b"}`, `"health": {"interval": 5}`, `"health": {"interval": "5 s"}`,
 		`"health": {"threshold": 0}`, `"restart": {"policy": "no"}`, `"stop": {"signal": "sigterm"}`, `"stop": {"signal": "65"}`,

@@ -57,7 +57,7 @@ func (r *Roskva) Await(ctx context.Context, check service.Check) error {
 // is called. unhealthy is called once, when Threshold checks in a row failed.
 func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()) (leave func()) {
 	if check.Type == service.CheckProcess {
-		r.report(name, service.Health{Status: service.Healthy, Strategy: check.Type, Message: "the main process runs"})
+		r.report(name, service.Health{Status: service.Healthy, Strategy: check.Type, Message: "the main process runs", LastCheck: time.Now()})
 		return func() { r.report(name, service.Health{Strategy: check.Type, Message: "it does not run"}) }
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -240,6 +240,32 @@ func (a Applied) Unenforced() []Resource {
 	return out
 }
 
+// Warnings are the levels, in percent of a limit, at which use of it is worth a
+// word. A level of 0 says nothing.
+type Warnings struct {
+	Memory float64 // of MemoryMax
+	CPU    float64 // of CPUMax
+}
+
+// Over returns w with the gaps filled from base.
+func (w Warnings) Over(base Warnings) Warnings {
+	if w.Memory != 0 {
+		base.Memory = w.Memory
+	}
+	if w.CPU != 0 {
+		base.CPU = w.CPU
+	}
+	return base
+}
+
+// CheckWarning tells why percent can not be a level of Warnings, or nil.
+func CheckWarning(percent float64) error {
+	if math.IsNaN(percent) || percent < 1 || percent > 100 {
+		return fmt.Errorf("is %v; the range is 1 to 100", percent)
+	}
+	return nil
+}
+
 // Enforcement is what a backend can really do on this host, found by asking
 // the kernel.
 type Enforcement struct {

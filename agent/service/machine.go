@@ -29,7 +29,7 @@ const (
 	StartupOver                   // timer: it should have been ready by now
 	GraceOver                     // timer: it should have ended by now
 	BackoffOver                   // timer: the next attempt is due
-	RetryOver                     // timer: try again to adopt or to clear
+	RetryOver                     // timer: try again to adopt, to kill or to clear
 	numEvents
 )
 
@@ -179,7 +179,7 @@ var table = [numStates][numEvents]rule{
 	Stopping: {
 		// A launch that could not be given up in time.
 		Launched: keep(DoKill), LaunchFailed: unlaunched,
-		Exited: clear, GraceOver: graceOver,
+		Exited: clear, GraceOver: graceOver, RetryOver: keep(DoKill),
 		Stop: becauseAsked(), Kill: becauseAsked(DoKill), Start: again(), Restart: again(),
 	},
 	Clearing: {

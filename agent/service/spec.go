@@ -2,7 +2,6 @@ package service
 
 import (
 	"fmt"
-	"math"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -28,11 +27,10 @@ type Spec struct {
 	OOMScoreAdj      int               // -1000..1000, /proc/PID/oom_score_adj
 	AllowNewPrivs    bool              // lets set-user-ID programs gain privileges; off by default
 
-	Launch               LaunchMode
-	Limits               Limits
-	MemoryWarningPercent float64
-	CPUWarningPercent    float64
-	BestEffort           bool // run even where a limit can not be enforced
+	Launch     LaunchMode
+	Limits     Limits
+	Warnings   Warnings
+	BestEffort bool // run even where a limit can not be enforced
 
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
 	Health  Check // how to tell that it is well
@@ -122,11 +120,10 @@ type StopPolicy struct {
 // Defaults is a Spec with every default filled in; decoders start from it.
 func Defaults() Spec {
 	return Spec{
-		Umask:                0o022,
-		MemoryWarningPercent: 80,
-		CPUWarningPercent:    80,
-		Ready:                Check{Type: CheckProcess, Timeout: 30 * time.Second},
-		Health:               Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3},
+		Umask:    0o022,
+		Warnings: Warnings{Memory: 80, CPU: 80},
+		Ready:    Check{Type: CheckProcess, Timeout: 30 * time.Second},
+		Health:   Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3},
 		Restart: RestartPolicy{
 			When: RestartOnFailure, MaxAttempts: 3, Window: 10 * time.Minute,
 			Backoff: time.Second, MaxBackoff: time.Minute,
@@ -160,8 +157,8 @@ func (s *Spec) Validate() []Fault {
 	if high.Set && top.Set && high.Value != Unlimited && high.Value > top.Value {
 		faults.add("limits.memory_high", "%s is above memory_max, %s", FormatSize(high.Value), MemoryMax.Format(top))
 	}
-	faults.percent("limits.memory_warning_percent", s.MemoryWarningPercent)
-	faults.percent("limits.cpu_warning_percent", s.CPUWarningPercent)
+	faults.check("limits.memory_warning_percent", CheckWarning(s.Warnings.Memory))
+	faults.check("limits.cpu_warning_percent", CheckWarning(s.Warnings.CPU))
 	s.Ready.validate("ready", &faults)
 	faults.duration("ready.timeout", s.Ready.Timeout, time.Millisecond, 24*time.Hour)
 	s.Health.validate("health", &faults)
@@ -260,9 +257,9 @@ func (f *faultList) duration(field string, d, low, high time.Duration) {
 	}
 }
 
-func (f *faultList) percent(field string, p float64) {
-	if math.IsNaN(p) || p < 1 || p > 100 {
-		f.add(field, "is %v; the range is 1 to 100", p)
+func (f *faultList) check(field string, err error) {
+	if err != nil {
+		f.add(field, "%v", err)
 	}
 }
 

@@ -13,6 +13,8 @@ type Status struct {
 	Machine     Machine
 	Ref         Ref       // of the present incarnation, zero when there is none
 	Applied     Applied   // limits of the present incarnation
+	Warnings    Warnings  // levels of use worth a word
+	Warned      Warned    // those that the latest reading was above
 	Started     time.Time // of the present or last incarnation
 	Ended       time.Time // of the last incarnation, zero while one lives
 	NextAttempt time.Time // in Backoff: when the next launch is due
@@ -30,6 +32,9 @@ func (s *Status) PID() int {
 	}
 	return 0
 }
+
+// Warned tells which levels of Warnings a reading was above.
+type Warned struct{ Memory, CPU bool }
 
 // HealthStatus is the verdict over a service's checks.
 type HealthStatus uint8
@@ -80,10 +85,11 @@ const (
 	NoticeLimits                         // limits were changed
 	NoticeRegistered                     // a definition came or changed
 	NoticeUnregistered                   // a definition went
+	NoticeWarning                        // a reading of its usage rose above a warning level, or fell below
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered"}
+var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning"}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 
@@ -93,6 +99,7 @@ type StartOptions struct {
 	WorkingDirectory string            // instead of the definition's
 	Args             []string          // instead of the definition's arguments
 	Limits           Limits            // over the definition's
+	Warnings         Warnings          // over the definition's
 	Actor            string            // who asks
 }
 

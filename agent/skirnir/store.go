@@ -19,12 +19,13 @@ import (
 
 // Wanted is what shall be, and survives a reboot.
 type Wanted struct {
-	Name       service.Name   `json:"name"`
-	Document   []byte         `json:"document,omitempty"` // registered by a caller; empty when a file of the host defines it
-	Generation uint64         `json:"generation"`
-	Changed    time.Time      `json:"changed"`
-	Up         bool           `json:"up"`     // somebody started it and nobody stopped it since
-	Limits     service.Limits `json:"limits"` // set over those of the definition
+	Name       service.Name     `json:"name"`
+	Document   []byte           `json:"document,omitempty"` // registered by a caller; empty when a file of the host defines it
+	Generation uint64           `json:"generation"`
+	Changed    time.Time        `json:"changed"`
+	Up         bool             `json:"up"`       // somebody started it and nobody stopped it since
+	Limits     service.Limits   `json:"limits"`   // set over those of the definition
+	Warnings   service.Warnings `json:"warnings"` // likewise
 }
 
 // Actual is what is, and is worth nothing after a reboot.

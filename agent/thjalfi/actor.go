@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,22 +35,30 @@ type actor struct {
 	ref     service.Ref
 	handle  backends.Handle
 	exited  <-chan struct{} // of handle; nil once seen
-	exit    service.Exit
+	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
 	started time.Time
 	actor   string        // who asked for the last change
+	cause   service.Cause // why we began to end the present incarnation; unlike the machine's it stays
+	ender   string        // who asked for that
 	grace   time.Duration // between the stop signal and the kill
 	forced  bool          // the present incarnation outlived its grace
 	failure error         // of the last launch, readiness or end
+	due     time.Time     // in Backoff: when the next launch is
 	leaveHC func()        // ends the health checks, nil when there are none
+
+	kept       service.Machine // as it is on disk
+	unrecorded error           // why it is not there as it is
 
 	timer *time.Timer
 	fires service.EventKind
 	armed bool
 	abort context.CancelFunc // of the launch or the wait for readiness in flight
+	waits sync.WaitGroup     // for readiness
 
-	todo []func(context.Context) func() // for the worker, one piece at a time
-	done chan func()                    // from the worker: what to do next on run's goroutine
-	busy bool
+	identified Record                         // of the launch that was last identified; the worker's
+	todo       []func(context.Context) func() // for the worker, one piece at a time
+	done       chan func()                    // from the worker: what to do next on run's goroutine
+	busy       bool
 }
 
 // request is what a caller asks for.
@@ -74,10 +83,8 @@ func newActor(t *Thjalfi, name service.Name) *actor {
 func (a *actor) run(r Restored) {
 	defer close(a.gone)
 	defer a.leave()
-	a.timer = time.NewTimer(0)
-	if !a.timer.Stop() {
-		<-a.timer.C
-	}
+	a.timer = time.NewTimer(time.Hour)
+	a.timer.Stop()
 	a.restore(r)
 	for {
 		if !a.busy && len(a.todo) > 0 {
@@ -110,14 +117,26 @@ func (a *actor) sawExit() bool {
 		return false
 	}
 	a.exited = nil
-	a.exit = a.handle.Exit()
-	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: a.exit})
+	a.ended(a.handle.Exit())
 	return true
 }
 
-// timeout takes the event that the timer was armed for.
+// ended takes how the main process ended. What an earlier agent saw of it
+// counts more.
+func (a *actor) ended(x service.Exit) {
+	if a.exit == nil {
+		a.exit = &x
+	}
+	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit})
+}
+
+// timeout takes the event that the timer was armed for, unless the end of the
+// main process has come as well: that counts more.
 func (a *actor) timeout() {
 	a.armed = false
+	if a.sawExit() {
+		return
+	}
 	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
 		a.forced = a.machine.ForceKill
 		if !a.machine.ForceKill {
@@ -130,10 +149,12 @@ func (a *actor) timeout() {
 
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
-	a.machine, a.plan, a.ref, a.started, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Actor
+	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
+	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	switch {
 	case r.Plan == nil:
 	case a.machine.State == service.Backoff:
+		a.due = time.Now().Add(a.machine.Policy.Delay(a.machine.Failures))
 		a.do(service.ArmBackoff)
 		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State.Alive():
@@ -148,6 +169,7 @@ func (a *actor) depart() {
 		(<-a.done)() // a handle that it brings back must be let go of, too
 	}
 	a.abort()
+	a.waits.Wait()
 	a.unprobe()
 	a.timer.Stop()
 	if a.handle != nil {
@@ -158,12 +180,15 @@ func (a *actor) depart() {
 
 // take begins what a caller asks for, or refuses it.
 func (a *actor) take(r request) {
-	if refusal := a.machine.Refuses(r.kind); refusal != nil {
+	if refusal := a.refuses(r.kind); refusal != nil {
 		refusal.Service = a.name
 		r.reply <- refusal
 		return
 	}
 	a.actor = r.actor
+	if r.kind == service.Restart && r.stop.Force {
+		a.happen(service.Event{Kind: service.Kill})
+	}
 	if r.plan != nil {
 		a.next = r.plan
 	}
@@ -172,15 +197,22 @@ func (a *actor) take(r request) {
 	} else if a.plan != nil {
 		a.grace = a.plan.Spec.Stop.Timeout
 	}
-	if r.kind == service.Restart && r.stop.Force && a.handle != nil {
-		a.grace = 0
-	}
 	r.incarnation = a.machine.Incarnation
 	if r.kind == service.Start || r.kind == service.Restart {
 		r.incarnation++
 	}
 	a.waiters = append(a.waiters, r)
 	a.happen(service.Event{Kind: r.kind})
+}
+
+// refuses tells why a caller's wish can not be taken, or nil. Beside what would
+// not die nothing is launched, and nobody is kept waiting for that.
+func (a *actor) refuses(kind service.EventKind) *service.Error {
+	if (kind == service.Start || kind == service.Restart) && service.ReasonOf(a.failure) == service.ReasonUnkillable {
+		return &service.Error{Op: kind.String(), Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
+			Err: fmt.Errorf("incarnation %d is %s: %w", a.machine.Incarnation, a.machine.State, a.failure)}
+	}
+	return a.machine.Refuses(kind)
 }
 
 // happen lets the machine decide on an event, tells and records the outcome,
@@ -193,9 +225,15 @@ func (a *actor) happen(ev service.Event) {
 		a.plan, a.next = a.next, nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
 	}
+	switch {
+	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
+		a.cause, a.ender = a.machine.Cause, a.actor
+	case a.machine.State == service.Backoff && before.State != service.Backoff:
+		a.due = time.Now().Add(a.machine.Policy.Delay(a.machine.Failures))
+	}
 	if a.machine != before {
 		if a.machine.State == service.Launching && before.State != service.Launching {
-			a.ref, a.failure, a.exit, a.forced, a.started = service.Ref{}, nil, service.Exit{}, false, time.Time{}
+			a.ref, a.started, a.exit, a.cause, a.ender, a.forced, a.failure = service.Ref{}, time.Time{}, nil, service.CauseNone, "", false, nil
 		} else {
 			a.record() // a launch records its intent itself, and fails if it can not
 		}
@@ -211,22 +249,27 @@ func (a *actor) happen(ev service.Event) {
 // order, off the actor's goroutine; the function a piece returns runs on it.
 func (a *actor) then(piece func(context.Context) func()) { a.todo = append(a.todo, piece) }
 
-// record has the present state survive us.
+// record has the present state survive us. By the time it is written a launch
+// may have been identified; that must not be lost again.
 func (a *actor) record() {
 	r := a.recordNow()
 	a.then(func(context.Context) func() {
+		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
+			r.Ref, r.Started = id.Ref, id.Started
+		}
 		err := a.cfg.Keeper.Record(r)
 		return func() {
-			if err != nil {
-				a.failure = err
+			if a.unrecorded = err; err != nil {
 				a.publish(service.NoticeState, "unrecorded", err.Error())
+				return
 			}
+			a.kept = r.Machine
 		}
 	})
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, Actor: a.actor}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, Exit: a.exit, Actor: a.actor}
 	if a.plan != nil {
 		r.Spec, r.Limits = a.plan.Spec, a.plan.Limits
 	}
@@ -237,12 +280,12 @@ func (a *actor) recordNow() Record {
 func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 	m, ref, started, actor := a.machine, a.ref, a.started, a.actor
 	failure := ""
-	if a.failure != nil && (m.State == service.Backoff || m.State == service.Crashed || m.State == service.Clearing || m.State == service.Stopping) {
+	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
 		failure = a.failure.Error()
 	}
 	var next time.Time
 	if m.State == service.Backoff {
-		next = time.Now().Add(m.Policy.Delay(m.Failures))
+		next = a.due
 	}
 	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
 		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt = m, ref, actor, failure, next
@@ -265,9 +308,26 @@ func (a *actor) answer() {
 			waiting = append(waiting, r)
 			continue
 		}
-		a.then(func(context.Context) func() { return func() { r.reply <- err } })
+		a.then(func(context.Context) func() {
+			return func() {
+				if err == nil {
+					err = a.undone(r)
+				}
+				r.reply <- err
+			}
+		})
 	}
 	a.waiters = waiting
+}
+
+// undone tells whoever asked for an end that came that the next agent may undo
+// it, since the disk still says that the service shall run; else it is nil.
+func (a *actor) undone(r request) error {
+	if a.unrecorded == nil || !a.kept.Wanted() || (r.kind != service.Stop && r.kind != service.Kill) {
+		return nil
+	}
+	return &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
+		Err: fmt.Errorf("it ended, but that could not be recorded, so that it may run again after a restart of the agent: %w", a.unrecorded)}
 }
 
 func (a *actor) settled(r request) (bool, error) {
@@ -288,8 +348,12 @@ func (a *actor) settled(r request) (bool, error) {
 	return true, a.failure
 }
 
-// fail tells those who wait for an end that it can not be had now.
+// fail tells those who wait for an end that it can not be had now. When the
+// agent leaves they hear of that instead.
 func (a *actor) fail(err error) {
+	if a.ctx.Err() != nil {
+		return
+	}
 	a.failure = err
 	waiting := a.waiters[:0]
 	for _, r := range a.waiters {
@@ -321,18 +385,28 @@ func (a *actor) hold(h backends.Handle) {
 	a.present.Store(&h)
 }
 
+// drop lets go of an incarnation of which nothing is left.
 func (a *actor) drop() {
-	if a.handle == nil {
-		return
+	if a.handle != nil {
+		a.present.Store(nil)
+		_ = a.handle.Close()
 	}
-	a.present.Store(nil)
-	_ = a.handle.Close()
-	a.handle, a.exited, a.ref = nil, nil, service.Ref{}
+	a.handle, a.exited, a.exit, a.ref = nil, nil, nil, service.Ref{}
 }
 
+// setLimits waits for a launch or an adoption under way, so that there is
+// something to limit.
 func (a *actor) setLimits(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
-	h, ref := a.handle, a.ref
+	a.then(func(context.Context) func() { return func() { a.limit(l, actor, applied, reply) } })
+}
+
+func (a *actor) limit(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
+	h := a.handle
 	if h == nil {
+		a.overlay(l)
+		if a.machine.State == service.Backoff {
+			a.record()
+		}
 		reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
 			Err: errors.New("it does not run; change its definition instead")}
 		return
@@ -344,15 +418,22 @@ func (a *actor) setLimits(l service.Limits, actor string, applied *service.Appli
 				reply <- err
 				return
 			}
-			*applied = got
-			if a.ref == ref {
-				changed := *a.plan
-				changed.Limits = l.Over(changed.Limits)
-				a.plan, a.actor = &changed, actor
-				a.record()
-				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
-			}
+			*applied, a.actor = got, actor
+			a.overlay(l)
+			a.record()
+			a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
 			a.then(func(context.Context) func() { return func() { reply <- nil } })
 		}
 	})
+}
+
+// overlay puts limits over those of the launches to come.
+func (a *actor) overlay(l service.Limits) {
+	for _, p := range []**Plan{&a.plan, &a.next} {
+		if *p != nil {
+			changed := **p
+			changed.Limits = l.Over(changed.Limits)
+			*p = &changed
+		}
+	}
 }

@@ -49,7 +49,7 @@ func (a *actor) event(kind service.EventKind) service.Event {
 }
 
 func (a *actor) launch() {
-	plan, intent := a.plan, a.recordNow()
+	plan := a.plan
 	a.grace = plan.Spec.Stop.Timeout
 	a.arm(plan.Spec.Ready.Timeout, service.StartupOver)
 	ctx, abort := context.WithCancel(a.ctx)
@@ -57,29 +57,36 @@ func (a *actor) launch() {
 	l := service.Launch{
 		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits, LogFile: plan.LogFile,
 	}
+	a.ref = plan.Backend.Plan(l)
+	intent := a.recordNow()
 	a.then(func(context.Context) func() {
 		defer abort()
-		intent.Ref = plan.Backend.Plan(l)
 		err := a.cfg.Keeper.Record(intent)
 		if err != nil {
 			return func() {
 				a.launched(nil, service.Applied{}, l.Incarnation, fmt.Errorf("cannot record the intent to start: %w", err))
 			}
 		}
+		recorded := intent.Machine
 		intent.Started = time.Now()
 		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
 			intent.Ref = ref
+			a.identified = intent
 			return a.cfg.Keeper.Record(intent)
 		})
 		if err != nil {
-			return func() { a.launched(nil, service.Applied{}, l.Incarnation, err) }
+			a.identified = Record{}
+			return func() {
+				a.kept = recorded
+				a.launched(nil, service.Applied{}, l.Incarnation, err)
+			}
 		}
 		applied, err := h.Limits(ctx)
 		if err != nil {
 			applied = service.Applied{} // it ended at once, or the launch was given up: its end tells
 		}
 		return func() {
-			a.started = intent.Started
+			a.kept, a.started = recorded, intent.Started
 			a.launched(h, applied, l.Incarnation, nil)
 		}
 	})
@@ -93,13 +100,20 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
 	}
-	if a.machine.Cause == service.CauseStartup {
-		err = a.startupTimeout()
-	}
+	a.drop()
+	x := service.ExitRecord{Incarnation: incarnation, Verdict: service.VerdictLaunchFailed, Started: time.Now(), Ended: time.Now()}
 	a.failure = err
-	a.bury(service.ExitRecord{
-		Incarnation: incarnation, Verdict: service.VerdictLaunchFailed, Started: time.Now(), Ended: time.Now(), Message: err.Error(),
-	})
+	switch a.cause {
+	case service.CauseStartup:
+		a.failure = a.startupTimeout()
+		x.Message = a.failure.Error()
+	case service.CauseAsked:
+		a.failure = nil
+		x.Verdict, x.RequestedBy, x.Message = service.VerdictStopped, a.ender, "given up before it ran, stopped by "+a.ender
+	default:
+		x.Message = err.Error()
+	}
+	a.bury(x)
 	var e *service.Error
 	a.happen(service.Event{
 		Kind: service.LaunchFailed, Incarnation: incarnation, Permanent: errors.As(err, &e) && e.Permanent,
@@ -118,19 +132,19 @@ func (a *actor) adopt() {
 		return func() {
 			switch {
 			case errors.Is(err, backends.ErrGone) && ref.PID == 0:
+				a.drop()
 				a.failure = errors.New("the agent ended before it was launched")
 				a.happen(a.event(service.LaunchFailed))
 			case errors.Is(err, backends.ErrGone):
-				a.exit = service.Exit{Unknown: "agent_was_down"}
-				a.happen(service.Event{Kind: service.Exited, Exit: a.exit})
+				a.ended(service.Exit{Unknown: "agent_was_down"})
 			case err != nil:
-				a.failure = err
+				a.fail(err)
 				a.happen(a.event(service.AdoptFailed))
-				a.publish(service.NoticeState, "stuck", err.Error())
 			default:
 				a.hold(h)
 				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
 				if !a.sawExit() {
+					a.exit, a.failure = nil, nil
 					a.happen(a.event(service.Adopted))
 				}
 			}
@@ -145,21 +159,23 @@ func (a *actor) await() {
 		a.arm(check.Timeout, service.StartupOver)
 	}
 	if check.Type == service.CheckProcess {
-		a.happen(a.event(service.Ready)) // it runs: that is all that was asked
+		if !a.sawExit() {
+			a.happen(a.event(service.Ready)) // it runs: that is all that was asked
+		}
 		return
 	}
 	ctx, abort := context.WithCancel(a.ctx)
 	a.abort = abort
-	go func() {
+	a.waits.Go(func() {
 		defer abort()
 		if a.cfg.Prober.Await(ctx, check) != nil {
 			return
 		}
 		select {
 		case a.inbox <- func() { a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation}) }:
-		case <-a.gone:
+		case <-ctx.Done():
 		}
-	}()
+	})
 }
 
 func (a *actor) startupTimeout() error {
@@ -193,9 +209,12 @@ func (a *actor) kill() {
 		defer cancel()
 		err := h.Kill(ctx)
 		return func() {
-			if err != nil {
-				a.fail(unkillable(a.name, err))
-				a.arm(retryClear, service.GraceOver)
+			if err == nil {
+				return
+			}
+			a.fail(unkillable(a.name, err))
+			if a.machine.State == service.Stopping {
+				a.arm(retryClear, service.RetryOver)
 			}
 		}
 	})
@@ -207,7 +226,7 @@ func unkillable(name service.Name, err error) error {
 
 // clear removes what is left, and writes the exit record.
 func (a *actor) clear() {
-	h, exit, incarnation := a.handle, a.exit, a.machine.Incarnation
+	h, exit, incarnation := a.handle, *a.exit, a.machine.Incarnation
 	a.then(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
@@ -230,10 +249,10 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	a.drop()
 	x := service.ExitRecord{
 		Incarnation: incarnation, Exit: exit, Remains: remains, Started: a.started, Ended: ended,
-		Verdict: service.Judge(exit, remains, a.machine.Cause), ForceKilled: a.forced,
+		Verdict: service.Judge(exit, remains, a.cause), ForceKilled: a.forced,
 	}
-	if a.machine.Cause == service.CauseAsked {
-		x.RequestedBy = a.actor
+	if a.cause == service.CauseAsked {
+		x.RequestedBy = a.ender
 	}
 	x.Message = explain(x)
 	a.failure = a.endError(x)
@@ -257,7 +276,10 @@ func (a *actor) bury(x service.ExitRecord) {
 				x.Message += "; this record could not be written: " + err.Error()
 			}
 			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
-				s.LastExit, s.Ended = &x, x.Ended
+				s.LastExit = &x
+				if !s.Machine.State.Alive() {
+					s.Ended = x.Ended
+				}
 			})
 		}
 	})

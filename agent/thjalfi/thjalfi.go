@@ -33,6 +33,7 @@ type Record struct {
 	Spec    service.Spec
 	Limits  service.Limits
 	Started time.Time
+	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
 	Actor   string
 }
 
@@ -43,7 +44,8 @@ type Keeper interface {
 	// Record returns when r will survive the agent. Calls for one service do
 	// not overlap.
 	Record(r Record) error
-	// Bury adds x to the service's exit records, as lastingly as Record.
+	// Bury adds x to the service's exit records, as lastingly as Record. An
+	// incarnation is buried once: what is there of it already stays.
 	Bury(name service.Name, x service.ExitRecord) error
 }
 
@@ -89,7 +91,9 @@ func New(cfg Config) *Thjalfi {
 // Close lets the actors leave and waits for them. Services run on; a launch
 // under way is given up.
 func (t *Thjalfi) Close() {
+	t.mu.Lock() // against Add
 	t.stop()
+	t.mu.Unlock()
 	t.wg.Wait()
 }
 
@@ -111,25 +115,32 @@ func (t *Thjalfi) Add(name service.Name, r Restored) {
 	t.wg.Go(func() { a.run(r) })
 }
 
-// Remove forgets a service that does not run.
+// Remove forgets a service that does not run. After it nothing is recorded of
+// the service any more.
 func (t *Thjalfi) Remove(ctx context.Context, name service.Name) error {
 	a, err := t.find("unregister", name)
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, a, "unregister", func(reply chan<- error) {
-		if a.machine.State.Alive() || a.machine.State == service.Backoff || len(a.waiters) > 0 {
-			reply <- &service.Error{Op: "unregister", Service: name, Kind: service.Conflict,
-				Err: fmt.Errorf("it is %s; stop it first", a.machine.State)}
-			return
-		}
+	return ask(ctx, a, "unregister", func(reply chan<- error) { t.retire(a, reply) })
+}
+
+// retire has an actor leave once nothing of it is under way any more, unless
+// its service runs or is to run. It runs on the actor's goroutine.
+func (t *Thjalfi) retire(a *actor, reply chan<- error) {
+	switch {
+	case a.machine.State.Alive() || a.machine.State == service.Backoff || len(a.waiters) > 0:
+		reply <- &service.Error{Op: "unregister", Service: a.name, Kind: service.Conflict,
+			Err: fmt.Errorf("it is %s; stop it first", a.machine.State)}
+	case a.busy || len(a.todo) > 0:
+		a.then(func(context.Context) func() { return func() { t.retire(a, reply) } })
+	default:
 		t.mu.Lock()
-		delete(t.actors, name)
+		delete(t.actors, a.name)
 		t.mu.Unlock()
 		a.leave()
 		reply <- nil
-	})
-	return err
+	}
 }
 
 // Start launches a service and returns when it is ready.
@@ -152,15 +163,17 @@ func (t *Thjalfi) Stop(ctx context.Context, name service.Name, opts service.Stop
 	return t.request(ctx, name, request{kind: kind, stop: opts, actor: opts.Actor})
 }
 
-// SetLimits changes limits of the incarnation that runs; they hold until the
-// next start that somebody asks for.
+// SetLimits changes limits of the incarnation that runs, and of those that
+// follow it by the policy; they hold until the next start that somebody asks
+// for. A launch under way is waited for. When none runs it says so with
+// service.NotRunning, and those that follow by the policy have them still.
 func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error) {
 	a, err := t.find("set limits of", name)
 	if err != nil {
 		return service.Applied{}, err
 	}
 	var applied service.Applied
-	_, err = ask(ctx, a, "set limits of", func(reply chan<- error) { a.setLimits(limits, actor, &applied, reply) })
+	err = ask(ctx, a, "set limits of", func(reply chan<- error) { a.setLimits(limits, actor, &applied, reply) })
 	if err != nil {
 		return service.Applied{}, err
 	}
@@ -196,37 +209,36 @@ func (t *Thjalfi) request(ctx context.Context, name service.Name, r request) err
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, a, r.kind.String(), func(reply chan<- error) {
+	return ask(ctx, a, r.kind.String(), func(reply chan<- error) {
 		r.reply = reply
 		a.take(r)
 	})
-	return err
 }
 
 // ask has the actor run f on its goroutine and waits for the reply, which may
-// come much later. It tells whether the actor took it.
-func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) (taken bool, err error) {
+// come much later.
+func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) error {
 	reply := make(chan error, 1)
 	gone := &service.Error{Op: op, Service: a.name, Kind: service.HostUnavailable, Err: errors.New("the agent is leaving, or the service was unregistered")}
 	select {
 	case a.inbox <- func() { f(reply) }:
 	case <-a.gone:
-		return false, gone
+		return gone
 	case <-ctx.Done():
-		return false, waitError(ctx, op, a.name, "nothing was begun")
+		return waitError(ctx, op, a.name, "nothing was begun")
 	}
 	select {
 	case err := <-reply:
-		return true, err
+		return err
 	case <-a.gone:
 		select {
 		case err := <-reply: // the reply came first
-			return true, err
+			return err
 		default:
-			return true, gone
+			return gone
 		}
 	case <-ctx.Done():
-		return true, waitError(ctx, op, a.name, "it goes on without you")
+		return waitError(ctx, op, a.name, "it goes on without you")
 	}
 }
 

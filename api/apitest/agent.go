@@ -289,7 +289,7 @@ func (a *Agent) Limits(ctx context.Context, name service.Name) (service.Applied,
 }
 
 // SetLimits makes the limits hold at once.
-func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error) {
+func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, actor string) (service.Applied, error) {
 	s, err := a.of(ctx, "SetLimits", name)
 	if err != nil {
 		return service.Applied{}, err
@@ -302,9 +302,19 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 				st.Applied[r] = service.LimitReport{Requested: q, Applied: q, Effective: q, Enforced: true}
 			}
 		}
-		st.LastActor = actor
+		st.Warnings, st.LastActor = warnings.Over(st.Warnings), actor
 	})
 	return st.Applied, nil
+}
+
+// CheckHealth tells what Status.Health holds.
+func (a *Agent) CheckHealth(ctx context.Context, name service.Name) (service.Health, error) {
+	s, err := a.of(ctx, "CheckHealth", name)
+	if err != nil {
+		return service.Health{}, err
+	}
+	defer a.mu.Unlock()
+	return s.Status.Health, nil
 }
 
 // Processes tells what Service.Processes holds.

@@ -84,7 +84,7 @@ func (a *Agent) keep(change service.Change, spec service.Spec, document []byte, 
 	}
 	s.Document = document
 	a.change(s, service.NoticeRegistered, "asked", "", func(st *service.Status) {
-		st.Spec, st.Source, st.LastActor = &spec, service.SourceAPI, actor
+		st.Spec, st.Source, st.Warnings, st.LastActor = &spec, service.SourceAPI, spec.Warnings, actor
 		st.Generation++
 	})
 }

@@ -78,17 +78,15 @@ func (b *bench) born(change func(*service.Launch)) birth {
 func (b *bench) read(file string, change func(*service.Launch)) map[string]string {
 	b.Helper()
 	l := b.plan()
-	l.Spec.Exec = []string{"/bin/cat", "/proc/self/" + file}
+	nothing := filepath.Join(b.dir, token(l)) // an empty file, to carry the token
+	require.NoError(b, os.WriteFile(nothing, nil, 0o644))
+	l.Spec.Exec = []string{"/bin/cat", "--", nothing, "/proc/self/" + file}
 	if change != nil {
 		change(&l)
 	}
 	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
 	require.NoError(b, err)
-	b.Cleanup(func() {
-		_, err := h.Release(b.within())
-		require.NoError(b, err)
-		require.NoError(b, h.Close())
-	})
+	b.keep(h, l)
 	require.Equal(b, service.Exit{}, b.exitOf(h))
 	text, err := os.ReadFile(l.LogFile)
 	require.NoError(b, err)
@@ -208,15 +206,15 @@ func lawUmask(b *bench) {
 	require.Equal(b, uint32(0o077), told.Umask)
 }
 
-// asRoot tells whether the agent may change its user. If not it wants the
-// launch to be refused for that.
-func (b *bench) asRoot(change func(*service.Launch)) bool {
+// asRoot tells whether the agent may change its user. If not it wants a launch
+// as another user to be refused for that.
+func (b *bench) asRoot() bool {
 	b.Helper()
 	if os.Geteuid() == 0 {
 		return true
 	}
 	l := b.plan("birth")
-	change(&l)
+	l.Spec.User = "root"
 	_, err := b.agent.Launch(b.within(), l, nothingToIdentify)
 	e := b.wantError(err, service.Unlaunchable)
 	require.Equal(b, service.ReasonNoPermission, e.Reason)
@@ -228,11 +226,10 @@ func lawUser(b *bench) {
 	account, err := user.Lookup(b.User)
 	require.NoError(b, err)
 	uid, gid := atoi(b, account.Uid), atoi(b, account.Gid)
-	change := func(l *service.Launch) { l.Spec.User = b.User }
-	if !b.asRoot(change) {
+	if !b.asRoot() {
 		return
 	}
-	told := b.born(change)
+	told := b.born(func(l *service.Launch) { l.Spec.User = b.User })
 	require.Equal(b, []int{uid, uid, uid, uid}, told.UIDs)
 	require.Equal(b, []int{gid, gid, gid, gid}, told.GIDs)
 	ids, err := account.GroupIds()
@@ -251,11 +248,10 @@ func lawUserNumber(b *bench) {
 	group, err := user.LookupGroup(b.Group)
 	require.NoError(b, err)
 	gid := atoi(b, group.Gid)
-	byNumber := func(l *service.Launch) { l.Spec.User, l.Spec.Group = "4321", b.Group }
-	if !b.asRoot(byNumber) {
+	if !b.asRoot() {
 		return
 	}
-	told := b.born(byNumber)
+	told := b.born(func(l *service.Launch) { l.Spec.User, l.Spec.Group = "4321", b.Group })
 	require.Equal(b, []int{4321, 4321, 4321, 4321}, told.UIDs)
 	require.Equal(b, []int{gid, gid, gid, gid}, told.GIDs)
 	for _, g := range told.Groups {

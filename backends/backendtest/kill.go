@@ -19,6 +19,7 @@ func killLaws() []law {
 		{says: "Kill ends a daemon in a session of its own with no descriptor open", check: lawKillDaemon},
 		{says: "Kill ends a tree of orphaned sessions that ignore SIGTERM", check: lawKillTree},
 		{says: "Kill ends a parent of zombies", only: real, check: lawKillZombies},
+		{says: "Kill ends who executes itself again and again", only: real, check: lawKillExecSelf},
 		{says: "Kill ends what outlived the main process", check: lawKillLeftovers},
 		{says: "Kill is idempotent, before and after Release", check: lawKillTwice},
 		{says: "Kill touches nobody else", check: lawKillApart},
@@ -76,6 +77,20 @@ func lawKillZombies(b *bench) {
 	require.NoError(b, i.Kill(b.within()))
 	require.Zero(b, b.alive(i.plan))
 	require.Equal(b, service.Exit{Signal: syscall.SIGKILL}, i.exit())
+}
+
+// lawKillExecSelf looks at the number: in the midst of an exec a process has no
+// command line, and its first thread may be a zombie while another takes over.
+func lawKillExecSelf(b *bench) {
+	for range 5 {
+		i := b.start("exec-self", "1000")
+		ref := i.Ref()
+		require.NoError(b, i.Kill(b.within()))
+		s, ok := statOf(ref.PID)
+		require.False(b, ok && s.start == ref.StartTicks && s.state != 'Z' && s.state != 'X', "it lives: %c", s.state)
+		require.Equal(b, service.Exit{Signal: syscall.SIGKILL}, i.exit())
+		require.Zero(b, b.alive(i.plan))
+	}
 }
 
 func lawKillLeftovers(b *bench) {
@@ -147,7 +162,7 @@ func lawKillEnded(b *bench) {
 // lawKillBomb lets the bomb grow to the limit, where there is one, or to a
 // number of births that this host can bear.
 func lawKillBomb(b *bench, kind string) {
-	const most = 150
+	const most = 100
 	l, budget := b.plan("fork-bomb", kind, "0"), 0
 	if b.agent.Enforces().Limits[service.PidsMax] {
 		l = limited(l, service.Limits{service.PidsMax: service.Of(most)})

@@ -59,6 +59,9 @@ func statOf(pid int) (s stat, ok bool) {
 		}
 		return n
 	}
+	if fields[0][0] == 'X' { // being reaped at this moment; half of it is gone
+		return stat{}, false
+	}
 	return stat{
 		state: fields[0][0], parent: int(number(4)), session: int(number(6)),
 		ticks: number(14) + number(15), start: number(22),

@@ -184,8 +184,9 @@ func launchOf(name service.Name, incarnation uint64) service.Launch {
 }
 
 // Adopt finds the incarnation by its cgroup, and its main process by number and
-// start ticks within this boot. A cgroup in which nothing lives any more is
-// adopted too: its counters tell whether memory ran out.
+// start ticks within this boot, if that lives in the cgroup. A cgroup in which
+// nothing lives any more is adopted too: its counters tell whether memory ran
+// out.
 func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
 	const op = "adopt"
 	if ctx.Err() != nil {
@@ -195,29 +196,43 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 	if ref.Backend != name || path.Base(group.Path()) != units.Dir(ref.Name, ref.Incarnation) {
 		return nil, failure(op, ref.Name, service.Invalid, fmt.Errorf("%q of backend %q is not a cgroup of incarnation %d", ref.Cgroup, ref.Backend, ref.Incarnation))
 	}
-	if ref.BootID != "" && ref.BootID != b.bootID {
-		return nil, backends.ErrGone
-	}
-	h := &handle{backend: b, group: group, ref: ref, turn: make(chan struct{}, 1)}
-	exists, err := group.Exists()
+	there, err := group.Exists()
 	if err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
-	if exists {
-		if err := h.countFromNow(); err != nil {
-			return nil, failure(op, ref.Name, service.HostUnavailable, err)
-		}
-	}
-	if ref.PID > 0 {
-		h.main, err = process.Find(b.watcher, b.procfs, ref.PID, ref.StartTicks)
-		if err != nil && !errors.Is(err, process.ErrGone) {
-			return nil, failure(op, ref.Name, service.HostUnavailable, err)
-		}
-	}
-	if !exists && h.main == nil {
+	if !there || (ref.BootID != "" && ref.BootID != b.bootID) {
 		return nil, backends.ErrGone
 	}
+	h := &handle{backend: b, group: group, ref: ref, turn: make(chan struct{}, 1)}
+	if err := h.countFromNow(); err != nil {
+		return nil, failure(op, ref.Name, service.HostUnavailable, err)
+	}
+	if h.main, err = b.findMain(group, ref); err != nil {
+		return nil, failure(op, ref.Name, service.HostUnavailable, err)
+	}
 	return h, nil
+}
+
+// findMain takes up the main process of an incarnation, nil if it is gone.
+func (b *Backend) findMain(group cgroup.Group, ref service.Ref) (*process.Process, error) {
+	if ref.PID <= 0 {
+		return nil, nil
+	}
+	main, err := process.Find(b.watcher, b.procfs, ref.PID, ref.StartTicks)
+	if errors.Is(err, process.ErrGone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	at, err := b.procfs.Cgroup(ref.PID)
+	if err == nil && (at == group.Path() || strings.HasPrefix(at, group.Path()+"/")) {
+		return main, nil
+	}
+	if errors.Is(err, procfs.ErrNoProcess) {
+		err = nil
+	}
+	return nil, errors.Join(err, main.Close())
 }
 
 // Close ends the backend's own goroutine. Launch fails from then on.

@@ -42,7 +42,7 @@ type Backend struct {
 	reaper  *reaper
 
 	mu      sync.Mutex
-	handles map[brand]*handle // open ones, for the CPU time of orphans
+	handles map[brand]*handle // open ones; nil while one is launched
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -91,6 +91,19 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, ended(ctx, "start", l.Name, errors.New("before its process was made"))
 	}
 	mark := b.brand(l.Name, l.Incarnation)
+	if !b.reserve(mark) {
+		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.AlreadyRunning, Reason: service.ReasonPreviousAlive,
+			Err: fmt.Errorf("incarnation %d was launched and is not released", l.Incarnation)}
+	}
+	h, err := b.launch(ctx, l, mark, identify)
+	if err != nil {
+		b.forget(mark)
+		return nil, err
+	}
+	return h, nil
+}
+
+func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, identify func(service.Ref) error) (*handle, error) {
 	child, err := launch.Start(b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark)})
 	if err != nil {
 		return nil, err
@@ -102,11 +115,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
 	h := b.open(ref, mark, child.Process(), l.Limits)
-	if err := child.Open(ctx); err != nil {
-		b.forget(h)
-		return nil, err
-	}
-	return h, nil
+	return h, child.Open(ctx)
 }
 
 // Adopt implements backends.Backend. Besides the identity, the brand must be
@@ -123,7 +132,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 	if main != nil {
 		return b.open(ref, mark, main, service.Limits{}), nil
 	}
-	rest, err := b.survey(ctx, mark, nil)
+	rest, err := b.survey(mark, nil)
 	if err != nil {
 		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
 	}
@@ -208,21 +217,43 @@ func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limit
 	return h
 }
 
-func (b *Backend) forget(h *handle) {
+// reserve tells false if the incarnation is there already.
+func (b *Backend) reserve(mark brand) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.handles[h.brand] == h {
-		delete(b.handles, h.brand)
+	_, taken := b.handles[mark]
+	if !taken {
+		b.handles[mark] = nil
 	}
+	return !taken
 }
 
-// orphan is told of each orphan with a brand that was reaped.
+func (b *Backend) forget(mark brand) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.handles, mark)
+}
+
+// leads finds the open incarnation whose main process leads a session.
+func (b *Backend) leads(session int, mark *brand) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for m, h := range b.handles {
+		if h != nil && h.main != nil && h.main.PID() == session {
+			*mark = m
+			return true
+		}
+	}
+	return false
+}
+
+// orphan is told of each orphan that was reaped.
 func (b *Backend) orphan(mark brand, s process.Stranger) {
 	b.mu.Lock()
 	h := b.handles[mark]
 	b.mu.Unlock()
 	if h != nil {
-		h.buried(s.CPUTime)
+		h.buried(s)
 	}
 }
 

@@ -3,27 +3,26 @@ package exec
 import (
 	"os"
 	"os/signal"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/backends/internal/process"
-	"github.com/gladsheim/gladsheim/procfs"
 )
 
 // reaper reaps orphans: processes of services whose parent died before them,
 // so that they became our children. It leaves alone what a process.Process
-// holds, whose exit is somebody's news, and what has no brand, which somebody
-// else in this program may be waiting for.
+// holds, whose exit is somebody's news, and what is no orphan of ours, which
+// somebody else in this program may be waiting for.
 type reaper struct {
-	proc   procfs.FS
-	tell   func(brand, process.Stranger)
-	brands func(pid int) (brand, error)
-	quit   chan struct{}
-	done   chan struct{}
+	backend *Backend
+	quit    chan struct{}
+	once    sync.Once // closes quit
+	done    chan struct{}
 }
 
 func startReaper(b *Backend) *reaper {
-	r := &reaper{proc: b.proc, tell: b.orphan, brands: b.brandOf, quit: make(chan struct{}), done: make(chan struct{})}
+	r := &reaper{backend: b, quit: make(chan struct{}), done: make(chan struct{})}
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)
 	released := make(chan struct{}, 1)
@@ -46,7 +45,7 @@ func startReaper(b *Backend) *reaper {
 }
 
 func (r *reaper) stop() {
-	close(r.quit)
+	r.once.Do(func() { close(r.quit) })
 	<-r.done
 }
 
@@ -69,7 +68,7 @@ func (r *reaper) reapAll() {
 // reapBehind looks through all processes, because the kernel shows only the
 // first of our zombies, and that one is another's to reap.
 func (r *reaper) reapBehind() {
-	processes, err := r.proc.Processes()
+	processes, err := r.backend.proc.Processes()
 	if err != nil {
 		return // the next death tries again
 	}
@@ -80,15 +79,22 @@ func (r *reaper) reapBehind() {
 	}
 }
 
-// reap reaps the child pid if it is an orphan with a brand.
+// reap reaps the child pid if it is an orphan of a service: it carries a
+// brand, or is in the session of a main process that is known.
 func (r *reaper) reap(pid int) bool {
-	mark, err := r.brands(pid)
-	if err != nil || !mark.is() {
+	mark, err := r.backend.brandOf(pid)
+	if err != nil {
 		return false
+	}
+	if !mark.is() {
+		session, err := unix.Getsid(pid)
+		if err != nil || !r.backend.leads(session, &mark) {
+			return false
+		}
 	}
 	stranger, ok := process.Reap(pid)
 	if ok {
-		r.tell(mark, stranger)
+		r.backend.orphan(mark, stranger)
 	}
 	return ok
 }

@@ -51,7 +51,8 @@ var rooms = map[string]string{
 	"proto/gladsheim/v1": "",
 	"api":                "agent/service proto/gladsheim/v1 api/internal/tail",
 	"api/internal/tail":  "",
-	"api/client":         "proto/gladsheim/v1",
+	"api/client":         "agent/service proto/gladsheim/v1",
+	"api/apitest":        "agent/service",
 	"api/schema":         "",
 
 	"cmd/gladsheim":  "api/client api/schema agent/service agent/config platform proto/gladsheim/v1",

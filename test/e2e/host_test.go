@@ -96,8 +96,7 @@ func (w *world) begin() {
 	var err error
 	w.conn, err = grpc.NewClient("unix://"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(w.t, err)
-	ctx := w.t.Context()
-	_, err = gladsheimv1.NewHostServiceClient(w.conn).GetHost(ctx, &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
+	_, err = gladsheimv1.NewHostServiceClient(w.conn).GetHost(contextFor(w.t), &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
 	require.NoError(w.t, err, w.daemonLog())
 }
 

@@ -156,7 +156,7 @@ func TestExitsAreExact(t *testing.T) {
 		{[]string{"exit", "0"}, 0, 0, gladsheimv1.Verdict_VERDICT_CLEAN},
 		{[]string{"exit", "7"}, 7, 0, gladsheimv1.Verdict_VERDICT_CRASH},
 		{[]string{"exit", "137"}, 137, 0, gladsheimv1.Verdict_VERDICT_CRASH},
-		{[]string{"signal", "SIGSEGV"}, 0, 11, gladsheimv1.Verdict_VERDICT_CRASH},
+		{[]string{"signal", "11"}, 0, 11, gladsheimv1.Verdict_VERDICT_CRASH},
 	} {
 		name := fmt.Sprintf("end%d", i)
 		w.register(workload(t, name, name+"-token", want.mode...))

@@ -1,3 +1,9 @@
+// The runtime is not to look at the limits of its cgroup: it would keep files
+// of it open, which "birth" would report and "close-stdout" would get to reuse.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Workload is the torture program of the tests: one static binary that behaves
 // badly in one chosen way per mode. README.md tells which row of the fault
 // matrix each mode serves. A mode that lives on prints a line beginning with

@@ -164,7 +164,7 @@ func rawBomb(b *bomb) {
 		switch {
 		case errno != 0: // a limit holds: try again, and again
 			b.born.Add(^uint32(0))
-			syscall.RawSyscall6(syscall.SYS_SCHED_YIELD, 0, 0, 0, 0, 0, 0)
+			rawPause(100_000)
 		case pid == 0:
 			rawDefaults()
 			rawStubborn()

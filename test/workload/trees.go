@@ -150,10 +150,14 @@ func runForkBomb(args []string) error {
 			rawDisposition(sig, sigIgnore)
 		}
 	}
+	runtime.LockOSThread()
 	if first {
+		// Whoever is to put an end to it must get at the CPU.
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 19); err != nil {
+			return err
+		}
 		ready()
 		// The first one stays: it is the main process, which is not to end.
-		runtime.LockOSThread()
 		if pid, errno := rawFork(); errno != 0 {
 			return errno
 		} else if pid == 0 {
@@ -163,7 +167,6 @@ func runForkBomb(args []string) error {
 		}
 		forever()
 	}
-	runtime.LockOSThread()
 	rawBomb(b)
 	return nil
 }

@@ -80,7 +80,9 @@ func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
 // A zombie is found too; it has ended, and Exited tells so soon.
 func Find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	// EINVAL: the number is not free, because a session or process group still
+	// bears it, and no process has it any more.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 		return nil, ErrGone
 	}
 	if err != nil {

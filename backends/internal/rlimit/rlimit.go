@@ -53,8 +53,8 @@ func setAll(members func() ([]int, error), n uint64) (changed int, err error) {
 	}()
 	for _, pid := range pids {
 		fd, err := unix.PidfdOpen(pid, 0)
-		if errors.Is(err, unix.ESRCH) {
-			continue
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+			continue // it has ended; EINVAL when its session lives on
 		}
 		if err != nil {
 			return changed, fmt.Errorf("pidfd_open %d: %w", pid, err)

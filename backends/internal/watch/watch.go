@@ -109,18 +109,21 @@ func (w *Watcher) forget(key uint64) {
 }
 
 // control is epoll_ctl(2) on a set that can not be closed meanwhile. The key
-// travels in the event's data.
+// travels in the event's data. It fails with os.ErrClosed after Close.
 func (w *Watcher) control(op, fd int, events uint32, key uint64) error {
 	event := unix.EpollEvent{Events: events, Fd: int32(uint32(key)), Pad: int32(uint32(key >> 32))}
 	var failure error
 	err := w.conn.Control(func(epoll uintptr) {
 		failure = unix.EpollCtl(int(epoll), op, fd, &event)
 	})
-	return errors.Join(err, failure)
+	if err != nil {
+		return os.ErrClosed
+	}
+	return failure
 }
 
 // Close ends the loop and waits for it. It must not be called from a function
-// that the loop runs. Afterwards Add fails and remove does nothing.
+// that the loop runs. Afterwards Add fails with os.ErrClosed and remove does nothing.
 func (w *Watcher) Close() error {
 	err := w.epoll.Close()
 	<-w.done

@@ -163,10 +163,16 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 		default:
 			limit.soft = min(start.soft, limit.hard)
 		}
-		if _, _, errno := prlimit(resource, &limit, nil); errno != 0 {
-			if resource == rlimitNoFile {
+		if resource == rlimitNoFile {
+			// Through package syscall, or its Exec would restore the limit that
+			// the gate was born with.
+			err := syscall.Setrlimit(resource, &syscall.Rlimit{Cur: limit.soft, Max: limit.hard})
+			if errno, failed := err.(syscall.Errno); failed {
 				return StepNoFile, errno
 			}
+			continue
+		}
+		if _, _, errno := prlimit(resource, &limit, nil); errno != 0 {
 			return StepRlimits, errno
 		}
 	}

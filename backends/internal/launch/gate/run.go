@@ -48,12 +48,16 @@ func readPlan() Plan {
 	return p
 }
 
+// unopened is how a gate exits that nobody opened. An agent that finds its
+// zombie must not take it for a program that ended well.
+const unopened = 127
+
 // awaitGo returns when the agent opens the gate.
 func awaitGo() {
 	var word [1]byte
 	readFull(word[:])
 	if word[0] != Go {
-		leave(0)
+		leave(unopened)
 	}
 }
 
@@ -65,7 +69,7 @@ func readFull(b []byte) {
 		switch {
 		case errno == syscall.EINTR:
 		case errno != 0 || n == 0:
-			leave(0)
+			leave(unopened)
 		default:
 			b = b[n:]
 		}

@@ -192,10 +192,11 @@ func settleSystemd() error {
 	return os.Symlink("../gtest.service", filepath.Join(wants, "gtest.service"))
 }
 
-// masked are units for hardware, logins and upkeep, none of which these machines have.
+// masked are units for hardware, modules, logins and upkeep, none of which these machines have.
 var masked = []string{
-	"getty.target", "console-getty.service", "systemd-hwdb-update.service", "systemd-journal-catalog-update.service", "ldconfig.service",
-	"systemd-update-done.service", "systemd-random-seed.service", "systemd-boot-random-seed.service", "systemd-remount-fs.service",
+	"systemd-modules-load.service", "modprobe@.service", "getty.target", "console-getty.service",
+	"systemd-hwdb-update.service", "systemd-journal-catalog-update.service", "ldconfig.service", "systemd-update-done.service",
+	"systemd-random-seed.service", "systemd-boot-random-seed.service", "systemd-remount-fs.service",
 }
 
 func mask(path string) error {

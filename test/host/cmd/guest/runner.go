@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +34,9 @@ func runner() error {
 		return err
 	}
 	if _, err := os.Stat("/run/systemd/system"); err == nil {
-		awaitBoot()
+		if err := awaitBoot(); err != nil {
+			return err
+		}
 	}
 	port, err := openPort()
 	if err != nil {
@@ -96,13 +97,14 @@ func splitGroup() (string, error) {
 	return testGroup, os.WriteFile(filepath.Join(runnerGroup, "cgroup.procs"), []byte("0"), 0)
 }
 
-// awaitBoot returns when systemd has nothing left to start.
-func awaitBoot() {
+// awaitBoot returns when systemd has nothing left to start, and fails if anything did not: a snapshot would keep that for good.
+func awaitBoot() error {
 	state, _ := exec.Command("systemctl", "is-system-running", "--wait").Output()
-	if strings.TrimSpace(string(state)) != "running" {
+	if text := strings.TrimSpace(string(state)); text != "running" {
 		failed, _ := exec.Command("systemctl", "--failed", "--no-legend", "--plain").Output()
-		log.Printf("systemd is %s\n%s", strings.TrimSpace(string(state)), failed)
+		return fmt.Errorf("systemd is %s\n%s", text, failed)
 	}
+	return nil
 }
 
 func openPort() (*os.File, error) {

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gladsheim/gladsheim/test/host/internal/bare"
 	"github.com/gladsheim/gladsheim/test/host/internal/cache"
 	"github.com/gladsheim/gladsheim/test/host/internal/hosts"
 	"github.com/gladsheim/gladsheim/test/host/internal/machine"
@@ -76,7 +77,8 @@ func do(ctx context.Context, tree string, opts options.Options) (int, error) {
 	}, opts.Env...)
 
 	if opts.Host.Bare() {
-		return exitNoHost, errors.New("bare: soon")
+		code, err := bare.Run(ctx, opts)
+		return verdict(ctx, opts, code, err)
 	}
 	maker, err := newMaker()
 	if err != nil {

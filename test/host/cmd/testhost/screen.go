@@ -34,7 +34,7 @@ func (s *screen) size() *wire.Size {
 		return nil
 	}
 	columns, rows, err := term.GetSize(int(os.Stdin.Fd()))
-	if err != nil {
+	if err != nil || columns == 0 || rows == 0 {
 		columns, rows = 80, 24
 	}
 	return &wire.Size{Rows: uint16(rows), Cols: uint16(columns)}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/test/host/internal/need"
 )
 
 // The files of an image.
@@ -53,8 +55,8 @@ const makeDatabase = `chroot "$1" runuser -u postgres -- sh -c '"$(ls -d /usr/li
 
 const listPackages = `dpkg-query --admindir="$1/var/lib/dpkg" -W > "$PACKAGES"`
 
-// Tools are the programs that Make runs.
-var Tools = []string{"mmdebstrap", "mke2fs", "dpkg-deb", "apt-get", "xz", "zstd"}
+// tools are the programs that Make runs.
+var tools = []string{"mmdebstrap", "mke2fs", "dpkg-deb", "apt-get", "apt-config", "xz", "zstd"}
 
 // Recipe is all that decides what an image of this suite is like, but for the packages' versions.
 func Recipe(suite string) string {
@@ -65,6 +67,9 @@ func Recipe(suite string) string {
 func Make(ctx context.Context, suite, dir string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("making a machine's disk needs root (once; running it does not)")
+	}
+	if err := need.Programs(tools...); err != nil {
+		return err
 	}
 	work, err := os.MkdirTemp(dir, "work-")
 	if err != nil {

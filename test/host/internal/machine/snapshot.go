@@ -11,6 +11,7 @@ import (
 	"github.com/gladsheim/gladsheim/test/host/internal/cache"
 	"github.com/gladsheim/gladsheim/test/host/internal/hosts"
 	"github.com/gladsheim/gladsheim/test/host/internal/image"
+	"github.com/gladsheim/gladsheim/test/host/internal/need"
 	"github.com/gladsheim/gladsheim/test/host/internal/wire"
 )
 
@@ -35,6 +36,9 @@ type Snapshot struct {
 
 // Snapshot returns the host's, made first if need be.
 func (m Maker) Snapshot(ctx context.Context, host hosts.Host) (Snapshot, error) {
+	if err := need.Programs(Program); err != nil {
+		return Snapshot{}, err
+	}
 	version, err := exec.CommandContext(ctx, Program, "--version").Output()
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("%s: %w", Program, err)

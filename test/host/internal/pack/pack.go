@@ -160,7 +160,11 @@ func Copy(src, dest string) error {
 	r, w := io.Pipe()
 	go func() {
 		tw := tar.NewWriter(w)
-		w.CloseWithError(errors.Join(Add(tw, src, "0"), tw.Close()))
+		err := Add(tw, src, "0")
+		if err == nil {
+			err = tw.Close()
+		}
+		w.CloseWithError(err)
 	}()
 	defer r.Close()
 	return Extract(r, Numbered([]string{dest}))

@@ -1,0 +1,503 @@
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var web = service.MustName("web")
+
+const clearTimeout = 10 * time.Second
+
+// stage is a host with an agent on it, in a bubble of its own. What the agent
+// does to the host passes hooks that hold it against what is on disk by then.
+type stage struct {
+	*Thjalfi
+	t        *testing.T
+	host     *fake.Host
+	disk     *disk
+	prober   *prober
+	backend  *watched
+	fault    func(operation string) error // of the backend, nil for none
+	complain func(format string, args ...any)
+	dogged   bool         // a launch can not be given up
+	lax      bool         // the disk fails, so that deeds may come without a record
+	life     atomic.Int64 // deeds until the agent dies in the middle of things; below 0: never
+}
+
+var errDead = errors.New("the agent is dead")
+
+// breathe is called before each deed of the agent that outlasts it. Of an agent
+// that has died nothing does.
+func (s *stage) breathe() error {
+	if left := s.life.Load(); left < 0 || left > 0 && s.life.Add(-1) > 0 {
+		return nil
+	}
+	return errDead
+}
+
+// play runs f on a stage, and has the agent leave in the end.
+func play(t *testing.T, f func(*testing.T, *stage)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStage(t)
+		defer func() { s.Close() }() // of the agent that is there by then
+		f(t, s)
+	})
+}
+
+func newStage(t *testing.T) *stage {
+	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber()}
+	s.complain = t.Errorf
+	s.life.Store(forEver)
+	s.disk.breathe = s.breathe
+	s.board()
+	s.Add(web, Restored{})
+	return s
+}
+
+// board brings an agent onto the stage.
+func (s *stage) board() {
+	b := fake.New(fake.Config{Host: s.host, Fault: s.hook})
+	s.backend = &watched{Backend: b, stage: s}
+	s.Thjalfi = New(Config{
+		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout,
+		LastLines: func(file string) []string { return []string{"the end of " + file} },
+	})
+}
+
+// forEver is the life of an agent that does not die.
+const forEver = -1
+
+// succeed has the agent leave, and another, of such a life, take up what it
+// left on disk.
+func (s *stage) succeed(life int64) {
+	s.Close()
+	s.life.Store(life)
+	s.disk.reopen()
+	s.prober = newProber()
+	s.board()
+	s.Add(web, s.left())
+	synctest.Wait()
+}
+
+// left is what is on disk, as the agent makes it of a record.
+func (s *stage) left() Restored {
+	r, recorded := s.disk.get(web)
+	if !recorded {
+		return Restored{}
+	}
+	return Restored{Record: r, Plan: &Plan{Spec: r.Spec, Limits: r.Limits, Backend: s.backend, LogFile: "web.log", Actor: r.Actor}}
+}
+
+// hook holds every deed against the record of it.
+func (s *stage) hook(operation string, ref service.Ref) error {
+	if err := s.breathe(); err != nil {
+		return err
+	}
+	r, _ := s.disk.get(ref.Name)
+	may := map[string][]service.State{
+		"launch": {service.Launching}, "adopt": {service.Adopting}, "release": {service.Clearing},
+		"signal": {service.Stopping}, "kill": {service.Stopping, service.Clearing},
+	}[operation]
+	if may != nil && !s.lax {
+		if !slices.Contains(may, r.Machine.State) || r.Machine.Incarnation != ref.Incarnation {
+			s.complain("%s of incarnation %d, and on disk it is %s %d", operation, ref.Incarnation, r.Machine.State, r.Machine.Incarnation)
+		}
+		if want := ref; operation == "launch" && r.Ref != want {
+			s.complain("launched at %+v, and on disk it is at %+v", want, r.Ref)
+		}
+	}
+	if s.fault != nil {
+		return s.fault(operation)
+	}
+	return nil
+}
+
+// watched is a backend whose identify is held against the disk.
+type watched struct {
+	*fake.Backend
+	stage *stage
+}
+
+func (w *watched) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+	if w.stage.dogged {
+		ctx = context.WithoutCancel(ctx)
+	}
+	return w.Backend.Launch(ctx, l, func(ref service.Ref) error {
+		runs := w.stage.host.Runs(l.Name)
+		err := identify(ref)
+		if err == nil {
+			err = w.stage.breathe() // else its end closes the gate
+		}
+		if r, _ := w.stage.disk.get(l.Name); err == nil && r.Ref != ref {
+			w.stage.complain("identified as %+v, and on disk it is %+v", ref, r.Ref)
+		}
+		if w.stage.host.Runs(l.Name) != runs {
+			w.stage.complain("it ran before it was identified")
+		}
+		return err
+	})
+}
+
+func (s *stage) script(scripts ...fake.Script) { s.host.Script(web, scripts...) }
+
+// spec is a definition that is ready as soon as it runs.
+func spec(changes ...func(*service.Spec)) service.Spec {
+	d := service.Defaults()
+	d.Name, d.Exec = web, []string{"/bin/web"}
+	for _, change := range changes {
+		change(&d)
+	}
+	return d
+}
+
+func readyByTCP(d *service.Spec) { d.Ready.Type, d.Ready.Address = service.CheckTCP, "127.0.0.1:80" }
+func never(d *service.Spec)      { d.Restart.When = service.RestartNever }
+func always(d *service.Spec)     { d.Restart.When = service.RestartAlways }
+func noForce(d *service.Spec)    { d.Stop.ForceKill = false }
+
+func (s *stage) plan(changes ...func(*service.Spec)) Plan {
+	d := spec(changes...)
+	return Plan{Spec: d, Limits: d.Limits, Backend: s.backend, LogFile: "web.log", Actor: "alice"}
+}
+
+// call is a call under way.
+type call struct {
+	done chan struct{}
+	err  error
+}
+
+// begin makes a call and lets everything happen that can at this moment.
+func begin(f func() error) *call {
+	c := &call{done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		c.err = f()
+	}()
+	synctest.Wait()
+	return c
+}
+
+func (c *call) over() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *stage) start(changes ...func(*service.Spec)) *call {
+	plan := s.plan(changes...)
+	return begin(func() error { return s.Start(context.Background(), web, plan) })
+}
+
+func (s *stage) stop() *call {
+	return begin(func() error { return s.Stop(context.Background(), web, service.StopOptions{Actor: "bob"}) })
+}
+
+func (s *stage) kill() *call {
+	return begin(func() error { return s.Stop(context.Background(), web, service.StopOptions{Actor: "bob", Force: true}) })
+}
+
+func (s *stage) restart(changes ...func(*service.Spec)) *call {
+	plan := s.plan(changes...)
+	plan.Actor = "carol"
+	return begin(func() error {
+		return s.Restart(context.Background(), web, plan, service.StopOptions{Actor: "carol"})
+	})
+}
+
+// ok wants that a call has ended well by now.
+func (s *stage) ok(c *call) {
+	s.t.Helper()
+	require.True(s.t, c.over(), "the call is not over")
+	require.NoError(s.t, c.err)
+}
+
+// refused wants that a call has ended with such an error by now.
+func (s *stage) refused(c *call, kind service.Kind, reason service.Reason) {
+	s.t.Helper()
+	require.True(s.t, c.over(), "the call is not over")
+	require.Error(s.t, c.err)
+	require.Equal(s.t, kind, service.KindOf(c.err), "%v", c.err)
+	require.Equal(s.t, reason, service.ReasonOf(c.err), "%v", c.err)
+}
+
+func (s *stage) pending(c *call) {
+	s.t.Helper()
+	if c.over() {
+		require.Fail(s.t, "the call is over", "%v", c.err)
+	}
+}
+
+// pass lets time pass.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// running starts the service and wants it to run.
+func (s *stage) running(changes ...func(*service.Spec)) {
+	s.t.Helper()
+	s.ok(s.start(changes...))
+	s.is(service.Running)
+}
+
+func (s *stage) status() *service.Status {
+	status := s.disk.statusOf(web)
+	return &status
+}
+
+// is wants the service in a state, for readers and on disk.
+func (s *stage) is(state service.State) {
+	s.t.Helper()
+	require.Equal(s.t, state, s.status().Machine.State)
+	r, _ := s.disk.get(web)
+	require.Equal(s.t, state, r.Machine.State, "on disk")
+	require.Equal(s.t, s.status().Machine, r.Machine, "on disk")
+}
+
+// saw wants that the states were these, in this order, for readers and on disk.
+func (s *stage) saw(states string) {
+	s.t.Helper()
+	shown, written := s.disk.states(web)
+	require.Equal(s.t, states, shown, "shown to readers")
+	require.Equal(s.t, states, written, "written to disk")
+}
+
+// alive wants that so many incarnations have a process.
+func (s *stage) alive(n int) {
+	s.t.Helper()
+	require.Equal(s.t, n, s.host.IncarnationsAlive(web))
+	require.LessOrEqual(s.t, s.host.PeakAlive(web), 1, "two at once")
+}
+
+// lastExit is the latest exit record.
+func (s *stage) lastExit() service.ExitRecord {
+	s.t.Helper()
+	exits := s.disk.exitsOf(web)
+	require.NotEmpty(s.t, exits)
+	last := exits[len(exits)-1]
+	require.NotNil(s.t, s.status().LastExit)
+	require.Equal(s.t, last, *s.status().LastExit)
+	return last
+}
+
+// disk is a Keeper. What is recorded on it outlives agents.
+type disk struct {
+	mu      sync.Mutex
+	records map[service.Name]Record
+	exits   map[service.Name][]service.ExitRecord
+	shown   map[service.Name]service.Status
+	passed  map[service.Name]*[2][]service.State // shown to readers, written
+	notices []string                             // reasons
+	fails   func(Record) error                   // nil for never
+	buries  func() error                         // nil for always well
+	breathe func() error
+}
+
+func newDisk() *disk {
+	return &disk{
+		records: map[service.Name]Record{}, exits: map[service.Name][]service.ExitRecord{},
+		shown: map[service.Name]service.Status{}, passed: map[service.Name]*[2][]service.State{},
+	}
+}
+
+func (d *disk) Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.shown[name]
+	change(&s)
+	d.shown[name] = s
+	d.notices = append(d.notices, reason)
+	if kind == service.NoticeState {
+		d.pass(name, 0, s.Machine.State)
+	}
+}
+
+func (d *disk) Record(r Record) error {
+	if err := d.breathe(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	fails := d.fails
+	d.mu.Unlock()
+	if fails != nil {
+		if err := fails(r); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.records[r.Name] = r
+	d.pass(r.Name, 1, r.Machine.State)
+	return nil
+}
+
+// pass notes that a state was passed; the caller holds mu.
+func (d *disk) pass(name service.Name, where int, state service.State) {
+	both := d.passed[name]
+	if both == nil {
+		both = new([2][]service.State)
+		d.passed[name] = both
+	}
+	if list := both[where]; len(list) == 0 || list[len(list)-1] != state {
+		both[where] = append(list, state)
+	}
+}
+
+func (d *disk) Bury(name service.Name, x service.ExitRecord) error {
+	if err := d.breathe(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.buries != nil {
+		if err := d.buries(); err != nil {
+			return err
+		}
+	}
+	if all := d.exits[name]; len(all) > 0 && all[len(all)-1].Incarnation == x.Incarnation {
+		return nil
+	}
+	d.exits[name] = append(d.exits[name], x)
+	return nil
+}
+
+func (d *disk) get(name service.Name) (Record, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r, recorded := d.records[name]
+	return r, recorded
+}
+
+func (d *disk) exitsOf(name service.Name) []service.ExitRecord {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.exits[name])
+}
+
+func (d *disk) statusOf(name service.Name) service.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.shown[name]
+}
+
+func (d *disk) states(name service.Name) (shown, written string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	both := d.passed[name]
+	if both == nil {
+		return "", ""
+	}
+	words := func(list []service.State) string { return strings.Trim(fmt.Sprint(list), "[]") }
+	return words(both[0]), words(both[1])
+}
+
+// reopen is what a new agent shows before it has looked at its services.
+func (d *disk) reopen() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.passed, d.notices = map[service.Name]*[2][]service.State{}, nil
+	d.shown = map[service.Name]service.Status{}
+	for name, r := range d.records {
+		var s service.Status
+		if !r.Machine.State.Alive() {
+			s.Machine = r.Machine
+		}
+		if exits := d.exits[name]; len(exits) > 0 {
+			s.LastExit = &exits[len(exits)-1]
+		}
+		d.shown[name] = s
+	}
+}
+
+func (d *disk) failWith(f func(Record) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fails = f
+}
+
+func (d *disk) told() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.notices)
+}
+
+// prober says what it is told to say.
+type prober struct {
+	mu       sync.Mutex
+	ready    chan struct{} // closed when services are ready
+	attended map[int]func()
+	count    int
+}
+
+func newProber() *prober { return &prober{ready: make(chan struct{}), attended: map[int]func(){}} }
+
+func (p *prober) Await(ctx context.Context, _ service.Check) error {
+	select {
+	case <-p.ready:
+		return nil
+	case <-ctx.Done():
+		return errors.New("not ready")
+	}
+}
+
+func (p *prober) Attend(_ service.Name, _ service.Check, unhealthy func()) (leave func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count++
+	id := p.count
+	p.attended[id] = unhealthy
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.attended, id)
+	}
+}
+
+// sicken reports that whatever is attended is unhealthy.
+func (p *prober) sicken() {
+	p.mu.Lock()
+	all := slices.Collect(maps.Values(p.attended))
+	p.mu.Unlock()
+	for _, unhealthy := range all {
+		unhealthy()
+	}
+	synctest.Wait()
+}
+
+// become has services become ready.
+func (p *prober) become() {
+	select {
+	case <-p.ready:
+	default:
+		close(p.ready)
+	}
+}
+
+func (p *prober) attending() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.attended)
+}

@@ -1,0 +1,285 @@
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+func TestStartAndStop(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.alive(1)
+		h, err := s.Handle("look at", web)
+		require.NoError(t, err)
+		require.Equal(t, h.Ref(), s.status().Ref)
+		require.Equal(t, 1, s.prober.attending())
+		require.Equal(t, "alice", s.status().LastActor)
+		require.Equal(t, time.Now(), s.status().Started)
+		r, _ := s.disk.get(web)
+		require.Equal(t, h.Ref(), r.Ref)
+		require.Equal(t, time.Now(), r.Started)
+
+		s.refused(s.start(), service.AlreadyRunning, service.ReasonAlreadyRunning)
+		pass(time.Minute)
+		s.ok(s.stop())
+		s.is(service.Stopped)
+		s.alive(0)
+		require.Zero(t, s.prober.attending())
+		s.saw("launching starting running stopping clearing stopped")
+		require.Equal(t, time.Now(), s.status().Ended)
+		require.Empty(t, s.status().Error)
+		_, err = s.Handle("look at", web)
+		require.Equal(t, service.NotRunning, service.KindOf(err))
+		s.refused(s.stop(), service.NotRunning, service.ReasonNotRunning)
+		s.refused(s.kill(), service.NotRunning, service.ReasonNotRunning)
+	})
+}
+
+func TestUnknownService(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		other, ctx := service.MustName("other"), t.Context()
+		_, limits := s.SetLimits(ctx, other, service.Limits{}, "alice")
+		_, handle := s.Handle("look at", other)
+		for _, err := range []error{
+			s.Start(ctx, other, s.plan()), s.Restart(ctx, other, s.plan(), service.StopOptions{}),
+			s.Stop(ctx, other, service.StopOptions{}), s.Remove(ctx, other), limits, handle,
+		} {
+			require.Equal(t, service.NotFound, service.KindOf(err), "%v", err)
+		}
+	})
+}
+
+func TestStartWaitsForReadiness(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		c := s.start(readyByTCP)
+		pass(29 * time.Second)
+		s.pending(c)
+		s.is(service.Starting)
+		require.Zero(t, s.prober.attending(), "health is not asked before it is ready")
+		close(s.prober.ready)
+		synctest.Wait()
+		s.ok(c)
+		pass(time.Minute)
+		s.is(service.Running)
+		s.saw("launching starting running")
+	})
+}
+
+func TestStartupTimeoutKills(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		c := s.start(readyByTCP, never)
+		pass(30 * time.Second)
+		s.is(service.Stopping)
+		s.pending(c)
+		pass(10 * time.Second)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+		s.alive(0)
+		s.saw("launching starting stopping clearing crashed")
+		x := s.lastExit()
+		require.Equal(t, service.VerdictStartupTime, x.Verdict)
+		require.True(t, x.ForceKilled)
+		require.Empty(t, x.RequestedBy)
+		require.Contains(t, s.status().Error, "not ready within 30s")
+	})
+}
+
+// The startup timeout counts from the launch on, however long that takes.
+func TestStartupTimeoutDuringLaunch(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{LaunchTime: time.Hour})
+		c := s.start(never)
+		pass(30 * time.Second)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+		s.alive(0)
+		require.Zero(t, s.host.Runs(web))
+		s.saw("launching stopping crashed")
+	})
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{LaunchTime: 20 * time.Second})
+		c := s.start(never, readyByTCP)
+		pass(29 * time.Second)
+		s.is(service.Starting)
+		pass(time.Second)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+		s.alive(0)
+	})
+}
+
+func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{LaunchError: &service.Error{
+			Op: "launch", Service: web, Kind: service.Unlaunchable, Reason: service.ReasonExecNotFound, Permanent: true, Err: errors.New("no such file"),
+		}})
+		s.refused(s.start(), service.Unlaunchable, service.ReasonExecNotFound)
+		pass(time.Hour)
+		s.is(service.Crashed)
+		s.saw("launching crashed")
+		require.Equal(t, 1, s.host.Launches(web))
+		x := s.lastExit()
+		require.Equal(t, service.VerdictLaunchFailed, x.Verdict)
+		require.Contains(t, x.Message, "no such file")
+		require.Contains(t, s.status().Error, "no such file")
+
+		s.script(fake.Script{})
+		s.running()
+		require.Empty(t, s.status().Error)
+	})
+}
+
+func TestTransientLaunchFailureIsRetried(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		busy := &service.Error{Op: "launch", Service: web, Kind: service.Unlaunchable, Reason: service.ReasonNoResources, Err: errors.New("EAGAIN")}
+		s.script(fake.Script{LaunchError: busy}, fake.Script{LaunchError: busy}, fake.Script{})
+		s.refused(s.start(), service.Unlaunchable, service.ReasonNoResources)
+		s.is(service.Backoff)
+		pass(time.Second)
+		require.Equal(t, 2, s.host.Launches(web))
+		pass(2 * time.Second)
+		s.is(service.Running)
+		s.saw("launching backoff launching backoff launching starting running")
+	})
+}
+
+func TestStartDuringBackoffDoesNotWait(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.host.Crash(web, service.Exit{Code: 1})
+		synctest.Wait()
+		s.is(service.Backoff)
+		s.running()
+		require.Zero(t, s.status().Machine.Failures, "somebody asked")
+		pass(time.Hour)
+		require.Equal(t, 2, s.host.Launches(web), "the attempt that was due is not made any more")
+	})
+}
+
+func TestStartWhoseProgramEndsIsTold(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Code: 3}}})
+		c := s.start(readyByTCP)
+		pass(time.Second)
+		s.refused(c, service.Unlaunchable, service.ReasonExitedEarly)
+		require.ErrorContains(t, c.err, "exit code 3")
+		s.is(service.Backoff)
+	})
+}
+
+func TestStartWhoseProgramEndsAtOnceIsTold(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{End: &fake.End{Exit: service.Exit{Code: 3}}})
+		s.refused(s.start(never), service.Unlaunchable, service.ReasonExitedEarly)
+		s.saw("launching starting clearing crashed")
+	})
+}
+
+// A start whose intent can not be recorded does not happen.
+func TestUnrecordedIntent(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		full := errors.New("no space left on device")
+		s.disk.failWith(func(Record) error { return full })
+		c := s.start(never)
+		require.True(t, c.over())
+		require.ErrorIs(t, c.err, full)
+		require.Zero(t, s.host.Launches(web))
+		require.Equal(t, service.Crashed, s.status().Machine.State)
+		s.disk.failWith(nil)
+		s.running()
+	})
+}
+
+// The program does not run before its identity is recorded.
+func TestUnrecordedIdentity(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		full := errors.New("no space left on device")
+		s.disk.failWith(func(r Record) error {
+			if r.Ref.PID != 0 {
+				return full
+			}
+			return nil
+		})
+		c := s.start(never)
+		require.True(t, c.over())
+		require.ErrorIs(t, c.err, full)
+		require.Equal(t, 1, s.host.Launches(web))
+		require.Zero(t, s.host.Runs(web))
+		s.alive(0)
+	})
+}
+
+func TestCallerGoesAway(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{LaunchTime: 5 * time.Second, Stubborn: true})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		c := begin(func() error { return s.Start(ctx, web, s.plan()) })
+		pass(time.Second)
+		s.refused(c, service.Timeout, "TIMEOUT")
+		require.ErrorContains(t, c.err, "goes on without you")
+		pass(4 * time.Second)
+		s.is(service.Running)
+
+		ctx, leave := context.WithCancel(t.Context())
+		c = begin(func() error { return s.Stop(ctx, web, service.StopOptions{Actor: "bob"}) })
+		s.pending(c)
+		leave()
+		synctest.Wait()
+		s.refused(c, service.Cancelled, "CANCELLED")
+		pass(10 * time.Second)
+		s.is(service.Stopped)
+		s.alive(0)
+	})
+}
+
+// Two who ask for a start while it stops get the same fresh incarnation.
+func TestStartWhileStoppingWaitsForAFreshIncarnation(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Term: &fake.End{After: 3 * time.Second}})
+		s.running()
+		stop := s.stop()
+		start := s.start()
+		again := s.start()
+		s.pending(stop)
+		s.pending(start)
+		require.Equal(t, service.PublicRestarting, s.status().Machine.Public())
+		pass(3 * time.Second)
+		s.ok(stop)
+		s.ok(start)
+		s.ok(again)
+		require.Equal(t, uint64(2), s.status().Machine.Incarnation)
+		require.Equal(t, 2, s.host.Launches(web))
+		s.alive(1)
+		s.saw("launching starting running stopping clearing launching starting running")
+		x := s.lastExit()
+		require.Equal(t, service.VerdictStopped, x.Verdict)
+		require.Equal(t, "bob", x.RequestedBy, "who asked for the end, not who started it again")
+		require.True(t, s.status().Ended.IsZero(), "it lives")
+	})
+}
+
+// A start taken while it stops uses the plan of that start.
+func TestStartWhileStoppingUsesItsOwnPlan(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Term: &fake.End{After: 3 * time.Second}})
+		s.running()
+		s.stop()
+		start := s.start(func(d *service.Spec) {
+			d.Exec = []string{"/bin/other"}
+			d.Restart.MaxAttempts = 7
+			d.Stop.ForceKill = false
+		})
+		pass(3 * time.Second)
+		s.ok(start)
+		require.Equal(t, "/bin/other", s.host.Processes()[0].Command)
+		require.Equal(t, 7, s.status().Machine.Policy.MaxAttempts)
+		require.False(t, s.status().Machine.ForceKill)
+	})
+}

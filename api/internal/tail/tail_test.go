@@ -1,0 +1,248 @@
+package tail
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	_, err = f.WriteString(text)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+}
+
+// read gives all lines, a piece that is cut with a "+" after it.
+func read(t *testing.T, req Request) []string {
+	t.Helper()
+	out := []string{}
+	require.NoError(t, Read(context.Background(), req, func(l Line) error {
+		out = append(out, shown(l))
+		return nil
+	}))
+	return out
+}
+
+func shown(l Line) string {
+	if l.Cut {
+		return string(l.Text) + "+"
+	}
+	return string(l.Text)
+}
+
+func TestPastLines(t *testing.T) {
+	dir := t.TempDir()
+	x := func(n int) string { return strings.Repeat("x", n) }
+	for name, c := range map[string]struct {
+		text  string
+		lines int
+		match string
+		want  []string
+	}{
+		"empty":                      {"", 5, "", nil},
+		"no lines wanted":            {"a\nb\n", 0, "", nil},
+		"fewer than wanted":          {"a\nb\n", 5, "", []string{"a", "b"}},
+		"the last ones":              {"a\nb\nc\n", 2, "", []string{"b", "c"}},
+		"without an end":             {"a\nb\nc", 2, "", []string{"b", "c"}},
+		"one without an end":         {"abc", 1, "", []string{"abc"}},
+		"empty lines":                {"\n\n\n", 2, "", []string{"", ""}},
+		"an empty line":              {"\n", 3, "", []string{""}},
+		"carriage returns stay":      {"a\r\n", 3, "", []string{"a\r"}},
+		"NUL and no UTF-8":           {"a\x00\xff\n", 3, "", []string{"a\x00\xff"}},
+		"matching":                   {"a1\nb1\na2\nb2\na3\nb3\n", 2, "^a", []string{"a2", "a3"}},
+		"fewer match":                {"a1\nb1\n", 9, "^a", []string{"a1"}},
+		"none match":                 {"a1\nb1\n", 9, "^c", nil},
+		"as long as a piece":         {x(MaxLine) + "\nb\n", 2, "", []string{x(MaxLine), "b"}},
+		"longer than a piece":        {x(MaxLine) + "y\nb\n", 2, "", []string{x(MaxLine) + "+", "y", "b"}},
+		"much longer, without end":   {"a\n" + x(2*MaxLine) + "y", 1, "", []string{x(MaxLine) + "+", x(MaxLine) + "+", "y"}},
+		"the piece that matches":     {"a\n" + x(2*MaxLine) + "y\nb\n", 1, "y", []string{"y"}},
+		"a newline between blocks":   {x(MaxLine-1) + "\n" + x(MaxLine) + "\n", 1, "", []string{x(MaxLine)}},
+		"a newline at a block's end": {x(MaxLine) + "\n" + x(MaxLine-1) + "\n", 2, "", []string{x(MaxLine), x(MaxLine - 1)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(dir, "log")
+			require.NoError(t, os.WriteFile(path, []byte(c.text), 0o600))
+			req := Request{Path: path, Lines: c.lines}
+			if c.match != "" {
+				req.Match = regexp.MustCompile(c.match)
+			}
+			got := read(t, req)
+			require.Len(t, got, len(c.want))
+			for i := range c.want {
+				require.Equal(t, c.want[i], got[i])
+			}
+		})
+	}
+}
+
+// For every split of lines over blocks, the last n lines are those of a plain
+// split.
+func TestLastLinesAgainstSplit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	var text bytes.Buffer
+	for i := range 60_000 { // a few blocks of lines of many lengths
+		fmt.Fprintf(&text, "%d %s\n", i, strings.Repeat("x", i%37))
+	}
+	require.NoError(t, os.WriteFile(path, text.Bytes(), 0o600))
+	all := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
+	for _, n := range []int{1, 2, 1000, 3001, 59_999, 60_000, 60_001} {
+		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Path: path, Lines: n}))
+	}
+}
+
+func TestAFarEndIsFound(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f, err := os.Create(path)
+	require.NoError(t, err)
+	require.NoError(t, f.Truncate(10*MaxScan)) // a hole: one line of NULs, past the scan
+	_, err = f.WriteAt([]byte("\na\nb\n"), 10*MaxScan)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	require.Equal(t, []string{"a", "b"}, read(t, Request{Path: path, Lines: 1000}), "a line that begins before the scan is left out")
+	require.Equal(t, []string{"b"}, read(t, Request{Path: path, Lines: 1}))
+	require.Equal(t, []string{"b"}, read(t, Request{Path: path, Lines: 1000, Match: regexp.MustCompile("^b$")}))
+}
+
+func TestOnlyRegularFiles(t *testing.T) {
+	dir := t.TempDir()
+	fifo, link := filepath.Join(dir, "fifo"), filepath.Join(dir, "link")
+	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
+	require.NoError(t, os.Symlink("/etc/passwd", link))
+	for _, path := range []string{fifo, link, dir} {
+		require.Error(t, Read(context.Background(), Request{Path: path, Lines: 1}, func(Line) error { return nil }), path)
+	}
+	require.Empty(t, read(t, Request{Path: filepath.Join(dir, "none"), Lines: 1}))
+	require.Error(t, Read(context.Background(), Request{Path: filepath.Join(dir, "none", "x"), Lines: 1, Follow: true}, func(Line) error { return nil }))
+}
+
+// follower reads on in the background.
+type follower struct {
+	t      *testing.T
+	lines  chan string
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func follow(t *testing.T, req Request) *follower {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &follower{t: t, lines: make(chan string, 1000), cancel: cancel, done: make(chan error, 1)}
+	req.Follow = true
+	go func() {
+		f.done <- Read(ctx, req, func(l Line) error { f.lines <- shown(l); return nil })
+	}()
+	t.Cleanup(func() {
+		cancel()
+		require.ErrorIs(t, <-f.done, context.Canceled)
+	})
+	return f
+}
+
+func (f *follower) expect(want ...string) {
+	f.t.Helper()
+	for _, w := range want {
+		select {
+		case got := <-f.lines:
+			require.Equal(f.t, w, got)
+		case <-time.After(10 * time.Second):
+			require.Fail(f.t, "no line came", "wanted %q", w)
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\nb\nhalf")
+	f := follow(t, Request{Path: path, Lines: 2})
+	f.expect("b")
+	write(t, path, " and half\nc\n")
+	f.expect("half and half", "c")
+	write(t, path, strings.Repeat("x", MaxLine+1))
+	f.expect(strings.Repeat("x", MaxLine) + "+")
+	write(t, path, "\n")
+	f.expect("x")
+}
+
+func TestFollowFromNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f := follow(t, Request{Path: path, Lines: 2})
+	write(t, path+".other", "not this\n")
+	write(t, path, "a\n")
+	f.expect("a")
+}
+
+func TestFollowMatching(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "yes 1\nno\n")
+	f := follow(t, Request{Path: path, Lines: 9, Match: regexp.MustCompile("yes")})
+	f.expect("yes 1")
+	write(t, path, "no\nyes 2\n")
+	f.expect("yes 2")
+}
+
+func TestFollowThroughTruncation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\nb\n")
+	f := follow(t, Request{Path: path, Lines: 9})
+	f.expect("a", "b")
+	require.NoError(t, os.Truncate(path, 0))
+	write(t, path, "c\n")
+	f.expect("c")
+}
+
+func TestFollowThroughRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\n")
+	f := follow(t, Request{Path: path, Lines: 9})
+	f.expect("a")
+	for i := range 5 {
+		old := fmt.Sprintf("%s.%d", path, i)
+		require.NoError(t, os.Rename(path, old))
+		write(t, old, fmt.Sprintf("late %d\nlast %d", i, i)) // its writer had it open still
+		f.expect(fmt.Sprintf("late %d", i))
+		write(t, path, fmt.Sprintf("new %d\n", i))
+		f.expect(fmt.Sprintf("last %d", i), fmt.Sprintf("new %d", i))
+	}
+	require.NoError(t, os.Remove(path))
+	write(t, path, "again\n")
+	f.expect("again")
+}
+
+func TestAReaderThatFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\nb\n")
+	full := errors.New("full")
+	n := 0
+	err := Read(context.Background(), Request{Path: path, Lines: 9, Follow: true}, func(Line) error { n++; return full })
+	require.ErrorIs(t, err, full)
+	require.Equal(t, 1, n)
+}
+
+func FuzzStart(f *testing.F) {
+	f.Add([]byte("a\nb\n\nc"), 2)
+	path := filepath.Join(f.TempDir(), "log")
+	f.Fuzz(func(t *testing.T, text []byte, n int) {
+		n = n%9 + 1
+		if n < 1 || len(text) == 0 {
+			return
+		}
+		require.NoError(t, os.WriteFile(path, text, 0o600))
+		all := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Path: path, Lines: n}))
+	})
+}

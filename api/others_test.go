@@ -1,0 +1,122 @@
+package api
+
+import (
+	"context"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func TestRuntime(t *testing.T) {
+	f := newFixture(t)
+	c := gladsheimv1.NewRuntimeServiceClient(f.conn)
+	_, err := c.Signal(callContext(t), &gladsheimv1.SignalRequest{ServiceName: "web", Signal: "HUP"})
+	require.NoError(t, err)
+	require.Equal(t, syscall.SIGHUP, f.lastCall(t))
+	_, err = c.Signal(callContext(t), &gladsheimv1.SignalRequest{ServiceName: "web", Signal: "nonsense"})
+	refused(t, err, codes.InvalidArgument, "INVALID")
+	_, err = c.Signal(callContext(t), &gladsheimv1.SignalRequest{ServiceName: "db", Signal: "1"})
+	refused(t, err, codes.FailedPrecondition, service.ReasonNotRunning)
+
+	st, err := c.Kill(callContext(t), &gladsheimv1.KillRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, st.GetState())
+	require.True(t, f.lastCall(t).(service.StopOptions).Force)
+
+	s := f.put("old", service.Stopped)
+	for i := range 4 {
+		s.Exits = append(s.Exits, service.ExitRecord{Incarnation: uint64(9 - i), Exit: service.Exit{Code: i}, Verdict: service.VerdictCrash})
+	}
+	for limit, want := range map[uint32]int{0: 4, 2: 2, 99: 4} {
+		h, err := c.ListExits(callContext(t), &gladsheimv1.ListExitsRequest{ServiceName: "old", Limit: limit})
+		require.NoError(t, err)
+		require.Len(t, h.GetExits(), want)
+		require.Equal(t, uint64(9), h.GetExits()[0].GetIncarnation())
+	}
+}
+
+func TestCatalog(t *testing.T) {
+	f := newFixture(t)
+	c := gladsheimv1.NewCatalogServiceClient(f.conn)
+	document := []byte(`{"name":"new","exec":["/bin/new"]}`)
+	r, err := c.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: document, File: "new.json"})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.DefinitionChange_ACTION_ADDED, r.GetChange().GetAction())
+	require.Equal(t, string(document), r.GetDefinition().GetJson())
+	require.Equal(t, "api", r.GetDefinition().GetSource())
+	require.Equal(t, uint64(1), r.GetDefinition().GetGeneration())
+	require.Contains(t, f.log.String(), "service=new")
+
+	_, err = c.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: append(document, ' ')})
+	refused(t, err, codes.AlreadyExists, "EXISTS")
+	r, err = c.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: append(document, ' '), Replace: true})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.DefinitionChange_EFFECT_NEXT_START, r.GetChange().GetEffect())
+	require.Equal(t, []string{"exec"}, r.GetChange().GetFields())
+
+	_, err = c.Register(callContext(t), &gladsheimv1.RegisterRequest{Definition: []byte("{\n  nope}"), File: "bad.json"})
+	s := refused(t, err, codes.InvalidArgument, service.ReasonBadDefinition)
+	require.Contains(t, s.Message(), "bad.json:2:3: ")
+
+	files := []*gladsheimv1.DefinitionFile{
+		{Name: "a.json", Content: []byte(`{"name":"a","exec":["/bin/a"]}`)},
+		{Name: "new.json", Content: append(document, ' ')},
+	}
+	for _, dry := range []bool{true, false} {
+		a, err := c.Apply(callContext(t), &gladsheimv1.ApplyRequest{Files: files, DryRun: dry})
+		require.NoError(t, err)
+		require.Len(t, a.GetChanges(), 2)
+		require.Equal(t, gladsheimv1.DefinitionChange_ACTION_ADDED, a.GetChanges()[0].GetAction())
+		require.Equal(t, gladsheimv1.DefinitionChange_ACTION_UNCHANGED, a.GetChanges()[1].GetAction())
+	}
+	_, err = c.Apply(callContext(t), &gladsheimv1.ApplyRequest{Files: files, Prune: true})
+	refused(t, err, codes.InvalidArgument, "INVALID")
+
+	list, err := c.ListDefinitions(callContext(t), &gladsheimv1.ListDefinitionsRequest{})
+	require.NoError(t, err)
+	require.Len(t, list.GetDefinitions(), 5)
+	d, err := c.GetDefinition(callContext(t), &gladsheimv1.GetDefinitionRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, `{"name":"web"}`, d.GetJson())
+	_, err = c.Unregister(callContext(t), &gladsheimv1.UnregisterRequest{ServiceName: "web"})
+	refused(t, err, codes.FailedPrecondition, "CONFLICT")
+	d, err = c.Unregister(callContext(t), &gladsheimv1.UnregisterRequest{ServiceName: "a"})
+	require.NoError(t, err)
+	require.Equal(t, "a", d.GetServiceName())
+	_, err = c.GetDefinition(callContext(t), &gladsheimv1.GetDefinitionRequest{ServiceName: "a"})
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+}
+
+func TestHost(t *testing.T) {
+	f := newFixture(t)
+	f.agent.Info = service.HostInfo{
+		Hostname: "demeter", Kernel: "6.12", Version: "0.1.0", Started: testTime, Platform: "asgard", MaxServices: 25,
+		Backends: []service.BackendInfo{{Name: "systemd", Available: true, Selected: true, Capabilities: []string{"memory_max"}}},
+		System:   service.SystemUsage{MemoryTotal: 100, MemoryAvailable: 30, CPUPercent: 150, Cores: 4, Measured: testTime},
+	}
+	f.agent.Found = []service.Finding{{Level: service.SeverityProblem, Title: "t", Detail: "d", Fix: "f"}}
+	f.agent.Config = []byte(`{"gladsheim":{}}`)
+	c := gladsheimv1.NewHostServiceClient(f.conn)
+	h, err := c.GetHost(callContext(t), &gladsheimv1.GetHostRequest{})
+	require.NoError(t, err)
+	require.Equal(t, uint64(70), h.GetUsage().GetMemoryUsedBytes())
+	require.Equal(t, "gladsheim.v1", h.GetApiVersion())
+	require.Len(t, h.GetStateCounts(), 3)
+	require.True(t, h.GetBackends()[0].GetSelected())
+	d, err := c.Doctor(callContext(t), &gladsheimv1.DoctorRequest{})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.Finding_LEVEL_PROBLEM, d.GetFindings()[0].GetLevel())
+	cfg, err := c.GetConfig(callContext(t), &gladsheimv1.GetConfigRequest{})
+	require.NoError(t, err)
+	require.Equal(t, `{"gladsheim":{}}`, cfg.GetJson())
+	f.agent.Before = func(context.Context, string) error {
+		return &service.Error{Op: "look at the host", Kind: service.HostUnavailable}
+	}
+	_, err = c.GetHost(callContext(t), &gladsheimv1.GetHostRequest{})
+	refused(t, err, codes.Unavailable, "HOST_UNAVAILABLE")
+}

@@ -1,0 +1,45 @@
+package exec
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/backendtest"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+// newBackend is a backend as a fresh agent has it.
+func newBackend(t testing.TB) *Backend {
+	t.Helper()
+	w, err := watch.New()
+	require.NoError(t, err)
+	fs, err := procfs.New("/proc")
+	require.NoError(t, err)
+	b, err := New(w, fs, "agent")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, b.Close())
+		require.NoError(t, w.Close())
+	})
+	return b
+}
+
+func TestConformance(t *testing.T) {
+	var offers service.Enforcement
+	offers.Limits[service.NoFile] = true
+	offers.BornInside = true
+	backendtest.Run(t, backendtest.Subject{
+		New:      func(t *testing.T) backends.Backend { return newBackend(t) },
+		Workload: backendtest.Workload(t),
+		Offers:   offers,
+	})
+}

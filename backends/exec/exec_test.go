@@ -1,0 +1,429 @@
+package exec
+
+import (
+	"context"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+const patience = 15 * time.Second
+
+// plan is a launch of a shell script.
+func plan(t testing.TB, script string) service.Launch {
+	t.Helper()
+	spec := service.Defaults()
+	spec.Name = service.MustName("web")
+	spec.Exec = []string{"/bin/sh", "-c", script}
+	return service.Launch{Name: spec.Name, Incarnation: 7, Spec: spec, LogFile: filepath.Join(t.TempDir(), "web.log")}
+}
+
+// launched is a handle and the log of what it stands for.
+type launched struct {
+	*handle
+	log string
+}
+
+func start(t testing.TB, b *Backend, l service.Launch) launched {
+	t.Helper()
+	h, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		_, err := h.Release(ctx)
+		require.NoError(t, err)
+	})
+	return launched{h.(*handle), l.LogFile}
+}
+
+// pids waits until want processes of h live, and lists them.
+func pids(t testing.TB, h launched, want int) []int {
+	t.Helper()
+	var found []int
+	require.Eventually(t, func() bool {
+		var err error
+		found, err = h.pids()
+		return err == nil && len(found) == want
+	}, patience, 2*time.Millisecond, "%d processes", want)
+	return found
+}
+
+func awaitExit(t testing.TB, h launched) service.Exit {
+	t.Helper()
+	select {
+	case <-h.Exited():
+	case <-time.After(patience):
+		require.Fail(t, "it did not end")
+	}
+	return h.Exit()
+}
+
+func TestBrand(t *testing.T) {
+	b := newBackend(t)
+	name := service.MustName("web")
+	m := b.brand(name, 7)
+	require.True(t, m.is())
+	require.Equal(t, uint64(7), m.incarnation())
+	require.Equal(t, b.hash(name), m.service())
+	require.Less(t, uint64(m), uint64(1)<<63, "RLIM_INFINITY is another")
+	require.NotEqual(t, m, b.brand(name, 8))
+	require.NotEqual(t, m, b.brand(service.MustName("web2"), 7))
+	other := &Backend{agentID: "another agent"}
+	require.NotEqual(t, m, other.brand(name, 7))
+	require.Equal(t, m, (&Backend{agentID: b.agentID}).brand(name, 7), "the same after a restart")
+	require.Equal(t, brandBit|brand(m.service())<<32|0xffffffff, b.brand(name, 1<<32-1))
+	for _, ordinary := range []brand{0, 1_000_000, 1<<62 - 1, ^brand(0)} {
+		require.False(t, ordinary.is())
+	}
+}
+
+func TestBrandIsReadFromProcWhereTheSystemCallMayNot(t *testing.T) {
+	b := newBackend(t)
+	l := plan(t, "exec sleep 1000")
+	if os.Geteuid() == 0 {
+		l.Spec.User = "nobody" // and where root lacks CAP_SYS_RESOURCE
+	}
+	h := start(t, b, l)
+	m, err := b.brandOf(h.main.PID())
+	require.NoError(t, err)
+	require.Equal(t, h.brand, m)
+	value, limited, err := b.proc.RTTimeLimit(h.main.PID())
+	require.NoError(t, err)
+	require.True(t, limited)
+	require.Equal(t, h.brand, brand(value))
+	none, err := b.brandOf(1)
+	require.NoError(t, err)
+	require.Zero(t, none)
+}
+
+// Each of these leaves the process group, the session, or its parents.
+func TestKillReachesWhatHasLeft(t *testing.T) {
+	b := newBackend(t)
+	for name, script := range map[string]string{
+		"group":            "sleep 1000 & sleep 1000 & exec sleep 1000",
+		"setsid":           "setsid sleep 1000 & setsid sleep 1000 & exec sleep 1000",
+		"orphans":          "(sleep 1000 &) ; (sleep 1000 &) ; exec sleep 1000",
+		"orphaned daemons": "(setsid sleep 1000 &) ; (setsid env -i sleep 1000 &) ; exec sleep 1000",
+		"stopped":          "sleep 1000 & kill -STOP $!; sleep 1000 & kill -STOP $!; exec sleep 1000",
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := start(t, b, plan(t, script))
+			pids(t, h, 3)
+			require.NoError(t, h.Kill(t.Context()))
+			require.Empty(t, pids(t, h, 0))
+			require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, h.Exit())
+			remains, err := h.Release(t.Context())
+			require.NoError(t, err)
+			require.Zero(t, remains.Leftovers, "the main process lived")
+		})
+	}
+}
+
+// One that has lowered its limits carries no brand any more, but stands in the
+// session of those that do.
+func TestKillReachesAMateWithoutABrand(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "prlimit --rttime=1000000:1000000 sleep 1000 & exec sleep 1000"))
+	list := pids(t, h, 2)
+	require.Equal(t, h.main.PID(), list[0], "the main process comes first")
+	require.Eventually(t, func() bool {
+		m, err := b.brandOf(list[1])
+		return err == nil && m == 0
+	}, patience, 2*time.Millisecond)
+	pidfd, err := unix.PidfdOpen(list[1], 0)
+	require.NoError(t, err)
+	defer unix.Close(pidfd)
+	require.NoError(t, h.Kill(t.Context()))
+	require.True(t, process.Ended(pidfd))
+	require.Zero(t, zombies(t), "it was our orphan, and is reaped")
+}
+
+// Rolling bombs, in which each member starts its successor and leaves, and
+// growing ones. Each chain ends by itself after a while, lest a test that
+// fails leaves a bomb behind.
+func TestKillEndsForkBombs(t *testing.T) {
+	b := newBackend(t)
+	for name, body := range map[string]string{
+		"hoppers":            "$0 $n &",
+		"hoppers in session": "setsid $0 $n &",
+		"busy parents":       "i=0; while [ $i -lt 3000 ]; do (:) & i=$((i+1)); done",
+	} {
+		t.Run(name, func(t *testing.T) {
+			bomb := filepath.Join(t.TempDir(), "bomb")
+			script := "#!/bin/sh\nn=$(($1+1)); [ $n -gt 500 ] && exit\n" + body + "\n"
+			require.NoError(t, os.WriteFile(bomb, []byte(script), 0o755))
+			h := start(t, b, plan(t, "i=0; while [ $i -lt 30 ]; do setsid "+bomb+" 0 & i=$((i+1)); done; echo lit; exec sleep 1000"))
+			require.Eventually(t, func() bool {
+				log, err := os.ReadFile(h.log)
+				return err == nil && string(log) == "lit\n"
+			}, patience, time.Millisecond)
+			list, err := h.pids()
+			require.NoError(t, err)
+			began := time.Now()
+			require.NoError(t, h.Kill(t.Context()))
+			took := time.Since(began)
+			t.Logf("%d lived; gone after %v", len(list), took)
+			require.Less(t, took, 2*time.Second)
+			list, err = h.pids()
+			require.NoError(t, err)
+			require.Empty(t, list)
+		})
+	}
+}
+
+func TestKillTouchesNoNeighbour(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "exec sleep 1000"))
+	next := plan(t, "exec sleep 1000")
+	next.Incarnation++
+	other := start(t, b, next)
+	bystander := osexec.Command("sleep", "1000")
+	bystander.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	require.NoError(t, bystander.Start())
+	defer func() { _ = bystander.Process.Kill(); _ = bystander.Wait() }()
+
+	require.NoError(t, h.Kill(t.Context()))
+	require.Len(t, pids(t, other, 1), 1)
+	require.NoError(t, bystander.Process.Signal(syscall.Signal(0)))
+	state, err := b.proc.State(bystander.Process.Pid)
+	require.NoError(t, err)
+	require.Equal(t, byte('S'), state)
+}
+
+func TestSurvivorsAreNamed(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "exec sleep 1000"))
+	err := b.survivors(h.ref.Name, "kill", h.brand, h.main, context.DeadlineExceeded)
+	require.Equal(t, service.Timeout, service.KindOf(err))
+	require.Equal(t, service.ReasonUnkillable, service.ReasonOf(err))
+	require.Regexp(t, "^cannot kill web: 1 processes have not ended: "+strconv.Itoa(h.main.PID())+
+		" sleep 1000 .state [SRD].: context deadline exceeded$", err.Error())
+}
+
+func TestOrphansAreReapedAndTheirTimeCounts(t *testing.T) {
+	b := newBackend(t)
+	// Two orphans each, one with a child that it waits for.
+	burn := "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done"
+	h := start(t, b, plan(t, "(sh -c '"+burn+"' &); (sh -c \"sh -c '"+burn+"'; true\" &); exec sleep 1000"))
+	pids(t, h, 1)
+	require.Eventually(t, func() bool { return h.buriedTime() > 0 }, patience, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return zombies(t) == 0 }, patience, time.Millisecond)
+	u, err := h.Usage(t.Context())
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, u.CPUTime, h.buriedTime())
+	require.NoError(t, h.Kill(t.Context()))
+	remains, err := h.Release(t.Context())
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, remains.Usage.CPUTime, u.CPUTime)
+	require.Equal(t, service.Of(0), remains.Usage.Pids)
+	require.True(t, remains.Usage.MemoryPeak.Set)
+}
+
+// zombies counts our children that have ended.
+func zombies(t testing.TB) int {
+	t.Helper()
+	fs, err := procfs.New("/proc")
+	require.NoError(t, err)
+	list, err := fs.Processes()
+	require.NoError(t, err)
+	n := 0
+	for _, p := range list {
+		if p.PPID == os.Getpid() && !p.Alive() {
+			n++
+		}
+	}
+	return n
+}
+
+// A zombie that is somebody else's to wait for stands before our orphans in
+// the kernel's list, and must neither be reaped nor hide them.
+func TestAForeignZombieIsLeftAloneAndHidesNothing(t *testing.T) {
+	b := newBackend(t)
+	foreign := osexec.Command("sh", "-c", "exit 42")
+	require.NoError(t, foreign.Start())
+	require.Eventually(t, func() bool { return zombies(t) == 1 }, patience, time.Millisecond)
+	h := start(t, b, plan(t, "(:&) ; (sleep 0.05 &) ; exec sleep 1000"))
+	pids(t, h, 1)
+	require.Eventually(t, func() bool { return zombies(t) == 1 }, patience, 5*time.Millisecond)
+	err := foreign.Wait()
+	require.Error(t, err)
+	require.Equal(t, 42, foreign.ProcessState.ExitCode())
+}
+
+func TestUsageCountsTheTree(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & setsid sleep 1000 & exec sleep 1000"))
+	pids(t, h, 3)
+	u, err := h.Usage(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "procfs", u.Source)
+	require.Equal(t, service.Of(3), u.Pids)
+	require.Greater(t, u.Memory, uint64(3*100<<10))
+	require.GreaterOrEqual(t, u.MemoryPeak.Value, u.Memory)
+	require.Equal(t, service.Quota{}, u.OOMKills, "nobody counts that here")
+	require.Equal(t, service.Quota{}, u.Swap)
+}
+
+func TestLimitOfOpenFilesReachesTheWholeTree(t *testing.T) {
+	b := newBackend(t)
+	l := plan(t, "sleep 1000 & setsid sleep 1000 & exec sleep 1000")
+	l.Limits[service.NoFile] = service.Of(300)
+	h := start(t, b, l)
+	list := pids(t, h, 3)
+	for _, pid := range list {
+		files, err := b.proc.NoFileLimit(pid)
+		require.NoError(t, err)
+		require.Equal(t, uint64(300), files)
+	}
+	applied, err := h.Limit(t.Context(), service.Limits{service.NoFile: service.Of(200)})
+	require.NoError(t, err)
+	want := service.LimitReport{Requested: service.Of(200), Applied: service.Of(200), Effective: service.Of(200), Enforced: true}
+	require.Equal(t, want, applied[service.NoFile])
+	for _, pid := range list {
+		files, err := b.proc.NoFileLimit(pid)
+		require.NoError(t, err)
+		require.Equal(t, uint64(200), files)
+	}
+
+	_, err = h.Limit(t.Context(), service.Limits{service.NoFile: service.Of(100), service.MemoryMax: service.Of(64 << 20), service.PidsMax: service.Of(5)})
+	require.Equal(t, service.Unenforceable, service.KindOf(err))
+	require.ErrorContains(t, err, "cannot limit web: this host has no cgroup v2, so it can not enforce memory_max, pids_max")
+	applied, err = h.Limits(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, want, applied[service.NoFile], "nothing was changed")
+}
+
+func TestBestEffortSaysWhatIsNotEnforced(t *testing.T) {
+	b := newBackend(t)
+	l := plan(t, "exec sleep 1000")
+	l.Limits[service.MemoryMax] = service.Of(64 << 20)
+	l.Limits[service.CPUMax] = service.Of(service.Unlimited)
+	_, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+	require.Equal(t, service.Unenforceable, service.KindOf(err))
+	require.ErrorContains(t, err, "cannot start web")
+	require.ErrorContains(t, err, "memory_max")
+	require.NotContains(t, err.Error(), "cpu_percent", "unlimited asks for nothing")
+
+	l.Spec.BestEffort = true
+	h := start(t, b, l)
+	applied, err := h.Limits(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []service.Resource{service.MemoryMax}, applied.Unenforced())
+	require.Equal(t, service.LimitReport{Requested: service.Of(64 << 20)}, applied[service.MemoryMax])
+}
+
+func TestOneIncarnationRunsOnce(t *testing.T) {
+	b := newBackend(t)
+	l := plan(t, "exec sleep 1000")
+	h := start(t, b, l)
+	_, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+	require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
+	_, err = h.Release(t.Context())
+	require.NoError(t, err)
+	start(t, b, l)
+}
+
+func TestAdoptionNeedsIdentityAndBrand(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "exec sleep 1000"))
+	again := newBackend(t)
+	adopted, err := again.Adopt(t.Context(), h.Ref())
+	require.NoError(t, err)
+	require.NoError(t, adopted.Close())
+
+	for name, change := range map[string]func(*service.Ref){
+		"name":        func(r *service.Ref) { r.Name = service.MustName("other") },
+		"incarnation": func(r *service.Ref) { r.Incarnation++ },
+	} {
+		ref := h.Ref()
+		change(&ref)
+		_, err := again.Adopt(t.Context(), ref)
+		require.ErrorIs(t, err, backends.ErrGone, name)
+	}
+	// The incarnation lives, but the record names another process of it: the
+	// main one is not known then, and all of it can be removed.
+	ref := h.Ref()
+	ref.StartTicks--
+	rest, err := again.Adopt(t.Context(), ref)
+	require.NoError(t, err)
+	require.NotEmpty(t, rest.Exit().Unknown)
+	remains, err := rest.Release(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, remains.Leftovers)
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, awaitExit(t, h))
+}
+
+func TestLeftoversNeedTheName(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & exec sleep 1000"))
+	refs, err := b.Leftovers(t.Context(), []service.Name{service.MustName("other")})
+	require.NoError(t, err)
+	require.Empty(t, refs)
+	refs, err = b.Leftovers(t.Context(), []service.Name{service.MustName("other"), h.ref.Name})
+	require.NoError(t, err)
+	require.Equal(t, []service.Ref{{Backend: "exec", Name: h.ref.Name, Incarnation: 7}}, refs)
+}
+
+func TestAnAgentThatMayNotBrandIsTold(t *testing.T) {
+	if os.Getenv("GLADSHEIM_TEST_LIMITED") == "" {
+		line := []string{"--rttime=1000000:1000000", "/proc/self/exe"}
+		if os.Geteuid() == 0 {
+			line = append([]string{"--rttime=1000000:1000000", "setpriv", "--reuid=65534", "--bounding-set=-all"}, "/proc/self/exe")
+		}
+		binary := filepath.Join("/proc", strconv.Itoa(os.Getpid()), "exe")
+		line[len(line)-1] = binary
+		cmd := osexec.Command("prlimit", append(line, "-test.run=^"+t.Name()+"$", "-test.v")...)
+		cmd.Env = append(os.Environ(), "GLADSHEIM_TEST_LIMITED=1")
+		out, err := cmd.CombinedOutput()
+		if strings.Contains(string(out), "failed to execute") {
+			t.Skip("the test binary can not be executed by another user here")
+		}
+		require.NoError(t, err, "%s", out)
+		require.Contains(t, string(out), "--- PASS")
+		return
+	}
+	require.ErrorContains(t, canBrand(), "start it without that limit")
+}
+
+func BenchmarkLaunch(b *testing.B) {
+	backend := newBackend(b)
+	times := make([]time.Duration, 0, b.N)
+	kills := make([]time.Duration, 0, b.N)
+	l := plan(b, "")
+	l.Spec.Exec = []string{"/bin/sleep", "1000"}
+	for b.Loop() {
+		l.Incarnation++
+		began := time.Now()
+		h, err := backend.Launch(b.Context(), l, func(service.Ref) error { return nil })
+		require.NoError(b, err)
+		times = append(times, time.Since(began))
+		began = time.Now()
+		require.NoError(b, h.Kill(b.Context()))
+		kills = append(kills, time.Since(began))
+		_, err = h.Release(b.Context())
+		require.NoError(b, err)
+	}
+	report(b, "launch", times)
+	report(b, "kill", kills)
+}
+
+func report(b *testing.B, what string, times []time.Duration) {
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-"+what+"-p50")
+	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "µs-"+what+"-p99")
+}

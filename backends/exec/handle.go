@@ -1,0 +1,231 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+)
+
+// unknownExit is the end of a main process that was gone when its incarnation
+// was adopted.
+var unknownExit = service.Exit{Unknown: process.UnknownExit}
+
+// closed is what Exited tells of such a one.
+var closed = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// handle is one incarnation.
+type handle struct {
+	backend *Backend
+	ref     service.Ref
+	brand   brand
+	main    *process.Process // nil when it was gone at the adoption
+	exited  <-chan struct{}
+
+	// turn is held by the one who kills, releases or changes limits.
+	turn chan struct{}
+
+	mu        sync.Mutex
+	requested service.Limits
+	dead      time.Duration // CPU time of orphans that were reaped
+	latest    service.Usage
+	condemned map[int]bool // were sent SIGKILL by the latest killing
+	signs     int          // of members whom it had not sent SIGKILL, dead or alive
+	leftovers int
+	remains   *service.Remains // once released
+}
+
+var _ backends.Handle = (*handle)(nil)
+
+func (h *handle) Ref() service.Ref { return h.ref }
+
+func (h *handle) Exited() <-chan struct{} { return h.exited }
+
+func (h *handle) Exit() service.Exit {
+	if h.main == nil {
+		return unknownExit
+	}
+	return h.main.Exit()
+}
+
+func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
+	if h.main == nil || over(h.exited) {
+		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
+	}
+	err := h.main.Signal(sig)
+	if e, ok := errors.AsType[*service.Error](err); ok {
+		return &service.Error{Op: e.Op, Service: h.ref.Name, Kind: e.Kind, Reason: e.Reason, Err: e.Err}
+	}
+	return err
+}
+
+// take waits for the turn.
+func (h *handle) take(ctx context.Context, op string) (done func(), err error) {
+	release := func() { <-h.turn }
+	select { // even with a context that has ended, if nobody is in the way
+	case h.turn <- struct{}{}:
+		return release, nil
+	default:
+	}
+	select {
+	case h.turn <- struct{}{}:
+		return release, nil
+	case <-ctx.Done():
+		return nil, ended(ctx, op, h.ref.Name, errors.New("while another call was working on it"))
+	}
+}
+
+func (h *handle) Kill(ctx context.Context) error {
+	done, err := h.take(ctx, "kill")
+	if err != nil {
+		return err
+	}
+	defer done()
+	return h.kill(ctx, "kill")
+}
+
+// kill is Kill for whom has the turn.
+func (h *handle) kill(ctx context.Context, op string) error {
+	if h.released() != nil {
+		return nil
+	}
+	leftOver := over(h.exited)
+	h.mu.Lock()
+	h.condemned = map[int]bool{}
+	h.mu.Unlock()
+	hunt := hunt{handle: h}
+	err := hunt.run(ctx)
+	if hunt.mates { // while their session is known as ours
+		h.backend.reaper.reapBehind()
+	}
+	if leftOver {
+		h.mu.Lock()
+		h.leftovers += len(h.condemned)
+		h.mu.Unlock()
+	}
+	if err == nil && !over(h.exited) {
+		// It is a zombie at most; whoever asks from now on hears its exit.
+		select {
+		case <-h.exited:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return h.backend.survivors(h.ref.Name, op, h.brand, h.main, err)
+	}
+	return h.failure(op, err)
+}
+
+// condemn notes that pid is sent SIGKILL.
+func (h *handle) condemn(pid int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.condemned[pid] {
+		h.condemned[pid] = true
+		h.signs++
+	}
+}
+
+// corpse notes that pid was found dead: if we have not killed it, others may
+// live whom it has left behind.
+func (h *handle) corpse(pid int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.condemned[pid] {
+		h.signs++
+	}
+}
+
+func (h *handle) signsOfLife() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.signs
+}
+
+// Processes lists the processes that live.
+func (h *handle) Processes(context.Context) ([]backends.Process, error) {
+	list, err := h.backend.survey(h.brand, h.main)
+	if err != nil {
+		return nil, h.failure("list the processes of", err)
+	}
+	out := make([]backends.Process, 0, len(list))
+	for _, p := range list {
+		out = append(out, backends.Process{PID: p.PID, Parent: p.PPID, Command: h.backend.proc.Command(p.PID)})
+	}
+	return out, nil
+}
+
+// Release implements backends.Handle. What ran has left nothing but numbers,
+// which this host does not keep: the counters are those of the latest reading,
+// and CPU time as far as we reaped what used it.
+func (h *handle) Release(ctx context.Context) (service.Remains, error) {
+	done, err := h.take(ctx, "release")
+	if err != nil {
+		return service.Remains{}, err
+	}
+	defer done()
+	if r := h.released(); r != nil {
+		return *r, nil
+	}
+	if err := h.kill(ctx, "release"); err != nil {
+		return service.Remains{}, err
+	}
+	usage, err := h.Usage(ctx)
+	if err != nil {
+		return service.Remains{}, err
+	}
+	h.backend.forget(h.brand)
+	if h.main != nil {
+		if err := h.main.Close(); err != nil {
+			return service.Remains{}, h.failure("release", err)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.remains = &service.Remains{Usage: usage, Leftovers: h.leftovers}
+	return *h.remains, nil
+}
+
+func (h *handle) released() *service.Remains {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.remains
+}
+
+// Close implements backends.Handle.
+func (h *handle) Close() error {
+	h.backend.forget(h.brand)
+	if h.main == nil {
+		return nil
+	}
+	if err := h.main.Close(); err != nil {
+		return h.failure("let go of", err)
+	}
+	return nil
+}
+
+// failure is an error that nobody foresaw: /proc did not serve.
+func (h *handle) failure(op string, err error) error {
+	kind := service.HostUnavailable
+	switch {
+	case errors.Is(err, context.Canceled):
+		kind = service.Cancelled
+	case errors.Is(err, context.DeadlineExceeded):
+		kind = service.Timeout
+	}
+	return &service.Error{Op: op, Service: h.ref.Name, Kind: kind, Err: fmt.Errorf("look at /proc: %w", err)}
+}

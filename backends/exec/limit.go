@@ -1,0 +1,98 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Limit implements backends.Handle.
+func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	if missing := h.backend.Enforces().Missing(l); len(missing) > 0 {
+		return service.Applied{}, unenforceable("limit", h.ref.Name, missing)
+	}
+	done, err := h.take(ctx, "limit")
+	if err != nil {
+		return service.Applied{}, err
+	}
+	defer done()
+	if _, err := h.noFile(); err != nil { // also tells whether anybody lives
+		return service.Applied{}, err
+	}
+	if files := l[service.NoFile]; files.Set {
+		if err := rlimit.SetNoFile(func() ([]int, error) { return h.pids() }, files.Value); err != nil {
+			return service.Applied{}, h.limitFailure(err)
+		}
+	}
+	h.mu.Lock()
+	h.requested = l.Over(h.requested)
+	h.mu.Unlock()
+	return h.Limits(ctx)
+}
+
+// Limits implements backends.Handle. The number of open files is the main
+// process's, or that of the first of the others.
+func (h *handle) Limits(context.Context) (service.Applied, error) {
+	files, err := h.noFile()
+	if err != nil {
+		return service.Applied{}, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var applied service.Applied
+	for r, want := range h.requested {
+		applied[r].Requested = want
+		if want.Set && want.Value == service.Unlimited {
+			applied[r].Applied, applied[r].Enforced = want, true // nothing limits it, as asked
+		}
+	}
+	report := &applied[service.NoFile]
+	report.Applied, report.Effective, report.Enforced = service.Of(files), service.Of(files), true
+	return applied, nil
+}
+
+func (h *handle) pids() ([]int, error) {
+	list, err := h.backend.survey(h.brand, h.main)
+	if err != nil {
+		return nil, err
+	}
+	pids := make([]int, len(list))
+	for i, p := range list {
+		pids[i] = p.PID
+	}
+	return pids, nil
+}
+
+// noFile reads the limit of open files back.
+func (h *handle) noFile() (uint64, error) {
+	pids, err := h.pids()
+	if err != nil {
+		return 0, h.failure("read the limits of", err)
+	}
+	for _, pid := range pids {
+		files, err := h.backend.proc.NoFileLimit(pid)
+		if errors.Is(err, procfs.ErrNoProcess) {
+			continue
+		}
+		if err != nil {
+			return 0, h.failure("read the limits of", err)
+		}
+		return files, nil
+	}
+	return 0, &service.Error{Op: "read the limits of", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("none of its processes lives")}
+}
+
+func (h *handle) limitFailure(err error) error {
+	kind := service.HostUnavailable
+	if errors.Is(err, unix.EPERM) {
+		kind = service.Denied
+		err = fmt.Errorf("%w; without CAP_SYS_RESOURCE the agent can only lower it, and only for processes of its own user", err)
+	}
+	return &service.Error{Op: "limit", Service: h.ref.Name, Kind: kind, Err: err}
+}

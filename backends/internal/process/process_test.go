@@ -1,0 +1,367 @@
+package process
+
+import (
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+const deadline = 10 * time.Second
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newWatcher(t testing.TB) *watch.Watcher {
+	t.Helper()
+	w, err := watch.New()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, w.Close()) })
+	return w
+}
+
+func proc(t testing.TB) procfs.FS {
+	t.Helper()
+	fs, err := procfs.New("/proc")
+	require.NoError(t, err)
+	return fs
+}
+
+// fork starts a shell script as a child that nobody waits for yet.
+func fork(t testing.TB, script string) (pid, pidfd int) {
+	t.Helper()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer null.Close()
+	pid, err = syscall.ForkExec("/bin/sh", []string{"sh", "-c", script}, &syscall.ProcAttr{
+		Env: os.Environ(), Files: []uintptr{null.Fd(), null.Fd(), null.Fd()}, Sys: &syscall.SysProcAttr{PidFD: &pidfd, Setsid: true},
+	})
+	require.NoError(t, err)
+	return pid, pidfd
+}
+
+func child(t testing.TB, w *watch.Watcher, script string) *Process {
+	t.Helper()
+	pid, pidfd := fork(t, script)
+	p, err := Child(w, pid, pidfd)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_ = p.Signal(syscall.SIGKILL)
+		awaitExit(t, p)
+		require.NoError(t, p.Close())
+	})
+	return p
+}
+
+func awaitExit(t testing.TB, p *Process) service.Exit {
+	t.Helper()
+	select {
+	case <-p.Exited():
+	case <-time.After(deadline):
+		require.Fail(t, "the end was never told")
+	}
+	return p.Exit()
+}
+
+func TestExitOfAChildIsExact(t *testing.T) {
+	w := newWatcher(t)
+	for script, want := range map[string]service.Exit{
+		"exit 0":        {},
+		"exit 1":        {Code: 1},
+		"exit 137":      {Code: 137},
+		"exit 255":      {Code: 255},
+		"kill -HUP $$":  {Signal: syscall.SIGHUP},
+		"kill -KILL $$": {Signal: syscall.SIGKILL},
+		"kill -SEGV $$": {Signal: syscall.SIGSEGV},
+	} {
+		t.Run(script, func(t *testing.T) {
+			p := child(t, w, script)
+			require.Equal(t, want, awaitExit(t, p))
+			require.NoDirExists(t, "/proc/"+strconv.Itoa(p.PID()), "it is reaped")
+		})
+	}
+}
+
+func TestNothingIsToldOfOneThatLives(t *testing.T) {
+	w := newWatcher(t)
+	p := child(t, w, "exec sleep 1000")
+	require.Equal(t, service.Exit{}, p.Exit())
+	require.Equal(t, Used{}, p.Used())
+	select {
+	case <-p.Exited():
+		require.Fail(t, "it has not ended")
+	default:
+	}
+	start, err := proc(t).StartTicks(p.PID())
+	require.NoError(t, err)
+	require.Equal(t, start, p.StartTicks())
+}
+
+func TestUsedCountsTheWholeLife(t *testing.T) {
+	w := newWatcher(t)
+	p := child(t, w, `i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sh -c 'i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done'`)
+	awaitExit(t, p)
+	require.True(t, p.Used().Known)
+	require.Greater(t, p.Used().CPUTime, 10*time.Millisecond)
+}
+
+func TestSignal(t *testing.T) {
+	w := newWatcher(t)
+	p := child(t, w, "trap 'exit 9' USR1; while :; do sleep 0.01; done")
+	require.Eventually(t, func() bool { return p.Signal(syscall.SIGUSR1) != nil || ended(p) }, deadline, 20*time.Millisecond)
+	require.Contains(t, []service.Exit{{Code: 9}, {Signal: syscall.SIGUSR1}}, awaitExit(t, p))
+	err := p.Signal(syscall.SIGUSR1)
+	require.Equal(t, service.NotRunning, service.KindOf(err))
+	require.ErrorContains(t, err, "cannot signal: SIGUSR1 to process "+strconv.Itoa(p.PID()))
+	exit := p.Exit()
+	require.NoError(t, p.Close())
+	require.NoError(t, p.Close())
+	require.Error(t, p.Signal(syscall.SIGUSR1))
+	require.Equal(t, exit, p.Exit(), "what was told stays")
+}
+
+func ended(p *Process) bool {
+	select {
+	case <-p.Exited():
+		return true
+	default:
+		return false
+	}
+}
+
+func TestAZombieIsNotRunning(t *testing.T) {
+	w := newWatcher(t)
+	pid, pidfd := fork(t, "exit 3")
+	awaitZombie(t, pidfd)
+	p := &Process{pid: pid, pidfd: pidfd, remove: func() {}, exited: make(chan struct{})}
+	own(pid)
+	require.Equal(t, service.NotRunning, service.KindOf(p.Signal(syscall.SIGTERM)))
+	require.NoError(t, p.Close())
+
+	found, err := Find(w, proc(t), pid, startOf(t, pid))
+	require.NoError(t, err)
+	require.Equal(t, service.Exit{Code: 3}, awaitExit(t, found), "it is our child after all")
+	require.NoError(t, found.Close())
+}
+
+func awaitZombie(t testing.TB, pidfd int) {
+	t.Helper()
+	require.Eventually(t, func() bool { return Ended(pidfd) }, deadline, time.Millisecond)
+}
+
+func startOf(t testing.TB, pid int) uint64 {
+	t.Helper()
+	start, err := proc(t).StartTicks(pid)
+	require.NoError(t, err)
+	return start
+}
+
+func TestSignalGroupReachesAllAtOnceAndOutlivesTheLeader(t *testing.T) {
+	w := newWatcher(t)
+	p := child(t, w, "sleep 1000 & sleep 1000 & exit 4")
+	require.Equal(t, service.Exit{Code: 4}, awaitExit(t, p))
+	group := func() int {
+		n := 0
+		list, err := proc(t).Processes()
+		require.NoError(t, err)
+		for _, q := range list {
+			if q.PGID == p.PID() && q.Alive() {
+				n++
+			}
+		}
+		return n
+	}
+	require.Equal(t, 2, group())
+	err := p.SignalGroup(syscall.SIGKILL)
+	if err != nil && strings.Contains(err.Error(), "invalid argument") {
+		list, _ := proc(t).Processes()
+		for _, q := range list {
+			if q.PGID == p.PID() {
+				_ = syscall.Kill(q.PID, syscall.SIGKILL)
+			}
+		}
+		t.Skip("this kernel has no PIDFD_SIGNAL_PROCESS_GROUP")
+	}
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return group() == 0 }, deadline, time.Millisecond)
+	require.Eventually(t, func() bool {
+		return service.KindOf(p.SignalGroup(syscall.SIGKILL)) == service.NotRunning
+	}, deadline, time.Millisecond, "the group has no members once they are reaped")
+}
+
+func TestFind(t *testing.T) {
+	w := newWatcher(t)
+	cmd := exec.Command("sleep", "1000")
+	require.NoError(t, cmd.Start())
+	pid := cmd.Process.Pid
+	start := startOf(t, pid)
+
+	_, err := Find(w, proc(t), pid, start+1)
+	require.ErrorIs(t, err, ErrGone, "another process with the same number")
+	_, err = Find(w, proc(t), 1<<22+1, start)
+	require.ErrorIs(t, err, ErrGone)
+
+	p, err := Find(w, proc(t), pid, start)
+	require.NoError(t, err)
+	require.Equal(t, pid, p.PID())
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	awaitExit(t, p)
+	_ = cmd.Wait()
+	require.NoError(t, p.Close())
+	_, err = Find(w, proc(t), pid, start)
+	require.ErrorIs(t, err, ErrGone)
+}
+
+// grandchild starts a process whose parent is not us: a shell that waits for
+// it, or never does.
+func grandchild(t *testing.T, w *watch.Watcher, parent string) *Process {
+	t.Helper()
+	r, out, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	cmd := exec.Command("/bin/sh", "-c", parent)
+	cmd.Stdout = out
+	require.NoError(t, cmd.Start())
+	out.Close()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	buffer := make([]byte, 32)
+	n, err := r.Read(buffer)
+	require.NoError(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(buffer[:n])))
+	require.NoError(t, err)
+	p, err := Find(w, proc(t), pid, startOf(t, pid))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, p.Close()) })
+	return p
+}
+
+func TestExitOfAStrangerIsExactOrUnknown(t *testing.T) {
+	w := newWatcher(t)
+	p := grandchild(t, w, `sh -c 'trap "exit 6" TERM; echo $$; while :; do sleep 0.01; done' & wait; exec sleep 1000`)
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	exit := awaitExit(t, p)
+	t.Logf("this kernel tells: %s", exit)
+	require.Contains(t, []service.Exit{{Code: 6}, {Unknown: UnknownExit}}, exit)
+}
+
+func TestEndOfAStrangerThatNobodyReapsIsToldAsUnknown(t *testing.T) {
+	w := newWatcher(t)
+	// The parent of the inner process becomes a program that never waits.
+	p := grandchild(t, w, `sh -c 'echo $$; exec sleep 1000' & exec sleep 1000`)
+	require.NoError(t, p.Signal(syscall.SIGKILL))
+	require.Equal(t, service.Exit{Unknown: UnknownExit}, awaitExit(t, p))
+	require.Equal(t, service.NotRunning, service.KindOf(p.Signal(syscall.SIGKILL)))
+}
+
+func TestTwoHoldersOfOneChild(t *testing.T) {
+	w := newWatcher(t)
+	for range 50 {
+		pid, pidfd := fork(t, "trap 'exit 5' TERM; while :; do :; done")
+		first, err := Child(w, pid, pidfd)
+		require.NoError(t, err)
+		second, err := Find(w, proc(t), pid, first.StartTicks())
+		require.NoError(t, err)
+		require.NoError(t, first.Signal(syscall.SIGTERM))
+		exit := awaitExit(t, first)
+		if exit.Unknown != "" { // the other one was first
+			exit = awaitExit(t, second)
+		}
+		require.Contains(t, []service.Exit{{Code: 5}, {Signal: syscall.SIGTERM}}, exit)
+		require.Contains(t, []service.Exit{exit, {Unknown: UnknownExit}}, awaitExit(t, second))
+		require.NoError(t, first.Close())
+		require.NoError(t, second.Close())
+	}
+}
+
+func TestManyExitsAtOnce(t *testing.T) {
+	w := newWatcher(t)
+	var wait sync.WaitGroup
+	for i := range 100 {
+		p := child(t, w, "exit "+strconv.Itoa(i))
+		wait.Go(func() {
+			<-p.Exited()
+			if p.Exit() != (service.Exit{Code: i}) {
+				t.Errorf("want %d, got %v", i, p.Exit())
+			}
+		})
+	}
+	wait.Wait()
+}
+
+func TestCloseWhileItEnds(t *testing.T) {
+	w := newWatcher(t)
+	for range 100 {
+		pid, pidfd := fork(t, ":")
+		p, err := Child(w, pid, pidfd)
+		require.NoError(t, err)
+		require.NoError(t, p.Close())
+		wait4(pid) // reaped by it, or left to us
+	}
+	require.Empty(t, children.held)
+}
+
+// wait4 waits for the child pid, if it is one still.
+func wait4(pid int) {
+	for {
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != syscall.EINTR {
+			return
+		}
+	}
+}
+
+func TestReapSparesWhatIsHeld(t *testing.T) {
+	w := newWatcher(t)
+	p := child(t, w, "exec sleep 1000")
+	_, ok := Reap(p.PID())
+	require.False(t, ok)
+	strange, _, found := Zombie()
+	require.False(t, found, "%d", strange)
+
+	pid, pidfd := fork(t, "exit 1")
+	defer unix.Close(pidfd)
+	awaitZombie(t, pidfd)
+	zombie, held, found := Zombie()
+	require.True(t, found)
+	require.False(t, held)
+	require.Equal(t, pid, zombie)
+	stranger, ok := Reap(pid)
+	require.True(t, ok)
+	require.Equal(t, pid, stranger.PID)
+	_, ok = Reap(pid)
+	require.False(t, ok)
+}
+
+func TestReleasedWakes(t *testing.T) {
+	w := newWatcher(t)
+	wake := make(chan struct{}, 1)
+	stop := Released(wake)
+	p := child(t, w, "exit 0")
+	awaitExit(t, p)
+	select {
+	case <-wake:
+	case <-time.After(deadline):
+		require.Fail(t, "not woken")
+	}
+	stop()
+	require.Empty(t, children.wake)
+}
+
+func TestChildThatIsGoneCanNotBeHeld(t *testing.T) {
+	w := newWatcher(t)
+	pid, pidfd := fork(t, ":")
+	wait4(pid)
+	_, err := Child(w, pid, pidfd)
+	require.ErrorIs(t, err, procfs.ErrNoProcess)
+	require.NoError(t, unix.Close(pidfd), "it is still the caller's")
+}

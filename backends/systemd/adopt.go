@@ -1,0 +1,133 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/units"
+)
+
+// Adopt takes up an incarnation; see backends.Backend. If it ended while no
+// agent was there, its cell is left, and Release tells from it what it used and
+// whether memory ran out.
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+	const op = "adopt"
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if ref.Unit == "" {
+		ref.Unit = units.Scope(ref.Name, ref.Incarnation)
+	}
+	if ref.Cgroup == "" {
+		ref.Cgroup = cgroupOf(ref.Unit)
+	}
+	if path.Base(ref.Cgroup) != ref.Unit || path.Base(path.Dir(ref.Cgroup)) != cellOf(ref.Unit) {
+		return nil, &service.Error{Op: op, Service: ref.Name, Kind: service.Invalid,
+			Err: fmt.Errorf("the record names the cgroup %s, which is not one of %s", ref.Cgroup, ref.Unit)}
+	}
+	if ref.BootID != "" && ref.BootID != b.bootID {
+		return nil, backends.ErrGone
+	}
+	h := b.newHandle(ref, service.Limits{})
+	if err := h.find(); err != nil {
+		return nil, failure(op, ref.Name, err)
+	}
+	if h.main != nil {
+		// Kills of the past are no news of this main process.
+		var err error
+		if h.before, err = h.cell.OOMCounts(); err != nil && !gone(err) {
+			return nil, errors.Join(failure(op, ref.Name, err), h.Close())
+		}
+		return h, nil
+	}
+	left, err := h.left(ctx)
+	switch {
+	case err != nil:
+		return nil, failure(op, ref.Name, err)
+	case !left:
+		return nil, backends.ErrGone
+	}
+	return h, nil
+}
+
+// find takes up the main process, if it lives.
+func (h *handle) find() error {
+	if h.ref.PID == 0 {
+		return nil
+	}
+	p, err := process.Find(h.b.watcher, h.b.fs, h.ref.PID, h.ref.StartTicks)
+	if errors.Is(err, process.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// That it is the process of the record does not make it one of ours: it is
+	// in its scope, or was moved out of one that is still there.
+	at, err := h.b.fs.Cgroup(h.ref.PID)
+	if err == nil && at != h.ref.Cgroup {
+		var there bool
+		if there, err = h.cell.Exists(); err == nil && !there {
+			return p.Close()
+		}
+	}
+	if err != nil && !errors.Is(err, procfs.ErrNoProcess) {
+		return errors.Join(err, p.Close())
+	}
+	h.take(p)
+	return nil
+}
+
+// left tells whether a cgroup or a unit of the incarnation is left.
+func (h *handle) left(ctx context.Context) (bool, error) {
+	if there, err := h.cell.Exists(); there || err != nil {
+		return there, err
+	}
+	for _, unit := range []string{h.ref.Unit, cellOf(h.ref.Unit)} {
+		if state, err := h.b.bus.activeState(ctx, unit); state != "" || err != nil {
+			return state != "", err
+		}
+	}
+	return false, nil
+}
+
+// Leftovers lists the incarnations that systemd knows and those that have a
+// cgroup, which it may have forgotten.
+func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Ref, error) {
+	const op = "list leftovers"
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	names, err := b.bus.list(ctx, ours+"*"+scopeSuffix, ours+"*"+sliceSuffix)
+	if err != nil {
+		return nil, failure(op, service.Name{}, err)
+	}
+	slice := b.tree.Group("/" + units.Slice)
+	cells, err := slice.Children()
+	if err != nil && !gone(err) {
+		return nil, failure(op, service.Name{}, err)
+	}
+	return refs(slice, append(names, cells...)), nil
+}
+
+// refs makes one Ref of each incarnation that is named.
+func refs(slice cgroup.Group, names []string) []service.Ref {
+	var found []service.Ref
+	seen := make(map[string]bool)
+	for _, name := range names {
+		service_, incarnation, ok := parseUnit(name)
+		scope := units.Scope(service_, incarnation)
+		if !ok || seen[scope] {
+			continue
+		}
+		seen[scope] = true
+		found = append(found, service.Ref{Backend: "systemd", Name: service_, Incarnation: incarnation,
+			Unit: scope, Cgroup: slice.Child(cellOf(scope)).Child(scope).Path()})
+	}
+	return found
+}

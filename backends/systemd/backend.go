@@ -1,0 +1,194 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Config is what a Backend works with.
+type Config struct {
+	Watcher *watch.Watcher
+	Procfs  procfs.FS
+	Tree    cgroup.Tree // the hierarchy that systemd manages
+	Route   Route
+	Log     *slog.Logger // told what is put right after a call has returned; nil: nobody
+
+	PrivateSocket string // "" is /run/systemd/private
+	BusSocket     string // "" is /run/dbus/system_bus_socket
+}
+
+const (
+	// inFlight is how many scopes are asked for at a time. PID 1 handles one
+	// after the other; more only fill queues, of which dbus-daemon's holds 128
+	// answers for a connection.
+	inFlight = 16
+
+	// patience is how long a call takes when its context sets no limit.
+	patience = 30 * time.Second
+)
+
+// Backend runs incarnations in transient scopes. It may be used by many
+// goroutines at once.
+type Backend struct {
+	watcher *watch.Watcher
+	fs      procfs.FS
+	tree    cgroup.Tree
+	log     *slog.Logger
+	bootID  string
+	can     service.Enforcement
+
+	bus       *bus
+	slots     chan struct{} // inFlight of them
+	anchoring chan struct{} // held by the one who makes the anchor
+	pauses    []*process.Process
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup
+}
+
+var _ backends.Backend = (*Backend)(nil)
+
+// New connects to systemd and finds out what can be enforced here. ctx bounds
+// New alone. An error is of Kind HostUnavailable: PID 1 is not systemd, or does
+// not answer, or cgroup v2 is not its hierarchy.
+func New(ctx context.Context, cfg Config) (*Backend, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	b := &Backend{
+		watcher: cfg.Watcher, fs: cfg.Procfs, tree: cfg.Tree, log: cfg.Log,
+		bus: newBus(cfg), slots: make(chan struct{}, inFlight), anchoring: make(chan struct{}, 1),
+	}
+	if b.log == nil {
+		b.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if b.bootID, err = b.fs.BootID(); err != nil {
+		return nil, failure("look at the host", service.Name{}, err)
+	}
+	if b.can, err = enforcement(b.tree); err != nil {
+		return nil, failure("look at the host", service.Name{}, err)
+	}
+	if _, err := b.bus.link(ctx); err != nil {
+		b.bus.close()
+		return nil, failure("talk to systemd", service.Name{}, err)
+	}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	return b, nil
+}
+
+// Name is "systemd".
+func (b *Backend) Name() string { return "systemd" }
+
+// Enforces tells what the kernel enforces on scopes here.
+func (b *Backend) Enforces() service.Enforcement { return b.can }
+
+// Plan names the scope of l, and where its cgroup is expected.
+func (b *Backend) Plan(l service.Launch) service.Ref {
+	scope, _, path := plan(l)
+	return service.Ref{Backend: b.Name(), Name: l.Name, Incarnation: l.Incarnation, Unit: scope, Cgroup: path}
+}
+
+// Close ends the connection and whatever is still being put right. Services
+// are not touched.
+func (b *Backend) Close() error {
+	b.cancel()
+	b.tasks.Wait()
+	b.bus.close()
+	var failures []error
+	for _, p := range b.pauses {
+		failures = append(failures, p.Close())
+	}
+	return errors.Join(failures...)
+}
+
+// looksAt is a unit that always runs, and in whose cgroup every file can be
+// found that a scope's may have.
+const looksAt = "/init.scope"
+
+// enforcement finds out which limits hold for scopes: those whose file is in a
+// cgroup that exists, and those of a controller that nobody here has switched
+// on yet but the kernel has; the latter are proven by each launch, which reads
+// them back.
+func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
+	can := service.Enforcement{KillAll: true}
+	controllers, err := tree.Group("/").Controllers()
+	if err != nil {
+		return can, err
+	}
+	on, err := tree.Group(looksAt).Controllers()
+	if err != nil {
+		return can, err
+	}
+	if can.Limits, err = tree.Group(looksAt).Enforceable(); err != nil {
+		return can, err
+	}
+	for r, controller := range controllerOf {
+		if controller != "" && !slices.Contains(on, controller) {
+			can.Limits[r] = slices.Contains(controllers, controller)
+		}
+	}
+	can.Limits[service.NoFile] = true
+	can.OOMVerdict = slices.Contains(controllers, "memory")
+	return can, nil
+}
+
+var controllerOf = [service.NumResources]string{
+	service.MemoryMax: "memory", service.MemoryHigh: "memory", service.MemorySwapMax: "memory",
+	service.CPUMax: "cpu", service.CPUWeight: "cpu", service.PidsMax: "pids", service.IOWeight: "io",
+}
+
+// unenforceable is the error for limits that the host does not keep, nil if
+// there are none among them.
+func (b *Backend) unenforceable(op string, name service.Name, limits service.Limits) error {
+	missing := b.can.Missing(limits)
+	if len(missing) == 0 {
+		return nil
+	}
+	var names []string
+	for _, r := range missing {
+		names = append(names, r.String())
+	}
+	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
+		Err: fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", strings.Join(names, ", "))}
+}
+
+// bounded gives ctx a limit if it has none.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, patience)
+}
+
+// failure turns err into the error that crosses the border; one that is a
+// *service.Error already stays what it is.
+func failure(op string, name service.Name, err error) error {
+	if e, ok := errors.AsType[*service.Error](err); ok {
+		if e.Service.IsZero() {
+			e.Service = name
+		}
+		return e
+	}
+	out := &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: err}
+	switch {
+	case errors.Is(err, context.Canceled):
+		out.Kind = service.Cancelled
+	case errors.Is(err, context.DeadlineExceeded):
+		out.Kind, out.Reason = service.Timeout, service.ReasonBackendTimeout
+	}
+	return out
+}

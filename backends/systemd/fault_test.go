@@ -1,0 +1,224 @@
+package systemd
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func TestLaunchWhenTheSignalIsLost(t *testing.T) {
+	needSystemd(t)
+	p := newProxy(t)
+	b := newBackend(t, p.config())
+	p.dropSignals.Store(true)
+	h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "sleep"))
+	require.Equal(t, h.ref.Cgroup, cgroupOfProcess(t, h.ref.PID))
+	release(t, h)
+}
+
+func TestLaunchWhenTheAnswerIsLost(t *testing.T) {
+	needSystemd(t)
+	p := newProxy(t)
+	b := newBackend(t, p.config())
+	p.dropReplies.Store(true)
+	h := start(t, b, planned(t, service.Limits{}, "sleep"))
+	p.dropReplies.Store(false)
+	release(t, h)
+}
+
+func TestSignalsThatComeTwice(t *testing.T) {
+	needSystemd(t)
+	p := newProxy(t)
+	b := newBackend(t, p.config())
+	p.twice.Store(true)
+	for range 5 {
+		release(t, start(t, b, planned(t, service.Limits{}, "sleep")))
+	}
+}
+
+// TestLaunchWhenTheConnectionBreaks breaks it after each message of a launch
+// and its release in turn.
+func TestLaunchWhenTheConnectionBreaks(t *testing.T) {
+	needSystemd(t)
+	p := newProxy(t)
+	b := newBackend(t, p.config())
+	for after := range int64(6) {
+		t.Run(strconv.FormatInt(after+1, 10), func(t *testing.T) {
+			l := planned(t, service.Limits{service.CPUMax: service.Of(50 * service.UsecPerPercent)}, "sleep")
+			p.cutAt.Store(after + 1)
+			h := start(t, b, l)
+			_, err := h.Limit(within(t), service.Limits{service.PidsMax: service.Of(50)})
+			require.NoError(t, err)
+			release(t, h)
+		})
+	}
+}
+
+// TestLaunchGivenUp lets systemd answer only long after the launch was given
+// up: nothing may remain of what it then makes.
+func TestLaunchGivenUp(t *testing.T) {
+	needSystemd(t)
+	for name, byPID := range map[string]bool{"by pidfd": false, "by number": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newProxy(t)
+			b := newBackend(t, p.config())
+			if byPID {
+				b.bus.current.pidfds = false
+			}
+			l := planned(t, service.Limits{}, "sleep")
+			p.freeze()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			began := time.Now()
+			_, err := b.Launch(ctx, l, func(service.Ref) error { t.Error("identify was called"); return nil })
+			require.Equal(t, service.Timeout, service.KindOf(err), "%v", err)
+			require.Equal(t, service.ReasonBackendTimeout, service.ReasonOf(err))
+			require.Less(t, time.Since(began), soonAfter)
+			require.Len(t, b.slots, 1, "what may still come holds its slot")
+
+			p.thaw()
+			eventually(t, func() bool { return len(b.slots) == 0 }, "the late answer was never dealt with")
+			nothingOf(t, b.Plan(l))
+			release(t, start(t, b, planned(t, service.Limits{}, "sleep")))
+		})
+	}
+}
+
+// TestPID1Stalled asks for more than is let through at a time.
+func TestPID1Stalled(t *testing.T) {
+	needSystemd(t)
+	p := newProxy(t)
+	b := newBackend(t, p.config())
+	p.freeze()
+	const many = 3 * inFlight
+	launches := make([]service.Launch, many)
+	var wait sync.WaitGroup
+	for i := range launches {
+		launches[i] = planned(t, service.Limits{}, "sleep")
+		wait.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			if _, err := b.Launch(ctx, launches[i], unrecorded); service.KindOf(err) != service.Timeout {
+				t.Errorf("launch %d: %v", i, err)
+			}
+		})
+	}
+	wait.Wait()
+	p.thaw()
+	eventually(t, func() bool { return len(b.slots) == 0 }, "the late answers were never dealt with")
+	require.LessOrEqual(t, p.requests.Load(), int64(inFlight))
+	for _, l := range launches {
+		nothingOf(t, b.Plan(l))
+	}
+	release(t, start(t, b, planned(t, service.Limits{}, "sleep")))
+}
+
+// TestCloseWhileStalled must not leave the child at its gate.
+func TestCloseWhileStalled(t *testing.T) {
+	needSystemd(t)
+	p := newProxy(t)
+	b := newBackend(t, p.config())
+	b.bus.current.pidfds = false
+	p.freeze()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := b.Launch(ctx, planned(t, service.Limits{}, "sleep"), unrecorded)
+	require.Equal(t, service.Timeout, service.KindOf(err), "%v", err)
+	require.NoError(t, b.Close())
+	require.Empty(t, gates(t))
+}
+
+// gates lists the children of this process that wait at a gate.
+func gates(t *testing.T) []string {
+	t.Helper()
+	text, err := exec.Command("ps", "-o", "args=", "--ppid", strconv.Itoa(os.Getpid())).Output()
+	require.NoError(t, err)
+	var found []string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "gladsheim-gate") {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+// TestDaemonRestarts launches after each of the accidents that break links.
+func TestDaemonRestarts(t *testing.T) {
+	accidents := map[string]func(t *testing.T){
+		"dbus-daemon restarts": func(t *testing.T) { systemctl(t, "restart", "dbus.service") },
+		"dbus-daemon is killed": func(t *testing.T) {
+			systemctl(t, "kill", "--signal=KILL", "dbus.service")
+		},
+		"systemd executes itself anew": func(t *testing.T) { systemctl(t, "daemon-reexec") },
+	}
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		for name, happens := range accidents {
+			t.Run(name, func(t *testing.T) {
+				b := newBackend(t, cfg)
+				before := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "sleep"))
+				happens(t)
+				began := time.Now()
+				h := start(t, b, planned(t, service.Limits{}, "sleep"))
+				t.Logf("the next launch took %v", time.Since(began))
+				_, err := before.Limit(within(t), service.Limits{service.MemoryMax: service.Of(48 << 20)})
+				require.NoError(t, err)
+				require.NoError(t, before.Signal(t.Context(), syscall.SIGTERM))
+				require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, waitExit(t, before))
+				release(t, before)
+				release(t, h)
+			})
+		}
+	})
+}
+
+// TestOlderSystemd makes this one do without what older ones lack.
+func TestOlderSystemd(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		b.bus.current.pidfds, b.bus.current.oomPolicy = false, false
+		h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "sleep"))
+		require.Equal(t, "1", file(t, h.scope, "memory.oom.group"))
+		_, err := h.Limit(within(t), service.Limits{service.MemoryMax: service.Of(48 << 20)})
+		require.NoError(t, err)
+		require.Equal(t, "1", file(t, h.scope, "memory.oom.group"))
+	})
+}
+
+func TestFiftyCyclesLeaveNothing(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		cycle := func() service.Ref {
+			h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "exit", "0"))
+			waitExit(t, h)
+			release(t, h)
+			return h.ref
+		}
+		cycle()
+		goroutines, fds := runtime.NumGoroutine(), openFiles(t)
+		var last service.Ref
+		for range 50 {
+			last = cycle()
+		}
+		nothingOf(t, last)
+		eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines", goroutines)
+		require.Equal(t, fds, openFiles(t))
+	})
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(entries)
+}

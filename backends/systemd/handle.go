@@ -1,0 +1,259 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// handle is one incarnation; see backends.Handle.
+type handle struct {
+	b     *Backend
+	ref   service.Ref
+	scope cgroup.Group // its processes and limits
+	cell  cgroup.Group // its counters, also when the scope is gone
+
+	before cgroup.OOMCounts // when it began, or was adopted
+
+	main   *process.Process // nil if it had ended before it was adopted
+	exited <-chan struct{}
+
+	mu        sync.Mutex
+	requested service.Limits
+	leftovers int // most that were seen after the end of the main process
+
+	releasing chan struct{} // held by the one who releases, and guards what follows
+	released  bool
+	remains   service.Remains
+}
+
+var _ backends.Handle = (*handle)(nil)
+
+func (b *Backend) newHandle(ref service.Ref, requested service.Limits) *handle {
+	scope := b.tree.Group(ref.Cgroup)
+	ended := make(chan struct{})
+	close(ended)
+	return &handle{
+		b: b, ref: ref, scope: scope, cell: scope.Parent(), requested: requested,
+		exited: ended, releasing: make(chan struct{}, 1),
+	}
+}
+
+// take makes p the main process.
+func (h *handle) take(p *process.Process) { h.main, h.exited = p, p.Exited() }
+
+func (h *handle) Ref() service.Ref { return h.ref }
+
+func (h *handle) Exited() <-chan struct{} { return h.exited }
+
+func (h *handle) Exit() service.Exit {
+	if h.main == nil {
+		return service.Exit{Unknown: process.UnknownExit}
+	}
+	return h.main.Exit()
+}
+
+func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
+	if h.ended() {
+		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
+	}
+	if err := h.main.Signal(sig); err != nil {
+		return failure("signal", h.ref.Name, err)
+	}
+	return nil
+}
+
+func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	const op = "limit"
+	if h.ended() {
+		return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning,
+			Err: errors.New("its main process has ended")}
+	}
+	if err := h.b.unenforceable(op, h.ref.Name, l); err != nil {
+		return service.Applied{}, err
+	}
+	for r, q := range l {
+		if err := service.Resource(r).Check(q); err != nil {
+			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.Invalid, Err: err}
+		}
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if err := h.limit(ctx, rounded(l)); err != nil {
+		return service.Applied{}, failure(op, h.ref.Name, err)
+	}
+	h.mu.Lock()
+	h.requested = l.Over(h.requested)
+	h.mu.Unlock()
+	return h.Limits(ctx)
+}
+
+// limit changes limits and reads each back.
+func (h *handle) limit(ctx context.Context, l service.Limits) error {
+	if q := l[service.NoFile]; q.Set {
+		if err := h.setOpenFiles(q.Value); err != nil {
+			return err
+		}
+	}
+	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l)); err != nil {
+		if errorIs(err, noSuchUnit) {
+			return &service.Error{Op: "limit", Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+		}
+		return err
+	}
+	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(onlyWeights(l))); err != nil {
+		return err
+	}
+	if err := h.b.groupKill(ctx, h.scope); err != nil {
+		return err
+	}
+	return h.verifyLimits(l)
+}
+
+// verifyLimits compares the kernel's values with l.
+func (h *handle) verifyLimits(l service.Limits) error {
+	scope, err := h.scope.Limits(l)
+	if err != nil {
+		return err
+	}
+	cell, err := h.cell.Limits(l)
+	if err != nil {
+		return err
+	}
+	for r, q := range l {
+		holds := scope[r].Applied
+		if slices.Contains(weights, service.Resource(r)) && holds == q {
+			holds = cell[r].Applied
+		}
+		if !q.Set || service.Resource(r) == service.NoFile || holds == q || q.Value == service.Unlimited && !holds.Set {
+			continue
+		}
+		return fmt.Errorf("systemd took %s %s for %s, but %s holds %s", service.Resource(r), service.Resource(r).Format(q),
+			h.ref.Unit, h.scope.Path(), service.Resource(r).Format(holds))
+	}
+	return nil
+}
+
+func (h *handle) Limits(context.Context) (service.Applied, error) {
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	applied, err := h.scope.Limits(requested)
+	if gone(err) {
+		return applied, &service.Error{Op: "read limits of", Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+	}
+	if err != nil {
+		return applied, failure("read limits of", h.ref.Name, err)
+	}
+	soft, err := h.openFiles()
+	if err != nil {
+		return applied, failure("read limits of", h.ref.Name, err)
+	}
+	files := &applied[service.NoFile]
+	files.Applied, files.Effective, files.Enforced = soft, soft, soft.Set
+	return applied, nil
+}
+
+// setOpenFiles sets RLIMIT_NOFILE of every process; those to come inherit it.
+func (h *handle) setOpenFiles(n uint64) error {
+	pids, err := h.scope.Processes()
+	if err != nil {
+		return err
+	}
+	want := unix.Rlimit{Cur: n, Max: n}
+	for _, pid := range pids {
+		err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &want, nil)
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("prlimit NOFILE %d of process %d: %w", n, pid, err)
+		}
+	}
+	return nil
+}
+
+// openFiles reads RLIMIT_NOFILE of the main process; unset when that has ended.
+func (h *handle) openFiles() (service.Quota, error) {
+	if h.ended() {
+		return service.Quota{}, nil
+	}
+	var now unix.Rlimit
+	err := unix.Prlimit(h.ref.PID, unix.RLIMIT_NOFILE, nil, &now)
+	if errors.Is(err, unix.ESRCH) {
+		return service.Quota{}, nil
+	}
+	if err != nil {
+		return service.Quota{}, fmt.Errorf("prlimit NOFILE of process %d: %w", h.ref.PID, err)
+	}
+	return service.Of(now.Cur), nil
+}
+
+func (h *handle) Usage(context.Context) (service.Usage, error) {
+	u, err := h.usage()
+	if gone(err) {
+		return u, &service.Error{Op: "read usage of", Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+	}
+	if err != nil {
+		return u, failure("read usage of", h.ref.Name, err)
+	}
+	return u, nil
+}
+
+// usage reads the counters of the scope, and when that is gone those of the
+// cell, which hold the same but for the throttling: that is counted where the
+// quota is.
+func (h *handle) usage() (service.Usage, error) {
+	u, err := h.scope.Usage()
+	if !gone(err) {
+		return u, err
+	}
+	u, err = h.cell.Usage()
+	u.Throttled, u.ThrottledPeriods = service.Quota{}, service.Quota{}
+	return u, err
+}
+
+// gone tells whether err says that a cgroup is not there, or went while it was
+// read.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
+func (h *handle) Processes(context.Context) ([]backends.Process, error) {
+	pids, err := h.scope.Processes()
+	if err != nil {
+		return nil, failure("list the processes of", h.ref.Name, err)
+	}
+	var found []backends.Process
+	for _, pid := range pids {
+		p, err := h.b.fs.Process(pid)
+		if errors.Is(err, procfs.ErrNoProcess) {
+			continue
+		}
+		if err != nil {
+			return nil, failure("list the processes of", h.ref.Name, err)
+		}
+		entry := backends.Process{PID: pid, Parent: p.PPID, Command: h.b.fs.Command(pid)}
+		if pid == h.ref.PID && p.Start == h.ref.StartTicks {
+			found = slices.Insert(found, 0, entry)
+		} else {
+			found = append(found, entry)
+		}
+	}
+	return found, nil
+}
+
+// Close lets go of the incarnation.
+func (h *handle) Close() error {
+	if h.main == nil {
+		return nil
+	}
+	return h.main.Close()
+}

@@ -1,0 +1,224 @@
+package systemd
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/backendtest"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/units"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// routes are the two ways to PID 1; what must work must work on both.
+var routes = map[string]Route{"private": RoutePrivate, "bus": RouteBus}
+
+func needSystemd(t *testing.T) {
+	t.Helper()
+	if !slices.Contains(strings.Fields(os.Getenv("GLADSHEIM_TEST_OFFERS")), "systemd") {
+		t.Skip("needs a host with systemd: GLADSHEIM_TEST_OFFERS does not name it")
+	}
+}
+
+// onBothRoutes runs a test once on each route.
+func onBothRoutes(t *testing.T, test func(t *testing.T, cfg Config)) {
+	needSystemd(t)
+	for name, route := range routes {
+		t.Run(name, func(t *testing.T) { test(t, Config{Route: route}) })
+	}
+}
+
+// newBackend is a backend as a fresh agent has it.
+func newBackend(t *testing.T, cfg Config) *Backend {
+	t.Helper()
+	w, err := watch.New()
+	require.NoError(t, err)
+	cfg.Watcher = w
+	cfg.Procfs, err = procfs.New("/proc")
+	require.NoError(t, err)
+	cfg.Tree, err = cgroup.Open(cgroupRoot)
+	require.NoError(t, err)
+	b, err := New(within(t), cfg)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, b.Close())
+		require.NoError(t, w.Close())
+	})
+	return b
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually looks again and again until what must become true is true.
+func eventually(t *testing.T, condition func() bool, what string, args ...any) {
+	t.Helper()
+	require.Eventually(t, condition, time.Minute, 5*time.Millisecond, append([]any{what}, args...)...)
+}
+
+func TestConformance(t *testing.T) {
+	needSystemd(t)
+	offers := service.Enforcement{OOMVerdict: true, KillAll: true}
+	for r := range offers.Limits {
+		offers.Limits[r] = true
+	}
+	for name, route := range routes {
+		t.Run(name, func(t *testing.T) {
+			backendtest.Run(t, backendtest.Subject{
+				New:        func(t *testing.T) backends.Backend { return newBackend(t, Config{Route: route}) },
+				Workload:   backendtest.Workload(t),
+				Offers:     offers,
+				CgroupRoot: cgroupRoot,
+				Residue:    residue,
+			})
+		})
+	}
+}
+
+// residue asks systemctl, and looks for cells, whose escaped names the suite
+// does not know.
+func residue(name service.Name) ([]string, error) {
+	text, err := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", "gladsheim-*").Output()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		names = append(names, strings.Fields(line)[0])
+	}
+	cells, err := filepath.Glob(filepath.Join(cgroupRoot, units.Slice, "*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, cell := range cells {
+		names = append(names, filepath.Base(cell))
+	}
+	return slices.DeleteFunc(names, func(n string) bool {
+		of, _, ok := parseUnit(n)
+		return !ok || !strings.HasPrefix(of.String(), name.String())
+	}), nil
+}
+
+var lastNumber atomic.Uint64
+
+// plan is a launch of the workload in the given mode, under a name of its own.
+func planned(t *testing.T, limits service.Limits, mode ...string) service.Launch {
+	t.Helper()
+	n := lastNumber.Add(1)
+	spec := service.Defaults()
+	spec.Name = service.MustName("my-test_of-" + strings.ToLower(strings.NewReplacer("/", "-", "_", "-", "#", "").Replace(t.Name())))
+	spec.Exec = append([]string{workload(t), "-t", spec.Name.String()}, mode...)
+	spec.Limits = limits
+	return service.Launch{Name: spec.Name, Incarnation: n, Spec: spec, Limits: limits,
+		LogFile: filepath.Join(t.TempDir(), "log")}
+}
+
+var built atomic.Pointer[string]
+
+func workload(t *testing.T) string {
+	t.Helper()
+	if path := built.Load(); path != nil {
+		return *path
+	}
+	path := backendtest.Workload(t)
+	built.Store(&path)
+	return path
+}
+
+func unrecorded(service.Ref) error { return nil }
+
+// start launches, and sees to it that nothing is left.
+func start(t *testing.T, b *Backend, l service.Launch) *handle {
+	t.Helper()
+	h, err := b.Launch(within(t), l, unrecorded)
+	require.NoError(t, err)
+	return keep(t, h)
+}
+
+func keep(t *testing.T, h backends.Handle) *handle {
+	t.Helper()
+	t.Cleanup(func() {
+		_, err := h.Release(within(t))
+		require.NoError(t, err)
+		require.NoError(t, h.Close())
+		nothingOf(t, h.Ref())
+	})
+	return h.(*handle)
+}
+
+func nothingOf(t *testing.T, ref service.Ref) {
+	t.Helper()
+	left, err := residue(ref.Name)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
+func waitExit(t *testing.T, h backends.Handle) service.Exit {
+	t.Helper()
+	select {
+	case <-h.Exited():
+	case <-time.After(time.Minute):
+		t.Fatal("it never ended")
+	}
+	return h.Exit()
+}
+
+func release(t *testing.T, h backends.Handle) service.Remains {
+	t.Helper()
+	remains, err := h.Release(within(t))
+	require.NoError(t, err)
+	return remains
+}
+
+// show asks systemctl for a property of a unit.
+func show(t *testing.T, unit, property string) string {
+	t.Helper()
+	text, err := exec.Command("systemctl", "show", "--value", "-p", property, unit).Output()
+	require.NoError(t, err)
+	return strings.TrimSpace(string(text))
+}
+
+func systemctl(t *testing.T, args ...string) {
+	t.Helper()
+	output, err := exec.Command("systemctl", args...).CombinedOutput()
+	require.NoError(t, err, "systemctl %v: %s", args, output)
+}
+
+// file reads a file of a cgroup.
+func file(t *testing.T, g cgroup.Group, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(cgroupRoot, g.Path(), name))
+	require.NoError(t, err)
+	return strings.TrimSpace(string(text))
+}
+
+// cgroupOfProcess asks /proc.
+func cgroupOfProcess(t *testing.T, pid int) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	require.NoError(t, err)
+	_, path, ok := strings.Cut(string(text), "0::")
+	require.True(t, ok, "%q", text)
+	return strings.TrimSpace(path)
+}

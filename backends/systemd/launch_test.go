@@ -1,0 +1,203 @@
+package systemd
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/units"
+)
+
+func TestScopeAsSystemdShowsIt(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		l := planned(t, service.Limits{
+			service.MemoryMax: service.Of(64 << 20), service.MemoryHigh: service.Of(48 << 20), service.MemorySwapMax: service.Of(0),
+			service.CPUMax: service.Of(20 * service.UsecPerPercent), service.CPUWeight: service.Of(321),
+			service.PidsMax: service.Of(50), service.IOWeight: service.Of(123), service.NoFile: service.Of(512),
+		}, "sleep")
+		l.Spec.Stop.Signal, l.Spec.Stop.Timeout = syscall.SIGINT, 7*time.Second
+		h := start(t, b, l)
+		require.Equal(t, units.Scope(l.Name, l.Incarnation), h.ref.Unit)
+		cell := cellOf(h.ref.Unit)
+		for property, want := range map[string]string{
+			"ActiveState": "active", "SubState": "running", "Slice": cell, "ControlGroup": h.ref.Cgroup, "Transient": "yes",
+			"Description": "Gladsheim service " + l.Name.String() + ", incarnation " + strconv.FormatUint(l.Incarnation, 10),
+			"OOMPolicy":   "kill", "CollectMode": "inactive-or-failed", "Delegate": "no",
+			"KillSignal": "2", "TimeoutStopUSec": "7s", "SendSIGHUP": "no",
+			"MemoryMax": "67108864", "MemoryHigh": "50331648", "MemorySwapMax": "0", "CPUQuotaPerSecUSec": "200ms",
+			"CPUWeight": "321", "TasksMax": "50", "IOWeight": "123",
+		} {
+			require.Equal(t, want, show(t, h.ref.Unit, property), property)
+		}
+		for property, want := range map[string]string{
+			"ActiveState": "active", "Slice": units.Slice, "ControlGroup": filepath.Dir(h.ref.Cgroup),
+			"CPUWeight": "321", "IOWeight": "123", "MemoryMax": "infinity", "TasksMax": "infinity", "CPUQuotaPerSecUSec": "infinity",
+		} {
+			require.Equal(t, want, show(t, cell, property), property)
+		}
+		require.Equal(t, "active", show(t, units.Slice, "ActiveState"))
+		require.Equal(t, h.ref.Cgroup, cgroupOfProcess(t, h.ref.PID))
+		require.Equal(t, strconv.Itoa(h.ref.PID), file(t, h.scope, "cgroup.procs"))
+		for name, want := range map[string]string{
+			"memory.max": "67108864", "memory.high": "50331648", "memory.swap.max": "0", "cpu.max": "20000 100000",
+			"cpu.weight": "321", "pids.max": "50", "memory.oom.group": "1",
+		} {
+			require.Equal(t, want, file(t, h.scope, name), name)
+		}
+		require.Equal(t, "321", file(t, h.cell, "cpu.weight"))
+		require.Contains(t, file(t, h.cell, "io.weight"), "default 123")
+		release(t, h)
+		require.Equal(t, "not-found", show(t, h.ref.Unit, "LoadState"))
+		require.NotEqual(t, "active", show(t, cell, "ActiveState"))
+	})
+}
+
+func TestNoLimitOfTheHostCreepsIn(t *testing.T) {
+	needSystemd(t)
+	h := start(t, newBackend(t, Config{}), planned(t, service.Limits{}, "sleep"))
+	for _, name := range []string{"memory.max", "memory.high", "pids.max"} {
+		require.Equal(t, "max", file(t, h.scope, name), name)
+		require.Equal(t, "max", file(t, h.cell, name), name)
+	}
+}
+
+func TestRootGoesBySystemdsOwnSocket(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	require.Equal(t, RoutePrivate, b.bus.current.route)
+	b = newBackend(t, Config{PrivateSocket: "/nowhere"})
+	require.Equal(t, RouteBus, b.bus.current.route)
+	release(t, start(t, b, planned(t, service.Limits{}, "sleep")))
+}
+
+func TestLeftoverUnitOfTheSameName(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+
+		empty := planned(t, service.Limits{}, "sleep")
+		systemctl(t, "start", cellOf(b.Plan(empty).Unit))
+		release(t, start(t, b, empty))
+
+		inhabited := planned(t, service.Limits{}, "sleep")
+		ref := b.Plan(inhabited)
+		run := exec.Command("systemd-run", "--scope", "--unit="+ref.Unit, "--slice="+cellOf(ref.Unit), "sleep", "1000")
+		require.NoError(t, run.Start())
+		defer func() { _ = run.Wait() }()
+		group := b.tree.Group(ref.Cgroup)
+		eventually(t, func() bool { lives, _ := group.Populated(); return lives }, "the previous instance never came")
+		_, err := b.Launch(within(t), inhabited, func(service.Ref) error { t.Error("identify was called"); return nil })
+		require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err), "%v", err)
+		require.Equal(t, service.Conflict, service.KindOf(err))
+		lives, err := group.Populated()
+		require.NoError(t, err)
+		require.True(t, lives)
+
+		found, err := b.Leftovers(within(t), nil)
+		require.NoError(t, err)
+		require.Contains(t, found, ref)
+		h, err := b.Adopt(within(t), ref)
+		require.NoError(t, err)
+		require.NotEmpty(t, waitExit(t, h).Unknown)
+		require.Equal(t, 1, release(t, h).Leftovers)
+		nothingOf(t, ref)
+		require.NoError(t, h.Close())
+	})
+}
+
+// TestProcessesThatSystemdForgot: the cgroup tells the truth, not the unit.
+func TestProcessesThatSystemdForgot(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	l := planned(t, service.Limits{}, "sleep")
+	ref := b.Plan(l)
+	dir := filepath.Join(cgroupRoot, ref.Cgroup)
+	require.NoError(t, os.MkdirAll(dir, 0o755))
+	sleeper := exec.Command("sleep", "1000")
+	require.NoError(t, sleeper.Start())
+	defer func() { _ = sleeper.Wait() }()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(sleeper.Process.Pid)), 0o644))
+
+	_, err := b.Launch(within(t), l, unrecorded)
+	require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err), "%v", err)
+	found, err := b.Leftovers(within(t), nil)
+	require.NoError(t, err)
+	require.Contains(t, found, ref)
+	h, err := b.Adopt(within(t), ref)
+	require.NoError(t, err)
+	require.Equal(t, 1, release(t, h).Leftovers)
+	require.NoError(t, h.Close())
+	nothingOf(t, ref)
+}
+
+func TestStoppedBySomebodyElse(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		l := planned(t, service.Limits{}, "fork", "3")
+		l.Spec.Stop.Signal = syscall.SIGINT
+		h := start(t, b, l)
+		systemctl(t, "stop", h.ref.Unit)
+		require.Equal(t, service.Exit{Signal: syscall.SIGINT}, waitExit(t, h))
+		require.Zero(t, release(t, h).Leftovers)
+
+		h = start(t, b, planned(t, service.Limits{}, "sleep"))
+		systemctl(t, "stop", cellOf(h.ref.Unit))
+		require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, waitExit(t, h))
+		_, err := h.Limits(t.Context())
+		require.Equal(t, service.NotRunning, service.KindOf(err), "%v", err)
+		require.Equal(t, service.OOMNone, release(t, h).OOM)
+	})
+}
+
+// TestMovedAway: root may move a process out of its scope; it is ours still.
+func TestMovedAway(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	l := planned(t, service.Limits{}, "fork", "2")
+	h, err := b.Launch(within(t), l, unrecorded)
+	require.NoError(t, err)
+	eventually(t, func() bool { p, _ := h.Processes(t.Context()); return len(p) == 3 }, "its children never came")
+	elsewhere := filepath.Join(cgroupRoot, "elsewhere")
+	require.NoError(t, os.Mkdir(elsewhere, 0o755))
+	pid := strconv.Itoa(h.Ref().PID)
+	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "cgroup.procs"), []byte(pid), 0o644))
+
+	require.NoError(t, h.Close())
+	fresh := newBackend(t, Config{})
+	adopted, err := fresh.Adopt(within(t), h.Ref())
+	require.NoError(t, err)
+	keep(t, adopted)
+	require.NoError(t, adopted.Kill(within(t)))
+	waitExit(t, adopted)
+	eventually(t, func() bool { return os.Remove(elsewhere) == nil }, "it lives on")
+}
+
+func TestAdoptNeedsARecordOfOurs(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	ref := b.Plan(planned(t, service.Limits{}, "sleep"))
+	ref.Cgroup = "/system.slice/dbus.service"
+	_, err := b.Adopt(within(t), ref)
+	require.Equal(t, service.Invalid, service.KindOf(err), "%v", err)
+	ref = b.Plan(planned(t, service.Limits{}, "sleep"))
+	ref.BootID = "of another boot"
+	_, err = b.Adopt(within(t), ref)
+	require.ErrorIs(t, err, backends.ErrGone)
+}
+
+func TestNoSystemd(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	_, err := New(t.Context(), Config{Watcher: b.watcher, Procfs: b.fs, Tree: b.tree, Route: RoutePrivate, PrivateSocket: "/nowhere"})
+	require.Error(t, err)
+	require.True(t, strings.Contains(err.Error(), "/nowhere"), "%v", err)
+}

@@ -1,0 +1,125 @@
+package systemd
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/units"
+)
+
+func property(name string, value any) sd.Property {
+	return sd.Property{Name: name, Value: dbus.MakeVariant(value)}
+}
+
+// limitProperties are the properties that carry the limits
+// (org.freedesktop.systemd1(5), systemd.resource-control(5)). Each is a t, and
+// its highest value means infinity, as Unlimited does.
+var limitProperties = [service.NumResources]string{
+	service.MemoryMax:     "MemoryMax",
+	service.MemoryHigh:    "MemoryHigh",
+	service.MemorySwapMax: "MemorySwapMax",
+	service.CPUMax:        "CPUQuotaPerSecUSec",
+	service.CPUWeight:     "CPUWeight",
+	service.PidsMax:       "TasksMax",
+	service.IOWeight:      "IOWeight",
+}
+
+// weights count among siblings. A scope has none in its cell, so the cell has
+// the weights too.
+var weights = []service.Resource{service.CPUWeight, service.IOWeight}
+
+// scopeProperties describe the scope of l but for its processes.
+func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPolicy bool) []sd.Property {
+	stop := l.Spec.Stop
+	properties := []sd.Property{
+		sd.PropDescription(fmt.Sprintf("Gladsheim service %s, incarnation %d", l.Name, l.Incarnation)),
+		sd.PropSlice(cell),
+		property("CollectMode", "inactive-or-failed"),
+		property("Delegate", false),
+		// When somebody else stops the scope, or the host goes down, the
+		// program is treated as its definition says.
+		property("KillSignal", int32(stop.Signal)),
+		property("TimeoutStopUSec", uint64(max(stop.Timeout, time.Second)/time.Microsecond)),
+		property("SendSIGHUP", false),
+		property("CPUAccounting", true),
+		property("MemoryAccounting", true),
+		property("TasksAccounting", true),
+	}
+	if oomPolicy {
+		properties = append(properties, property("OOMPolicy", "kill"))
+	}
+	if !limits[service.PidsMax].Set {
+		// Else the host's DefaultTasksMax would hold.
+		limits[service.PidsMax] = service.Of(service.Unlimited)
+	}
+	return append(properties, limitsAsProperties(limits)...)
+}
+
+// cellProperties describe the cell of l.
+func cellProperties(l service.Launch, limits service.Limits) []sd.Property {
+	properties := []sd.Property{
+		sd.PropDescription(fmt.Sprintf("Counters of Gladsheim service %s, incarnation %d", l.Name, l.Incarnation)),
+		property("CPUAccounting", true),
+		property("MemoryAccounting", true),
+		property("TasksAccounting", true),
+		property("TasksMax", uint64(math.MaxUint64)),
+	}
+	return append(properties, limitsAsProperties(onlyWeights(limits))...)
+}
+
+func onlyWeights(limits service.Limits) service.Limits {
+	var only service.Limits
+	for _, r := range weights {
+		only[r] = limits[r]
+	}
+	return only
+}
+
+func limitsAsProperties(limits service.Limits) []sd.Property {
+	var properties []sd.Property
+	for r, q := range limits {
+		if name := limitProperties[r]; q.Set && name != "" {
+			properties = append(properties, property(name, q.Value))
+		}
+	}
+	return properties
+}
+
+// rounded returns limits as systemd will keep them, so that what is asked of
+// it stays what it is. CPU quotas are whole percents, the next higher one: they
+// are written to a drop-in file as such by systemd 252, and the rest would be
+// lost at the next daemon-reload. Bytes become whole pages in the kernel.
+func rounded(limits service.Limits) service.Limits {
+	page := uint64(os.Getpagesize())
+	for r, q := range limits {
+		if !q.Set || q.Value == service.Unlimited {
+			continue
+		}
+		switch service.Resource(r) {
+		case service.CPUMax:
+			const percent = service.UsecPerPercent
+			limits[r].Value = (q.Value + percent - 1) / percent * percent
+		case service.MemoryMax, service.MemoryHigh, service.MemorySwapMax:
+			limits[r].Value = q.Value / page * page
+		}
+	}
+	return limits
+}
+
+// plan is what the unit names of an incarnation are and where its cgroups will
+// be. A slice without a dash in its name lies in the root, one with a dash in
+// the slice named by what is before it (systemd.slice(5)); the paths are still
+// only a forecast, and read from /proc/PID/cgroup after the deed.
+func plan(l service.Launch) (scope, cell, cgroupPath string) {
+	scope = units.Scope(l.Name, l.Incarnation)
+	cell = cellOf(scope)
+	return scope, cell, cgroupOf(scope)
+}
+
+func cgroupOf(scope string) string { return "/" + units.Slice + "/" + cellOf(scope) + "/" + scope }

@@ -1,0 +1,175 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// killAgain is how long a kill may take to show before it is repeated. One is
+// enough where the kernel has cgroup.kill.
+const killAgain = time.Second
+
+// Kill kills every process of the incarnation; see backends.Handle.
+func (h *handle) Kill(ctx context.Context) error {
+	for {
+		err := h.killOnce(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return h.unkillable(ctx.Err())
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return failure("kill", h.ref.Name, err)
+		}
+	}
+}
+
+// killOnce kills all that is in the cell, and the main process wherever it is,
+// and waits a while for the end.
+func (h *handle) killOnce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, killAgain)
+	defer cancel()
+	if h.ended() {
+		if err := h.countLeftovers(); err != nil {
+			return err
+		}
+	}
+	if err := h.cell.Kill(); err != nil {
+		return err
+	}
+	// Somebody may have moved it out of its cgroup.
+	if err := h.killMain(ctx); err != nil {
+		return err
+	}
+	return h.cell.WaitEmpty(ctx)
+}
+
+// killMain kills the main process, and waits for its end.
+func (h *handle) killMain(ctx context.Context) error {
+	if h.ended() {
+		return nil
+	}
+	if err := h.main.Signal(syscall.SIGKILL); err != nil && service.KindOf(err) != service.NotRunning {
+		return err
+	}
+	select {
+	case <-h.exited:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// ended tells whether the main process has ended.
+func (h *handle) ended() bool {
+	select {
+	case <-h.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// unkillable tells which processes would not die.
+func (h *handle) unkillable(cause error) error {
+	e := &service.Error{Op: "kill", Service: h.ref.Name, Kind: service.Timeout, Reason: service.ReasonUnkillable}
+	if errors.Is(cause, context.Canceled) {
+		e.Kind = service.Cancelled
+	}
+	alive, err := h.Processes(context.Background())
+	if err != nil {
+		e.Err = errors.Join(cause, err)
+		return e
+	}
+	e.Err = fmt.Errorf("%w: these live on after SIGKILL (they wait in the kernel, for a disk or a network file system perhaps): %v", cause, alive)
+	return e
+}
+
+// Release kills what is left, reads the counters, and removes scope and cell;
+// see backends.Handle.
+func (h *handle) Release(ctx context.Context) (service.Remains, error) {
+	const op = "clear"
+	select {
+	case h.releasing <- struct{}{}:
+		defer func() { <-h.releasing }()
+	case <-ctx.Done():
+		return service.Remains{}, failure(op, h.ref.Name, fmt.Errorf("somebody else is at it: %w", ctx.Err()))
+	}
+	if h.released {
+		return h.remains, nil
+	}
+	if err := h.empty(ctx); err != nil {
+		return service.Remains{}, err
+	}
+	if err := h.read(); err != nil {
+		return service.Remains{}, failure(op, h.ref.Name, err)
+	}
+	limited, cancel := bounded(ctx)
+	defer cancel()
+	if err := h.b.bus.removeAll(limited, []string{h.ref.Unit, cellOf(h.ref.Unit)}); err != nil {
+		return service.Remains{}, failure(op, h.ref.Name, err)
+	}
+	// systemd has removed the cgroups with the units; not so when it had
+	// forgotten the units while processes lived.
+	if err := h.cell.Remove(); err != nil {
+		return service.Remains{}, failure(op, h.ref.Name, err)
+	}
+	h.released = true
+	return h.remains, h.Close()
+}
+
+// empty kills the main process if it lives, and then, counting them, all others.
+func (h *handle) empty(ctx context.Context) error {
+	if err := h.killMain(ctx); err != nil {
+		if ctx.Err() != nil {
+			return h.unkillable(ctx.Err())
+		}
+		return failure("kill", h.ref.Name, err)
+	}
+	return h.Kill(ctx)
+}
+
+// countLeftovers counts who outlived the main process.
+func (h *handle) countLeftovers() error {
+	pids, err := h.cell.Processes()
+	if err != nil {
+		return err
+	}
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == h.ref.PID })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.leftovers = max(h.leftovers, len(pids))
+	return nil
+}
+
+// read fills remains from the cell, the first time: after a removal that
+// failed half-way it may be gone.
+func (h *handle) read() error {
+	h.mu.Lock()
+	leftovers := h.leftovers
+	h.mu.Unlock()
+	verdict, level, _, err := h.cell.OOMSince(h.before)
+	if gone(err) {
+		h.remains.Leftovers = leftovers
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	u, err := h.usage()
+	if err != nil {
+		return err
+	}
+	if verdict == service.OOMOwn {
+		level = h.ref.Cgroup // the cell has no limit of its own
+	}
+	h.remains = service.Remains{Usage: u, OOM: verdict, OOMLevel: level, Leftovers: leftovers}
+	return nil
+}

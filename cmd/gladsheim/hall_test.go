@@ -1,0 +1,135 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api/apitest"
+)
+
+const mebibyte = 1 << 20
+
+// hall is an agent with one service in each of the states that look different.
+func hall(logDir string) *apitest.Agent {
+	must(os.MkdirAll(logDir, 0o700))
+	a := &apitest.Agent{Now: now, LogDir: logDir}
+	a.Info = service.HostInfo{
+		Hostname: "demeter", Kernel: "6.12.48-amd64", Version: "0.1.0", Started: now.Add(-50 * time.Hour), Platform: "asgard", MaxServices: 25,
+		Backends: []service.BackendInfo{
+			{Name: "systemd", Available: true, Selected: true, Capabilities: []string{"memory_max", "oom-verdict"}},
+			{Name: "cgroupfs", Available: true},
+			{Name: "exec", Reason: "it is for hosts that have nothing better"},
+		},
+		System: service.SystemUsage{MemoryTotal: 16 << 30, MemoryAvailable: 12 << 30, CPUPercent: 152, Cores: 4, Measured: now},
+	}
+	a.Found = []service.Finding{
+		{Level: service.SeverityOK, Title: "kernel 6.12, cgroup v2 at /sys/fs/cgroup"},
+		{Level: service.SeverityWarning, Title: "systemd 252 is old", Detail: "a slower way is taken"},
+		{Level: service.SeverityProblem, Title: "the controller io is not delegated", Detail: "io_weight has no effect", Fix: "systemctl set-property gladsheim.slice IOAccounting=yes"},
+	}
+	a.Config = []byte("{\n  \"gladsheim\": {}\n}\n")
+	a.Put(running("api", 4121, 74*time.Hour))
+	a.Put(billing())
+	a.Put(stopped("batch"))
+	a.Put(crashed("mailer"))
+	a.Put(waiting("cache"))
+	a.Change("billing", service.NoticeExit, "own-limit OOM", "pid 4160", func(*service.Status) {})
+	a.Change("billing", service.NoticeState, "restart", "attempt 7, waited 16s", func(*service.Status) {})
+	a.Change("batch", service.NoticeState, "asked", "", func(*service.Status) {})
+	must(os.WriteFile(filepath.Join(logDir, "billing.log"), []byte("loading 1.2M invoices\n\x1b[31mWARN\x1b[0m heap near limit\n503 /ready: warming up\n"), 0o600))
+	return a
+}
+
+func known(name, description string) service.Status {
+	spec := service.Defaults()
+	spec.Name, spec.Description, spec.Exec = service.MustName(name), description, []string{"/usr/bin/" + name}
+	return service.Status{Name: spec.Name, Spec: &spec, Source: "/etc/gladsheim/services.d/" + name + ".json", Generation: 1,
+		Machine: service.Machine{Policy: spec.Restart}}
+}
+
+func running(name string, pid int, up time.Duration) *apitest.Service {
+	st := known(name, "")
+	st.Machine = service.Machine{State: service.Running, Incarnation: 2, Policy: st.Spec.Restart}
+	st.Ref = service.Ref{Backend: "systemd", Unit: "gladsheim-" + name + "-00000002.scope", Cgroup: "/gladsheim.slice/gladsheim-" + name + "-00000002.scope", PID: pid}
+	st.Started = now.Add(-up)
+	st.LastActor = "uid 0 (root)"
+	st.Health = service.Health{Status: service.Healthy, LastCheck: now.Add(-time.Second), NextCheck: now.Add(4 * time.Second)}
+	return &apitest.Service{
+		Status: st, Document: []byte("{\"name\": \"" + name + "\", \"exec\": [\"/usr/bin/" + name + "\"]}\n"),
+		Usage: service.Usage{Source: "cgroup", Memory: 212 * mebibyte, MemoryPeak: service.Of(391 * mebibyte), Swap: service.Of(0),
+			CPUPercent: 12.4, CPUTime: 4100 * time.Millisecond, Throttled: service.Of(0), Pids: service.Of(38), OOMKills: service.Of(0)},
+		Processes: []service.Process{{PID: pid, Parent: 1, Command: "/usr/bin/" + name}},
+	}
+}
+
+func billing() *apitest.Service {
+	s := running("billing", 4188, 41*time.Second)
+	st := &s.Status
+	st.Spec.Description, st.Spec.Autostart, st.Spec.User = "Billing workers", true, "billing"
+	st.Spec.Health.Type, st.Spec.Health.URL = service.CheckHTTP, "http://127.0.0.1:8081/ready"
+	st.Machine.Restarts, st.Machine.Failures = 7, 1
+	st.Health = service.Health{Status: service.Ill, Strategy: service.CheckHTTP, Message: "503 Service Unavailable", Failures: 3,
+		LastCheck: now.Add(-time.Second), NextCheck: now.Add(4 * time.Second)}
+	held := func(r service.Resource, n uint64) {
+		st.Applied[r] = service.LimitReport{Requested: service.Of(n), Applied: service.Of(n), Effective: service.Of(n), Enforced: true}
+	}
+	held(service.MemoryMax, 128*mebibyte)
+	held(service.MemoryHigh, 112*mebibyte)
+	held(service.PidsMax, 64)
+	st.Applied[service.CPUMax] = service.LimitReport{Requested: service.Of(4_000_000), Applied: service.Of(4_000_000),
+		Effective: service.Of(2_000_000), SetBy: "/gladsheim.slice", Enforced: true}
+	st.Applied[service.CPUWeight] = service.LimitReport{Applied: service.Of(100), Effective: service.Of(100), Enforced: true}
+	st.Applied[service.IOWeight] = service.LimitReport{Requested: service.Of(50)}
+	s.Usage.Memory, s.Usage.MemoryPeak = 61*mebibyte+200<<10, service.Of(128*mebibyte)
+	s.Usage.OOMKills, s.Usage.Pids, s.Usage.CPUPercent = service.Of(7), service.Of(9), 0.3
+	s.Processes = []service.Process{
+		{PID: 4188, Parent: 1, Command: "/usr/bin/billing --workers 2"},
+		{PID: 4190, Parent: 4188, Command: "billing: worker 1"},
+		{PID: 4192, Parent: 4190, Command: "evil\x1b]0;title\x07 \u202egnp.exe"},
+		{PID: 4191, Parent: 4188, Command: "billing: worker 2"},
+	}
+	s.Exits = []service.ExitRecord{oomExit(), {
+		Incarnation: 1, Exit: service.Exit{Code: 0}, Verdict: service.VerdictStopped, RequestedBy: "uid 1000 (anna)",
+		Started: now.Add(-3 * time.Hour), Ended: now.Add(-2 * time.Hour), ForceKilled: true,
+	}}
+	st.LastExit = &s.Exits[0]
+	return s
+}
+
+func oomExit() service.ExitRecord {
+	return service.ExitRecord{
+		Incarnation: 2, Exit: service.Exit{Signal: syscall.SIGKILL}, Verdict: service.VerdictOwnOOM,
+		Remains: service.Remains{OOM: service.OOMOwn, OOMLevel: "/gladsheim.slice/gladsheim-billing-00000002.scope", Leftovers: 1,
+			Usage: service.Usage{Source: "cgroup", MemoryPeak: service.Of(128 * mebibyte), CPUTime: 9 * time.Second, Throttled: service.Of(1500)}},
+		Started: now.Add(-142 * time.Second), Ended: now.Add(-58 * time.Second), Message: "it reached memory_max, 128MiB, and was killed",
+	}
+}
+
+func stopped(name string) *apitest.Service {
+	return &apitest.Service{Status: known(name, "Nightly batch"), Document: []byte(`{"name":"` + name + `"}`)}
+}
+
+func crashed(name string) *apitest.Service {
+	st := known(name, "")
+	st.Machine = service.Machine{State: service.Crashed, Incarnation: 5, Policy: st.Spec.Restart, Failures: 4, Restarts: 3}
+	st.Started, st.Ended = now.Add(-3*time.Minute), now.Add(-2*time.Minute)
+	st.Error = "it failed 4 times in a row; given up"
+	st.LastExit = &service.ExitRecord{
+		Incarnation: 5, Exit: service.Exit{Code: 78}, Verdict: service.VerdictCrash, Started: st.Started, Ended: st.Ended,
+		Message: "exit code 78",
+	}
+	st.Spec.Log = service.LogNull
+	return &apitest.Service{Status: st, Document: []byte(`{"name":"` + name + `"}`), Exits: []service.ExitRecord{*st.LastExit}}
+}
+
+func waiting(name string) *apitest.Service {
+	st := known(name, "")
+	st.Machine = service.Machine{State: service.Backoff, Incarnation: 3, Policy: st.Spec.Restart, Failures: 2, Restarts: 2}
+	st.Started, st.Ended = now.Add(-20*time.Second), now.Add(-10*time.Second)
+	st.NextAttempt = now.Add(2 * time.Second)
+	st.LastExit = &service.ExitRecord{Incarnation: 3, Exit: service.Exit{Unknown: "agent_was_down"}, Verdict: service.VerdictUnknown, Started: st.Started, Ended: st.Ended}
+	return &apitest.Service{Status: st, Document: []byte(`{"name":"` + name + `"}`)}
+}

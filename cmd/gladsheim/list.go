@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func (a *app) listCommand() *cobra.Command {
+	var states []string
+	c := &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls", "ps"},
+		Short:   "List the services of this host",
+		Example: "  gladsheim list --state running,crashed",
+	}
+	c.Flags().StringSliceVar(&states, "state", nil, "only services in this `state`: "+strings.Join(stateWords(), ", "))
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		req := &gladsheimv1.ListServicesRequest{IncludeResources: true, IncludeHealth: true}
+		for _, text := range states {
+			state, ok := gladsheimv1.ServiceState_value["SERVICE_STATE_"+strings.ToUpper(text)]
+			if !ok {
+				return usage(fmt.Errorf("cannot list services that are %q: states are %s", text, strings.Join(stateWords(), ", ")))
+			}
+			req.FilterStates = append(req.FilterStates, gladsheimv1.ServiceState(state))
+		}
+		if err := a.connect(); err != nil {
+			return err
+		}
+		ctx, cancel := a.question(cmd.Context())
+		defer cancel()
+		list, err := a.client.ListServices(ctx, req)
+		if err != nil {
+			return err
+		}
+		switch a.format {
+		case "json":
+			return a.printJSON(list)
+		case "jsonl":
+			for _, s := range list.GetServices() {
+				if err := a.printLine(s); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return a.showList(list)
+	}
+	return c
+}
+
+func stateWords() []string {
+	var out []string
+	for n := range int32(len(gladsheimv1.ServiceState_name)) {
+		out = append(out, stateWord(gladsheimv1.ServiceState(n)))
+	}
+	return out
+}
+
+func (a *app) showList(list *gladsheimv1.ServiceList) error {
+	t := &table{style: a.style, signed: true}
+	t.add(noSign, "NAME", "STATE", "HEALTH", "RUNNER", "PID", "UPTIME", "RST", "CPU", "MEMORY", "TASKS", "NOTE")
+	for _, s := range list.GetServices() {
+		var pid, uptime, health, cpu, memory, tasks string
+		if s.GetProcessId() != 0 {
+			pid = number(s.GetProcessId())
+			uptime = span(a.now().Sub(fromMillis(s.GetStartTimeUnixMs())))
+			health = healthWord(s.GetHealthStatus().GetStatus())
+		}
+		if u := s.GetResourceUsage(); u != nil {
+			cpu, memory, tasks = percent(float64(u.GetCpuPercent())), bytesOf(u.GetMemoryBytes()), maybe(u.PidsCurrent, number)
+		}
+		t.add(signOf(s.GetState()), s.GetServiceName(), stateWord(s.GetState()), health, s.GetLaunch(), pid, uptime,
+			number(s.GetRestartCount()), cpu, memory, tasks, a.note(s))
+	}
+	if err := t.write(a.out); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(a.out, summary(list))
+	return err
+}
+
+// note is what is worth telling of a service in few words.
+func (a *app) note(s *gladsheimv1.ServiceStatus) string {
+	switch {
+	case len(s.GetUnenforcedLimits()) > 0:
+		return "not enforced: " + strings.Join(s.GetUnenforcedLimits(), ", ")
+	case s.GetNextAttemptUnixMs() != 0:
+		return "next start " + ago(a.now(), fromMillis(s.GetNextAttemptUnixMs()))
+	case s.GetProcessId() == 0 && s.GetLastExit() != nil:
+		x := s.GetLastExit()
+		return fmt.Sprintf("%s, %s", ended(x), ago(a.now(), fromMillis(x.GetEndedUnixMs())))
+	}
+	return ""
+}
+
+// summary counts the listed services by state.
+func summary(list *gladsheimv1.ServiceList) string {
+	counts := map[gladsheimv1.ServiceState]int{}
+	for _, s := range list.GetServices() {
+		counts[s.GetState()]++
+	}
+	var parts []string
+	for _, state := range []gladsheimv1.ServiceState{
+		gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, gladsheimv1.ServiceState_SERVICE_STATE_STARTING,
+		gladsheimv1.ServiceState_SERVICE_STATE_RESTARTING, gladsheimv1.ServiceState_SERVICE_STATE_STOPPING,
+		gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, gladsheimv1.ServiceState_SERVICE_STATE_CRASHED,
+		gladsheimv1.ServiceState_SERVICE_STATE_UNKNOWN,
+	} {
+		if n := counts[state]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, stateWord(state)))
+		}
+	}
+	if len(parts) == 0 {
+		return "no services"
+	}
+	return plural(len(list.GetServices()), "service") + ": " + strings.Join(parts, ", ")
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// parallel is how many services are asked about at once.
+const parallel = 16
+
+// someNames wants one service or more.
+func someNames(_ *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return errors.New("the name of a service is missing")
+	}
+	return nil
+}
+
+func anyNames(*cobra.Command, []string) error { return nil }
+
+// answers is how one verb asks about a service and shows what it hears.
+type answers[M proto.Message] struct {
+	ask   func(context.Context, string) (M, error)
+	show  func(M) error // to people; programs get the message as it is
+	judge func(M) int   // its exit code; nil when every answer is well
+}
+
+// each asks about several services at once and shows the answers in the order
+// of names. What fails is told and does not keep the others; the exit code is
+// the worst of all.
+func each[M proto.Message](ctx context.Context, a *app, names []string, verb answers[M]) error {
+	if err := a.connect(); err != nil {
+		return err
+	}
+	heard, errs := make([]M, len(names)), make([]error, len(names))
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	for i, name := range names {
+		group.Go(func() error {
+			heard[i], errs[i] = verb.ask(ctx, name)
+			return nil
+		})
+	}
+	_ = group.Wait() // each error is in errs
+	worst := exitOK
+	for i, m := range heard {
+		if err := errs[i]; err != nil {
+			if ctx.Err() == nil {
+				a.complain(err)
+			}
+			worst = max(worst, exitCode(err))
+			continue
+		}
+		if err := a.present(m, func() error { return verb.show(m) }); err != nil {
+			return err
+		}
+		if verb.judge != nil {
+			worst = max(worst, verb.judge(m))
+		}
+	}
+	return worstOf(worst)
+}
+
+// worstOf is the error of an exit code whose reason was told.
+func worstOf(code int) error {
+	if code == exitOK {
+		return nil
+	}
+	return &failure{code, nil}
+}
+
+// present shows one message: to programs as it is, to people by show.
+func (a *app) present(m proto.Message, show func() error) error {
+	if a.machine() {
+		return a.printJSON(m)
+	}
+	return show()
+}
+
+const completionTimeout = time.Second
+
+// completeNames offers the names of services to the shell.
+func (a *app) completeNames(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if a.connect() != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	defer cancel()
+	list, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	given := map[string]bool{}
+	for _, name := range args {
+		given[name] = true
+	}
+	var names []string
+	for _, s := range list.GetServices() {
+		if !given[s.GetServiceName()] {
+			names = append(names, fmt.Sprintf("%s\t%s", s.GetServiceName(), plain(s.GetDescription())))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

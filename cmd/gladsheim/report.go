@@ -1,0 +1,242 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// sheet is what status prints: lines of a label and what it is.
+type sheet struct {
+	style
+	strings.Builder
+}
+
+// line adds a line, unless there is nothing to say.
+func (s *sheet) line(label, format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); text != "" {
+		fmt.Fprintf(s, "%11s: %s\n", label, plain(text))
+	}
+}
+
+// loud adds a line that nobody is to miss.
+func (s *sheet) loud(label, text string) {
+	fmt.Fprintf(s, "%11s: %s\n", label, s.paint(red, plain(text)))
+}
+
+// and joins what is there with blanks between.
+func and(parts ...string) string {
+	var there []string
+	for _, p := range parts {
+		if p != "" {
+			there = append(there, p)
+		}
+	}
+	return strings.Join(there, "  ")
+}
+
+// in is text in parentheses, "" without text.
+func in(parts ...string) string {
+	var there []string
+	for _, p := range parts {
+		if p != "" {
+			there = append(there, p)
+		}
+	}
+	if len(there) == 0 {
+		return ""
+	}
+	return "(" + strings.Join(there, ", ") + ")"
+}
+
+// labelled is a label and what it is, "" if that is nothing.
+func labelled(label, text string) string {
+	if text == "" {
+		return ""
+	}
+	return label + " " + text
+}
+
+func (a *app) showStatus(r *report) error {
+	s := &sheet{style: a.style}
+	title := r.GetServiceName()
+	if d := r.GetDescription(); d != "" {
+		title += " - " + d
+	}
+	fmt.Fprintf(s, "%s %s\n", a.show(signOf(r.GetState())), plain(title))
+	a.sayState(s, r.ServiceStatus)
+	a.sayUsage(s, r.ServiceStatus)
+	a.sayProcesses(s, r.GetProcesses())
+	a.sayEvents(s, r)
+	a.sayLines(s, r)
+	_, err := fmt.Fprint(a.out, s.String())
+	return err
+}
+
+func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
+	start := ""
+	if st.GetAutostart() {
+		start = "autostart"
+	}
+	s.line("Loaded", "%s", and(st.GetSource(), in(fmt.Sprintf("generation %d", st.GetGeneration()), start)))
+	s.line("Active", "%s", a.active(st))
+	if st.GetProcessId() != 0 {
+		s.line("Health", "%s", a.healthLine(st.GetHealthStatus()))
+	}
+	s.line("Runner", "%s", and(st.GetBackend(), st.GetLaunch(), st.GetUnit()))
+	s.line("Cgroup", "%s", st.GetCgroup())
+	if pid := st.GetProcessId(); pid != 0 {
+		s.line("Main PID", "%s", and(number(pid), in(labelled("user", st.GetUser()))))
+	}
+	s.line("Restarts", "%s", and(number(st.GetRestartCount()), in(maybe(st.RestartsLeft, func(n uint32) string { return number(n) + " left" }))))
+	s.line("Asked by", "%s", st.GetLastActor())
+	if x := st.GetLastExit(); x != nil {
+		s.line("Last end", "%s", a.lastEnd(x))
+		s.line("", "%s", x.GetMessage())
+	}
+	if st.ErrorMessage != nil {
+		s.loud("Error", st.GetErrorMessage())
+	}
+	if missing := st.GetUnenforcedLimits(); len(missing) > 0 {
+		s.loud("NOT ENFORCED", strings.Join(missing, ", ")+": this host can not; see gladsheim doctor")
+	}
+}
+
+// active is the state, since when, and how long that is.
+func (a *app) active(st *gladsheimv1.ServiceStatus) string {
+	text := stateWord(st.GetState())
+	if phase := st.GetPhase(); phase != "" && phase != text {
+		text += " (" + phase + ")"
+	}
+	var since time.Time
+	switch {
+	case st.GetStopTimeUnix() != 0:
+		since = time.Unix(st.GetStopTimeUnix(), 0)
+	case st.GetStartTimeUnixMs() != 0:
+		since = fromMillis(st.GetStartTimeUnixMs())
+	default:
+		return text
+	}
+	text += " since " + moment(since) + "; " + ago(a.now(), since)
+	if next := st.GetNextAttemptUnixMs(); next != 0 {
+		text += "; next start " + ago(a.now(), fromMillis(next))
+	}
+	return text
+}
+
+func (a *app) healthLine(h *gladsheimv1.ServiceHealth) string {
+	what := and(h.GetCheckStrategy(), h.GetTarget())
+	if m := h.GetMessage(); m != "" {
+		what += ": " + m
+	}
+	var failed, next string
+	if n := h.GetConsecutiveFailures(); n > 0 {
+		failed = fmt.Sprintf("%d of %d failed", n, h.GetThreshold())
+	}
+	if h.GetNextCheckUnix() != 0 {
+		next = "next " + ago(a.now(), time.Unix(h.GetNextCheckUnix(), 0))
+	}
+	return strings.TrimSpace(healthWord(h.GetStatus()) + " - " + and(what, in(failed, next)))
+}
+
+func (a *app) lastEnd(x *gladsheimv1.ExitRecord) string {
+	at := fromMillis(x.GetEndedUnixMs())
+	text := fmt.Sprintf("%s; %s, after %s", ended(x), ago(a.now(), at), span(at.Sub(fromMillis(x.GetStartedUnixMs()))))
+	return and(text, in(labelled("asked by", x.GetRequestedBy()), labelled("peak", maybe(x.MemoryPeakBytes, bytesOf)),
+		labelled("limit of", x.GetOomLevel()), leftOver(x)))
+}
+
+func (a *app) sayUsage(s *sheet, st *gladsheimv1.ServiceStatus) {
+	u := st.GetResourceUsage()
+	if u == nil {
+		return
+	}
+	held := func(name string) string { // what of a limit holds
+		for _, l := range st.GetLimits() {
+			if l.GetName() == name && l.GetEnforced() {
+				if text := limit(name, l.Effective); text != "max" {
+					return text
+				}
+			}
+		}
+		return ""
+	}
+	s.line("CPU", "%s", and(percent(float64(u.GetCpuPercent())), labelled("of", held("cpu_percent")),
+		usecOf(u.GetCpuTimeUsec())+" in all", labelled("throttled", maybe(u.ThrottledUsec, usecOf))))
+	s.line("Memory", "%s", and(bytesOf(u.GetMemoryBytes()), labelled("of", held("memory_max")),
+		in(labelled("high", held("memory_high")), labelled("peak", maybe(u.MemoryPeakBytes, bytesOf)),
+			labelled("swap", maybe(u.MemorySwapBytes, bytesOf)))))
+	s.line("Tasks", "%s", and(maybe(u.PidsCurrent, number), labelled("of", held("pids_max"))))
+	if u.GetOomKills() > 0 {
+		s.loud("OOM kills", number(u.GetOomKills()))
+	}
+}
+
+// sayProcesses draws the tree; they come with parents before children.
+func (a *app) sayProcesses(s *sheet, processes []*gladsheimv1.Process) {
+	children, known := map[int32][]*gladsheimv1.Process{}, map[int32]bool{}
+	for _, p := range processes {
+		known[p.GetPid()] = true
+	}
+	var roots []*gladsheimv1.Process
+	for _, p := range processes {
+		if known[p.GetPpid()] && p.GetPpid() != p.GetPid() {
+			children[p.GetPpid()] = append(children[p.GetPpid()], p)
+		} else {
+			roots = append(roots, p)
+		}
+	}
+	middle, last, bar := "├─", "└─", "│ "
+	if !a.unicode {
+		middle, last, bar = "|-", "`-", "| "
+	}
+	label := "Processes:"
+	say := func(indent string, p *gladsheimv1.Process) {
+		fmt.Fprintf(s, "%12s %s%d %s\n", label, indent, p.GetPid(), plain(p.GetCommand()))
+		label = ""
+	}
+	var below func(indent string, of int32)
+	below = func(indent string, of int32) {
+		kin := children[of]
+		delete(children, of) // should they ever go in a circle
+		for i, p := range kin {
+			branch, deeper := middle, indent+bar
+			if i == len(kin)-1 {
+				branch, deeper = last, indent+"  "
+			}
+			say(indent+branch, p)
+			below(deeper, p.GetPid())
+		}
+	}
+	for _, p := range roots {
+		say("", p)
+		below("", p.GetPid())
+	}
+}
+
+func (a *app) sayEvents(s *sheet, r *report) {
+	if len(r.events) == 0 {
+		return
+	}
+	fmt.Fprintln(s, "Events:")
+	t := &table{style: a.style}
+	for _, ev := range r.events {
+		e := ev.GetEvent()
+		t.add(noSign, "  "+clock(fromMillis(ev.GetTimeUnixMs())), e.GetKind(), e.GetReason(), e.GetDetail())
+	}
+	_ = t.write(s) // a Builder takes everything
+}
+
+func (a *app) sayLines(s *sheet, r *report) {
+	switch {
+	case r.noLog != "":
+		fmt.Fprintf(s, "Logs: %s\n", plain(r.noLog))
+	case len(r.lines) > 0:
+		fmt.Fprintf(s, "Logs (the last %d; more: gladsheim logs %s -f):\n", len(r.lines), r.GetServiceName())
+		for _, l := range r.lines {
+			fmt.Fprintf(s, "  %s\n", plain(string(l.GetLine())))
+		}
+	}
+}

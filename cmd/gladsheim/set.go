@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func (a *app) setCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "set NAME… LIMIT=VALUE…",
+		Short: "Change limits of services, at once if they run",
+		Long: `Change limits of services, at once if they run, and for their coming starts.
+
+LIMIT is memory_max, memory_high, memory_swap_max (bytes, or with KiB, MiB, GiB),
+cpu_percent (of one core), cpu_weight, io_weight (1 to 10000), pids_max or nofile
+(from the next start). "max" lifts a limit.`,
+		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max",
+		Args:              someNames,
+		ValidArgsFunction: a.completeNames,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var names, pairs []string
+			for _, arg := range args {
+				if strings.Contains(arg, "=") {
+					pairs = append(pairs, arg)
+				} else {
+					names = append(names, arg)
+				}
+			}
+			switch {
+			case len(names) == 0:
+				return usage(errors.New("cannot tell which service to change"))
+			case len(pairs) == 0:
+				return usage(errors.New("cannot tell what to set; write it as in: gladsheim set web memory_max=256MiB"))
+			}
+			limits, err := parseLimits(pairs)
+			if err != nil {
+				return err
+			}
+			asked := map[string]bool{}
+			for _, pair := range pairs {
+				name, _, _ := strings.Cut(pair, "=")
+				asked[name] = true
+			}
+			return each(cmd.Context(), a, names, answers[*gladsheimv1.ResourceLimits]{
+				ask: func(ctx context.Context, name string) (*gladsheimv1.ResourceLimits, error) {
+					ctx, cancel := a.question(ctx)
+					defer cancel()
+					return a.client.SetResourceLimits(ctx, &gladsheimv1.ResourceLimitsRequest{ServiceName: name, Limits: limits})
+				},
+				show: func(l *gladsheimv1.ResourceLimits) error { return a.limitTable(l.GetReports(), asked) },
+			})
+		},
+	}
+}
+
+// parseLimits reads LIMIT=VALUE as a definition does, all faults at once.
+func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
+	if len(pairs) == 0 {
+		return nil, nil
+	}
+	out := &gladsheimv1.ResourceLimits{}
+	var faults []error
+	for _, pair := range pairs {
+		name, value, _ := strings.Cut(pair, "=")
+		r, err := service.ParseResource(name)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		q, err := r.Parse(value)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		put(out, r, q)
+	}
+	if len(faults) > 0 {
+		return nil, usage(fmt.Errorf("cannot set the limits: %w", errors.Join(faults...)))
+	}
+	return out, nil
+}
+
+func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
+	small := uint32(q.Value) // a weight, at most 10000
+	switch r {
+	case service.MemoryMax:
+		out.MaxMemoryBytes = q.Value
+	case service.MemoryHigh:
+		out.MemoryHighBytes = &q.Value
+	case service.MemorySwapMax:
+		out.MemorySwapMaxBytes = &q.Value
+	case service.CPUMax:
+		out.MaxCpuPercent = float32(q.Percent())
+	case service.CPUWeight:
+		out.CpuWeight = &small
+	case service.PidsMax:
+		out.PidsMax = &q.Value
+	case service.IOWeight:
+		out.IoWeight = &small
+	case service.NoFile:
+		out.Nofile = &q.Value
+	}
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func (a *app) startCommand() *cobra.Command {
+	var environment, limits []string
+	var directory string
+	var arguments []string
+	c := &cobra.Command{
+		Use:   "start NAME…",
+		Short: "Start services, and wait until they are ready",
+		Long: `Start services, and wait until they are ready.
+
+The flags change this one start; what they leave out comes from the definition.`,
+		Example: `  gladsheim start web
+  gladsheim start db cache web
+  gladsheim start web --env DEBUG=1 --limit memory_max=512MiB`,
+		Args:              someNames,
+		ValidArgsFunction: a.completeNames,
+	}
+	flags := c.Flags()
+	flags.StringArrayVarP(&environment, "env", "e", nil, "set a variable, `NAME=VALUE`, over those of the definition")
+	flags.StringVar(&directory, "dir", "", "run in this `directory` instead of the definition's")
+	flags.StringArrayVar(&arguments, "arg", nil, "an `argument` of the program; may be given again")
+	flags.StringArrayVar(&limits, "limit", nil, "a limit, `NAME=VALUE`, over those of the definition")
+	c.RunE = func(cmd *cobra.Command, names []string) error {
+		variables := map[string]string{}
+		for _, pair := range environment {
+			name, value, ok := strings.Cut(pair, "=")
+			if !ok || name == "" {
+				return usage(fmt.Errorf("cannot set %q: it is not NAME=VALUE", pair))
+			}
+			variables[name] = value
+		}
+		asked, err := parseLimits(limits)
+		if err != nil {
+			return err
+		}
+		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
+			ctx, cancel := a.deed(ctx)
+			defer cancel()
+			return a.client.StartService(ctx, &gladsheimv1.StartServiceRequest{
+				ServiceName: name, EnvironmentVars: variables, WorkingDirectory: directory, Args: arguments, ResourceLimits: asked,
+			})
+		}))
+	}
+	return c
+}
+
+// states asks by a verb that answers with the status after it, and shows that
+// in a line.
+func (a *app) states(ask func(context.Context, string) (*gladsheimv1.ServiceStatus, error)) answers[*gladsheimv1.ServiceStatus] {
+	return answers[*gladsheimv1.ServiceStatus]{ask: ask, show: func(s *gladsheimv1.ServiceStatus) error {
+		line := fmt.Sprintf("%s %s: %s", a.show(signOf(s.GetState())), s.GetServiceName(), stateWord(s.GetState()))
+		if pid := s.GetProcessId(); pid != 0 {
+			line += fmt.Sprintf(", pid %d", pid)
+		}
+		if missing := s.GetUnenforcedLimits(); len(missing) > 0 {
+			line += ", without " + strings.Join(missing, ", ") + ", which this host does not enforce"
+		}
+		_, err := fmt.Fprintln(a.out, line)
+		return err
+	}}
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func (a *app) stopCommand() *cobra.Command {
+	var force bool
+	var patience time.Duration
+	c := &cobra.Command{
+		Use:               "stop NAME…",
+		Short:             "Stop services, and wait until nothing of them is left",
+		Args:              someNames,
+		ValidArgsFunction: a.completeNames,
+	}
+	stopFlags(c, &force, &patience)
+	c.RunE = func(cmd *cobra.Command, names []string) error {
+		timeout, err := stopTimeout(cmd, patience)
+		if err != nil {
+			return err
+		}
+		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
+			ctx, cancel := a.deed(ctx)
+			defer cancel()
+			return a.client.StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: name, Force: force, TimeoutMs: timeout})
+		}))
+	}
+	return c
+}
+
+const stopTimeoutFlag = "stop-timeout"
+
+func stopFlags(c *cobra.Command, force *bool, patience *time.Duration) {
+	c.Flags().BoolVar(force, "force", false, "kill at once instead of asking first")
+	c.Flags().DurationVar(patience, stopTimeoutFlag, 0, "how long it `may` take to end before it is killed; the definition's if not given")
+}
+
+// stopTimeout reads the flag; nil when it was not given.
+func stopTimeout(cmd *cobra.Command, patience time.Duration) (*uint32, error) {
+	if !cmd.Flags().Changed(stopTimeoutFlag) {
+		return nil, nil
+	}
+	ms := patience.Milliseconds()
+	if ms < 0 || ms > math.MaxUint32 {
+		return nil, usage(fmt.Errorf("cannot wait %v: --%s is out of range", patience, stopTimeoutFlag))
+	}
+	timeout := uint32(ms)
+	return &timeout, nil
+}

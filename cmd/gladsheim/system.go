@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+func (a *app) systemCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "system",
+		Short: "Show the host, how busy it is, and what the agent can do on it",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, err := a.askHost(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.present(info, func() error { return a.showSystem(info) })
+		},
+	}
+}
+
+func (a *app) askHost(ctx context.Context) (*gladsheimv1.HostInfo, error) {
+	if err := a.connect(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := a.question(ctx)
+	defer cancel()
+	return a.client.GetHost(ctx, &gladsheimv1.GetHostRequest{})
+}
+
+func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
+	s := &sheet{style: a.style}
+	s.line("Host", "%s", and(info.GetHostname(), in(labelled("kernel", info.GetKernel()))))
+	started := fromMillis(info.GetStartTimeUnixMs())
+	s.line("Agent", "%s", and(info.GetAgentVersion(), in(info.GetApiVersion(), "up "+span(a.now().Sub(started)))))
+	s.line("Platform", "%s", and(info.GetPlatform(), in(fmt.Sprintf("at most %d services", info.GetMaxServices()))))
+	u := info.GetUsage()
+	s.line("Memory", "%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes()))
+	s.line("CPU", "%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core"))
+	fmt.Fprintln(s, "Backends:")
+	t := &table{style: a.style, signed: true}
+	for _, b := range info.GetBackends() {
+		switch {
+		case b.GetSelected():
+			t.add(signOn, b.GetName(), "in use", strings.Join(b.GetCapabilities(), " "))
+		case b.GetAvailable():
+			t.add(signOff, b.GetName(), "not used", strings.Join(b.GetCapabilities(), " "))
+		default:
+			t.add(signBad, b.GetName(), "not here", b.GetReason())
+		}
+	}
+	_ = t.write(s) // a Builder takes everything
+	_, err := fmt.Fprint(a.out, s.String())
+	return err
+}
+
+func (a *app) statsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "stats",
+		Short: "Count the services by state",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, err := a.askHost(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.present(info, func() error {
+				t := &table{style: a.style, signed: true}
+				t.add(noSign, "STATE", "SERVICES")
+				total := uint32(0)
+				for _, c := range info.GetStateCounts() {
+					t.add(signOf(c.GetState()), stateWord(c.GetState()), number(c.GetCount()))
+					total += c.GetCount()
+				}
+				t.add(noSign, "all", fmt.Sprintf("%d of %d", total, info.GetMaxServices()))
+				return t.write(a.out)
+			})
+		},
+	}
+}

@@ -1,0 +1,255 @@
+package procfs
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+const testBootID = "7c4ad5c1-4a8c-4f7e-9d0e-2b1f3c5a6d70"
+
+// evil is a name that a process may choose for itself.
+const evil = "x) R 1\n"
+
+// tree writes files below a directory and takes it as /proc.
+func tree(t testing.TB, files map[string]string) FS {
+	t.Helper()
+	root := t.TempDir()
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(content), 0o644))
+	}
+	fs, err := New(root)
+	require.NoError(t, err)
+	return fs
+}
+
+// stat is a line as /proc/PID/stat has it.
+func stat(pid int, name string, state byte, ppid, pgid, sid int) string {
+	return strconv.Itoa(pid) + " (" + name + ") " + string(state) + " " + strconv.Itoa(ppid) + " " + strconv.Itoa(pgid) + " " + strconv.Itoa(sid) +
+		" 34816 -1 4194304 100 200 0 0 150 50 300 100 20 0 7 0 123456 9437184 345 18446744073709551615 1 1 0 0 0 0 0 4096 0 0 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
+}
+
+const limits = `Limit                     Soft Limit           Hard Limit           Units     
+Max cpu time              unlimited            unlimited            seconds   
+Max open files            1024                 20000                files     
+Max realtime priority     0                    0                    
+Max realtime timeout      100                  4611686018427387981  us        
+`
+
+func testTree(t testing.TB) FS {
+	return tree(t, map[string]string{
+		"sys/kernel/random/boot_id": testBootID + "\n",
+		"7/stat":                    stat(7, "web server", 'S', 1, 7, 7),
+		"7/cmdline":                 "/srv/web\x00--title\x00two words\x00\x00",
+		"7/cgroup":                  "12:cpu:/old\n1:name=systemd:/old\n0::/gladsheim.slice/svc-web-00000001\n",
+		"7/limits":                  limits,
+		"7/status":                  "Name:\tweb\nVmPeak:\t 9000 kB\nVmHWM:\t    1400 kB\nThreads:\t7\n",
+		"40/stat":                   stat(40, evil, 'Z', 7, 7, 7),
+		"40/cmdline":                "",
+		"40/cgroup":                 "12:cpu:/old\n",
+		"40/limits":                 strings.ReplaceAll(limits, "4611686018427387981", "unlimited"),
+		"40/status":                 "Name:\tx\n",
+		"9/stat":                    "9 (kthread",
+		"9/cmdline":                 "\x1b[31m\x00\xff",
+		"9/limits":                  "Limit Soft Hard\n",
+		"self/stat":                 "not a number",
+		"meminfo":                   "MemTotal: 2000 kB\nMemFree: 100 kB\nMemAvailable: 1500 kB\nSwapTotal: 300 kB\nSwapFree: 300 kB\n",
+		"stat":                      "cpu  100 10 50 5000 20 5 15 7 30 3\ncpu0 50 5 25 2500 10 2 8 3 15 1\ncpu1 50 5 25 2500 10 3 7 4 15 2\nbtime 1\n",
+	})
+}
+
+func TestProcess(t *testing.T) {
+	fs := testTree(t)
+	p, err := fs.Process(7)
+	require.NoError(t, err)
+	want := Process{
+		PID: 7, PPID: 1, PGID: 7, SID: 7, State: 'S', Start: 123456, Name: "web server", Threads: 7,
+		RSS: 345 * pageSize, CPUTime: 2 * time.Second, ChildrenCPUTime: 4 * time.Second,
+	}
+	require.Equal(t, want, p)
+	require.True(t, p.Alive())
+
+	start, err := fs.StartTicks(7)
+	require.NoError(t, err)
+	require.Equal(t, uint64(123456), start)
+	state, err := fs.State(7)
+	require.NoError(t, err)
+	require.Equal(t, byte('S'), state)
+	cpu, err := fs.CPUTime(7)
+	require.NoError(t, err)
+	require.Equal(t, 2*time.Second, cpu)
+	rss, err := fs.RSS(7)
+	require.NoError(t, err)
+	require.Equal(t, 345*pageSize, rss)
+}
+
+func TestANameThatLooksLikeFieldsIsAName(t *testing.T) {
+	p, err := testTree(t).Process(40)
+	require.NoError(t, err)
+	require.Equal(t, evil, p.Name)
+	require.Equal(t, byte('Z'), p.State)
+	require.Equal(t, 7, p.PPID)
+	require.False(t, p.Alive())
+}
+
+func TestNoProcess(t *testing.T) {
+	fs := testTree(t)
+	_, err := fs.Process(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+	_, err = fs.Cgroup(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+	_, _, err = fs.RTTimeLimit(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+	_, err = fs.NoFileLimit(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+	_, err = fs.MemoryPeak(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+	require.Empty(t, fs.Command(8))
+}
+
+func TestBrokenFilesAreErrorsThatNameThem(t *testing.T) {
+	fs := testTree(t)
+	_, err := fs.Process(9)
+	require.ErrorContains(t, err, "9/stat")
+	require.NotErrorIs(t, err, ErrNoProcess)
+	_, _, err = fs.RTTimeLimit(9)
+	require.ErrorContains(t, err, "9/limits")
+	_, err = fs.MemoryPeak(40)
+	require.ErrorContains(t, err, "VmHWM", "absent is not zero")
+	_, err = fs.Processes()
+	require.ErrorContains(t, err, "9/stat")
+}
+
+func TestCommand(t *testing.T) {
+	fs := testTree(t)
+	require.Equal(t, "/srv/web --title two words", fs.Command(7))
+	require.Equal(t, `[x) R 1\n]`, fs.Command(40), "a zombie has only its name")
+	require.Equal(t, `\x1b[31m \xff`, fs.Command(9))
+}
+
+func TestCgroup(t *testing.T) {
+	fs := testTree(t)
+	path, err := fs.Cgroup(7)
+	require.NoError(t, err)
+	require.Equal(t, "/gladsheim.slice/svc-web-00000001", path)
+	path, err = fs.Cgroup(40)
+	require.NoError(t, err)
+	require.Empty(t, path)
+}
+
+func TestLimits(t *testing.T) {
+	fs := testTree(t)
+	limit, limited, err := fs.RTTimeLimit(7)
+	require.NoError(t, err)
+	require.True(t, limited)
+	require.Equal(t, uint64(1<<62|77), limit, "the hard one")
+	_, limited, err = fs.RTTimeLimit(40)
+	require.NoError(t, err)
+	require.False(t, limited)
+	files, err := fs.NoFileLimit(7)
+	require.NoError(t, err)
+	require.Equal(t, uint64(1024), files, "the soft one")
+}
+
+func TestMemoryPeak(t *testing.T) {
+	peak, err := testTree(t).MemoryPeak(7)
+	require.NoError(t, err)
+	require.Equal(t, uint64(1400<<10), peak)
+}
+
+func TestBootID(t *testing.T) {
+	id, err := testTree(t).BootID()
+	require.NoError(t, err)
+	require.Equal(t, testBootID, id)
+	_, err = tree(t, map[string]string{"sys/kernel/random/boot_id": "\n"}).BootID()
+	require.ErrorContains(t, err, "is empty")
+	_, err = tree(t, nil).BootID()
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestPIDs(t *testing.T) {
+	pids, err := testTree(t).PIDs()
+	require.NoError(t, err)
+	require.Equal(t, []int{7, 9, 40}, pids)
+}
+
+func TestProcesses(t *testing.T) {
+	fs := tree(t, map[string]string{
+		"20/stat":   stat(20, "b", 'R', 3, 3, 3),
+		"3/stat":    stat(3, "a", 'S', 1, 3, 3),
+		"5/cmdline": "ended after it was listed",
+	})
+	list, err := fs.Processes()
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	require.Equal(t, 3, list[0].PID)
+	require.Equal(t, 20, list[1].PID)
+}
+
+func TestSystem(t *testing.T) {
+	s, err := testTree(t).System()
+	require.NoError(t, err)
+	require.Equal(t, System{
+		MemoryTotal: 2000 << 10, MemoryAvailable: 1500 << 10, SwapTotal: 300 << 10,
+		CPUBusy: 1800 * time.Millisecond, Cores: 2,
+	}, s)
+
+	_, err = tree(t, map[string]string{"meminfo": "MemTotal: 2000 kB\n"}).System()
+	require.ErrorContains(t, err, "MemAvailable")
+	_, err = tree(t, map[string]string{"meminfo": "MemTotal: 1 kB\nMemAvailable: 1 kB\n"}).System()
+	require.ErrorContains(t, err, "CPU time")
+	_, err = tree(t, nil).System()
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestRootThatIsNone(t *testing.T) {
+	_, err := New("/nowhere")
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorContains(t, err, "/nowhere")
+}
+
+func TestTheRealProc(t *testing.T) {
+	fs, err := New("/proc")
+	require.NoError(t, err)
+	self, err := fs.Process(os.Getpid())
+	require.NoError(t, err)
+	require.Equal(t, os.Getppid(), self.PPID)
+	require.True(t, self.Alive())
+	require.Greater(t, self.RSS, uint64(1<<20))
+	peak, err := fs.MemoryPeak(os.Getpid())
+	require.NoError(t, err)
+	require.Greater(t, peak, uint64(1<<20))
+	require.Contains(t, fs.Command(os.Getpid()), "-test.")
+	list, err := fs.Processes()
+	require.NoError(t, err)
+	require.NotEmpty(t, list)
+	id, err := fs.BootID()
+	require.NoError(t, err)
+	require.Len(t, id, 36)
+	s, err := fs.System()
+	require.NoError(t, err)
+	require.Greater(t, s.MemoryTotal, s.MemoryAvailable)
+	require.Positive(t, s.Cores)
+	require.Positive(t, s.CPUBusy)
+	files, err := fs.NoFileLimit(os.Getpid())
+	require.NoError(t, err)
+	require.Positive(t, files)
+	_, err = fs.Cgroup(os.Getpid())
+	require.NoError(t, err)
+}
+
+func BenchmarkProcesses(b *testing.B) {
+	fs, err := New("/proc")
+	require.NoError(b, err)
+	for b.Loop() {
+		_, err := fs.Processes()
+		require.NoError(b, err)
+	}
+}
