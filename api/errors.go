@@ -68,6 +68,17 @@ func reasonOf(err error) service.Reason {
 	return kindOf(err).DefaultReason()
 }
 
+// messageOf is what err says; of a bare context's it says what that means here.
+func messageOf(err error) string {
+	switch err {
+	case context.DeadlineExceeded:
+		return "cannot answer in time: what was asked for may still happen"
+	case context.Canceled:
+		return "cannot answer: the caller has left"
+	}
+	return err.Error()
+}
+
 // toStatus turns any error into the gRPC status that tells it. A status that
 // gRPC itself made, such as for a broken stream, passes as it is.
 func toStatus(err error) error {
@@ -79,7 +90,7 @@ func toStatus(err error) error {
 			return s.Err()
 		}
 	}
-	kind, reason, message := kindOf(err), string(reasonOf(err)), clip(err.Error(), maxErrorText)
+	kind, reason, message := kindOf(err), string(reasonOf(err)), clip(messageOf(err), maxErrorText)
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain, Metadata: map[string]string{"kind": kind.String()}}
 	told := &gladsheimv1.GladsheimError{Code: reason, Message: message}
 	details := []protoadapt.MessageV1{told, info}

@@ -57,7 +57,18 @@ type Process struct {
 }
 
 // Alive tells whether p can still do anything: it is neither a zombie nor dead.
-func (p Process) Alive() bool { return p.State != 'Z' && p.State != 'X' && p.State != 'x' }
+// A process whose first thread alone has ended is no zombie, although its state
+// says so: another thread may live on, or be about to execute a program and
+// take the first one's place.
+func (p Process) Alive() bool {
+	switch p.State {
+	case 'Z':
+		return p.Threads > 1
+	case 'X', 'x':
+		return false
+	}
+	return true
+}
 
 // Process reads /proc/PID/stat. It fails with ErrNoProcess when there is none.
 func (f FS) Process(pid int) (Process, error) {

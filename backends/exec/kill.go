@@ -16,8 +16,8 @@ import (
 // hunt is one killing of an incarnation.
 type hunt struct {
 	*handle
-	mates bool   // some of those killed carried no brand
 	stuck []prey // were sent SIGKILL and had not ended in the latest round
+	mates []prey // were sent SIGKILL and carry no brand, so no round meets them again
 	pack  bool   // strike at whole process groups
 	full  bool   // there were no descriptors to hold more
 }
@@ -43,8 +43,8 @@ const calm = 16
 // only with a look that found nobody and during which nothing was forked on
 // the whole host, or with many that found no sign of them, not even a corpse.
 func (h *hunt) run(ctx context.Context) error {
-	defer h.letGo()
 	defer hasten()()
+	defer func() { letGo(h.stuck); letGo(h.mates) }()
 	fresh, conclusive, err := h.first()
 	for quiet := 0; ; {
 		switch {
@@ -56,14 +56,14 @@ func (h *hunt) run(ctx context.Context) error {
 			quiet = 0
 		case len(h.stuck) > 0:
 			quiet = 0
-			if err := h.await(ctx); err != nil {
+			if err := h.backend.await(ctx, h.stuck); err != nil {
 				return err
 			}
 		case conclusive:
-			return nil
+			return h.backend.await(ctx, h.mates)
 		default:
 			if quiet++; quiet == calm {
-				return nil
+				return h.backend.await(ctx, h.mates)
 			}
 		}
 		h.pack = true
@@ -114,7 +114,8 @@ func (h *hunt) first() (fresh int, conclusive bool, err error) {
 
 // round looks at all processes and strikes at each member when it is seen.
 func (h *hunt) round() (fresh int, conclusive bool, err error) {
-	h.letGo()
+	letGo(h.stuck)
+	h.stuck, h.full = nil, false
 	return h.look(func() error {
 		return h.backend.proc.EachPID(func(pid int) {
 			if mark, err := h.backend.brandOf(pid); err == nil && mark == h.brand {
@@ -206,8 +207,9 @@ func (h *hunt) killMate(m mate) {
 		unix.Close(pidfd)
 		return
 	}
-	h.kill(m.pid, pidfd)
-	h.mates = true
+	h.condemn(m.pid)
+	_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+	h.mates = append(h.mates, prey{m.pid, pidfd})
 }
 
 func inSession(pid, session int) bool {
@@ -224,17 +226,17 @@ func (h *hunt) vouches(pid int) bool {
 	return err == nil && mark == h.brand
 }
 
-// await waits until every process that is held has ended.
-func (h *hunt) await(ctx context.Context) error {
-	ends := make(chan struct{}, len(h.stuck))
-	for _, p := range h.stuck {
-		remove, err := h.backend.watch.Add(p.pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { ends <- struct{}{} })
+// await waits until all of them have ended.
+func (b *Backend) await(ctx context.Context, all []prey) error {
+	ends := make(chan struct{}, len(all))
+	for _, p := range all {
+		remove, err := b.watch.Add(p.pidfd, unix.EPOLLIN|unix.EPOLLONESHOT, func(uint32) { ends <- struct{}{} })
 		if err != nil {
 			return err
 		}
 		defer remove()
 	}
-	for range h.stuck {
+	for range all {
 		select {
 		case <-ends:
 		case <-ctx.Done():
@@ -244,12 +246,10 @@ func (h *hunt) await(ctx context.Context) error {
 	return nil
 }
 
-// letGo closes what the latest round has kept.
-func (h *hunt) letGo() {
-	for _, p := range h.stuck {
+func letGo(all []prey) {
+	for _, p := range all {
 		unix.Close(p.pidfd)
 	}
-	h.stuck, h.full = nil, false
 }
 
 // survivors describes those that would not die.

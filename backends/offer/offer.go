@@ -83,8 +83,11 @@ func (o *Offer) open(ctx context.Context, c Config) error {
 		return o.openExec(c)
 	case can["systemd"].Available:
 		return o.openSystemd(ctx, c)
+	case c.Facts.Systemd.Has:
+		// The cgroup tree is systemd's; without its leave we may not write there.
+		return fmt.Errorf("cgroups are systemd's on this host, and the systemd backend is not to be had: %s", can["systemd"].Reason)
 	}
-	return o.openCgroupfs(c, parent)
+	return o.openCgroupfs(c, parent, true)
 }
 
 func (o *Offer) openExec(c Config) error {
@@ -113,21 +116,22 @@ func (o *Offer) openSystemd(ctx context.Context, c Config) error {
 	}
 	if c.Backend != "cgroupfs" {
 		o.Backends = append(o.Backends, b)
-		return o.openCgroupfs(c, anchor)
+		return o.openCgroupfs(c, anchor, false)
 	}
-	if err := o.openCgroupfs(c, anchor); err != nil {
+	if err := o.openCgroupfs(c, anchor, false); err != nil {
 		return errors.Join(err, b.Close())
 	}
 	o.Backends = append(o.Backends, b)
 	return nil
 }
 
-func (o *Offer) openCgroupfs(c Config, parent string) error {
+// openCgroupfs opens the cgroups below parent; ours says that the whole tree is.
+func (o *Offer) openCgroupfs(c Config, parent string, ours bool) error {
 	tree, err := cgroup.Open(c.Facts.CgroupRoot)
 	if err != nil {
 		return err
 	}
-	b, err := cgroupfs.New(cgroupfs.Config{Watcher: o.watcher, Procfs: c.Procfs, Tree: tree, Parent: parent})
+	b, err := cgroupfs.New(cgroupfs.Config{Watcher: o.watcher, Procfs: c.Procfs, Tree: tree, Parent: parent, Ours: ours})
 	if err != nil {
 		return err
 	}

@@ -211,14 +211,22 @@ func (h *handle) Usage(context.Context) (service.Usage, error) {
 
 // usage reads the counters of the scope, and when that is gone those of the
 // cell, which hold the same but for the throttling: that is counted where the
-// quota is.
+// quota is. A group that goes while it is read looks like one that has used
+// nothing, so the reading counts only if the group is still there.
 func (h *handle) usage() (service.Usage, error) {
-	u, err := h.scope.Usage()
-	if !gone(err) {
+	if u, err := wholeUsage(h.scope); !gone(err) {
 		return u, err
 	}
-	u, err = h.cell.Usage()
+	u, err := wholeUsage(h.cell)
 	u.Throttled, u.ThrottledPeriods = service.Quota{}, service.Quota{}
+	return u, err
+}
+
+func wholeUsage(g cgroup.Group) (service.Usage, error) {
+	u, err := g.Usage()
+	if there, existsErr := g.Exists(); existsErr == nil && !there {
+		return service.Usage{}, fs.ErrNotExist
+	}
 	return u, err
 }
 

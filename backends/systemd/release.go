@@ -164,7 +164,7 @@ func (h *handle) read() error {
 		return err
 	}
 	u, err := h.usage()
-	if err != nil {
+	if err != nil && !gone(err) {
 		return err
 	}
 	if verdict == service.OOMOwn {

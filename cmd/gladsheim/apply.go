@@ -101,12 +101,10 @@ func (a *app) showChanges(changes []*gladsheimv1.DefinitionChange, dryRun bool) 
 			parts = append(parts, fmt.Sprintf("%d %s", counts[action], word(action, "ACTION_")))
 		}
 	}
-	text := plural(len(changes), "definition") + ": " + joined(parts)
+	text := plural(len(changes), "definition") + ": " + strings.Join(parts, ", ")
 	if dryRun {
 		text += "; nothing was changed (--dry-run)"
 	}
 	_, err := fmt.Fprintln(a.out, text)
 	return err
 }
-
-func joined(parts []string) string { return strings.Join(parts, ", ") }

@@ -21,8 +21,11 @@ func (a *app) complain(err error) {
 	if e, ok := errors.AsType[*service.Error](err); ok {
 		message, faults = e.Error(), e.Faults
 	}
-	if a.client != nil && client.Unreachable(err) {
+	switch {
+	case a.client != nil && client.Unreachable(err):
 		message = a.unreachable()
+	case client.KindOf(err) == service.Timeout && client.ReasonOf(err) == "":
+		message = "cannot wait any longer: there was no answer in time"
 	}
 	if len(faults) > 0 {
 		message = strings.TrimSuffix(before(message, faults[0].Message), ": ")
@@ -60,6 +63,15 @@ func (a *app) unreachable() string {
 
 const joinGroup = "be root, or join the group gladsheim: sudo usermod -aG gladsheim $USER, then log in again"
 
+// code is exitCode that also knows how the dial went: a socket that the kernel
+// refuses to the caller is no missing agent.
+func (a *app) code(err error) int {
+	if a.client != nil && client.Unreachable(err) && errors.Is(a.client.DialError(), fs.ErrPermission) {
+		return exitDenied
+	}
+	return exitCode(err)
+}
+
 // hints say what to do about errors of a kind; %s is the service.
 var hints = map[service.Kind]string{
 	service.NotFound:       "see: gladsheim list",
@@ -91,8 +103,8 @@ func (a *app) hint(err error) string {
 		text = hints[kind]
 	}
 	switch {
-	case kind == service.Timeout && client.ReasonOf(err) == service.Timeout.DefaultReason() && !ok:
-		return "it may happen still; see: gladsheim status " + name
+	case kind == service.Timeout && !ok:
+		return strings.TrimSpace("what was asked for may happen still; see: gladsheim status " + name)
 	case strings.Contains(text, "%s") && name == "":
 		return ""
 	case strings.Contains(text, "%s"):

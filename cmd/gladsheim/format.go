@@ -104,7 +104,19 @@ func maybe[T any](v *T, format func(T) string) string {
 
 func bytesOf(n uint64) string { return size(float64(n)) }
 
-func usecOf(n uint64) string { return span(time.Duration(n) * time.Microsecond) }
+func whole(v float64) string { return strconv.FormatFloat(v, 'f', 0, 64) }
+
+// usecOf is an amount of time that something took.
+func usecOf(n uint64) string {
+	d := time.Duration(min(n, math.MaxInt64/1000)) * time.Microsecond
+	switch {
+	case d == 0:
+		return "0s"
+	case d >= time.Second && d < time.Minute:
+		return strings.TrimSuffix(strconv.FormatFloat(d.Seconds(), 'f', 1, 64), ".0") + "s"
+	}
+	return span(d)
+}
 
 func plural(n int, what string) string {
 	if n == 1 {

@@ -49,12 +49,12 @@ func (a *app) healthOfAll(ctx context.Context, t *table) error {
 	}
 	ctx, cancel := a.question(ctx)
 	defer cancel()
-	list, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{IncludeHealth: true})
+	services, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{IncludeHealth: true})
 	if err != nil {
 		return err
 	}
 	worst := exitOK
-	for _, s := range list.GetServices() {
+	for _, s := range services.GetServices() {
 		h := s.GetHealthStatus()
 		if err := a.present(h, func() error { a.addHealth(t, h); return nil }); err != nil {
 			return err

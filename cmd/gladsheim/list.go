@@ -32,22 +32,22 @@ func (a *app) listCommand() *cobra.Command {
 		}
 		ctx, cancel := a.question(cmd.Context())
 		defer cancel()
-		list, err := a.client.ListServices(ctx, req)
+		services, err := a.client.ListServices(ctx, req)
 		if err != nil {
 			return err
 		}
 		switch a.format {
 		case "json":
-			return a.printJSON(list)
+			return a.printJSON(services)
 		case "jsonl":
-			for _, s := range list.GetServices() {
+			for _, s := range services.GetServices() {
 				if err := a.printLine(s); err != nil {
 					return err
 				}
 			}
 			return nil
 		}
-		return a.showList(list)
+		return a.showList(services)
 	}
 	return c
 }
@@ -60,10 +60,10 @@ func stateWords() []string {
 	return out
 }
 
-func (a *app) showList(list *gladsheimv1.ServiceList) error {
+func (a *app) showList(services *gladsheimv1.ServiceList) error {
 	t := &table{style: a.style, signed: true}
 	t.add(noSign, "NAME", "STATE", "HEALTH", "RUNNER", "PID", "UPTIME", "RST", "CPU", "MEMORY", "TASKS", "NOTE")
-	for _, s := range list.GetServices() {
+	for _, s := range services.GetServices() {
 		var pid, uptime, health, cpu, memory, tasks string
 		if s.GetProcessId() != 0 {
 			pid = number(s.GetProcessId())
@@ -79,7 +79,7 @@ func (a *app) showList(list *gladsheimv1.ServiceList) error {
 	if err := t.write(a.out); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(a.out, summary(list))
+	_, err := fmt.Fprintln(a.out, summary(services))
 	return err
 }
 
@@ -98,9 +98,9 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 }
 
 // summary counts the listed services by state.
-func summary(list *gladsheimv1.ServiceList) string {
+func summary(services *gladsheimv1.ServiceList) string {
 	counts := map[gladsheimv1.ServiceState]int{}
-	for _, s := range list.GetServices() {
+	for _, s := range services.GetServices() {
 		counts[s.GetState()]++
 	}
 	var parts []string
@@ -117,5 +117,5 @@ func summary(list *gladsheimv1.ServiceList) string {
 	if len(parts) == 0 {
 		return "no services"
 	}
-	return plural(len(list.GetServices()), "service") + ": " + strings.Join(parts, ", ")
+	return plural(len(services.GetServices()), "service") + ": " + strings.Join(parts, ", ")
 }

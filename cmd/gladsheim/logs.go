@@ -56,7 +56,7 @@ they were written. Lines of several services begin with the name.`,
 					return err
 				}
 				a.complain(err)
-				worst = max(worst, exitCode(err))
+				worst = max(worst, a.code(err))
 			}
 		}
 		return worstOf(worst)

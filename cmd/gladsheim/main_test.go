@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -59,21 +61,19 @@ func TestScripts(t *testing.T) {
 // exits runs a command and wants its exit code: exits 3 gladsheim status db.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
-		ts.Fatalf("usage: exits CODE gladsheim ARG…")
+		ts.Fatalf("usage: exits CODE COMMAND ARG…")
 	}
-	var out, errs bytes.Buffer
-	code := run(context.Background(), surroundings{
-		args: args[2:], in: strings.NewReader(""), out: &out, err: &errs, getenv: ts.Getenv,
-		now: func() time.Time { return now },
-	})
-	ts.Check(os.WriteFile(ts.MkAbs("out"), out.Bytes(), 0o600))
-	ts.Check(os.WriteFile(ts.MkAbs("err"), errs.Bytes(), 0o600))
-	if want := args[0]; want != text(code) {
-		ts.Fatalf("exit code %d, want %s\n%s%s", code, want, out.String(), errs.String())
+	code := "0"
+	if ended, ok := errors.AsType[interface {
+		error
+		ExitCode() int
+	}](ts.Exec(args[1], args[2:]...)); ok {
+		code = strconv.Itoa(ended.ExitCode())
+	}
+	if code != args[0] {
+		ts.Fatalf("exit code %s, want %s", code, args[0])
 	}
 }
-
-func text(code int) string { return number(uint32(code)) }
 
 type cleaner interface{ Defer(func()) }
 

@@ -56,7 +56,7 @@ func each[M proto.Message](ctx context.Context, a *app, names []string, verb ans
 			if ctx.Err() == nil {
 				a.complain(err)
 			}
-			worst = max(worst, exitCode(err))
+			worst = max(worst, a.code(err))
 			continue
 		}
 		if err := a.present(m, func() error { return verb.show(m) }); err != nil {
@@ -94,7 +94,7 @@ func (a *app) completeNames(cmd *cobra.Command, args []string, _ string) ([]stri
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
 	defer cancel()
-	list, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{})
+	services, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -103,7 +103,7 @@ func (a *app) completeNames(cmd *cobra.Command, args []string, _ string) ([]stri
 		given[name] = true
 	}
 	var names []string
-	for _, s := range list.GetServices() {
+	for _, s := range services.GetServices() {
 		if !given[s.GetServiceName()] {
 			names = append(names, fmt.Sprintf("%s\t%s", s.GetServiceName(), plain(s.GetDescription())))
 		}

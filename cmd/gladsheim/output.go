@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -30,8 +31,7 @@ func (a *app) printJSON(m proto.Message) error {
 	if err := json.Indent(&out, b, "", "  "); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.out, out.String())
-	return err
+	return a.printDocument(out.String())
 }
 
 // printLine writes a message of a stream: one line, whatever -o says.
@@ -44,6 +44,23 @@ func (a *app) printLine(m proto.Message) error {
 	if err := json.Compact(&out, b); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.out, out.String())
+	return a.printDocument(out.String())
+}
+
+// printDocument writes JSON; on a terminal without the characters that JSON
+// allows in strings and that are not harmless there.
+func (a *app) printDocument(document string) error {
+	if a.terminal {
+		var b strings.Builder
+		for _, r := range document {
+			if r != '\n' && harmful(r) {
+				fmt.Fprintf(&b, `\u%04x`, r)
+			} else {
+				b.WriteRune(r)
+			}
+		}
+		document = b.String()
+	}
+	_, err := fmt.Fprintln(a.out, document)
 	return err
 }

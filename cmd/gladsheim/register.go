@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -36,7 +37,7 @@ func (a *app) registerCommand() *cobra.Command {
 					return err
 				}
 				a.complain(err)
-				worst = max(worst, exitCode(err))
+				worst = max(worst, a.code(err))
 			}
 		}
 		return worstOf(worst)
@@ -87,7 +88,7 @@ func (a *app) showChange(c *gladsheimv1.DefinitionChange) error {
 	}[c.GetAction()]
 	line := fmt.Sprintf("%s %s %s", mark, c.GetServiceName(), word(c.GetAction(), "ACTION_"))
 	if fields := c.GetFields(); len(fields) > 0 {
-		line += ": " + joined(fields)
+		line += ": " + strings.Join(fields, ", ")
 	}
 	if c.GetAction() == gladsheimv1.DefinitionChange_ACTION_CHANGED {
 		switch c.GetEffect() {

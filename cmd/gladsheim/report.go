@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,8 +17,8 @@ type sheet struct {
 }
 
 // line adds a line, unless there is nothing to say.
-func (s *sheet) line(label, format string, args ...any) {
-	if text := fmt.Sprintf(format, args...); text != "" {
+func (s *sheet) line(label, text string) {
+	if text != "" {
 		fmt.Fprintf(s, "%11s: %s\n", label, plain(text))
 	}
 }
@@ -26,29 +28,22 @@ func (s *sheet) loud(label, text string) {
 	fmt.Fprintf(s, "%11s: %s\n", label, s.paint(red, plain(text)))
 }
 
-// and joins what is there with blanks between.
-func and(parts ...string) string {
-	var there []string
-	for _, p := range parts {
-		if p != "" {
-			there = append(there, p)
-		}
-	}
-	return strings.Join(there, "  ")
+// and joins the parts that are not empty, a blank between them.
+func and(parts ...string) string { return join(parts, " ") }
+
+// list joins the parts that are not empty, a comma between them.
+func list(parts ...string) string { return join(parts, ", ") }
+
+func join(parts []string, between string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), between)
 }
 
-// in is text in parentheses, "" without text.
+// in is a list in parentheses, "" without parts.
 func in(parts ...string) string {
-	var there []string
-	for _, p := range parts {
-		if p != "" {
-			there = append(there, p)
-		}
+	if text := list(parts...); text != "" {
+		return "(" + text + ")"
 	}
-	if len(there) == 0 {
-		return ""
-	}
-	return "(" + strings.Join(there, ", ") + ")"
+	return ""
 }
 
 // labelled is a label and what it is, "" if that is nothing.
@@ -80,21 +75,23 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if st.GetAutostart() {
 		start = "autostart"
 	}
-	s.line("Loaded", "%s", and(st.GetSource(), in(fmt.Sprintf("generation %d", st.GetGeneration()), start)))
-	s.line("Active", "%s", a.active(st))
+	s.line("Loaded", and(st.GetSource(), in(fmt.Sprintf("generation %d", st.GetGeneration()), start)))
+	s.line("Active", a.active(st))
 	if st.GetProcessId() != 0 {
-		s.line("Health", "%s", a.healthLine(st.GetHealthStatus()))
+		s.line("Health", a.healthLine(st.GetHealthStatus()))
 	}
-	s.line("Runner", "%s", and(st.GetBackend(), st.GetLaunch(), st.GetUnit()))
-	s.line("Cgroup", "%s", st.GetCgroup())
+	s.line("Runner", and(st.GetBackend(), st.GetLaunch(), st.GetUnit()))
+	s.line("Cgroup", st.GetCgroup())
 	if pid := st.GetProcessId(); pid != 0 {
-		s.line("Main PID", "%s", and(number(pid), in(labelled("user", st.GetUser()))))
+		s.line("Main PID", and(number(pid), in(labelled("user", st.GetUser()))))
 	}
-	s.line("Restarts", "%s", and(number(st.GetRestartCount()), in(maybe(st.RestartsLeft, func(n uint32) string { return number(n) + " left" }))))
-	s.line("Asked by", "%s", st.GetLastActor())
+	s.line("Restarts", and(number(st.GetRestartCount()), in(maybe(st.RestartsLeft, func(n uint32) string { return number(n) + " left" }))))
+	s.line("Asked by", st.GetLastActor())
 	if x := st.GetLastExit(); x != nil {
-		s.line("Last end", "%s", a.lastEnd(x))
-		s.line("", "%s", x.GetMessage())
+		s.line("Last end", a.lastEnd(x))
+		if m := x.GetMessage(); m != "" && !strings.Contains(how(x), m) {
+			fmt.Fprintf(s, "%13s%s\n", "", plain(m))
+		}
 	}
 	if st.ErrorMessage != nil {
 		s.loud("Error", st.GetErrorMessage())
@@ -153,22 +150,20 @@ func (a *app) sayUsage(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if u == nil {
 		return
 	}
-	held := func(name string) string { // what of a limit holds
+	held := func(name string, format func(float64) string) string { // what of a limit holds
 		for _, l := range st.GetLimits() {
-			if l.GetName() == name && l.GetEnforced() {
-				if text := limit(name, l.Effective); text != "max" {
-					return text
-				}
+			if l.GetName() == name && l.GetEnforced() && l.Effective != nil && !math.IsInf(l.GetEffective(), 1) {
+				return format(l.GetEffective())
 			}
 		}
 		return ""
 	}
-	s.line("CPU", "%s", and(percent(float64(u.GetCpuPercent())), labelled("of", held("cpu_percent")),
+	s.line("CPU", list(and(percent(float64(u.GetCpuPercent())), labelled("of", held("cpu_percent", percent))),
 		usecOf(u.GetCpuTimeUsec())+" in all", labelled("throttled", maybe(u.ThrottledUsec, usecOf))))
-	s.line("Memory", "%s", and(bytesOf(u.GetMemoryBytes()), labelled("of", held("memory_max")),
-		in(labelled("high", held("memory_high")), labelled("peak", maybe(u.MemoryPeakBytes, bytesOf)),
+	s.line("Memory", and(bytesOf(u.GetMemoryBytes()), labelled("of", held("memory_max", size)),
+		in(labelled("high", held("memory_high", size)), labelled("peak", maybe(u.MemoryPeakBytes, bytesOf)),
 			labelled("swap", maybe(u.MemorySwapBytes, bytesOf)))))
-	s.line("Tasks", "%s", and(maybe(u.PidsCurrent, number), labelled("of", held("pids_max"))))
+	s.line("Tasks", and(maybe(u.PidsCurrent, number), labelled("of", held("pids_max", whole))))
 	if u.GetOomKills() > 0 {
 		s.loud("OOM kills", number(u.GetOomKills()))
 	}

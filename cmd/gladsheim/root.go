@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,7 +52,7 @@ func run(ctx context.Context, s surroundings) int {
 		return exitInterrupted
 	}
 	a.complain(err)
-	return exitCode(err)
+	return a.code(err)
 }
 
 const (
@@ -146,7 +147,7 @@ func noWords(cmd *cobra.Command, args []string) error {
 	if cmd.HasSubCommands() {
 		text := fmt.Sprintf("%q is no command", args[0])
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-			text += fmt.Sprintf("; did you mean %s?", near[0])
+			text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 		}
 		return errors.New(text)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -66,23 +65,23 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 		return nil, nil
 	}
 	out := &gladsheimv1.ResourceLimits{}
-	var faults []error
+	var faults []string
 	for _, pair := range pairs {
 		name, value, _ := strings.Cut(pair, "=")
 		r, err := service.ParseResource(name)
 		if err != nil {
-			faults = append(faults, err)
+			faults = append(faults, err.Error())
 			continue
 		}
 		q, err := r.Parse(value)
 		if err != nil {
-			faults = append(faults, err)
+			faults = append(faults, err.Error())
 			continue
 		}
 		put(out, r, q)
 	}
 	if len(faults) > 0 {
-		return nil, usage(fmt.Errorf("cannot set the limits: %w", errors.Join(faults...)))
+		return nil, usage(errors.New("cannot set limits: " + strings.Join(faults, "; ")))
 	}
 	return out, nil
 }

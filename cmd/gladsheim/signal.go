@@ -59,7 +59,7 @@ func splitSignal(args []string) (names []string, signal string, err error) {
 		return nil, "", usage(errors.New("cannot tell which service to signal"))
 	}
 	if _, err := service.ParseSignal(signal); err != nil {
-		return nil, "", usage(fmt.Errorf("cannot send it: %w", err))
+		return nil, "", usage(fmt.Errorf("cannot signal: %w", err))
 	}
 	return names, signal, nil
 }

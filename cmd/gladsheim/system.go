@@ -35,13 +35,13 @@ func (a *app) askHost(ctx context.Context) (*gladsheimv1.HostInfo, error) {
 
 func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	s := &sheet{style: a.style}
-	s.line("Host", "%s", and(info.GetHostname(), in(labelled("kernel", info.GetKernel()))))
+	s.line("Host", and(info.GetHostname(), in(labelled("kernel", info.GetKernel()))))
 	started := fromMillis(info.GetStartTimeUnixMs())
-	s.line("Agent", "%s", and(info.GetAgentVersion(), in(info.GetApiVersion(), "up "+span(a.now().Sub(started)))))
-	s.line("Platform", "%s", and(info.GetPlatform(), in(fmt.Sprintf("at most %d services", info.GetMaxServices()))))
+	s.line("Agent", and(info.GetAgentVersion(), in(info.GetApiVersion(), "up "+span(a.now().Sub(started)))))
+	s.line("Platform", and(info.GetPlatform(), in(fmt.Sprintf("at most %d services", info.GetMaxServices()))))
 	u := info.GetUsage()
-	s.line("Memory", "%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes()))
-	s.line("CPU", "%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core"))
+	s.line("Memory", fmt.Sprintf("%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes())))
+	s.line("CPU", fmt.Sprintf("%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core")))
 	fmt.Fprintln(s, "Backends:")
 	t := &table{style: a.style, signed: true}
 	for _, b := range info.GetBackends() {

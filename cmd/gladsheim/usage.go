@@ -56,11 +56,11 @@ func (a *app) usageOfAll(ctx context.Context, t *table) error {
 	}
 	ctx, cancel := a.question(ctx)
 	defer cancel()
-	list, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{IncludeResources: true})
+	services, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{IncludeResources: true})
 	if err != nil {
 		return err
 	}
-	for _, s := range list.GetServices() {
+	for _, s := range services.GetServices() {
 		u := s.GetResourceUsage()
 		if u == nil {
 			continue

@@ -120,7 +120,7 @@ func start(w *watch.Watcher, req Request, plan gate.Plan) (*Child, error) {
 func fork(cgroupFD int, output sinks, socket int) (pid, pidfd int, err error) {
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{gate.Mark},
+		Env:   []string{gate.Mark, gate.OneProcessor},
 		Files: []uintptr{output.in, output.out, output.out, uintptr(socket)},
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}

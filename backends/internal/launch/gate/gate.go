@@ -13,9 +13,14 @@ package gate
 
 import "syscall"
 
-// Mark is the whole environment of a gate. Nothing else in the environment may
-// stand beside it, so that no inherited variable turns an agent into a gate.
+// Mark and OneProcessor are the whole environment of a gate. Nothing else in
+// the environment may stand beside them, so that no inherited variable turns an
+// agent into a gate.
 const Mark = "GLADSHEIM_GATE=1"
+
+// OneProcessor keeps the Go runtime from starting threads while the gate is at
+// work: where the cgroup allows no more of them, it would end the process.
+const OneProcessor = "GOMAXPROCS=1"
 
 // FD is where a gate talks with the agent: a stream socket.
 const FD = 3
@@ -32,7 +37,7 @@ const answerSize = 5
 // in main. A gate must begin before the initialisers of large packages have
 // run, and never reaches main.
 func init() {
-	if env := syscall.Environ(); len(env) == 1 && env[0] == Mark {
+	if env := syscall.Environ(); len(env) == 2 && env[0] == Mark && env[1] == OneProcessor {
 		run()
 	}
 }
