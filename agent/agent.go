@@ -57,6 +57,11 @@ type Agent struct {
 	roskva      *roskva.Roskva
 	meter       *byggvir.Meter
 
+	ctx        context.Context // ends when the agent leaves
+	leave      context.CancelFunc
+	background sync.WaitGroup // of starts that nobody waits for
+
+	changing    sync.Mutex // held by whoever changes the catalogue, from the look at it to the change
 	writing     sync.Mutex // see want
 	mu          sync.Mutex // of what follows; never held across a wait for a service
 	settings    config.Agent
@@ -64,7 +69,9 @@ type Agent struct {
 	wanted      map[service.Name]skirnir.Wanted // as last written
 	exits       map[service.Name][]service.ExitRecord
 	strangers   map[service.Name]service.Ref // alive, look like ours, and nobody recorded them
-	complaints  []service.Finding            // of the start and the latest reload
+	starting    map[service.Name]int         // starts and restarts under way, see admit
+	scars       []service.Finding            // of the start
+	complaints  []service.Finding            // of the latest look at the definitions
 }
 
 // ErrTaken says that another agent owns the directories.
@@ -84,7 +91,9 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		registry: skirnir.NewRegistry(), meter: byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
+		starting: map[service.Name]int{},
 	}
+	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
 		a.unlock()
 		return nil, err
@@ -126,7 +135,9 @@ func (a *Agent) open(ctx context.Context) error {
 
 // Close leaves: changes under way are given up, services run on.
 func (a *Agent) Close() {
+	a.leave()
 	a.thjalfi.Close()
+	a.background.Wait()
 	a.roskva.Close()
 	a.unlock()
 }

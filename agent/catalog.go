@@ -20,12 +20,18 @@ type definition struct {
 	spec service.Spec
 }
 
+// sourceGone is the Source of a definition that is gone while its service runs
+// on. The next definition of that name takes its place.
+const sourceGone = "(its definition is gone)"
+
 // ofHost tells whether a file of the host defines it, so that callers may not.
-func (d *definition) ofHost() bool { return d.Source != service.SourceAPI }
+func (d *definition) ofHost() bool { return d.Source != service.SourceAPI && d.Source != sourceGone }
 
 // Register adds or, with replace, changes a definition. What runs goes on as
 // it was started; a changed definition drops limits that were set over it.
 func (a *Agent) Register(_ context.Context, file string, document []byte, replace bool, actor string) (service.Change, error) {
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	spec, err := a.parse("register", file, document)
 	if err != nil {
 		return service.Change{}, err
@@ -38,14 +44,19 @@ func (a *Agent) Register(_ context.Context, file string, document []byte, replac
 		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists,
 			Err: fmt.Errorf("it is registered already, and differs in %s; ask for it to be replaced", strings.Join(change.Fields, ", "))}
 	}
-	return change, a.adoptDefinition(spec, document, change, actor)
+	if err := a.carryOut("register", []registration{{spec, document, change}}, actor); err != nil {
+		return service.Change{}, err
+	}
+	return change, nil
 }
 
 // Apply registers all documents or, if one of them is faulty, none. With
 // dryRun it only tells what would change.
 func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error) {
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	var faults []service.Fault
-	specs := make([]service.Spec, len(files))
+	all := make([]registration, len(files))
 	changes := make([]service.Change, len(files))
 	from := map[service.Name]string{}
 	for i, f := range files {
@@ -58,10 +69,11 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 			faults = append(faults, service.Fault{File: f.Name, Field: "name", Message: fmt.Sprintf("%s is defined in %s, too", spec.Name, first)})
 			continue
 		}
-		from[spec.Name], specs[i] = f.Name, spec
+		from[spec.Name] = f.Name
 		if changes[i], err = a.plan(spec); err != nil {
 			faults = append(faults, faultsOf(f.Name, err)...)
 		}
+		all[i] = registration{spec, f.Content, changes[i]}
 	}
 	if len(faults) > 0 {
 		return nil, &service.Error{Op: "apply", Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
@@ -69,10 +81,8 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 	if dryRun {
 		return changes, nil
 	}
-	for i, f := range files {
-		if err := a.adoptDefinition(specs[i], f.Content, changes[i], actor); err != nil {
-			return changes[:i], err
-		}
+	if err := a.carryOut("apply", all, actor); err != nil {
+		return nil, err
 	}
 	return changes, nil
 }
@@ -101,7 +111,7 @@ func (a *Agent) plan(spec service.Spec) (service.Change, error) {
 		return service.Change{}, err // better told now than at the first start
 	}
 	switch {
-	case known == nil:
+	case known == nil || known.Source == sourceGone:
 		return service.Change{Service: spec.Name, Action: service.ActionAdded, Effect: service.ReachNextStart}, nil
 	case known.ofHost():
 		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists,
@@ -114,25 +124,46 @@ func (a *Agent) plan(spec service.Spec) (service.Change, error) {
 	return service.Change{Service: spec.Name, Action: service.ActionChanged, Fields: fields, Effect: service.ReachNextStart}, nil
 }
 
-// adoptDefinition carries out a change that plan told.
-func (a *Agent) adoptDefinition(spec service.Spec, document []byte, change service.Change, actor string) error {
-	if change.Action == service.ActionUnchanged {
-		return nil
+// registration is a change that plan told.
+type registration struct {
+	spec     service.Spec
+	document []byte
+	change   service.Change
+}
+
+// carryOut makes all changes or, when the disk fails, none.
+func (a *Agent) carryOut(op string, all []registration, actor string) error {
+	before := make([]skirnir.Wanted, len(all))
+	written := make([]*definition, len(all))
+	for i, r := range all {
+		if r.change.Action == service.ActionUnchanged {
+			continue
+		}
+		d := &definition{
+			Definition: service.Definition{Name: r.spec.Name, Document: r.document, Source: service.SourceAPI, Changed: time.Now()},
+			spec:       r.spec,
+		}
+		err := a.want(d.Name, func(w *skirnir.Wanted) {
+			before[i] = *w
+			w.Document, w.Changed, w.Limits, w.Warnings = d.Document, d.Changed, service.Limits{}, service.Warnings{}
+			w.Generation++
+			d.Generation = w.Generation
+		})
+		if err != nil {
+			for j, done := range written[:i] {
+				if done != nil {
+					err = errors.Join(err, a.want(done.Name, func(w *skirnir.Wanted) { *w = before[j] }))
+				}
+			}
+			return &service.Error{Op: op, Service: d.Name, Kind: service.HostUnavailable, Err: err}
+		}
+		written[i] = d
 	}
-	now := time.Now()
-	generation := uint64(0)
-	err := a.want(spec.Name, func(w *skirnir.Wanted) {
-		w.Document, w.Changed, w.Limits, w.Warnings = document, now, service.Limits{}, service.Warnings{}
-		w.Generation++
-		generation = w.Generation
-	})
-	if err != nil {
-		return &service.Error{Op: "register", Service: spec.Name, Kind: service.HostUnavailable, Err: err}
+	for i, d := range written {
+		if d != nil {
+			a.know(d, all[i].change.Action.String(), actor)
+		}
 	}
-	a.know(&definition{
-		Definition: service.Definition{Name: spec.Name, Document: document, Source: service.SourceAPI, Generation: generation, Changed: now},
-		spec:       spec,
-	}, change.Action.String(), actor)
 	return nil
 }
 
@@ -141,19 +172,38 @@ func (a *Agent) know(d *definition, reason, actor string) {
 	a.mu.Lock()
 	a.definitions[d.Name] = d
 	a.mu.Unlock()
-	a.registry.Add(service.Status{Name: d.Name, Health: service.Health{Strategy: d.spec.Health.Type}})
+	status := a.remembered(d)
+	a.registry.Add(status)
 	a.registry.Update(d.Name, skirnir.News{Kind: service.NoticeRegistered, Reason: reason, Detail: d.Source}, func(s *service.Status) {
-		s.Spec, s.Source, s.Generation, s.Warnings = &d.spec, d.Source, d.Generation, d.spec.Warnings
+		s.Spec, s.Source, s.Generation, s.Warnings = &d.spec, d.Source, d.Generation, status.Warnings
 		if actor != "" {
 			s.LastActor = actor
 		}
 	})
-	a.thjalfi.Add(d.Name, thjalfi.Restored{})
+	a.thjalfi.Add(d.Name, thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}})
+}
+
+// remembered is the status of a service that does not run, as its exit records
+// tell it. Incarnations are numbered on.
+func (a *Agent) remembered(d *definition) service.Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := service.Status{
+		Name: d.Name, Spec: &d.spec, Source: d.Source, Generation: d.Generation, Health: service.Health{Strategy: d.spec.Health.Type},
+		Warnings: a.wanted[d.Name].Warnings.Over(d.spec.Warnings),
+	}
+	if exits := a.exits[d.Name]; len(exits) > 0 {
+		last := exits[len(exits)-1]
+		s.LastExit, s.Started, s.Ended, s.Machine.Incarnation = &last, last.Started, last.Ended, last.Incarnation
+	}
+	return s
 }
 
 // Unregister forgets a service that does not run, and everything kept of it
 // but its log.
 func (a *Agent) Unregister(ctx context.Context, name service.Name, actor string) error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	a.mu.Lock()
 	d := a.definitions[name]
 	a.mu.Unlock()
@@ -200,9 +250,11 @@ func (a *Agent) Definitions() []service.Definition {
 	for _, d := range a.definitions {
 		out = append(out, d.Definition)
 	}
-	slices.SortFunc(out, func(x, y service.Definition) int { return strings.Compare(x.Name.String(), y.Name.String()) })
+	slices.SortFunc(out, func(x, y service.Definition) int { return byName(x.Name, y.Name) })
 	return out
 }
+
+func byName(x, y service.Name) int { return strings.Compare(x.String(), y.String()) }
 
 // find looks a definition up; the caller holds mu.
 func (a *Agent) find(op string, name service.Name) (*definition, error) {
@@ -211,62 +263,4 @@ func (a *Agent) find(op string, name service.Name) (*definition, error) {
 	}
 	return nil, &service.Error{Op: op, Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound,
 		Err: errors.New("no such service is registered")}
-}
-
-// Reload reads the definitions of the host and takes settings, both without
-// touching a service that runs. A file that became faulty leaves its service
-// as it was; one that went away leaves a running service defined until it ends.
-func (a *Agent) Reload(ctx context.Context, settings config.Agent) {
-	a.mu.Lock()
-	a.settings = settings
-	a.mu.Unlock()
-	found, faults := config.ReadDefinitions(a.cfg.ServicesDir, settings.Base(), config.OwnFile)
-	a.complain(faults)
-	there := map[service.Name]bool{}
-	for _, f := range found {
-		there[f.Spec.Name] = true
-		a.takeFile(f)
-	}
-	for _, d := range a.Definitions() {
-		if d.Source == service.SourceAPI || there[d.Name] || faults.Hide(a.cfg.ServicesDir, d.Name) {
-			continue
-		}
-		if err := a.forget(ctx, d.Name, "reload"); err != nil {
-			a.cfg.Log.Warn("a running service has lost its definition; it runs on", "service", d.Name, "file", d.Source)
-			a.registry.Update(d.Name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "orphaned", Detail: d.Source + " is gone"}, func(*service.Status) {})
-		}
-	}
-}
-
-// takeFile takes a definition from a file of the host, if it is new or differs.
-func (a *Agent) takeFile(f config.Definition) {
-	a.mu.Lock()
-	known := a.definitions[f.Spec.Name]
-	a.mu.Unlock()
-	reason := service.ActionAdded
-	generation := uint64(1)
-	if known != nil {
-		if known.Source == f.Source && len(config.Changes(known.spec, f.Spec)) == 0 {
-			return
-		}
-		reason, generation = service.ActionChanged, known.Generation+1
-	}
-	a.know(&definition{
-		Definition: service.Definition{Name: f.Spec.Name, Document: f.Document, Source: f.Source, Generation: generation, Changed: time.Now()},
-		spec:       f.Spec,
-	}, reason.String(), "")
-}
-
-// complain keeps faults for the doctor, and logs them.
-func (a *Agent) complain(faults config.Faults) {
-	var complaints []service.Finding
-	for _, f := range faults {
-		a.cfg.Log.Error("definition refused", "fault", f.String())
-		complaints = append(complaints, service.Finding{
-			Level: service.SeverityProblem, Title: "a definition was refused", Detail: f.String(), Fix: "mend the file, then reload the agent",
-		})
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.complaints = complaints
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -63,11 +64,12 @@ func capabilities(e service.Enforcement) []string {
 func (a *Agent) Doctor(context.Context) []service.Finding {
 	findings := a.cfg.Facts.Findings()
 	a.mu.Lock()
-	findings = append(findings, a.complaints...)
+	findings = append(append(findings, a.scars...), a.complaints...)
 	for _, remark := range a.settings.Remarks {
 		findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "a setting has no effect", Detail: remark.String()})
 	}
-	for name, ref := range a.strangers {
+	for _, name := range slices.SortedFunc(maps.Keys(a.strangers), byName) {
+		ref := a.strangers[name]
 		findings = append(findings, service.Finding{
 			Level: service.SeverityProblem, Title: fmt.Sprintf("processes of %s are alive that nobody recorded, in %s%s", name, ref.Unit, ref.Cgroup),
 			Detail: "It is left alone, and the service is not started beside it.", Fix: "End the processes, then restart the agent.",
@@ -75,6 +77,12 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 	}
 	a.mu.Unlock()
 	for _, s := range a.registry.List() {
+		if s.Source == sourceGone {
+			findings = append(findings, service.Finding{
+				Level: service.SeverityWarning, Title: fmt.Sprintf("%s has lost its definition", s.Name),
+				Detail: "It goes on as it was started.", Fix: "Define it again, or stop it and reload the agent.",
+			})
+		}
 		for _, r := range s.Applied.Unenforced() {
 			findings = append(findings, service.Finding{
 				Level: service.SeverityWarning, Title: fmt.Sprintf("%s runs without its limit %s", s.Name, r),

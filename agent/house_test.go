@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -42,6 +41,12 @@ type house struct {
 	backends []backends.Backend                            // nil: one fake on host
 	fault    func(operation string, ref service.Ref) error // of that
 	enforces *service.Enforcement                          // by that
+}
+
+var facts = platform.Facts{
+	Hostname: "valhalla", Kernel: "6.12.0", Cores: 2,
+	Systemd: platform.Ability{Reason: "no systemd here"}, Cgroup2: platform.Ability{Reason: "no cgroups here"},
+	BornInside: platform.Ability{Has: true}, Pidfd: platform.Ability{Has: true}, Pressure: platform.Ability{Has: true},
 }
 
 // inside runs f in a house whose agent is not open yet.
@@ -105,7 +110,7 @@ func (h *house) config() Config {
 	}
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), LogDir: h.path("log"), ServicesDir: h.path("services.d"),
-		Backends: offered, Procfs: proc, Facts: platform.Facts{Hostname: "valhalla", Kernel: "6.12.0", Cores: 2, Pidfd: platform.Ability{Has: true}},
+		Backends: offered, Procfs: proc, Facts: facts,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	}
 }
@@ -245,6 +250,12 @@ func (h *house) reasons(name service.Name, kinds ...service.NoticeKind) []string
 	return out
 }
 
+// pass lets time pass.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 // later is a call that is not waited for.
 func later(f func() error) <-chan error {
 	done := make(chan error, 1)
@@ -270,5 +281,3 @@ func (b *lockedBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
-
-var forEver = context.Background()

@@ -28,7 +28,8 @@ func (k keeper) Record(r thjalfi.Record) error {
 		return err
 	}
 	return k.store.SaveActual(skirnir.Actual{
-		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Actor: r.Actor,
+		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Exit: r.Exit, Actor: r.Actor,
+		BootID: k.bootID,
 	})
 }
 
@@ -63,10 +64,17 @@ func same(a, b skirnir.Wanted) bool {
 
 func (k keeper) Bury(name service.Name, x service.ExitRecord) error {
 	k.mu.Lock()
-	exits := append(k.exits[name], x)
-	exits = exits[max(0, len(exits)-skirnir.KeptExits):]
-	k.exits[name] = exits
+	exits := k.exits[name]
+	buried := len(exits) > 0 && exits[len(exits)-1].Incarnation == x.Incarnation // by an agent that got no further
+	if !buried {
+		exits = append(exits, x)
+		exits = exits[max(0, len(exits)-skirnir.KeptExits):]
+		k.exits[name] = exits
+	}
 	k.mu.Unlock()
+	if buried {
+		return nil
+	}
 	k.cfg.Log.Info("service ended", "service", name, "incarnation", x.Incarnation, "verdict", x.Verdict, "detail", x.Message)
 	return k.store.SaveExits(name, exits)
 }
@@ -78,7 +86,8 @@ func (a *Agent) keepHealth(name service.Name, h service.Health) {
 		return
 	}
 	news := skirnir.News{Kind: service.NoticeHealth, Reason: h.Status.String(), Detail: h.Message}
-	news.Silent = before.Health.Status == h.Status
+	// That a service which ended is not checked any more is no news.
+	news.Silent = before.Health.Status == h.Status || h.Status == service.HealthUnknown
 	a.registry.Update(name, news, func(s *service.Status) { s.Health = h })
 }
 

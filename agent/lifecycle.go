@@ -21,14 +21,7 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 	if err != nil {
 		return nil, err
 	}
-	if err := a.admit(name); err != nil {
-		return nil, err
-	}
-	a.warnAt(name, plan.Spec.Warnings)
-	if err := a.thjalfi.Start(ctx, name, plan); err != nil {
-		return nil, err
-	}
-	return a.Status(name)
+	return a.launch(ctx, "start", plan, func() error { return a.thjalfi.Start(ctx, name, plan) })
 }
 
 // Restart ends a service if it runs, and answers when a fresh incarnation, of
@@ -38,8 +31,22 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.Sto
 	if err != nil {
 		return nil, err
 	}
-	a.warnAt(name, plan.Spec.Warnings)
-	if err := a.thjalfi.Restart(ctx, name, plan, opts); err != nil {
+	return a.launch(ctx, "restart", plan, func() error { return a.thjalfi.Restart(ctx, name, plan, opts) })
+}
+
+// launch carries out what a plan was made for.
+func (a *Agent) launch(ctx context.Context, op string, plan thjalfi.Plan, do func() error) (*service.Status, error) {
+	name := plan.Spec.Name
+	admitted, err := a.admit(op, name)
+	if err != nil {
+		return nil, err
+	}
+	defer admitted()
+	err = do()
+	if err == nil || ctx.Err() != nil { // it runs by the plan, or goes on without the caller
+		a.warnAt(name, plan.Spec.Warnings)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return a.Status(name)
@@ -80,21 +87,33 @@ func (a *Agent) Status(name service.Name) (*service.Status, error) {
 // List is the status of every service, ordered by name.
 func (a *Agent) List() []*service.Status { return a.registry.List() }
 
-// admit refuses a start beyond the platform's number of services.
-func (a *Agent) admit(name service.Name) error {
+// admit refuses a launch beyond the number of services that may run. One that
+// is admitted has its place until admitted is called, and as long as it runs.
+func (a *Agent) admit(op string, name service.Name) (admitted func(), err error) {
 	a.mu.Lock()
-	most := a.settings.MaxServices
-	a.mu.Unlock()
-	if most == 0 {
-		return nil
+	defer a.mu.Unlock()
+	places, others := a.settings.MaxServices, 0
+	for _, s := range a.registry.List() {
+		runs := s.Machine.State != service.Stopped && s.Machine.State != service.Crashed
+		switch {
+		case s.Name == name && runs:
+			places = 0 // it has its place
+		case s.Name != name && (runs || a.starting[s.Name] > 0):
+			others++
+		}
 	}
-	counts := a.registry.Statistics()
-	alive := a.registry.Len() - counts[service.PublicStopped] - counts[service.PublicCrashed]
-	if alive >= most {
-		return &service.Error{Op: "start", Service: name, Kind: service.Exhausted,
-			Err: fmt.Errorf("%d services run, and the configuration allows %d (resource_limits.max_services)", alive, most)}
+	if places > 0 && others >= places {
+		return nil, &service.Error{Op: op, Service: name, Kind: service.Exhausted,
+			Err: fmt.Errorf("%d services run, and the configuration allows %d (resource_limits.max_services)", others, places)}
 	}
-	return nil
+	a.starting[name]++
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.starting[name]--; a.starting[name] == 0 {
+			delete(a.starting, name)
+		}
+	}, nil
 }
 
 // launchPlan makes the plan of a launch that somebody asks for, or refuses it.

@@ -55,7 +55,7 @@ func (a *Agent) warnAt(name service.Name, levels service.Warnings) {
 func (a *Agent) Limits(ctx context.Context, name service.Name) (service.Applied, error) {
 	h, err := a.thjalfi.Handle("read limits of", name)
 	if service.KindOf(err) == service.NotRunning {
-		return a.planned(name, service.Limits{})
+		return a.planned("read limits of", name, service.Limits{})
 	}
 	if err != nil {
 		return service.Applied{}, err
@@ -81,8 +81,8 @@ func (a *Agent) withUnenforced(name service.Name, applied service.Applied) servi
 }
 
 // planned tells what the next start would ask for, with limits over it.
-func (a *Agent) planned(name service.Name, limits service.Limits) (service.Applied, error) {
-	plan, err := a.launchPlan("set limits of", name, service.StartOptions{Limits: limits})
+func (a *Agent) planned(op string, name service.Name, limits service.Limits) (service.Applied, error) {
+	plan, err := a.launchPlan(op, name, service.StartOptions{Limits: limits})
 	if err != nil {
 		return service.Applied{}, err
 	}
@@ -103,7 +103,7 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 				Faults: []service.Fault{{Field: service.Resource(r).String(), Message: err.Error()}}}
 		}
 	}
-	applied, err := a.planned(name, limits) // refuses what can not be planned
+	applied, err := a.planned("set limits of", name, limits) // refuses what can not be planned
 	if err != nil {
 		return service.Applied{}, err
 	}

@@ -3,7 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
-	"time"
+	"maps"
+	"slices"
 
 	"github.com/gladsheim/gladsheim/agent/config"
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -13,7 +14,7 @@ import (
 )
 
 // restore makes known what the host defines, what callers registered and what
-// an earlier agent left, and launches what is to run.
+// an earlier agent left in this boot, and launches what is to run.
 func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	a.exits = left.Exits
 	for _, w := range left.Wanted {
@@ -21,26 +22,54 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	actual := map[service.Name]skirnir.Actual{}
 	for _, r := range left.Actual {
-		actual[r.Name] = r
+		if r.BootID == a.bootID {
+			actual[r.Name] = r
+		}
+	}
+	for _, fault := range left.Faults {
+		a.scar("a record could not be read", fault, "see what it held; the service it names may have to be registered again")
 	}
 	found := a.gather(left)
-	var launch []service.Name
-	for name, d := range found {
-		r, recorded := actual[name]
-		thisBoot := recorded && (r.Ref.IsZero() || r.Ref.BootID == "" || r.Ref.BootID == a.bootID)
-		if a.revive(d, r, thisBoot) {
-			launch = append(launch, name)
+	for name, r := range actual {
+		if found[name] == nil && r.Machine.State.Alive() {
+			found[name] = &definition{Definition: service.Definition{Name: name, Source: sourceGone}, spec: r.Spec}
 		}
-		delete(actual, name)
 	}
-	for name, r := range actual { // it runs, and its definition is gone
-		spec := r.Spec
-		a.revive(&definition{Definition: service.Definition{Name: name, Source: "(its definition is gone)"}, spec: spec}, r, r.Ref.BootID == a.bootID)
+	// Before anything is adopted or launched, so that nothing changes meanwhile.
+	a.findStrangers(ctx, names(left, found), actual)
+	for _, name := range slices.SortedFunc(maps.Keys(found), byName) {
+		d := found[name]
+		r, recorded := actual[name]
+		a.revive(d, r, recorded)
+		if !recorded && (d.spec.Autostart || a.wanted[name].Up) {
+			a.background.Go(func() { a.autostart(name) })
+		}
 	}
-	a.findStrangers(ctx)
-	for _, name := range launch {
-		go a.autostart(name)
+}
+
+// scar keeps for the doctor, and logs, what the start found.
+func (a *Agent) scar(title string, err error, fix string) {
+	a.cfg.Log.Error(title, "error", err)
+	a.scars = append(a.scars, service.Finding{Level: service.SeverityProblem, Title: title, Detail: err.Error(), Fix: fix})
+}
+
+// names are those of all services that are defined or of which anything is
+// recorded.
+func names(left skirnir.Loaded, found map[service.Name]*definition) []service.Name {
+	all := map[service.Name]bool{}
+	for name := range found {
+		all[name] = true
 	}
+	for _, w := range left.Wanted {
+		all[w.Name] = true
+	}
+	for _, r := range left.Actual {
+		all[r.Name] = true
+	}
+	for name := range left.Exits {
+		all[name] = true
+	}
+	return slices.Collect(maps.Keys(all))
 }
 
 // gather collects the definitions of the host and those of callers; where both
@@ -48,111 +77,99 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 func (a *Agent) gather(left skirnir.Loaded) map[service.Name]*definition {
 	found := map[service.Name]*definition{}
 	base := a.settings.Base()
-	for _, w := range left.Wanted {
-		if len(w.Document) == 0 {
-			continue
-		}
-		spec, faults := config.ParseDefinition(w.Name.String(), w.Document, base)
-		if len(faults) > 0 {
-			a.cfg.Log.Error("a registered definition is not valid any more", "service", w.Name, "faults", faults.Error())
-			continue
-		}
-		found[w.Name] = &definition{
-			Definition: service.Definition{Name: w.Name, Document: w.Document, Source: service.SourceAPI, Generation: w.Generation, Changed: w.Changed},
-			spec:       spec,
-		}
-	}
 	files, faults := config.ReadDefinitions(a.cfg.ServicesDir, base, config.OwnFile)
-	a.complain(faults)
 	for _, f := range files {
-		found[f.Spec.Name] = &definition{
-			Definition: service.Definition{Name: f.Spec.Name, Document: f.Document, Source: f.Source, Generation: 1, Changed: time.Now()},
-			spec:       f.Spec,
+		found[f.Spec.Name] = ofFile(f)
+	}
+	for _, w := range left.Wanted {
+		if len(w.Document) == 0 || found[w.Name] != nil {
+			continue
 		}
+		d, wrong := ofCaller(w, base)
+		if len(wrong) > 0 { // it was valid once
+			faults = append(faults, wrong...)
+			continue
+		}
+		found[w.Name] = d
 	}
-	for _, fault := range left.Faults {
-		a.cfg.Log.Error("a record was set aside", "fault", fault)
-		a.complaints = append(a.complaints, service.Finding{
-			Level: service.SeverityProblem, Title: "a record could not be read", Detail: fault.Error(),
-			Fix: "see what it held; the service it names may have to be registered again",
-		})
-	}
+	a.complain(faults)
 	return found
 }
 
-// revive makes one service known, with what an earlier agent left of it in
-// this boot, and tells whether it is to be launched.
-func (a *Agent) revive(d *definition, r skirnir.Actual, thisBoot bool) (launch bool) {
-	status := service.Status{
-		Name: d.Name, Spec: &d.spec, Source: d.Source, Generation: d.Generation, Health: service.Health{Strategy: d.spec.Health.Type},
-	}
-	if exits := a.exits[d.Name]; len(exits) > 0 {
-		last := exits[len(exits)-1]
-		status.LastExit, status.Started, status.Ended = &last, last.Started, last.Ended
-		status.Machine.Incarnation = last.Incarnation
-	}
+// revive makes one service known, with what an earlier agent recorded of it in
+// this boot.
+func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
+	status := a.remembered(d)
 	restored := thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}}
-	if thisBoot {
-		restored.Record = thjalfi.Record{Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Actor: r.Actor}
+	if recorded {
+		restored.Record = thjalfi.Record{
+			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Exit: r.Exit, Actor: r.Actor,
+		}
+		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor}
 		status.LastActor = r.Actor
 		if !r.Machine.State.Alive() {
 			status.Machine = r.Machine
-		}
-		if plan, err := a.restoredPlan(r); err == nil {
-			restored.Plan = &plan
-		} else {
-			a.cfg.Log.Error("a running service can not be taken up", "service", d.Name, "error", err)
 		}
 	}
 	a.mu.Lock()
 	a.definitions[d.Name] = d
 	a.mu.Unlock()
-	status.Warnings = a.wanted[d.Name].Warnings.Over(d.spec.Warnings)
 	a.registry.Add(status)
 	a.thjalfi.Add(d.Name, restored)
-	if thisBoot {
-		return false
-	}
-	return d.spec.Autostart || a.wanted[d.Name].Up
 }
 
-// restoredPlan is the plan an incarnation was launched by.
-func (a *Agent) restoredPlan(r skirnir.Actual) (thjalfi.Plan, error) {
-	plan := thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, LogFile: a.logFile(&r.Spec), Actor: r.Actor}
-	if r.Ref.IsZero() { // nothing to adopt, perhaps a restart to make
-		var err error
-		plan.Backend, err = backends.Choose(a.cfg.Backends, r.Spec.Launch)
-		return plan, err
+// backendOf is the backend that launched an incarnation or, when there is
+// none, the one that would launch the next.
+func (a *Agent) backendOf(r skirnir.Actual) backends.Backend {
+	if r.Ref.IsZero() {
+		b, err := backends.Choose(a.cfg.Backends, r.Spec.Launch)
+		if err != nil {
+			return absent{"none", err}
+		}
+		return b
 	}
 	for _, b := range a.cfg.Backends {
 		if b.Name() == r.Ref.Backend {
-			plan.Backend = b
-			return plan, nil
+			return b
 		}
 	}
-	return plan, fmt.Errorf("it was launched by the %s backend, which this agent does not offer", r.Ref.Backend)
+	return absent{r.Ref.Backend, fmt.Errorf("it was launched by the %s backend, which this agent does not offer", r.Ref.Backend)}
 }
+
+// absent stands for a backend that is not offered. What it launched can not be
+// adopted, and since it may be alive nothing is launched in its stead.
+type absent struct {
+	name string
+	why  error
+}
+
+func (b absent) Name() string                    { return b.name }
+func (b absent) Enforces() service.Enforcement   { return service.Enforcement{} }
+func (b absent) Plan(service.Launch) service.Ref { return service.Ref{} }
+func (b absent) Close() error                    { return nil }
+
+func (b absent) Launch(_ context.Context, l service.Launch, _ func(service.Ref) error) (backends.Handle, error) {
+	return nil, &service.Error{Op: "launch", Service: l.Name, Kind: service.HostUnavailable, Permanent: true, Err: b.why}
+}
+
+func (b absent) Adopt(_ context.Context, ref service.Ref) (backends.Handle, error) {
+	return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: b.why}
+}
+
+func (b absent) Leftovers(context.Context, []service.Name) ([]service.Ref, error) { return nil, nil }
 
 // findStrangers looks for incarnations that look like ours and that nobody
 // recorded. They are reported and left alone, and no second copy is started
 // beside them.
-func (a *Agent) findStrangers(ctx context.Context) {
-	var known []service.Name
-	refs := map[string]bool{}
-	for _, s := range a.registry.List() {
-		known = append(known, s.Name)
-		if !s.Ref.IsZero() {
-			refs[place(s.Ref)] = true
-		}
-	}
+func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual map[service.Name]skirnir.Actual) {
 	for _, b := range a.cfg.Backends {
 		left, err := b.Leftovers(ctx, known)
 		if err != nil {
-			a.cfg.Log.Error("cannot look for what an earlier agent left", "backend", b.Name(), "error", err)
+			a.scar("cannot look for what an earlier agent left with the "+b.Name()+" backend", err, "restart the agent once the host serves again")
 			continue
 		}
 		for _, ref := range left {
-			if refs[place(ref)] || a.recorded(ref) {
+			if r := actual[ref.Name]; r.Machine.State.Alive() && place(r.Ref) == place(ref) {
 				continue
 			}
 			a.cfg.Log.Error("processes of an incarnation that nobody recorded are alive; they are left alone", "service", ref.Name, "place", place(ref))
@@ -163,16 +180,12 @@ func (a *Agent) findStrangers(ctx context.Context) {
 	}
 }
 
-func (a *Agent) recorded(ref service.Ref) bool {
-	s, known := a.registry.Get(ref.Name)
-	return known && s.Machine.Incarnation == ref.Incarnation && s.Machine.State.Alive()
-}
-
 func place(r service.Ref) string { return fmt.Sprintf("%s/%s/%d", r.Backend, r.Name, r.Incarnation) }
 
 // autostart launches a service that nobody asked for just now.
 func (a *Agent) autostart(name service.Name) {
-	if _, err := a.Start(context.Background(), name, service.StartOptions{Actor: "autostart"}); err != nil {
+	_, err := a.Start(a.ctx, name, service.StartOptions{Actor: "autostart"})
+	if err != nil && a.ctx.Err() == nil {
 		a.cfg.Log.Error("autostart failed", "service", name, "error", err)
 	}
 }

@@ -211,8 +211,13 @@ func toWatchEvent(n service.Notice) *gladsheimv1.WatchEvent {
 // asked tells whether somebody asked for what n tells.
 func asked(n service.Notice) bool {
 	switch n.Kind {
-	case service.NoticeLimits, service.NoticeRegistered, service.NoticeUnregistered:
+	case service.NoticeRegistered, service.NoticeUnregistered:
 		return true
+	}
+	for k := service.Start; k <= service.Kill; k++ {
+		if n.Reason == k.String() {
+			return true
+		}
 	}
 	return n.Reason == service.CauseAsked.String()
 }
@@ -227,6 +232,8 @@ var stateWords = [...]string{
 // eventKind is the word for a notice on the wire.
 func eventKind(n service.Notice) string {
 	switch {
+	case n.Kind == service.NoticeState && n.Reason == "signal": // it changed no state
+		return "signalled"
 	case n.Kind == service.NoticeState && n.Status != nil:
 		return stateWords[n.Status.Machine.State]
 	case n.Kind == service.NoticeExit && n.Status != nil && n.Status.LastExit != nil:

@@ -182,6 +182,19 @@ func TestPIDs(t *testing.T) {
 	require.Equal(t, []int{7, 9, 40}, pids)
 }
 
+func TestLastPID(t *testing.T) {
+	fs := tree(t, map[string]string{"loadavg": "0.10 0.20 0.30 2/345 6789\n"})
+	last, err := fs.LastPID()
+	require.NoError(t, err)
+	require.Equal(t, 6789, last)
+	_, err = tree(t, map[string]string{"loadavg": "0.10\n"}).LastPID()
+	require.ErrorContains(t, err, "no five fields")
+	_, err = tree(t, map[string]string{"loadavg": "1 2 3 4 x\n"}).LastPID()
+	require.ErrorContains(t, err, "loadavg")
+	_, err = tree(t, nil).LastPID()
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
 func TestProcesses(t *testing.T) {
 	fs := tree(t, map[string]string{
 		"20/stat":   stat(20, "b", 'R', 3, 3, 3),
@@ -228,7 +241,7 @@ func TestTheRealProc(t *testing.T) {
 	peak, err := fs.MemoryPeak(os.Getpid())
 	require.NoError(t, err)
 	require.Greater(t, peak, uint64(1<<20))
-	require.Contains(t, fs.Command(os.Getpid()), "-test.")
+	require.Contains(t, fs.Command(os.Getpid()), filepath.Base(os.Args[0]))
 	list, err := fs.Processes()
 	require.NoError(t, err)
 	require.NotEmpty(t, list)
@@ -245,6 +258,9 @@ func TestTheRealProc(t *testing.T) {
 	require.Positive(t, files)
 	_, err = fs.Cgroup(os.Getpid())
 	require.NoError(t, err)
+	last, err := fs.LastPID()
+	require.NoError(t, err)
+	require.Positive(t, last)
 }
 
 func BenchmarkProcesses(b *testing.B) {

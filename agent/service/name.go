@@ -49,8 +49,13 @@ func (n Name) IsZero() bool { return n.text == "" }
 // MarshalText makes a Name a JSON string and a map key.
 func (n Name) MarshalText() ([]byte, error) { return []byte(n.text), nil }
 
-// UnmarshalText accepts what ParseName accepts.
+// UnmarshalText accepts what ParseName accepts, and what MarshalText makes of
+// the zero Name.
 func (n *Name) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*n = Name{}
+		return nil
+	}
 	parsed, err := ParseName(string(text))
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ type Wanted struct {
 	Warnings   service.Warnings `json:"warnings"` // likewise
 }
 
-// Actual is what is, and is worth nothing after a reboot.
+// Actual is what is, and is worth nothing in another boot.
 type Actual struct {
 	Name    service.Name    `json:"name"`
 	Machine service.Machine `json:"machine"`
@@ -36,7 +36,9 @@ type Actual struct {
 	Spec    service.Spec    `json:"spec"` // as started, options included
 	Limits  service.Limits  `json:"limits"`
 	Started time.Time       `json:"started"`
+	Exit    *service.Exit   `json:"exit,omitempty"` // how the main process ended, nil while nobody knows that it did
 	Actor   string          `json:"actor"`
+	BootID  string          `json:"boot_id"`
 }
 
 // KeptExits is how many exit records are kept of each service.

@@ -64,6 +64,15 @@ func soon(d time.Duration) time.Duration {
 	return d
 }
 
+// few gives the first n on an emulated machine, where each launch is dear, and
+// all elsewhere: enough to see that the backend passes them on.
+func few[T any](all []T, n int) []T {
+	if emulated() {
+		return all[:n]
+	}
+	return all
+}
+
 // within is a context for one call that must come to an end.
 func (b *bench) within() context.Context {
 	ctx, cancel := context.WithTimeout(b.Context(), patience())
@@ -81,7 +90,7 @@ func (b *bench) ended() context.Context {
 // eventually looks again and again until what must become true is true.
 func (b *bench) eventually(condition func() bool, what string, args ...any) {
 	b.Helper()
-	again := time.NewTicker(2 * time.Millisecond)
+	again := time.NewTicker(soon(2 * time.Millisecond))
 	defer again.Stop()
 	for over := time.After(patience()); !condition(); {
 		select {

@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -127,6 +128,8 @@ func lawHundred(b *bench) {
 	const n = 100
 	common := b.plan("sleep")
 	handles := make([]backends.Handle, n)
+	ctx, cancel := context.WithTimeout(b.Context(), 3*patience())
+	defer cancel()
 	var wait sync.WaitGroup
 	for k := range n {
 		l := common
@@ -134,7 +137,7 @@ func lawHundred(b *bench) {
 		l.Spec.Name = l.Name
 		wait.Go(func() {
 			var err error
-			if handles[k], err = b.agent.Launch(b.within(), l, nothingToIdentify); err != nil {
+			if handles[k], err = b.agent.Launch(ctx, l, nothingToIdentify); err != nil {
 				b.Errorf("launch %d: %v", k, err)
 			}
 		})
@@ -146,7 +149,7 @@ func lawHundred(b *bench) {
 		if h != nil {
 			pids[h.Ref().PID] = true
 			wait.Go(func() {
-				if _, err := h.Release(b.within()); err != nil {
+				if _, err := h.Release(ctx); err != nil {
 					b.Error(err)
 				}
 				if err := h.Close(); err != nil {

@@ -103,18 +103,29 @@ func lawPidsMax(b *bench) {
 	require.Equal(b, service.Of(most), usage.Pids)
 }
 
-// percentOf measures, over some seconds, how much of one core a process uses.
-// It looks at the process's own clock, not at the cgroup's.
-func (b *bench) percentOf(pid int) float64 {
+// getsCPU measures how much of one core a busy process gets, over some seconds,
+// by the process's own clock, not the cgroup's. It may never be more than
+// percent. It may be less while this machine itself gets less than it wants, so
+// there are several tries to reach it.
+func (b *bench) getsCPU(pid int, percent float64) {
 	b.Helper()
-	before, ok := statOf(pid)
-	require.True(b, ok)
-	began := time.Now()
-	time.Sleep(3 * time.Second) // what is measured needs its time
-	after, ok := statOf(pid)
-	require.True(b, ok)
-	used := time.Duration(after.ticks-before.ticks) * 10 * time.Millisecond // USER_HZ is 100 on Linux
-	return 100 * float64(used) / float64(time.Since(began))
+	const tolerance = 2
+	gets := 0.0
+	for range 5 {
+		before, ok := statOf(pid)
+		require.True(b, ok)
+		began := time.Now()
+		time.Sleep(3 * time.Second) // what is measured needs its time
+		after, ok := statOf(pid)
+		require.True(b, ok)
+		used := time.Duration(after.ticks-before.ticks) * 10 * time.Millisecond // USER_HZ is 100 on Linux
+		gets = 100 * float64(used) / float64(time.Since(began))
+		require.LessOrEqual(b, gets, percent+tolerance)
+		if gets >= percent-tolerance {
+			return
+		}
+	}
+	b.Fatalf("it may have %v percent and gets %v", percent, gets)
 }
 
 func lawCPUMax(b *bench) {
@@ -124,7 +135,7 @@ func lawCPUMax(b *bench) {
 	}
 	i := b.launch(l)
 	i.ready()
-	require.InDelta(b, 20, b.percentOf(i.Ref().PID), 2)
+	b.getsCPU(i.Ref().PID, 20)
 	usage, err := i.Usage(b.within())
 	require.NoError(b, err)
 	require.True(b, usage.Throttled.Set)
@@ -141,5 +152,5 @@ func lawCPUChange(b *bench) {
 	i.ready()
 	_, err := i.Limit(b.within(), service.Limits{service.CPUMax: service.Of(10 * service.UsecPerPercent)})
 	require.NoError(b, err)
-	require.InDelta(b, 10, b.percentOf(i.Ref().PID), 2)
+	b.getsCPU(i.Ref().PID, 10)
 }

@@ -31,14 +31,14 @@ func exitLaws() []law {
 }
 
 func lawExitCodes(b *bench) {
-	for _, code := range []int{0, 1, 2, 3, 42, 126, 127, 128, 137, 143, 254, 255} {
+	for _, code := range few([]int{0, 1, 137, 255, 2, 3, 42, 126, 127, 128, 143, 254}, 4) {
 		i := b.launch(b.plan("exit", strconv.Itoa(code)))
 		require.Equal(b, service.Exit{Code: code}, i.exit())
 	}
 }
 
 func lawExitSignals(b *bench) {
-	for _, sig := range []syscall.Signal{1, 2, 3, 4, 6, 7, 8, 9, 11, 13, 14, 15, 31} {
+	for _, sig := range few([]syscall.Signal{9, 11, 15, 31, 1, 2, 3, 4, 6, 7, 8, 13, 14}, 4) {
 		i := b.launch(b.plan("signal", strconv.Itoa(int(sig))))
 		require.Equal(b, service.Exit{Signal: sig}, i.exit(), "%s", i.log())
 	}
@@ -70,10 +70,9 @@ func lawCore(b *bench) {
 }
 
 func lawEndsAtOnce(b *bench) {
-	const n = 40
+	incarnations := few(make([]*incarnation, 40), 15)
 	var wait sync.WaitGroup
-	incarnations := make([]*incarnation, n)
-	for k := range n {
+	for k := range incarnations {
 		l := b.plan("exit", strconv.Itoa(k))
 		wait.Go(func() {
 			h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
@@ -143,7 +142,7 @@ func lawCloseStdout(b *bench) {
 }
 
 func lawExecSelf(b *bench) {
-	i := b.start("exec-self", "100")
+	i := b.start("exec-self", "50")
 	i.lives()
 	for range 20 {
 		// In the midst of an exec a process has no command line.

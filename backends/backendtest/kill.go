@@ -82,7 +82,7 @@ func lawKillZombies(b *bench) {
 // lawKillExecSelf looks at the number: in the midst of an exec a process has no
 // command line, and its first thread may be a zombie while another takes over.
 func lawKillExecSelf(b *bench) {
-	for range 5 {
+	for range few(make([]int, 5), 2) {
 		i := b.start("exec-self", "1000")
 		ref := i.Ref()
 		require.NoError(b, i.Kill(b.within()))

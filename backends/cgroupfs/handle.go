@@ -285,6 +285,7 @@ const killAgain = time.Second
 // empty kills until nothing lives: neither in the cgroup, nor the main process,
 // should somebody have moved it elsewhere.
 func (h *handle) empty(ctx context.Context) error {
+	h.letDie()
 	for {
 		if err := h.group.Kill(); err != nil {
 			return err
@@ -300,6 +301,18 @@ func (h *handle) empty(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}
+	}
+}
+
+// deathCPU is more CPU time than any machine has. It is not Unlimited because
+// lifting the last such limit of a host makes the kernel patch its scheduler.
+const deathCPU = 100 * service.UsecPerPercent * 4096
+
+// letDie raises a limit on CPU time: dying takes some too, and who is out of it
+// would wait for the next period. If that fails, they die more slowly.
+func (h *handle) letDie() {
+	if now, err := h.group.Limits(service.Limits{}); err == nil && now[service.CPUMax].Applied.Value < deathCPU && now[service.CPUMax].Applied.Set {
+		_ = h.group.Apply(service.Limits{service.CPUMax: service.Of(deathCPU)})
 	}
 }
 

@@ -134,8 +134,8 @@ func (b *Backend) makeWay(l service.Launch) error {
 // launch goes through the steps of a start. After an error clean is to be
 // called.
 func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) error {
-	atGate, atOpening := roomForGate(limits)
-	if err := h.enclose(atGate); err != nil {
+	now, atOpening, afterwards := roomForGate(limits)
+	if err := h.enclose(now); err != nil {
 		return err
 	}
 	dir, err := h.group.OpenDir()
@@ -153,13 +153,16 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if ctx.Err() != nil {
 		return gaveUp(ctx, "start", l.Name, "")
 	}
-	if err := h.group.Apply(atOpening); err != nil {
-		return fmt.Errorf("limit its cgroup: %w", err)
+	if err := h.tighten(ctx, child, atOpening); err != nil {
+		return err
 	}
 	if err := child.Open(ctx); err != nil {
 		return h.explain(err)
 	}
 	h.main = child.Process()
+	if err := h.group.Apply(afterwards); err != nil {
+		return errors.Join(fmt.Errorf("limit its cgroup: %w", err), h.kill(context.WithoutCancel(ctx), "start"), h.main.Close())
+	}
 	return nil
 }
 
@@ -195,6 +198,21 @@ func (h *handle) identify(child *launch.Child, tell func(service.Ref) error) err
 	return nil
 }
 
+// tighten sets the limits that were too small for the gate to get to where it
+// waits.
+func (h *handle) tighten(ctx context.Context, child *launch.Child, limits service.Limits) error {
+	if limits == (service.Limits{}) {
+		return nil
+	}
+	if err := child.Ready(ctx); err != nil {
+		return h.explain(err)
+	}
+	if err := h.group.Apply(limits); err != nil {
+		return fmt.Errorf("limit its cgroup: %w", err)
+	}
+	return nil
+}
+
 // explain adds to the error of a gate that died what the kernel has killed it
 // for.
 func (h *handle) explain(err error) error {
@@ -216,25 +234,30 @@ func (h *handle) clean(ctx context.Context) error {
 	return h.group.Remove()
 }
 
-// What the gate itself needs before it becomes the program: it is a Go program
-// with a few threads. Limits below that would keep it from getting there.
+// What the gate itself needs to become the program: it is a Go program with a
+// few threads.
 const (
-	gateMemory = 32 << 20
+	gateMemory = 16 << 20
 	gateTasks  = 32
-	gateCPU    = 100 * service.UsecPerPercent
+	gateCPU    = 10 * service.UsecPerPercent
 )
 
-// roomForGate splits limits into those that hold while the gate waits and those
-// that are set just before it opens, because the gate needs more than they
-// allow. All hold before the program's first instruction.
-func roomForGate(limits service.Limits) (atGate, atOpening service.Limits) {
-	atGate = limits
-	for r, least := range map[service.Resource]uint64{
-		service.MemoryMax: gateMemory, service.MemoryHigh: gateMemory, service.PidsMax: gateTasks, service.CPUMax: gateCPU,
-	} {
+// roomForGate splits limits by when they are set, because the gate could not
+// live within the smallest, or not within useful time. Most hold from birth. One
+// task is enough for a gate that only waits, so that holds from before the
+// program's first instruction. Less memory or CPU than the gate needs is set
+// right after it: memory that the program has taken by then counts, and the
+// kernel takes it back or kills.
+func roomForGate(limits service.Limits) (now, atOpening, afterwards service.Limits) {
+	now = limits
+	small := func(r service.Resource, least uint64, later *service.Limits) {
 		if limits[r].Set && limits[r].Value < least {
-			atGate[r], atOpening[r] = service.Of(least), limits[r]
+			now[r], later[r] = service.Of(least), limits[r]
 		}
 	}
-	return atGate, atOpening
+	small(service.PidsMax, gateTasks, &atOpening)
+	small(service.CPUMax, gateCPU, &afterwards)
+	small(service.MemoryMax, gateMemory, &afterwards)
+	small(service.MemoryHigh, gateMemory, &afterwards)
+	return now, atOpening, afterwards
 }

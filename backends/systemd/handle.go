@@ -225,7 +225,7 @@ func (h *handle) usage() (service.Usage, error) {
 func wholeUsage(g cgroup.Group) (service.Usage, error) {
 	u, err := g.Usage()
 	if there, existsErr := g.Exists(); existsErr == nil && !there {
-		return service.Usage{}, fs.ErrNotExist
+		return service.Usage{}, fmt.Errorf("read the counters of %s: %w", g.Path(), fs.ErrNotExist)
 	}
 	return u, err
 }

@@ -64,6 +64,18 @@ func (a *app) parseSince(text string) (time.Time, error) {
 	return at, nil
 }
 
+// story is all of an event but when, what and to whom.
+func story(e *gladsheimv1.Event) string {
+	text := other(e.GetReason(), e.GetKind())
+	if d := e.GetDetail(); d != "" {
+		if text != "" {
+			text += ": "
+		}
+		text += d
+	}
+	return and(text, in(labelled("by", e.GetActor())))
+}
+
 // showEvent shows one message of a watch: programs get every one.
 func (a *app) showEvent(ev *gladsheimv1.WatchEvent) error {
 	if a.machine() {
@@ -83,7 +95,7 @@ func (a *app) showEvent(ev *gladsheimv1.WatchEvent) error {
 		name = "-"
 	}
 	// No table: it could only be aligned when the last event is known.
-	line := fmt.Sprintf("%s  %-16s  %-14s  %s", at, plain(name), plain(e.GetKind()), plain(and(e.GetReason(), e.GetDetail(), in(labelled("by", e.GetActor())))))
+	line := fmt.Sprintf("%s  %-16s  %-14s  %s", at, plain(name), plain(e.GetKind()), plain(story(e)))
 	_, err := fmt.Fprintln(a.out, strings.TrimRight(line, " "))
 	return err
 }

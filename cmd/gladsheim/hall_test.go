@@ -37,7 +37,7 @@ func hall(logDir string) *apitest.Agent {
 	a.Put(crashed("mailer"))
 	a.Put(waiting("cache"))
 	a.Change("billing", service.NoticeExit, "own-limit OOM", "pid 4160", func(*service.Status) {})
-	a.Change("billing", service.NoticeState, "restart", "attempt 7, waited 16s", func(*service.Status) {})
+	a.Change("billing", service.NoticeState, "ready", "attempt 7, waited 16s", func(*service.Status) {})
 	a.Change("batch", service.NoticeState, "asked", "", func(*service.Status) {})
 	must(os.WriteFile(filepath.Join(logDir, "billing.log"), []byte("loading 1.2M invoices\n\x1b[31mWARN\x1b[0m heap near limit\n503 /ready: warming up\n"), 0o600))
 	return a

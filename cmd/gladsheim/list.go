@@ -86,7 +86,7 @@ func (a *app) showList(services *gladsheimv1.ServiceList) error {
 // note is what is worth telling of a service in few words.
 func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 	switch {
-	case len(s.GetUnenforcedLimits()) > 0:
+	case len(s.GetUnenforcedLimits()) > 0 && s.GetProcessId() != 0:
 		return "not enforced: " + strings.Join(s.GetUnenforcedLimits(), ", ")
 	case s.GetNextAttemptUnixMs() != 0:
 		return "next start " + ago(a.now(), fromMillis(s.GetNextAttemptUnixMs()))

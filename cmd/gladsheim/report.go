@@ -46,6 +46,14 @@ func in(parts ...string) string {
 	return ""
 }
 
+// other is text, "" if it only says again what was said.
+func other(text, said string) string {
+	if text == said {
+		return ""
+	}
+	return text
+}
+
 // labelled is a label and what it is, "" if that is nothing.
 func labelled(label, text string) string {
 	if text == "" {
@@ -80,7 +88,7 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if st.GetProcessId() != 0 {
 		s.line("Health", a.healthLine(st.GetHealthStatus()))
 	}
-	s.line("Runner", and(st.GetBackend(), st.GetLaunch(), st.GetUnit()))
+	s.line("Runner", and(st.GetBackend(), other(st.GetLaunch(), st.GetBackend()), st.GetUnit()))
 	s.line("Cgroup", st.GetCgroup())
 	if pid := st.GetProcessId(); pid != 0 {
 		s.line("Main PID", and(number(pid), in(labelled("user", st.GetUser()))))
@@ -216,10 +224,9 @@ func (a *app) sayEvents(s *sheet, r *report) {
 		return
 	}
 	fmt.Fprintln(s, "Events:")
-	t := &table{style: a.style}
+	t := &table{style: a.style, blank: true}
 	for _, ev := range r.events {
-		e := ev.GetEvent()
-		t.add(noSign, "  "+clock(fromMillis(ev.GetTimeUnixMs())), e.GetKind(), e.GetReason(), e.GetDetail())
+		t.add(noSign, "  "+clock(fromMillis(ev.GetTimeUnixMs())), ev.GetEvent().GetKind(), story(ev.GetEvent()))
 	}
 	_ = t.write(s) // a Builder takes everything
 }

@@ -63,7 +63,7 @@ func (a *app) states(ask func(context.Context, string) (*gladsheimv1.ServiceStat
 		if pid := s.GetProcessId(); pid != 0 {
 			line += fmt.Sprintf(", pid %d", pid)
 		}
-		if missing := s.GetUnenforcedLimits(); len(missing) > 0 {
+		if missing := s.GetUnenforcedLimits(); len(missing) > 0 && s.GetProcessId() != 0 {
 			line += ", without " + strings.Join(missing, ", ") + ", which this host does not enforce"
 		}
 		_, err := fmt.Fprintln(a.out, line)

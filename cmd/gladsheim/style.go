@@ -92,13 +92,14 @@ func signOf(state gladsheimv1.ServiceState) sign {
 type table struct {
 	style
 	signed bool
+	blank  bool // nothing to say is left blank, and not a dash
 	rows   [][]string
 	signs  []sign
 }
 
 func (t *table) add(s sign, cells ...string) {
 	for i, c := range cells {
-		if cells[i] = plain(c); c == "" {
+		if cells[i] = plain(c); c == "" && !t.blank {
 			cells[i] = "-"
 		}
 	}

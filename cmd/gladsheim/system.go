@@ -38,7 +38,7 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	s.line("Host", and(info.GetHostname(), in(labelled("kernel", info.GetKernel()))))
 	started := fromMillis(info.GetStartTimeUnixMs())
 	s.line("Agent", and(info.GetAgentVersion(), in(info.GetApiVersion(), "up "+span(a.now().Sub(started)))))
-	s.line("Platform", and(info.GetPlatform(), in(fmt.Sprintf("at most %d services", info.GetMaxServices()))))
+	s.line("Platform", and(info.GetPlatform(), in(atMost(info.GetMaxServices(), "at most %d services"))))
 	u := info.GetUsage()
 	s.line("Memory", fmt.Sprintf("%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes())))
 	s.line("CPU", fmt.Sprintf("%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core")))
@@ -59,6 +59,14 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	return err
 }
 
+// atMost tells of the cap on services, "" when there is none.
+func atMost(services uint32, format string) string {
+	if services == 0 {
+		return ""
+	}
+	return fmt.Sprintf(format, services)
+}
+
 func (a *app) statsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "stats",
@@ -76,7 +84,7 @@ func (a *app) statsCommand() *cobra.Command {
 					t.add(signOf(c.GetState()), stateWord(c.GetState()), number(c.GetCount()))
 					total += c.GetCount()
 				}
-				t.add(noSign, "all", fmt.Sprintf("%d of %d", total, info.GetMaxServices()))
+				t.add(noSign, "all", and(number(total), atMost(info.GetMaxServices(), "of %d")))
 				return t.write(a.out)
 			})
 		},

@@ -104,9 +104,9 @@ func TestTimeout(t *testing.T) {
 }
 
 func TestInterrupted(t *testing.T) {
-	c := newCLI(t)
 	for _, args := range [][]string{{"events", "-f"}, {"logs", "-f", "billing", "api"}, {"start", "batch", "api"}} {
 		t.Run(args[0], func(t *testing.T) {
+			c := newCLI(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			entered := make(chan struct{}, 8)
 			c.agent.Before = func(ctx context.Context, method string) error {

@@ -161,8 +161,9 @@ func (d byCLI) unregister(name string) {
 }
 
 // drivers are both, each with the name of its subtest.
-func drivers(w *world) map[string]driver {
-	return map[string]driver{"cli": byCLI{w}, "grpc": byGRPC{w}}
+var drivers = map[string]func(*world) driver{
+	"cli":  func(w *world) driver { return byCLI{w} },
+	"grpc": func(w *world) driver { return byGRPC{w} },
 }
 
 // stopwatch measures how long f takes.

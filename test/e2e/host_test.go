@@ -81,6 +81,13 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// in is the same world, for a subtest.
+func (w *world) in(t *testing.T) *world {
+	here := *w
+	here.t = t
+	return &here
+}
+
 func (w *world) path(parts ...string) string {
 	return filepath.Join(append([]string{w.dir}, parts...)...)
 }

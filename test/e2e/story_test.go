@@ -88,6 +88,9 @@ func postgres(name string) string {
 	return found[len(found)-1]
 }
 
+// emptyCluster is in the images of the emulated hosts, where initdb takes long.
+const emptyCluster = "/var/lib/postgresql/empty"
+
 func definePostgres(t *testing.T, dir string) fields {
 	data := filepath.Join(dir, "pg")
 	def := fields{
@@ -104,7 +107,10 @@ func definePostgres(t *testing.T, dir string) fields {
 		init = append([]string{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"}, init...)
 		def["user"] = "postgres"
 	}
-	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); err != nil {
+	switch _, err := os.Stat(emptyCluster); {
+	case err == nil && isRoot(t): // what initdb would make, made before
+		require.NoError(t, run("cp", "-a", emptyCluster+"/.", data))
+	default:
 		require.NoError(t, run(init...))
 	}
 	return def
@@ -119,10 +125,13 @@ func TestRealPrograms(t *testing.T) {
 		require.NoError(t, os.Mkdir(dir, 0o755))
 		def := p.def(t, dir)
 		for _, mode := range modes(t) {
-			for by, d := range drivers(w) {
+			for by, drive := range drivers {
 				t.Run(strings.Join([]string{p.name, mode, by}, "/"), func(t *testing.T) {
 					name := strings.Join([]string{p.name, mode, by}, "-")
-					tell(t, d, p, def.with(fields{
+					t.Cleanup(func() { // a story that breaks off shall not spoil the next
+						_, _ = w.runtime().Kill(contextFor(t), &gladsheimv1.KillRequest{ServiceName: name})
+					})
+					tell(t, drive(w.in(t)), p, def.with(fields{
 						"name": name, "launch": mode, "description": "a real program",
 						"limits": limits(t, fields{"memory_max": "256MiB", "memory_swap_max": "0", "cpu_percent": 150, "pids_max": 100}),
 					}))
@@ -140,7 +149,9 @@ func tell(t *testing.T, d driver, p program, def fields) {
 	require.NoError(t, p.works())
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.ProcessId))
 	if err == nil { // of another user's process a plain user may not ask
-		require.Equal(t, def["exec"].([]string)[0], exe)
+		want, err := filepath.EvalSymlinks(def["exec"].([]string)[0])
+		require.NoError(t, err)
+		require.Equal(t, want, exe)
 	}
 	checkLimits(t, s, "268435456")
 
@@ -148,7 +159,9 @@ func tell(t *testing.T, d driver, p program, def fields) {
 	u := d.usage(name)
 	require.Greater(t, u.MemoryBytes, uint64(mebibyte))
 	require.InDelta(t, float64(u.MemoryBytes)/mebibyte, u.MemoryMb, 0.01)
-	require.NotZero(t, u.CpuTimeUsec)
+	if limited(t) { // /proc counts in hundredths of a second
+		require.NotZero(t, u.CpuTimeUsec)
+	}
 	list := d.list()
 	require.EqualValues(t, 1, list.RunningCount)
 
@@ -196,7 +209,7 @@ func checkLimits(t *testing.T, s *gladsheimv1.ServiceStatus, memory string) {
 		return
 	}
 	require.Equal(t, "active", systemctl(t, s.Unit, "ActiveState"))
-	require.Equal(t, "gladsheim.slice", systemctl(t, s.Unit, "Slice"))
+	require.True(t, strings.HasPrefix(systemctl(t, s.Unit, "ControlGroup"), "/gladsheim.slice/"))
 	require.Equal(t, s.Cgroup, systemctl(t, s.Unit, "ControlGroup"))
 	require.Equal(t, memory, systemctl(t, s.Unit, "MemoryMax"))
 	require.Equal(t, "1.500000s", systemctl(t, s.Unit, "CPUQuotaPerSecUSec"))

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -132,6 +133,45 @@ func fork(cgroupFD int, output sinks, socket int) (pid, pidfd int, err error) {
 	return pid, pidfd, err
 }
 
+// Ready waits until the gate does nothing but wait. From then on it needs no
+// more threads and hardly more memory, so that a cgroup's limits may be lowered
+// to less than it took to get there. Its errors are those of Open, and the child
+// is gone then too.
+func (c *Child) Ready(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.socket == nil {
+		return c.notClosed()
+	}
+	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(time.Unix(1, 0)) })
+	first := make([]byte, gate.AnswerSize)
+	_, err := io.ReadFull(c.socket, first)
+	stop()
+	if err == nil {
+		if said, _ := gate.ReadAnswers(first); said[0].Errno == 0 {
+			return nil
+		}
+	}
+	c.socket.Close()
+	c.socket = nil
+	switch {
+	case err == nil:
+		said, _ := gate.ReadAnswers(first)
+		c.discard()
+		return c.refused(said[0])
+	case ctx.Err() != nil:
+		c.discard()
+		return c.interrupted(ctx)
+	case isEnd(err) || errors.Is(err, io.ErrUnexpectedEOF):
+		return c.died(nil)
+	}
+	return c.died(err)
+}
+
+func (c *Child) notClosed() error {
+	return &service.Error{Op: "start", Service: c.name, Kind: service.Internal, Err: errors.New("the gate is not closed any more")}
+}
+
 // Open opens the gate and returns nil once the program has taken the child
 // over. Otherwise the child is gone and reaped when Open returns, and the
 // error is a *service.Error that tells the step and the errno: of Kind
@@ -141,7 +181,7 @@ func (c *Child) Open(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.socket == nil {
-		return &service.Error{Op: "start", Service: c.name, Kind: service.Internal, Err: errors.New("the gate is not closed any more")}
+		return c.notClosed()
 	}
 	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(time.Unix(1, 0)) })
 	answers, err := c.converse()
@@ -157,7 +197,7 @@ func (c *Child) Open(ctx context.Context) error {
 	case last >= 0 && answers[last].Errno != 0:
 		c.discard()
 		return c.refused(answers[last])
-	case err != nil || last < 0:
+	case err != nil || last < 0 || answers[last].Step != gate.StepExecute:
 		return c.died(err)
 	}
 	return nil

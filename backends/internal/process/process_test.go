@@ -365,3 +365,47 @@ func TestChildThatIsGoneCanNotBeHeld(t *testing.T) {
 	require.ErrorIs(t, err, procfs.ErrNoProcess)
 	require.NoError(t, unix.Close(pidfd), "it is still the caller's")
 }
+
+// reuse makes the kernel give the number pid to a new process.
+func reuse(t *testing.T, pid int) *exec.Cmd {
+	t.Helper()
+	for range 200 {
+		// Whoever forks in between takes the number away; then again.
+		err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0)
+		if err != nil {
+			t.Skipf("the next number can not be chosen here: %v", err)
+		}
+		cmd := exec.Command("/bin/sleep", "1000")
+		require.NoError(t, cmd.Start())
+		if cmd.Process.Pid == pid {
+			t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+			return cmd
+		}
+		require.NoError(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+	}
+	t.Skip("somebody else always took the number")
+	return nil
+}
+
+func TestABystanderWithTheSameNumberIsNotTouched(t *testing.T) {
+	w := newWatcher(t)
+	pid, pidfd := fork(t, "exec sleep 1000")
+	p, err := Child(w, pid, pidfd)
+	require.NoError(t, err)
+	defer p.Close()
+	time.Sleep(30 * time.Millisecond) // start ticks are 10 ms apart
+	require.NoError(t, p.Signal(syscall.SIGKILL))
+	awaitExit(t, p)
+
+	bystander := reuse(t, pid)
+	require.Equal(t, service.NotRunning, service.KindOf(p.Signal(syscall.SIGKILL)))
+	require.Equal(t, service.NotRunning, service.KindOf(p.SignalGroup(syscall.SIGKILL)))
+	_, err = Find(w, proc(t), pid, p.StartTicks())
+	require.ErrorIs(t, err, ErrGone)
+	require.NoError(t, p.Close())
+	state, err := proc(t).State(bystander.Process.Pid)
+	require.NoError(t, err)
+	require.NotEqual(t, byte('Z'), state)
+	require.NoError(t, bystander.Process.Signal(syscall.Signal(0)))
+}

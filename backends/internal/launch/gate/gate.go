@@ -28,10 +28,12 @@ const FD = 3
 // Go is the byte that opens a gate.
 const Go = 'g'
 
-// An answer of a gate is answerSize bytes: the step and the errno, little
-// endian. StepExecute with errno 0 says that execve is the next thing it does;
-// if the socket then ends without another answer, it has happened.
-const answerSize = 5
+// An answer of a gate is AnswerSize bytes: the step and the errno, little
+// endian. StepWait with errno 0 says that it waits for the word to go, and needs
+// no more memory or threads than it has. StepExecute with errno 0 says that
+// execve is the next thing it does; if the socket then ends without another
+// answer, it has happened.
+const AnswerSize = 5
 
 // This initialiser is the only one that may exist: everywhere else work begins
 // in main. A gate must begin before the initialisers of large packages have
@@ -52,6 +54,7 @@ const (
 	StepOOMScore
 	StepRlimits
 	StepNoFile
+	StepWait
 	StepCapabilities
 	StepGroups
 	StepGroup
@@ -65,7 +68,7 @@ const (
 
 var stepNames = [numSteps]string{
 	"read the plan", "reset signals", "set oom_score_adj", "set resource limits", "set the limit of open files",
-	"drop capabilities", "set supplementary groups", "change group", "change user", "change directory",
+	"wait for the word", "drop capabilities", "set supplementary groups", "change group", "change user", "change directory",
 	"set no_new_privs", "close inherited files", "execute",
 }
 
@@ -79,15 +82,15 @@ func (s Step) String() string {
 // Answer is what a gate says.
 type Answer struct {
 	Step  Step
-	Errno syscall.Errno // 0: about to execute
+	Errno syscall.Errno // 0: it is about to do the step
 }
 
 // ReadAnswers takes the answers from the start of data and returns them with
 // what is left over of an incomplete one.
 func ReadAnswers(data []byte) (answers []Answer, rest []byte) {
-	for len(data) >= answerSize {
+	for len(data) >= AnswerSize {
 		answers = append(answers, Answer{Step(data[0]), syscall.Errno(getUint32(data[1:]))})
-		data = data[answerSize:]
+		data = data[AnswerSize:]
 	}
 	return answers, data
 }

@@ -16,6 +16,7 @@ func run() {
 	if step, errno := dress(&p); errno != 0 {
 		fail(step, errno)
 	}
+	answer(StepWait, 0)
 	awaitGo()
 	if p.Pause {
 		pause()

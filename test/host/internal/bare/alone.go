@@ -14,7 +14,7 @@ import (
 
 // runAlone runs the command, and afterwards ends everything it left behind: the next test wants its ports.
 func runAlone(cmd *exec.Cmd) (int, error) {
-	// Orphans below us become our children, whatever session they are in.
+	// Orphans below us become our children, whatever group they moved to.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 0, err
 	}

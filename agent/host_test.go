@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/config"
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+func TestHost(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.backends = []backends.Backend{execNamed{fake.New(fake.Config{Host: h.host})}}
+		h.open()
+		started := time.Now()
+		pass(10 * time.Second)
+		h.write("proc/stat", "cpu  1100 0 100 800 0 0 0 0 0 0\ncpu0 550 0 50 400 0 0 0 0 0 0\ncpu1 550 0 50 400 0 0 0 0 0 0\n")
+		info, err := h.Host(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, "valhalla", info.Hostname)
+		require.Equal(t, "6.12.0", info.Kernel)
+		require.Equal(t, "1.2.3", info.Version)
+		require.Equal(t, "asgard", info.Platform)
+		require.Equal(t, 25, info.MaxServices)
+		require.Equal(t, started, info.Started)
+		require.EqualValues(t, 4096000<<10, info.System.MemoryTotal)
+		require.EqualValues(t, 2048000<<10, info.System.MemoryAvailable)
+		require.Equal(t, 2, info.System.Cores)
+		require.InDelta(t, 100, info.System.CPUPercent, 0.1, "10 s of CPU time in 10 s")
+		require.Len(t, info.Backends, 3)
+		for _, b := range info.Backends {
+			require.Equal(t, b.Name == "exec", b.Selected, b.Name)
+			require.Equal(t, b.Selected, len(b.Capabilities) > 0)
+			require.True(t, b.Available || b.Reason != "", b.Name)
+		}
+		require.Contains(t, info.Backends[2].Capabilities, "memory_max")
+		require.Contains(t, info.Backends[2].Capabilities, "oom-verdict")
+
+		h.remove("proc/meminfo")
+		_, err = h.Host(t.Context())
+		refused(t, err, service.HostUnavailable, "meminfo")
+	})
+}
+
+type execNamed struct{ backends.Backend }
+
+func (execNamed) Name() string { return "exec" }
+
+func TestConfiguration(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		var whole map[string]any
+		require.NoError(t, json.Unmarshal(h.Configuration(), &whole))
+		require.Contains(t, whole, "gladsheim")
+		again, faults := config.ParseAgent("x", h.Configuration(), h.settings)
+		require.Empty(t, faults)
+		require.Equal(t, h.settings, again)
+	})
+}
+
+func TestDoctor(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.settings.Remarks = config.Faults{{File: "gladsheim.json", Line: 3, Column: 1, Field: "battery", Message: "has no effect"}}
+		h.open()
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "gladsheim.json:3:1: battery: has no effect")
+		h.register(web, `"restart": {"policy": "never"}`)
+		h.start(web)
+		h.crash(web)
+		require.Len(t, h.doctor(), 2)
+		require.Contains(t, h.doctor()[1], "web has crashed")
+		require.Contains(t, h.doctor()[1], "exit code 1")
+		for _, f := range h.Doctor(t.Context()) {
+			require.NotEmpty(t, f.Title)
+			require.NotZero(t, f.Level)
+		}
+	})
+}

@@ -1,0 +1,314 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+func TestStartStopRestart(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		s := h.start(web)
+		require.NotZero(t, s.PID())
+		require.Equal(t, service.Healthy, s.Health.Status)
+		_, err := h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.AlreadyRunning)
+		s, err = h.Restart(t.Context(), web, service.StopOptions{Actor: "carol"})
+		require.NoError(t, err)
+		require.EqualValues(t, 2, s.Machine.Incarnation)
+		require.Equal(t, "carol", s.LastActor)
+		s = h.stop(web)
+		require.Zero(t, s.PID())
+		require.Equal(t, service.HealthUnknown, s.Health.Status)
+		require.Equal(t, service.VerdictStopped, s.LastExit.Verdict)
+		require.Equal(t, "bob", s.LastExit.RequestedBy)
+		_, err = h.Stop(t.Context(), web, service.StopOptions{})
+		refused(t, err, service.NotRunning)
+		_, err = h.Restart(t.Context(), db, service.StopOptions{})
+		refused(t, err, service.NotFound)
+	})
+}
+
+func TestStartOptions(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"environment": {"A": "1", "B": "2"}, "limits": {"pids_max": 10, "nofile": 100}`)
+		var limits service.Limits
+		limits[service.PidsMax] = service.Of(5)
+		_, err := h.Start(t.Context(), web, service.StartOptions{
+			Environment: map[string]string{"B": "3", "C": "4"}, WorkingDirectory: "/srv", Args: []string{"-v"}, Limits: limits,
+		})
+		require.NoError(t, err)
+		require.Equal(t, "/bin/web -v", h.host.Processes()[0].Command)
+		applied, err := h.Limits(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, service.Of(5), applied[service.PidsMax].Applied)
+		require.Equal(t, service.Of(100), applied[service.NoFile].Applied)
+		require.Equal(t, service.Of(2048<<20), applied[service.MemoryMax].Applied, "the platform's")
+		require.Equal(t, map[string]string{"A": "1", "B": "2"}, h.status(web).Spec.Environment, "the definition stays")
+
+		h.stop(web)
+		h.start(web)
+		require.Equal(t, "/bin/web", h.host.Processes()[0].Command, "options are for one start")
+		h.stop(web)
+		_, err = h.Start(t.Context(), web, service.StartOptions{WorkingDirectory: "relative"})
+		refused(t, err, service.Invalid, "working_directory")
+		limits[service.MemoryMax] = service.Of(1)
+		_, err = h.Start(t.Context(), web, service.StartOptions{Limits: limits})
+		refused(t, err, service.Invalid, "memory_max")
+
+		h.register(db)
+		_, err = h.Start(t.Context(), db, service.StartOptions{Environment: map[string]string{"A": "1"}})
+		require.NoError(t, err)
+	})
+}
+
+func TestSignal(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		_, err := h.Signal(t.Context(), web, syscall.SIGHUP, "dora")
+		refused(t, err, service.NotRunning)
+		h.start(web)
+		s, err := h.Signal(t.Context(), web, syscall.SIGURG, "dora")
+		require.NoError(t, err)
+		require.Equal(t, "dora", s.LastActor)
+		require.Contains(t, h.reasons(web), "signal")
+		h.is(web, service.Running)
+		_, err = h.Signal(t.Context(), web, syscall.SIGKILL, "dora")
+		require.NoError(t, err)
+		synctest.Wait()
+		h.is(web, service.Backoff)
+		require.Equal(t, service.VerdictKilled, h.status(web).LastExit.Verdict)
+	})
+}
+
+func TestMaxServices(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.settings.MaxServices = 2
+		names := make([]service.Name, 10)
+		for i := range names {
+			names[i] = service.MustName(fmt.Sprintf("s%d", i))
+			h.define(names[i])
+		}
+		h.host.Script(names[0], fake.Script{LaunchTime: time.Second})
+		h.open()
+		var started atomic.Int32
+		var all sync.WaitGroup
+		for _, name := range names {
+			all.Go(func() {
+				_, err := h.Start(t.Context(), name, service.StartOptions{})
+				if err == nil {
+					started.Add(1)
+				} else if service.KindOf(err) != service.Exhausted {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		require.EqualValues(t, 2, started.Load(), "no more, even at once")
+		require.Len(t, h.host.Processes(), 2)
+
+		var running, stopped []service.Name
+		for _, s := range h.List() {
+			if s.Machine.State == service.Running {
+				running = append(running, s.Name)
+			} else {
+				stopped = append(stopped, s.Name)
+			}
+		}
+		_, err := h.Start(t.Context(), stopped[0], service.StartOptions{})
+		refused(t, err, service.Exhausted, "max_services", "2")
+		_, err = h.Restart(t.Context(), stopped[0], service.StopOptions{})
+		refused(t, err, service.Exhausted)
+		_, err = h.Start(t.Context(), running[0], service.StartOptions{})
+		refused(t, err, service.AlreadyRunning)
+		_, err = h.Restart(t.Context(), running[0], service.StopOptions{})
+		require.NoError(t, err)
+		h.crash(running[0])
+		h.is(running[0], service.Backoff)
+		h.start(running[0]) // it has its place
+
+		h.settings.MaxServices = 1
+		h.reload()
+		_, err = h.Restart(t.Context(), running[0], service.StopOptions{})
+		require.NoError(t, err, "it runs already")
+		h.stop(running[0])
+		_, err = h.Start(t.Context(), running[0], service.StartOptions{})
+		refused(t, err, service.Exhausted)
+		h.stop(running[1])
+		h.start(stopped[0])
+		h.settings.MaxServices = 0
+		h.reload()
+		for _, name := range names {
+			if name != stopped[0] {
+				h.start(name)
+			}
+		}
+	})
+}
+
+func TestExits(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"restart": {"policy": "never"}`)
+		for i := range 20 {
+			h.start(web)
+			h.write("log/web.log", fmt.Sprintf("starting\nround %d\n", i))
+			h.host.Crash(web, service.Exit{Code: i + 1})
+			synctest.Wait()
+		}
+		check := func() {
+			exits, err := h.Exits(web, 0)
+			require.NoError(t, err)
+			require.Len(t, exits, 16)
+			for i, x := range exits {
+				require.Equal(t, service.Exit{Code: 20 - i}, x.Exit, "latest first")
+				require.EqualValues(t, 20-i, x.Incarnation)
+				require.Equal(t, []string{"starting", fmt.Sprintf("round %d", 19-i)}, x.LastLines)
+			}
+			exits, err = h.Exits(web, 3)
+			require.NoError(t, err)
+			require.Len(t, exits, 3)
+			require.Equal(t, service.Exit{Code: 20}, exits[0].Exit)
+			require.Equal(t, exits[0].Message, h.status(web).LastExit.Message)
+			require.False(t, h.status(web).Ended.IsZero())
+		}
+		check()
+		h.reopen()
+		check()
+		h.start(web)
+		require.EqualValues(t, 21, h.status(web).Machine.Incarnation, "numbers go on")
+		_, err := h.Exits(db, 0)
+		refused(t, err, service.NotFound)
+	})
+}
+
+func TestWatch(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		snapshot, notices, err := h.Watch(t.Context(), 0)
+		require.NoError(t, err)
+		require.Len(t, snapshot, 1)
+		h.start(web)
+		h.crash(web)
+		var states []string
+		for len(notices) > 0 {
+			n := <-notices
+			if n.Kind == service.NoticeState {
+				states = append(states, n.Status.Machine.State.String())
+			}
+		}
+		require.Equal(t, []string{"launching", "starting", "running", "clearing", "backoff"}, states)
+
+		recent := h.Recent(3, time.Time{})
+		require.Len(t, recent, 3)
+		require.Less(t, recent[0].Sequence, recent[2].Sequence)
+		pass(time.Minute)
+		require.Empty(t, h.Recent(0, time.Now()))
+	})
+}
+
+func TestLogFile(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		path, err := h.LogFile(web)
+		require.NoError(t, err)
+		require.Equal(t, h.path("log/web.log"), path)
+		h.register(db, `"log": "null"`)
+		_, err = h.LogFile(db)
+		refused(t, err, service.Conflict, "null")
+		_, err = h.LogFile(service.MustName("other"))
+		refused(t, err, service.NotFound)
+		h.start(db)
+		h.crash(db)
+		require.Empty(t, h.status(db).LastExit.LastLines)
+	})
+}
+
+func TestLastLines(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/x.log"
+	require.Nil(t, lastLines(path), "there is none")
+	long := make([]byte, 64<<10)
+	for i := range long {
+		long[i] = 'x'
+	}
+	many := ""
+	for i := range 100 {
+		many += fmt.Sprintf("line %d\n", i)
+	}
+	for _, tt := range []struct {
+		name, content string
+		count         int
+		first, last   string
+	}{
+		{"empty", "", 0, "", ""},
+		{"line breaks", "\n\n\n", 0, "", ""},
+		{"one", "one\n", 1, "one", "one"},
+		{"no line break at the end", "one\ntwo", 2, "one", "two"},
+		{"many", many, 20, "line 80", "line 99"},
+		{"NUL and invalid UTF-8", "a\x00b\xff\n", 1, "a\x00b\uFFFD", "a\x00b\uFFFD"},
+		{"a long line before", string(long) + "\nend\n", 1, "end", "end"},
+	} {
+		require.NoError(t, os.WriteFile(path, []byte(tt.content), 0o600))
+		lines := lastLines(path)
+		require.Len(t, lines, tt.count, tt.name)
+		if tt.count > 0 {
+			require.Equal(t, tt.first, lines[0], tt.name)
+			require.Equal(t, tt.last, lines[tt.count-1], tt.name)
+		}
+	}
+	require.NoError(t, os.WriteFile(path, long, 0o600))
+	require.LessOrEqual(t, len(lastLines(path)[0]), 16<<10, "a line without end")
+
+	require.NoError(t, os.Symlink(path, dir+"/link.log"))
+	require.Contains(t, lastLines(dir + "/link.log")[0], "can not be read")
+	require.NoError(t, syscall.Mkfifo(dir+"/fifo.log", 0o600))
+	require.NotPanics(t, func() { lastLines(dir + "/fifo.log") }, "and it does not block")
+	require.Contains(t, lastLines(dir)[0], "can not be read")
+}
+
+func TestCheckHealth(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		_, err := h.CheckHealth(t.Context(), web)
+		refused(t, err, service.NotFound)
+		h.register(web)
+		health, err := h.CheckHealth(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, service.HealthUnknown, health.Status)
+		pid := h.start(web).PID()
+		for state, want := range map[string]service.HealthStatus{"S": service.Healthy, "R": service.Healthy, "Z": service.Ill, "T": service.Ill} {
+			h.write(fmt.Sprintf("proc/%d/stat", pid), fmt.Sprintf("%d (web) %s 1 1 1 0 -1 4194560 100 0 0 0 0 0 0 0 20 0 1 0 100100 1000 10", pid, state)+
+				" 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n")
+			health, err = h.CheckHealth(t.Context(), web)
+			require.NoError(t, err)
+			require.Equal(t, want, health.Status, "%s: %s", state, health.Message)
+		}
+		require.NoError(t, os.RemoveAll(h.path(fmt.Sprintf("proc/%d", pid))))
+		health, err = h.CheckHealth(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, service.Ill, health.Status)
+	})
+}
+
+// An unhealthy service is told of, restarted, and told of again.
+func TestHealthNotices(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.keepHealth(web, service.Health{Status: service.Ill, Message: "answered 500"})
+		h.keepHealth(web, service.Health{Status: service.Ill, Message: "answered 502"})
+		require.Equal(t, "answered 502", h.status(web).Health.Message)
+		require.Equal(t, []string{"healthy", "unhealthy"}, h.reasons(web, service.NoticeHealth), "once for each change")
+		h.keepHealth(db, service.Health{}) // unregistered meanwhile
+	})
+}

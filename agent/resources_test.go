@@ -1,0 +1,237 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+func limits(pairs ...uint64) (l service.Limits) {
+	for i := 0; i < len(pairs); i += 2 {
+		l[pairs[i]] = service.Of(pairs[i+1])
+	}
+	return l
+}
+
+const pids, memory, ioWeight = uint64(service.PidsMax), uint64(service.MemoryMax), uint64(service.IOWeight)
+
+func (h *house) setLimits(name service.Name, l service.Limits) service.Applied {
+	h.t.Helper()
+	applied, err := h.SetLimits(h.t.Context(), name, l, service.Warnings{}, "dora")
+	require.NoError(h.t, err)
+	return applied
+}
+
+// holds is what holds of one resource, of a stopped service what is asked for.
+func (h *house) holds(name service.Name, r service.Resource) service.Quota {
+	h.t.Helper()
+	applied, err := h.Limits(h.t.Context(), name)
+	require.NoError(h.t, err)
+	if h.status(name).Machine.State == service.Running {
+		return applied[r].Applied
+	}
+	return applied[r].Requested
+}
+
+func TestSetLimitsWhileItRuns(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"pids_max": 100, "nofile": 64}`)
+		pid := h.start(web).PID()
+		applied := h.setLimits(web, limits(pids, 50))
+		require.Equal(t, service.Of(50), applied[service.PidsMax].Applied)
+		require.Equal(t, service.Of(64), applied[service.NoFile].Applied)
+		require.Equal(t, applied, h.status(web).Applied)
+		require.Equal(t, pid, h.status(web).PID())
+
+		h.crash(web)
+		pass(time.Second)
+		h.is(web, service.Running)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "kept over a restart by the policy")
+		h.stop(web)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax))
+		h.start(web)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "and over one that was asked for")
+		h.reopen()
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "and over one of the agent")
+		h.reboot()
+		h.open()
+		h.is(web, service.Running)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "and over one of the host")
+
+		h.register(web, `"limits": {"pids_max": 70}`)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "what runs goes on")
+		_, err := h.Restart(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		require.Equal(t, service.Of(70), h.holds(web, service.PidsMax), "dropped with the definition that it was set over")
+	})
+}
+
+func TestSetLimitsWhileItIsStopped(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		applied := h.setLimits(web, limits(pids, 50))
+		require.Equal(t, service.LimitReport{Requested: service.Of(50), Enforced: true}, applied[service.PidsMax])
+		h.setLimits(web, limits(memory, 64<<20))
+		h.reopen()
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax))
+		h.start(web)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax))
+		require.Equal(t, service.Of(64<<20), h.holds(web, service.MemoryMax))
+	})
+}
+
+func TestSetLimitsDuringBackoff(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.crash(web)
+		h.is(web, service.Backoff)
+		h.setLimits(web, limits(pids, 50))
+		pass(time.Second)
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax))
+	})
+}
+
+// Limits that were set over a definition of the host are dropped when that
+// changes, as those over one of a caller are.
+func TestSetLimitsOverAFile(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"limits": {"pids_max": 100}`)
+		h.open()
+		h.setLimits(web, limits(pids, 50))
+		h.reload()
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax))
+		h.settings.ShutdownTimeout = time.Second
+		h.reload()
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "other settings are no other definition")
+		h.define(web, `"limits": {"pids_max": 70}`)
+		h.reload()
+		require.Equal(t, service.Of(70), h.holds(web, service.PidsMax))
+		h.reopen()
+		require.Equal(t, service.Of(70), h.holds(web, service.PidsMax))
+	})
+}
+
+func TestSetLimitsRefuses(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		e := fake.Everything()
+		e.Limits[service.IOWeight] = false
+		h.enforces = &e
+		h.open()
+		h.register(web, `"limits": {"pids_max": 100}`)
+		for _, running := range []bool{false, true} {
+			if running {
+				h.start(web)
+			}
+			_, err := h.SetLimits(t.Context(), web, limits(pids, 0), service.Warnings{}, "dora")
+			refused(t, err, service.Invalid, "pids_max")
+			_, err = h.SetLimits(t.Context(), web, limits(ioWeight, 10, pids, 50), service.Warnings{}, "dora")
+			refused(t, err, service.Unenforceable, "io_weight")
+			_, err = h.SetLimits(t.Context(), web, limits(memory, 1<<20, uint64(service.MemoryHigh), 2<<20), service.Warnings{}, "dora")
+			refused(t, err, service.Invalid, "memory_high")
+			require.Equal(t, service.Of(100), h.holds(web, service.PidsMax))
+		}
+		_, err := h.SetLimits(t.Context(), db, limits(pids, 50), service.Warnings{}, "dora")
+		refused(t, err, service.NotFound)
+		_, err = h.Limits(t.Context(), db)
+		refused(t, err, service.NotFound, "cannot read limits of db")
+	})
+}
+
+// The kernel refuses: nothing is kept.
+func TestSetLimitsFails(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.fault = func(operation string, _ service.Ref) error {
+			if operation == "limit" {
+				return &service.Error{Op: "limit", Service: web, Kind: service.HostUnavailable}
+			}
+			return nil
+		}
+		h.open()
+		h.register(web, `"limits": {"pids_max": 100}`)
+		h.start(web)
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+		refused(t, err, service.HostUnavailable)
+		require.Equal(t, service.Of(100), h.holds(web, service.PidsMax))
+		h.stop(web)
+		require.Equal(t, service.Of(100), h.holds(web, service.PidsMax))
+	})
+}
+
+// What can not be enforced and was asked for as best effort is told.
+func TestBestEffort(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		e := fake.Everything()
+		e.Limits[service.IOWeight] = false
+		h.enforces = &e
+		h.open()
+		h.register(web, `"limits": {"io_weight": 50, "best_effort": true}`)
+		h.start(web)
+		require.Equal(t, []service.Resource{service.IOWeight}, h.status(web).Applied.Unenforced())
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "web runs without its limit io_weight")
+		applied := h.setLimits(web, limits(ioWeight, 20, pids, 9))
+		require.Equal(t, service.LimitReport{Requested: service.Of(20)}, applied[service.IOWeight])
+		require.Equal(t, service.Of(9), applied[service.PidsMax].Applied)
+		read, err := h.Limits(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, service.LimitReport{Requested: service.Of(20)}, read[service.IOWeight])
+	})
+}
+
+func TestUsage(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"memory_max": "100MiB", "memory_warning_percent": 50}`)
+		h.host.Script(web, fake.Script{Children: 2, Usage: func(age time.Duration) service.Usage {
+			return service.Usage{Source: "cgroup", CPUTime: age / 2, Memory: uint64(age.Seconds()) << 20}
+		}})
+		_, _, err := h.Usage(t.Context(), web)
+		refused(t, err, service.NotRunning)
+		processes, err := h.Processes(t.Context(), web)
+		require.NoError(t, err)
+		require.Empty(t, processes)
+		_, err = h.Processes(t.Context(), db)
+		refused(t, err, service.NotFound)
+
+		pid := h.start(web).PID()
+		pass(10 * time.Second)
+		u, at, err := h.Usage(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, time.Now(), at)
+		require.InDelta(t, 50, u.CPUPercent, 0.1)
+		require.Equal(t, service.Of(3), u.Pids)
+		processes, err = h.Processes(t.Context(), web)
+		require.NoError(t, err)
+		require.Len(t, processes, 3)
+		require.Equal(t, pid, processes[0].PID)
+		require.Empty(t, h.reasons(web, service.NoticeWarning))
+
+		for range 2 {
+			pass(50 * time.Second)
+			_, _, err = h.Usage(t.Context(), web)
+			require.NoError(t, err)
+		}
+		require.Equal(t, []string{"memory high"}, h.reasons(web, service.NoticeWarning), "told once")
+		require.True(t, h.status(web).Warned.Memory)
+	})
+}
+
+// A start that is refused changes nothing of what runs.
+func TestWarningLevelsOfARefusedStart(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		require.Equal(t, service.Warnings{Memory: 80, CPU: 80}, h.status(web).Warnings)
+		_, err := h.Start(t.Context(), web, service.StartOptions{Warnings: service.Warnings{Memory: 1}})
+		refused(t, err, service.AlreadyRunning)
+		require.Equal(t, service.Warnings{Memory: 80, CPU: 80}, h.status(web).Warnings)
+		_, err = h.SetLimits(t.Context(), web, service.Limits{}, service.Warnings{CPU: 90}, "dora")
+		require.NoError(t, err)
+		h.reopen()
+		require.Equal(t, service.Warnings{Memory: 80, CPU: 90}, h.status(web).Warnings)
+	})
+}

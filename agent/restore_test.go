@@ -1,0 +1,371 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+// Services notice nothing of an agent that goes and of one that comes (I1, I2).
+func TestAdoption(t *testing.T) {
+	for range 20 { // whichever is faster, the adoption or the look for strangers
+		inside(t, func(t *testing.T, h *house) {
+			h.define(db, `"autostart": true`)
+			h.open()
+			h.register(web)
+			h.start(web)
+			h.is(db, service.Running)
+			before := h.host.Processes()
+			webBefore, dbBefore := h.status(web), h.status(db)
+			for range 3 {
+				h.reopen()
+				h.is(web, service.Running)
+				h.is(db, service.Running)
+				require.Equal(t, before, h.host.Processes())
+				require.Empty(t, h.doctor())
+				require.Empty(t, h.log.String())
+				for _, s := range []*service.Status{webBefore, dbBefore} {
+					now := h.status(s.Name)
+					require.Equal(t, s.PID(), now.PID())
+					require.Equal(t, s.Machine, now.Machine)
+					require.True(t, s.Started.Equal(now.Started))
+					require.Equal(t, s.LastActor, now.LastActor)
+					require.Equal(t, s.Applied, now.Applied)
+				}
+			}
+			require.Equal(t, 1, h.host.Launches(web))
+			require.Equal(t, 1, h.host.Launches(db))
+			_, err := h.Restart(t.Context(), web, service.StopOptions{})
+			require.NoError(t, err)
+			h.stop(db)
+			h.reopen()
+			h.is(db, service.Stopped) // although it starts by itself: somebody stopped it
+			require.Equal(t, 1, h.host.Launches(db))
+		})
+	}
+}
+
+func TestEndsWhileNoAgentWasThere(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.close()
+		h.host.Crash(web, service.Exit{Code: 1})
+		h.open()
+		h.is(web, service.Backoff)
+		require.Equal(t, service.Exit{Unknown: "agent_was_down"}, h.status(web).LastExit.Exit)
+		pass(time.Second)
+		h.is(web, service.Running)
+		require.EqualValues(t, 2, h.status(web).Machine.Incarnation)
+	})
+}
+
+// An exit that was seen is known to the next agent as well.
+func TestExitIsKnownToTheNextAgent(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.host.Script(web, fake.Script{Children: 1, Unkillable: true}, fake.Script{})
+		h.start(web)
+		h.host.Crash(web, service.Exit{})
+		synctest.Wait()
+		h.is(web, service.Clearing)
+		h.reopen()
+		h.host.Free(web)
+		pass(time.Minute)
+		h.is(web, service.Stopped)
+		require.Equal(t, service.Exit{}, h.status(web).LastExit.Exit)
+		require.Equal(t, service.VerdictClean, h.status(web).LastExit.Verdict)
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 1)
+	})
+}
+
+// After a reboot what was wanted runs again, and nothing else.
+func TestReboot(t *testing.T) {
+	for _, tmpfs := range []bool{true, false} { // whether the run directory is lost
+		inside(t, func(t *testing.T, h *house) {
+			auto, crashed := service.MustName("auto"), service.MustName("crashed")
+			h.define(auto, `"autostart": true`)
+			h.define(crashed, `"restart": {"policy": "never"}`)
+			h.open()
+			h.register(web)
+			h.register(db)
+			h.start(web)
+			h.start(db)
+			h.stop(db)
+			h.stop(auto)
+			h.start(crashed)
+			h.crash(crashed)
+			h.is(crashed, service.Crashed)
+			h.reboot()
+			if tmpfs {
+				require.NoError(t, os.RemoveAll(h.path("run")))
+			}
+			h.open()
+			h.is(web, service.Running)
+			h.is(db, service.Stopped)
+			h.is(auto, service.Running)
+			h.is(crashed, service.Running)
+			require.Empty(t, h.doctor())
+			require.Equal(t, "boot-1", h.status(web).Ref.BootID)
+			h.reboot2()
+			h.open()
+			h.is(web, service.Running)
+			h.is(db, service.Stopped)
+		})
+	}
+}
+
+// reboot2 boots once more.
+func (h *house) reboot2() {
+	h.close()
+	h.host.Reboot()
+	h.boot("boot-2")
+}
+
+// Processes that look like ours and that nobody recorded are left alone, and no
+// second copy is started beside them.
+func TestStrangers(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"autostart": true`)
+		h.define(db)
+		h.open()
+		h.start(db)
+		h.close()
+		h.remove("run/services/web.json") // all that was known of it
+		before := h.host.Processes()
+		h.open()
+		require.Equal(t, before, h.host.Processes())
+		require.Equal(t, service.Stopped, h.status(web).Machine.State)
+		h.is(db, service.Running)
+		for _, try := range []func() error{
+			func() error { _, err := h.Start(t.Context(), web, service.StartOptions{}); return err },
+			func() error { _, err := h.Restart(t.Context(), web, service.StopOptions{}); return err },
+		} {
+			err := try()
+			refused(t, err, service.Conflict, "svc-web-00000001")
+			require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
+		}
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "processes of web are alive that nobody recorded")
+		require.Contains(t, h.log.String(), "left alone")
+
+		h.host.Crash(web, service.Exit{})
+		h.reopen()
+		pass(time.Second) // its first place is still taken, since nobody cleared it
+		h.is(web, service.Running)
+		require.Empty(t, h.doctor())
+	})
+}
+
+func TestLeftoversCanNotBeTold(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.backends = []backends.Backend{mute{fake.New(fake.Config{Host: h.host})}}
+		h.reopen()
+		h.is(web, service.Running)
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "fake")
+	})
+}
+
+// mute does not tell of leftovers.
+type mute struct{ backends.Backend }
+
+func (mute) Leftovers(context.Context, []service.Name) ([]service.Ref, error) {
+	return nil, &service.Error{Op: "look for leftovers", Kind: service.HostUnavailable}
+}
+
+// Records that can not be read are set aside and told of, and the rest lives.
+func TestCorruptRecords(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.register(db)
+		h.start(web)
+		h.start(db)
+		h.close()
+		for _, file := range []string{"state/services/web.json", "run/services/web.json", "state/exits/web.json"} {
+			h.write(file, `{"format": 1, "crc32c": 1, "body": {}}`)
+		}
+		before := h.host.Processes()
+		h.open()
+		h.is(db, service.Running)
+		require.Equal(t, before, h.host.Processes())
+		_, err := h.Status(web)
+		refused(t, err, service.NotFound)
+		require.Len(t, h.doctor(), 4, "three records and the stranger that they leave: %v", h.doctor())
+		require.Contains(t, strings.Join(h.doctor(), "\n"), "its checksum is wrong; set aside as web.json.corrupt-")
+		aside, err := filepath.Glob(h.path("*/*/web.json.corrupt-*"))
+		require.NoError(t, err)
+		require.Len(t, aside, 3)
+
+		h.reload()
+		require.Len(t, h.doctor(), 4, "a reload does not make that well")
+		h.register(web)
+		_, err = h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.Conflict)
+		h.reopen()
+		require.Len(t, h.doctor(), 1, "what was set aside is not told of again")
+	})
+}
+
+// What a caller registered and is not valid any more, as after an upgrade.
+func TestRegisteredDefinitionThatIsNotValidAnyMore(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.settings.MaxRestartAttempts = 5
+		h.open()
+		document := `{"name": "web", "exec": ["/bin/web"], "restart": {"max_backoff": "2s"}}`
+		_, err := h.Register(t.Context(), "web.json", []byte(document), false, "alice")
+		require.NoError(t, err)
+		pid := h.start(web).PID()
+		h.settings.RestartBackoff = 10 * time.Second // above that max_backoff
+		h.reopen()
+		require.Len(t, h.doctor(), 2, "%v", h.doctor())
+		require.Contains(t, h.doctor()[0], "max_backoff")
+		require.Equal(t, pid, h.status(web).PID())
+		h.is(web, service.Running)
+		h.stop(web)
+		require.NoError(t, h.Unregister(t.Context(), web, "alice"))
+		h.reopen()
+		require.Empty(t, h.doctor())
+		require.Empty(t, h.List())
+	})
+}
+
+// A service whose definition went away while no agent was there.
+func TestDefinitionThatIsGone(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.define(db)
+		h.open()
+		pid := h.start(web).PID()
+		h.start(db)
+		h.stop(db)
+		h.close()
+		h.remove("services.d/web.json")
+		h.remove("services.d/db.json")
+		h.open()
+		require.Equal(t, pid, h.status(web).PID())
+		h.is(web, service.Running)
+		_, err := h.Status(db)
+		refused(t, err, service.NotFound)
+		require.Len(t, h.doctor(), 1)
+		h.reopen()
+		require.Equal(t, pid, h.status(web).PID())
+		h.stop(web)
+		h.reload()
+		require.Empty(t, h.List())
+
+		h.define(db) // it comes back, with what is remembered of it
+		h.reload()
+		exits, err := h.Exits(db, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 1)
+		require.NotNil(t, h.status(db).LastExit)
+		h.start(db)
+		require.EqualValues(t, 2, h.status(db).Machine.Incarnation)
+		h.stop(db)
+		exits, err = h.Exits(db, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 2)
+	})
+}
+
+// A launch that the agent did not live through is made again, whether its
+// definition is there or not.
+func TestDeathDuringLaunch(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.open()
+		h.host.Script(web, fake.Script{LaunchTime: time.Minute}, fake.Script{})
+		start := later(func() error { _, err := h.Start(t.Context(), web, service.StartOptions{}); return err })
+		a := h.Agent
+		h.close()
+		refused(t, <-start, service.HostUnavailable)
+		_ = a
+		h.open()
+		h.is(web, service.Backoff)
+		pass(time.Second)
+		h.is(web, service.Running)
+		require.Equal(t, 1, h.host.Runs(web))
+	})
+}
+
+// other is a backend of another name on the same host.
+type other struct{ backends.Backend }
+
+func (other) Name() string { return "other" }
+
+func (o other) Plan(l service.Launch) service.Ref {
+	ref := o.Backend.Plan(l)
+	ref.Backend = o.Name()
+	return ref
+}
+
+// An agent that does not offer the backend by which a service was launched can
+// neither see to it nor start a second one beside it.
+func TestBackendThatIsNotOfferedAnyMore(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		pid := h.start(web).PID()
+		usual := h.backends
+		h.backends = []backends.Backend{other{fake.New(fake.Config{})}}
+		h.reopen()
+		require.Equal(t, service.Adopting, h.status(web).Machine.State)
+		require.Contains(t, h.status(web).Error, "launched by the fake backend")
+		_, err := h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.AlreadyRunning)
+		stop := later(func() error { _, err := h.Stop(t.Context(), web, service.StopOptions{}); return err })
+		pass(time.Minute)
+		refused(t, <-stop, service.HostUnavailable, "does not offer")
+		require.Equal(t, 1, h.host.IncarnationsAlive(web))
+		require.Equal(t, pid, h.host.Processes()[0].PID)
+
+		h.backends = usual
+		h.reopen()
+		pass(time.Minute)
+		h.is(web, service.Stopped) // as was asked
+	})
+	opened(t, func(t *testing.T, h *house) { // while it waits for its next attempt
+		h.register(web, `"restart": {"backoff": "1m"}`)
+		h.start(web)
+		h.crash(web)
+		h.is(web, service.Backoff)
+		h.backends = []backends.Backend{}
+		h.reopen()
+		pass(time.Hour)
+		h.is(web, service.Crashed)
+		require.Equal(t, 1, h.host.Launches(web))
+		require.Len(t, h.doctor(), 1)
+	})
+}
+
+func TestAutostart(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"autostart": true`)
+		h.define(db, `"autostart": true`)
+		h.host.Script(db, fake.Script{LaunchError: &service.Error{Op: "launch", Service: db, Kind: service.Unlaunchable, Permanent: true}})
+		h.open()
+		h.is(web, service.Running)
+		require.Equal(t, "autostart", h.status(web).LastActor)
+		h.is(db, service.Crashed)
+		require.Contains(t, h.log.String(), "autostart failed")
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "db has crashed")
+		h.reopen()
+		h.is(db, service.Crashed)
+		require.Equal(t, 1, h.host.Launches(db), "not in this boot")
+	})
+}

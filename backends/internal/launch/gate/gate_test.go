@@ -1,0 +1,120 @@
+package gate
+
+import (
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func TestPlanArrivesAsItWasSent(t *testing.T) {
+	for name, p := range map[string]Plan{
+		"zero":  {},
+		"pause": {Pause: true},
+		"full": {
+			Path: "/bin/x", Args: []string{"x", "", "a b", "\xff\n"}, Env: []string{"A=1", "B="}, Directory: "/srv",
+			Umask: 0o27, OOMScoreAdj: -500, NoFile: 1 << 40, Brand: 1<<62 | 7, NoNewPrivs: true,
+			Become: true, OwnUser: true, UID: 1<<32 - 2, GID: 12, Groups: []uint32{1, 2, 1<<32 - 2},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			message, err := p.Encode()
+			require.NoError(t, err)
+			require.Equal(t, len(message)-4, int(getUint32(message)))
+			got, ok := decode(message[4:])
+			require.True(t, ok)
+			require.Equal(t, p, got)
+			for cut := range len(message) - 4 {
+				_, ok := decode(message[4 : 4+cut])
+				require.False(t, ok, "cut at %d", cut)
+			}
+			_, ok = decode(append(message[4:], 0))
+			require.False(t, ok, "something follows")
+		})
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	message, err := (&Plan{Args: []string{"a"}, Groups: []uint32{1}}).Encode()
+	require.NoError(f, err)
+	f.Add(message[4:])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, ok := decode(data)
+		if !ok {
+			return
+		}
+		message, err := p.Encode()
+		require.NoError(t, err)
+		again, ok := decode(message[4:])
+		require.True(t, ok)
+		require.Equal(t, p, again)
+	})
+}
+
+func TestPlanThatNoExecveTakesIsRefused(t *testing.T) {
+	p := Plan{Args: make([]string, 1100)}
+	long := strings.Repeat("x", 1<<20)
+	for i := range p.Args {
+		p.Args[i] = long
+	}
+	_, err := p.Encode()
+	require.ErrorIs(t, err, ErrTooLong)
+}
+
+func TestAnswers(t *testing.T) {
+	data := []byte{byte(StepUser), 1, 0, 0, 0, byte(StepExecute), 0, 0, 0, 0, 9, 9}
+	answers, rest := ReadAnswers(data)
+	require.Equal(t, []Answer{{StepUser, syscall.EPERM}, {StepExecute, 0}}, answers)
+	require.Equal(t, []byte{9, 9}, rest)
+	answers, rest = ReadAnswers(nil)
+	require.Empty(t, answers)
+	require.Empty(t, rest)
+}
+
+func TestEveryStepHasAName(t *testing.T) {
+	for s := range numSteps {
+		require.NotEmpty(t, s.String())
+	}
+	require.Equal(t, "unknown step", numSteps.String())
+}
+
+func TestDecimal(t *testing.T) {
+	for n, want := range map[int32]string{0: "0", 7: "7", -1: "-1", 1000: "1000", -1000: "-1000", -1 << 31: "-2147483648"} {
+		require.Equal(t, want, string(decimal(n)))
+	}
+}
+
+// Where the kernel has no close_range with CLOSE_RANGE_CLOEXEC.
+func TestDescriptorsAreMarkedOneByOne(t *testing.T) {
+	var open []int
+	for range 300 { // more than one read of the directory
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY, 0)
+		require.NoError(t, err)
+		defer unix.Close(fd)
+		open = append(open, fd)
+	}
+	require.Zero(t, markAll())
+	for _, fd := range open {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		require.NoError(t, err)
+		require.Equal(t, unix.FD_CLOEXEC, flags)
+	}
+}
+
+// The gate begins before nearly everything else of the program.
+func TestItImportsNothingLarge(t *testing.T) {
+	for _, file := range []string{"gate.go", "run.go", "plan.go", "dress.go", "change.go"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			if imported, ok := strings.CutPrefix(strings.TrimPrefix(line, "import "), `"`); ok && strings.HasSuffix(imported, `"`) {
+				require.Contains(t, []string{`syscall"`, `unsafe"`, `errors"`}, imported, file)
+			}
+		}
+	}
+}
