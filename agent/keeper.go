@@ -24,13 +24,21 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 
 // Record writes what is, and first, if it changed, what is wanted.
 func (k keeper) Record(r thjalfi.Record) error {
-	if err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up = r.Machine.Wanted() }); err != nil {
-		return err
+	err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up = r.Machine.Wanted() })
+	if err == nil {
+		err = k.store.SaveActual(actual(r, k.bootID))
 	}
-	return k.store.SaveActual(skirnir.Actual{
+	if err != nil {
+		return &service.Error{Op: "record", Service: r.Name, Kind: service.HostUnavailable, Err: err}
+	}
+	return nil
+}
+
+func actual(r thjalfi.Record, bootID string) skirnir.Actual {
+	return skirnir.Actual{
 		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Exit: r.Exit, Actor: r.Actor,
-		BootID: k.bootID,
-	})
+		BootID: bootID,
+	}
 }
 
 // want changes what is wanted of a service, and writes it if it did change.

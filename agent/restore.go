@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -37,13 +38,18 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	// Before anything is adopted or launched, so that nothing changes meanwhile.
 	a.findStrangers(ctx, names(left, found), actual)
-	for _, name := range slices.SortedFunc(maps.Keys(found), byName) {
-		d := found[name]
+	var launch []service.Name
+	for name, d := range found {
+		if _, recorded := actual[name]; !recorded && (d.spec.Autostart || a.wanted[name].Up) {
+			launch = append(launch, name)
+		}
+	}
+	for name, d := range found {
 		r, recorded := actual[name]
 		a.revive(d, r, recorded)
-		if !recorded && (d.spec.Autostart || a.wanted[name].Up) {
-			a.background.Go(func() { a.autostart(name) })
-		}
+	}
+	for _, name := range launch {
+		a.background.Go(func() { a.autostart(name) })
 	}
 }
 
@@ -159,8 +165,8 @@ func (b absent) Adopt(_ context.Context, ref service.Ref) (backends.Handle, erro
 func (b absent) Leftovers(context.Context, []service.Name) ([]service.Ref, error) { return nil, nil }
 
 // findStrangers looks for incarnations that look like ours and that nobody
-// recorded. They are reported and left alone, and no second copy is started
-// beside them.
+// recorded. Those in which something is alive are reported and left alone, and
+// no second copy is started beside them.
 func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual map[service.Name]skirnir.Actual) {
 	for _, b := range a.cfg.Backends {
 		left, err := b.Leftovers(ctx, known)
@@ -169,7 +175,7 @@ func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual 
 			continue
 		}
 		for _, ref := range left {
-			if r := actual[ref.Name]; r.Machine.State.Alive() && place(r.Ref) == place(ref) {
+			if r := actual[ref.Name]; r.Machine.State.Alive() && place(r.Ref) == place(ref) || sweep(ctx, b, ref) {
 				continue
 			}
 			a.cfg.Log.Error("processes of an incarnation that nobody recorded are alive; they are left alone", "service", ref.Name, "place", place(ref))
@@ -178,6 +184,23 @@ func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual 
 			a.mu.Unlock()
 		}
 	}
+}
+
+// sweep removes what is left of an incarnation, such as its cgroup, if nothing
+// in it is alive. It tells whether nothing is left.
+func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
+	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
+	defer cancel()
+	h, err := b.Adopt(ctx, ref)
+	if err != nil {
+		return errors.Is(err, backends.ErrGone)
+	}
+	defer h.Close()
+	if alive, err := h.Processes(ctx); err != nil || len(alive) > 0 {
+		return false
+	}
+	_, err = h.Release(ctx)
+	return err == nil
 }
 
 func place(r service.Ref) string { return fmt.Sprintf("%s/%s/%d", r.Backend, r.Name, r.Incarnation) }

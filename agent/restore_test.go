@@ -18,7 +18,7 @@ import (
 
 // Services notice nothing of an agent that goes and of one that comes (I1, I2).
 func TestAdoption(t *testing.T) {
-	for range 20 { // whichever is faster, the adoption or the look for strangers
+	for range 3 { // whichever is faster, the adoption or the look for strangers
 		inside(t, func(t *testing.T, h *house) {
 			h.define(db, `"autostart": true`)
 			h.open()
@@ -167,6 +167,54 @@ func TestStrangers(t *testing.T) {
 		h.is(web, service.Running)
 		require.Empty(t, h.doctor())
 	})
+}
+
+// Of what nobody recorded and in which nothing is alive, the rest is removed.
+func TestEmptyLeftovers(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		b := &littered{Backend: fake.New(fake.Config{Host: h.host}), left: map[service.Name]bool{web: true, db: true}, gone: db}
+		h.backends = []backends.Backend{b}
+		h.define(web, `"autostart": true`)
+		h.open()
+		h.is(web, service.Running)
+		require.Empty(t, h.doctor())
+		require.Equal(t, map[service.Name]bool{db: true}, b.left, "one removed, the other gone by itself")
+	})
+}
+
+// littered is a backend with places in which nothing is alive.
+type littered struct {
+	backends.Backend
+	left map[service.Name]bool
+	gone service.Name // of which nothing is there when one looks again
+}
+
+func (b *littered) Leftovers(context.Context, []service.Name) (refs []service.Ref, err error) {
+	for name := range b.left {
+		refs = append(refs, b.Plan(service.Launch{Name: name, Incarnation: 7}))
+	}
+	return refs, nil
+}
+
+func (b *littered) Adopt(_ context.Context, ref service.Ref) (backends.Handle, error) {
+	if ref.Name == b.gone {
+		return nil, backends.ErrGone
+	}
+	return litter{backend: b, name: ref.Name}, nil
+}
+
+type litter struct {
+	backends.Handle
+	backend *littered
+	name    service.Name
+}
+
+func (l litter) Close() error                                          { return nil }
+func (l litter) Processes(context.Context) ([]backends.Process, error) { return nil, nil }
+
+func (l litter) Release(context.Context) (service.Remains, error) {
+	delete(l.backend.left, l.name)
+	return service.Remains{}, nil
 }
 
 func TestLeftoversCanNotBeTold(t *testing.T) {

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -25,6 +26,16 @@ func TestParseName(t *testing.T) {
 		require.Equal(t, ReasonBadName, ReasonOf(err))
 		require.Less(t, len(err.Error()), 300, "an error must not repeat a huge name")
 	}
+}
+
+// A record may hold the zero Name, as in the Ref of a service that does not run.
+func TestZeroNameReadsBack(t *testing.T) {
+	raw, err := json.Marshal(Ref{})
+	require.NoError(t, err)
+	back := Ref{Name: MustName("web")}
+	require.NoError(t, json.Unmarshal(raw, &back))
+	require.True(t, back.IsZero())
+	require.Error(t, json.Unmarshal([]byte(`{"name": "A"}`), &back))
 }
 
 func FuzzParseName(f *testing.F) {

@@ -2,7 +2,6 @@ package thjalfi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -197,12 +196,20 @@ func (a *actor) take(r request) {
 	} else if a.plan != nil {
 		a.grace = a.plan.Spec.Stop.Timeout
 	}
+	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver
 	r.incarnation = a.machine.Incarnation
 	if r.kind == service.Start || r.kind == service.Restart {
 		r.incarnation++
 	}
 	a.waiters = append(a.waiters, r)
 	a.happen(service.Event{Kind: r.kind})
+	switch {
+	case r.kind != service.Stop || !ending:
+	case !a.armed: // its grace is over, and it may not be killed
+		a.terminate()
+	case r.stop.Timeout != nil:
+		a.arm(a.grace, service.GraceOver)
+	}
 }
 
 // refuses tells why a caller's wish can not be taken, or nil. Beside what would
@@ -354,6 +361,7 @@ func (a *actor) fail(err error) {
 	if a.ctx.Err() != nil {
 		return
 	}
+	again := a.failure != nil && a.failure.Error() == err.Error()
 	a.failure = err
 	waiting := a.waiters[:0]
 	for _, r := range a.waiters {
@@ -364,7 +372,9 @@ func (a *actor) fail(err error) {
 		waiting = append(waiting, r)
 	}
 	a.waiters = waiting
-	a.publish(service.NoticeState, "stuck", err.Error())
+	if !again { // readers see it already
+		a.publish(service.NoticeState, "stuck", err.Error())
+	}
 }
 
 func (a *actor) arm(d time.Duration, fires service.EventKind) {
@@ -392,48 +402,4 @@ func (a *actor) drop() {
 		_ = a.handle.Close()
 	}
 	a.handle, a.exited, a.exit, a.ref = nil, nil, nil, service.Ref{}
-}
-
-// setLimits waits for a launch or an adoption under way, so that there is
-// something to limit.
-func (a *actor) setLimits(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
-	a.then(func(context.Context) func() { return func() { a.limit(l, actor, applied, reply) } })
-}
-
-func (a *actor) limit(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
-	h := a.handle
-	if h == nil {
-		a.overlay(l)
-		if a.machine.State == service.Backoff {
-			a.record()
-		}
-		reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
-			Err: errors.New("it does not run; change its definition instead")}
-		return
-	}
-	a.then(func(ctx context.Context) func() {
-		got, err := h.Limit(ctx, l)
-		return func() {
-			if err != nil {
-				reply <- err
-				return
-			}
-			*applied, a.actor = got, actor
-			a.overlay(l)
-			a.record()
-			a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
-			a.then(func(context.Context) func() { return func() { reply <- nil } })
-		}
-	})
-}
-
-// overlay puts limits over those of the launches to come.
-func (a *actor) overlay(l service.Limits) {
-	for _, p := range []**Plan{&a.plan, &a.next} {
-		if *p != nil {
-			changed := **p
-			changed.Limits = l.Over(changed.Limits)
-			*p = &changed
-		}
-	}
 }

@@ -3,6 +3,7 @@ package thjalfi
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -212,7 +213,9 @@ func TestAdoptionThatFailsIsRepeated(t *testing.T) {
 			return nil
 		}
 		s.succeed(forEver)
+		pass(10 * retryClear)
 		s.is(service.Adopting)
+		require.Equal(t, 1, strings.Count(strings.Join(s.disk.told(), " "), "stuck"), "told once, however often it is tried")
 		require.Contains(t, s.status().Error, "D-Bus does not answer")
 		s.refused(s.start(), service.AlreadyRunning, service.ReasonAlreadyRunning)
 		stop := s.stop()

@@ -256,7 +256,7 @@ func (d *teller) watch() {
 
 // tell is the whole story; in the end nothing is alive, and nobody waits.
 func (d *teller) tell() []string {
-	d.script(d.scripts...)
+	d.stage.script(d.scripts...)
 	for _, s := range d.steps {
 		d.do(s)
 		if d.watch(); len(d.faults) > 0 {
@@ -264,6 +264,7 @@ func (d *teller) tell() []string {
 		}
 	}
 	d.life.Store(forEver)
+	d.script(fake.Script{}) // for what is launched from now on
 	d.host.Free(web)
 	d.kill()
 	pass(time.Hour)

@@ -64,7 +64,8 @@ func (a *actor) launch() {
 		err := a.cfg.Keeper.Record(intent)
 		if err != nil {
 			return func() {
-				a.launched(nil, service.Applied{}, l.Incarnation, fmt.Errorf("cannot record the intent to start: %w", err))
+				a.launched(nil, service.Applied{}, l.Incarnation, &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
+					Err: fmt.Errorf("nothing was begun, since the intent can not be recorded: %w", err)})
 			}
 		}
 		recorded := intent.Machine

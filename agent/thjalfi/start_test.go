@@ -189,6 +189,7 @@ func TestUnrecordedIntent(t *testing.T) {
 		c := s.start(never)
 		require.True(t, c.over())
 		require.ErrorIs(t, c.err, full)
+		require.Equal(t, service.HostUnavailable, service.KindOf(c.err))
 		require.Zero(t, s.host.Launches(web))
 		require.Equal(t, service.Crashed, s.status().Machine.State)
 		s.disk.failWith(nil)

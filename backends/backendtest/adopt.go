@@ -2,8 +2,7 @@ package backendtest
 
 import (
 	"os"
-	"path/filepath"
-	"strings"
+	"strconv"
 	"syscall"
 
 	"github.com/stretchr/testify/require"
@@ -20,6 +19,7 @@ func adoptLaws() []law {
 		{says: "what is gone is not adopted", check: lawAdoptGone},
 		{says: "what was never launched is not adopted, and a bystander with its number lives", check: lawAdoptBystander},
 		{says: "a plain process with the number, the ticks and the boot id of the record is no incarnation", only: real, check: lawAdoptPlainProcess},
+		{says: "a process that got the number of one that ended is left alone", only: real, alone: true, check: lawNumberUsedAgain},
 		{says: "when the main process is gone the adopted exit is unknown at once, and Release removes the rest", check: lawAdoptRest},
 		{says: "an adoption whose context has ended adopts nothing and harms nothing", check: lawAdoptEnded},
 		{says: "closing a handle does not touch the incarnation, and another may adopt it", check: lawHandleClose},
@@ -163,6 +163,55 @@ func lawAdoptPlainProcess(b *bench) {
 	require.Equal(b, []int{p.Pid}, processesWith(token(l)))
 }
 
+// lawNumberUsedAgain gives a bystander the number of a main process that has
+// ended, before anybody has let go of that one.
+func lawNumberUsedAgain(b *bench) {
+	i := b.start("fork", "0")
+	ref := i.Ref()
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	i.exit()
+	bystander := b.withNumber(ref.PID)
+	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
+	require.NoError(b, i.Kill(b.within()))
+	h, err := b.newAgent().Adopt(b.within(), ref)
+	if err == nil { // its cgroup is there
+		require.NotEmpty(b, b.exitOf(h).Unknown)
+		require.Error(b, h.Signal(b.within(), syscall.SIGTERM))
+		require.NoError(b, h.Kill(b.within()))
+		require.NoError(b, h.Close())
+	} else {
+		require.ErrorIs(b, err, backends.ErrGone)
+	}
+	i.release()
+	s, ok := statOf(ref.PID)
+	require.True(b, ok, "the bystander is gone")
+	require.Equal(b, bystander, s.start)
+	require.NotContains(b, "ZX", string(s.state), "the bystander is dead")
+}
+
+// withNumber starts a process under a number that is free, and gives its start
+// ticks. The kernel is told which number it gave last (proc_sys_kernel(5)).
+func (b *bench) withNumber(pid int) uint64 {
+	b.Helper()
+	const last = "/proc/sys/kernel/ns_last_pid"
+	for range 200 {
+		if err := os.WriteFile(last, []byte(strconv.Itoa(pid-1)), 0); err != nil {
+			b.Skipf("this kernel does not let us choose numbers: %v", err)
+		}
+		p, err := os.StartProcess(b.Workload, b.plan("sleep").Spec.Exec, &os.ProcAttr{Files: []*os.File{nil, nil, nil}})
+		require.NoError(b, err)
+		b.Cleanup(func() { _ = p.Kill(); _, _ = p.Wait() })
+		if p.Pid == pid {
+			s, ok := statOf(pid)
+			require.True(b, ok)
+			return s.start
+		}
+		require.NoError(b, p.Kill())
+	}
+	b.Fatalf("number %d never came", pid)
+	return 0
+}
+
 func lawAdoptRest(b *bench) {
 	first := b.abandoned("fork", "3")
 	require.NoError(b, first.Signal(b.within(), syscall.SIGTERM))
@@ -237,87 +286,4 @@ func lawAdoptLimits(b *bench) {
 		require.NoError(b, err)
 		require.Equal(b, service.Of(77), applied[service.PidsMax].Applied)
 	}
-}
-
-func agentLaws() []law {
-	return []law{
-		{says: "kill -9 of the agent ends no service, and a fresh agent takes it up", only: real, check: lawAgentKilled},
-		{says: "an agent that is killed at the gate leaves nothing that runs, then or later", only: real, check: lawAgentKilledAtGate},
-		{says: "the log goes on without the agent, no line is lost", only: real, check: lawLogWithoutAgent},
-		{says: "an exit while the agent was dead is told exactly or as unknown", only: real, check: lawExitWithoutAgent},
-	}
-}
-
-func lawAgentKilled(b *bench) {
-	l := b.plan("fork", "3")
-	a := b.agentApart(l, false)
-	b.eventually(func() bool { return b.alive(l) == 4 }, "its children never came")
-	a.die()
-	require.Equal(b, 4, b.alive(l))
-	h, err := b.agent.Adopt(b.within(), a.ref)
-	require.NoError(b, err)
-	i := b.keep(h, l)
-	require.Equal(b, a.ref, i.Ref())
-	i.lives()
-	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
-	b.unknownOr(service.Exit{Signal: syscall.SIGTERM}, i.exit())
-	require.Equal(b, 3, i.release().Leftovers)
-	b.nothingOf(l)
-}
-
-// lawAgentKilledAtGate adopts by the record that the dead agent has written
-// before the deed; what it finds it removes.
-func lawAgentKilledAtGate(b *bench) {
-	mark := filepath.Join(b.dir, "ran")
-	l := b.plan("mark", mark, "sleep")
-	a := b.agentApart(l, true)
-	_, err := a.Wait()
-	require.NoError(b, err)
-	b.eventually(func() bool {
-		s, ok := statOf(a.ref.PID)
-		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
-	}, "the child still waits at the gate of a dead agent")
-	require.NoFileExists(b, mark)
-	h, err := b.agent.Adopt(b.within(), a.ref)
-	if err == nil {
-		i := b.keep(h, l)
-		require.False(b, i.exit().Clean(), "a program that never ran has not ended well")
-		i.release()
-	} else {
-		require.ErrorIs(b, err, backends.ErrGone)
-	}
-	b.nothingOf(l)
-	require.NoFileExists(b, mark)
-}
-
-func lawLogWithoutAgent(b *bench) {
-	const lines = 200
-	l := b.plan("log", "200", "40", "400")
-	a := b.agentApart(l, false)
-	a.die()
-	h, err := b.agent.Adopt(b.within(), a.ref)
-	if err == nil {
-		b.exitOf(b.keep(h, l))
-	} else {
-		require.ErrorIs(b, err, backends.ErrGone, "it was too late for that")
-	}
-	text, err := os.ReadFile(l.LogFile)
-	require.NoError(b, err)
-	require.Equal(b, lines, strings.Count(string(text), "\n"))
-	require.True(b, strings.HasSuffix(string(text), "0000000200 xxxxxxxxxxxxxxxxxxxxxxxxxxxx\n"), "%q", text)
-}
-
-func lawExitWithoutAgent(b *bench) {
-	l := b.plan("hand-stdout", "200ms")
-	a := b.agentApart(l, false)
-	a.die()
-	b.eventually(func() bool {
-		s, ok := statOf(a.ref.PID)
-		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
-	}, "it never ended")
-	h, err := b.agent.Adopt(b.within(), a.ref)
-	require.NoError(b, err, "a grandchild of it lives")
-	i := b.keep(h, l)
-	b.unknownOr(service.Exit{}, i.exit())
-	require.Equal(b, 1, i.release().Leftovers)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 // jobVariable holds, for a process that plays an agent, what it is to do.
@@ -99,4 +100,87 @@ func (a *agentProcess) die() {
 	require.NoError(a.bench, a.Kill())
 	_, err := a.Wait()
 	require.NoError(a.bench, err)
+}
+
+func agentLaws() []law {
+	return []law{
+		{says: "kill -9 of the agent ends no service, and a fresh agent takes it up", only: real, check: lawAgentKilled},
+		{says: "an agent that is killed at the gate leaves nothing that runs, then or later", only: real, check: lawAgentKilledAtGate},
+		{says: "the log goes on without the agent, no line is lost", only: real, check: lawLogWithoutAgent},
+		{says: "an exit while the agent was dead is told exactly or as unknown", only: real, check: lawExitWithoutAgent},
+	}
+}
+
+func lawAgentKilled(b *bench) {
+	l := b.plan("fork", "3")
+	a := b.agentApart(l, false)
+	b.eventually(func() bool { return b.alive(l) == 4 }, "its children never came")
+	a.die()
+	require.Equal(b, 4, b.alive(l))
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	require.NoError(b, err)
+	i := b.keep(h, l)
+	require.Equal(b, a.ref, i.Ref())
+	i.lives()
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	b.unknownOr(service.Exit{Signal: syscall.SIGTERM}, i.exit())
+	require.Equal(b, 3, i.release().Leftovers)
+	b.nothingOf(l)
+}
+
+// lawAgentKilledAtGate adopts by the record that the dead agent has written
+// before the deed; what it finds it removes.
+func lawAgentKilledAtGate(b *bench) {
+	mark := filepath.Join(b.dir, "ran")
+	l := b.plan("mark", mark, "sleep")
+	a := b.agentApart(l, true)
+	_, err := a.Wait()
+	require.NoError(b, err)
+	b.eventually(func() bool {
+		s, ok := statOf(a.ref.PID)
+		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
+	}, "the child still waits at the gate of a dead agent")
+	require.NoFileExists(b, mark)
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	if err == nil {
+		i := b.keep(h, l)
+		require.False(b, i.exit().Clean(), "a program that never ran has not ended well")
+		i.release()
+	} else {
+		require.ErrorIs(b, err, backends.ErrGone)
+	}
+	b.nothingOf(l)
+	require.NoFileExists(b, mark)
+}
+
+func lawLogWithoutAgent(b *bench) {
+	const lines = 200
+	l := b.plan("log", "200", "40", "400")
+	a := b.agentApart(l, false)
+	a.die()
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	if err == nil {
+		b.exitOf(b.keep(h, l))
+	} else {
+		require.ErrorIs(b, err, backends.ErrGone, "it was too late for that")
+	}
+	text, err := os.ReadFile(l.LogFile)
+	require.NoError(b, err)
+	require.Equal(b, lines, strings.Count(string(text), "\n"))
+	require.True(b, strings.HasSuffix(string(text), "0000000200 xxxxxxxxxxxxxxxxxxxxxxxxxxxx\n"), "%q", text)
+}
+
+func lawExitWithoutAgent(b *bench) {
+	l := b.plan("hand-stdout", "200ms")
+	a := b.agentApart(l, false)
+	a.die()
+	b.eventually(func() bool {
+		s, ok := statOf(a.ref.PID)
+		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
+	}, "it never ended")
+	h, err := b.agent.Adopt(b.within(), a.ref)
+	require.NoError(b, err, "a grandchild of it lives")
+	i := b.keep(h, l)
+	b.unknownOr(service.Exit{}, i.exit())
+	require.Equal(b, 1, i.release().Leftovers)
 }

@@ -2,6 +2,7 @@ package backendtest
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"syscall"
 	"time"
@@ -103,14 +104,14 @@ func lawPidsMax(b *bench) {
 	require.Equal(b, service.Of(most), usage.Pids)
 }
 
-// getsCPU measures how much of one core a busy process gets, over some seconds,
-// by the process's own clock, not the cgroup's. It may never be more than
-// percent. It may be less while this machine itself gets less than it wants, so
-// there are several tries to reach it.
+// getsCPU wants a busy process to get its percentage of one core, by its own
+// clock, not the cgroup's. There are several tries, because the machine under
+// an emulated one may stall: then the process gets less, or is charged for time
+// in which nothing ran.
 func (b *bench) getsCPU(pid int, percent float64) {
 	b.Helper()
 	const tolerance = 2
-	gets := 0.0
+	var tries []float64
 	for range 5 {
 		before, ok := statOf(pid)
 		require.True(b, ok)
@@ -119,13 +120,13 @@ func (b *bench) getsCPU(pid int, percent float64) {
 		after, ok := statOf(pid)
 		require.True(b, ok)
 		used := time.Duration(after.ticks-before.ticks) * 10 * time.Millisecond // USER_HZ is 100 on Linux
-		gets = 100 * float64(used) / float64(time.Since(began))
-		require.LessOrEqual(b, gets, percent+tolerance)
-		if gets >= percent-tolerance {
+		gets := 100 * float64(used) / float64(time.Since(began))
+		if math.Abs(gets-percent) <= tolerance {
 			return
 		}
+		tries = append(tries, gets)
 	}
-	b.Fatalf("it may have %v percent and gets %v", percent, gets)
+	b.Fatalf("it may have %v percent of one core and gets %.1f", percent, tries)
 }
 
 func lawCPUMax(b *bench) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/stretchr/testify/require"
 
@@ -22,6 +23,7 @@ func launchLaws() []law {
 		{says: "when identify fails, nothing has run and nothing is left", check: lawIdentifyFails},
 		{says: "a launch whose context has ended leaves nothing", check: lawLaunchEnded},
 		{says: "a launch whose context ends at the gate leaves nothing or a service that runs", check: lawLaunchCancelled},
+		{says: "a child that dies at the gate is a launch that failed, and leaves nothing", only: real, check: lawDeathAtGate},
 		{says: "the end of the launch's context does not end the service", check: lawContextAfterLaunch},
 		{says: "after a launch that failed, the same incarnation can be launched", check: lawLaunchAgain},
 	}
@@ -150,6 +152,19 @@ func lawLaunchCancelled(b *bench) {
 	}
 	b.wantError(err, service.Cancelled)
 	require.Nil(b, h)
+	b.nothingOf(l)
+}
+
+func lawDeathAtGate(b *bench) {
+	mark := filepath.Join(b.dir, "ran")
+	l := b.plan("mark", mark, "sleep")
+	h, err := b.agent.Launch(b.within(), l, func(ref service.Ref) error {
+		return syscall.Kill(ref.PID, syscall.SIGKILL)
+	})
+	require.Nil(b, h)
+	e := b.wantError(err, service.Unlaunchable)
+	require.False(b, e.Permanent, "another try may go well: %v", err)
+	require.NoFileExists(b, mark)
 	b.nothingOf(l)
 }
 

@@ -249,7 +249,7 @@ func (b *Backend) Close() error {
 
 // failure is an error as it crosses the border. One that is a *service.Error
 // already keeps its kind and reason, and is not wrapped in words it says itself.
-func failure(op string, name service.Name, kind service.Kind, err error) error {
+func failure(op string, name service.Name, kind service.Kind, err error) *service.Error {
 	inner, ok := errors.AsType[*service.Error](err)
 	if !ok {
 		return &service.Error{Op: op, Service: name, Kind: kind, Err: err}

@@ -70,7 +70,6 @@ func makeAnchor(t *testing.T, tree cgroup.Tree) {
 	c := exec.Command("systemd-run", "--quiet", "--scope", "--slice="+units.Slice, "--unit="+units.AnchorScope,
 		"-p", "Delegate=cpu io memory pids", "sleep", "infinity")
 	require.NoError(t, c.Start())
-	go c.Wait()
 	group := tree.Group(filepath.Join("/", units.Slice, units.AnchorScope))
 	require.Eventually(t, func() bool {
 		pids, err := group.Processes()
@@ -79,6 +78,7 @@ func makeAnchor(t *testing.T, tree cgroup.Tree) {
 	pause := group.Child("pause")
 	require.NoError(t, pause.Create(nil))
 	require.NoError(t, pause.Add(c.Process.Pid))
+	require.NoError(t, c.Process.Release(), "it outlives the tests")
 }
 
 // config is how this host's agent would configure the backend.

@@ -46,10 +46,11 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	if err := h.launch(ctx, l, limits, identify); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 		defer cancel()
+		failed := failure("start", l.Name, service.HostUnavailable, err)
 		if cleanErr := h.clean(clean); cleanErr != nil {
-			err = fmt.Errorf("%w; then, while cleaning up: %w", err, cleanErr)
+			failed.Err = fmt.Errorf("%w; then, while cleaning up: %w", failed.Err, cleanErr)
 		}
-		return nil, failure("start", l.Name, service.HostUnavailable, err)
+		return nil, failed
 	}
 	return h, nil
 }

@@ -108,7 +108,7 @@ func TestHostParentIsMadeAgain(t *testing.T) {
 // Limits that are too small for the gate hold for the program nonetheless.
 func TestHostTinyLimits(t *testing.T) {
 	b := newBackend(t, config(t))
-	for range 20 {
+	for range 10 {
 		l := limited(plan("/bin/sleep", "1000"), limits(
 			service.PidsMax, 1, service.CPUMax, service.UsecPerPercent, service.MemoryMax, 2<<20, service.MemoryHigh, 1<<20))
 		l.LogFile = filepath.Join(t.TempDir(), "log")
@@ -316,8 +316,8 @@ func TestHostMovedByOthers(t *testing.T) {
 	elsewhere := b.parent.Child("elsewhere")
 	require.NoError(t, elsewhere.Create(nil))
 	t.Cleanup(func() { require.NoError(t, elsewhere.Remove()) })
-	r := start(t, b, plan("/bin/sh", "-c", "sleep 1000 & sleep 1000"))
-	r.processes(3)
+	r := start(t, b, plan("/bin/sh", "-c", "sleep 1000 & exec sleep 1000"))
+	r.processes(2)
 	require.NoError(t, elsewhere.Add(r.Ref().PID))
 	require.NoError(t, r.Kill(within(t)))
 	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, r.Exit(), "Kill reaches it there as well")

@@ -39,10 +39,14 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 		return nil, failure(op, ref.Name, err)
 	}
 	if h.main != nil {
-		// Kills of the past are no news of this main process.
-		var err error
-		if h.before, err = h.cell.OOMCounts(); err != nil && !gone(err) {
+		now, err := h.cell.OOMCounts()
+		if err != nil && !gone(err) {
 			return nil, errors.Join(failure(op, ref.Name, err), h.Close())
+		}
+		// What its ancestors have counted so far is no news; but if memory has
+		// run out here, that is how it ended or is about to.
+		if now.Kills().Value == 0 {
+			h.before = now
 		}
 		return h, nil
 	}

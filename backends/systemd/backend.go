@@ -185,6 +185,8 @@ func failure(op string, name service.Name, err error) error {
 	}
 	out := &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: err}
 	switch {
+	case errorIs(err, "org.freedesktop.DBus.Error.AccessDenied"), errorIs(err, "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"):
+		out.Kind = service.Denied
 	case errors.Is(err, context.Canceled):
 		out.Kind = service.Cancelled
 	case errors.Is(err, context.DeadlineExceeded):

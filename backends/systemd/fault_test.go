@@ -211,7 +211,7 @@ func TestFiftyCyclesLeaveNothing(t *testing.T) {
 			last = cycle()
 		}
 		nothingOf(t, last)
-		eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines", goroutines)
+		eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines; now: %v", goroutines, lazyStacks{})
 		require.Equal(t, fds, openFiles(t))
 	})
 }
@@ -221,4 +221,12 @@ func openFiles(t *testing.T) int {
 	entries, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)
 	return len(entries)
+}
+
+// lazyStacks prints what all goroutines do at the moment it is printed.
+type lazyStacks struct{}
+
+func (lazyStacks) String() string {
+	text := make([]byte, 1<<20)
+	return string(text[:runtime.Stack(text, true)])
 }

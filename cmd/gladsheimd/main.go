@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -26,13 +25,6 @@ import (
 
 // version is set by the linker.
 var version = "unknown"
-
-// The exit codes that a unit file or a person can act on (sysexits.h for the last).
-const (
-	exitUsage = 2
-	exitTaken = 3
-	exitUnfit = 78
-)
 
 // leaveTime is how long calls under way may take once the agent has to leave.
 const leaveTime = 5 * time.Second
@@ -53,20 +45,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "gladsheimd:", err)
 		os.Exit(exitCode(err))
 	}
-}
-
-// unfit marks an error that starting again does not mend: the host or the
-// configuration has to change.
-type unfit struct{ error }
-
-func exitCode(err error) int {
-	switch {
-	case errors.Is(err, agent.ErrTaken):
-		return exitTaken
-	case errors.As(err, new(unfit)):
-		return exitUnfit
-	}
-	return 1
 }
 
 func serve(o options, log *slog.Logger) error {
@@ -101,8 +79,8 @@ func serve(o options, log *slog.Logger) error {
 	server := api.New(api.Config{Agent: a, Log: log})
 	group, ctx := errgroup.WithContext(ctx)
 	for _, address := range o.addresses(settings) {
-		var l net.Listener
-		if l, err = api.Listen(address); err != nil {
+		l, err := api.Listen(address)
+		if err != nil {
 			return err
 		}
 		log.Info("listening", "address", address)

@@ -32,11 +32,12 @@ var rooms = map[string]string{
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
 	"backends/internal/process":     "agent/service procfs backends/internal/watch",
+	"backends/internal/rlimit":      "agent/service",
 	"backends/internal/launch":      "agent/service procfs backends/internal/watch backends/internal/process backends/internal/launch/gate",
 	"backends/internal/launch/gate": "",
-	"backends/systemd":              "agent/service backends backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
-	"backends/cgroupfs":             "agent/service backends backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
-	"backends/exec":                 "agent/service backends backends/internal/launch backends/internal/process backends/internal/watch procfs",
+	"backends/systemd":              "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
+	"backends/cgroupfs":             "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
+	"backends/exec":                 "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch procfs",
 	"backends/fake":                 "agent/service backends",
 	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/watch cgroup platform procfs",
 	"backends/backendtest":          "agent/service backends",
@@ -53,9 +54,8 @@ var rooms = map[string]string{
 	"api/internal/tail":  "",
 	"api/client":         "agent/service proto/gladsheim/v1",
 	"api/apitest":        "agent/service",
-	"api/schema":         "",
 
-	"cmd/gladsheim":  "api/client api/schema agent/service agent/config platform proto/gladsheim/v1",
+	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1",
 	"cmd/gladsheimd": "agent agent/config api backends/offer platform procfs",
 }
 

@@ -84,7 +84,7 @@ func TestCyclesLeaveNothing(t *testing.T) {
 // it is emulated and each costs twenty times as much.
 func cycles(t *testing.T) int {
 	if limited(t) {
-		return 150
+		return 40
 	}
 	return 1000
 }

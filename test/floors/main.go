@@ -95,8 +95,7 @@ func unit(t *tally, run string) {
 		args = append(args, "-run", run)
 	}
 	args = append(args, "./...", "-args", "-test.gocoverdir="+dir)
-	cmd := command("go", args...)
-	t.read("unit", cmd)
+	t.read("unit", func() *exec.Cmd { return exec.Command("go", args...) })
 }
 
 // onHosts builds each test binary once and runs it on the hosts it belongs on,
@@ -120,7 +119,7 @@ func onHosts(t *tally, wanted func(string) bool, run string, machines int) error
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			t.read(j.label(), j.command(run))
+			t.read(j.label(), func() *exec.Cmd { return j.command(run) })
 		})
 	}
 	wg.Wait()

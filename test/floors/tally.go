@@ -50,29 +50,59 @@ type event struct {
 	Action, Package, Test, Output string
 }
 
-// read runs cmd, which prints test events, and counts them. The output of a
+// read runs a command that prints test events, and counts them. The output of a
 // test is shown when it fails. A run that ends badly without a failed test is
-// a failure of its own.
-func (t *tally) read(floor string, cmd *exec.Cmd) {
+// a failure of its own. A machine that broke, which says nothing about the
+// tests, is told and replaced once.
+func (t *tally) read(floor string, command func() *exec.Cmd) {
+	for attempt := range 2 {
+		r := runTests(floor, command())
+		if r.broke() && attempt == 0 {
+			fmt.Printf("the machine of %s broke, and is replaced:\n%s\n", floor, r.stderr)
+			continue
+		}
+		r.show()
+		for test, outcome := range r.outcomes {
+			t.add(floor, test, outcome)
+		}
+		return
+	}
+}
+
+// results is what one command said.
+type results struct {
+	floor    string
+	cmd      *exec.Cmd
+	outcomes map[string]string
+	outputs  map[string]*strings.Builder // of tests that failed
+	stderr   string
+	err      error
+}
+
+// broken is the exit code of test/host/run for a host that could not be had.
+const broken = 125
+
+func (r *results) broke() bool {
+	return r.cmd.ProcessState != nil && r.cmd.ProcessState.ExitCode() == broken
+}
+
+func runTests(floor string, cmd *exec.Cmd) *results {
+	r := &results{floor: floor, cmd: cmd, outcomes: map[string]string{}, outputs: map[string]*strings.Builder{}}
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = nil, &stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
 	}
-	if err != nil {
-		fmt.Printf("--- FAIL: %s: %v\n", floor, err)
-		t.add(floor, strings.Join(cmd.Args, " "), fail)
-		return
+	if err == nil {
+		r.count(out)
+		err = cmd.Wait()
 	}
-	failed := t.count(floor, out)
-	if err := cmd.Wait(); err != nil && !failed {
-		fmt.Printf("--- FAIL: %s: %s: %v\n%s\n", floor, strings.Join(cmd.Args[max(0, len(cmd.Args)-3):], " "), err, stderr.String())
-		t.add(floor, strings.Join(cmd.Args, " "), fail)
-	}
+	r.err, r.stderr = err, stderr.String()
+	return r
 }
 
-func (t *tally) count(floor string, out io.Reader) (failed bool) {
+func (r *results) count(out io.Reader) {
 	texts := map[string]*strings.Builder{}
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 16<<20)
@@ -94,19 +124,29 @@ func (t *tally) count(floor string, out io.Reader) (failed bool) {
 			texts[name].WriteString(e.Output)
 		case pass, skip:
 			if e.Test != "" {
-				t.add(floor, name, e.Action)
+				r.outcomes[name] = e.Action
 			}
 			delete(texts, name)
 		case fail:
-			failed = true
-			t.add(floor, name, fail)
-			fmt.Printf("--- FAIL on %s: %s\n", floor, name)
-			if b := texts[name]; b != nil {
-				fmt.Println(b.String())
-			}
+			r.outcomes[name], r.outputs[name] = fail, texts[name]
 		}
 	}
-	return failed
+}
+
+// show prints what failed, and makes a run that ended badly for no test's sake
+// a failure.
+func (r *results) show() {
+	for name, text := range r.outputs {
+		fmt.Printf("--- FAIL on %s: %s\n", r.floor, name)
+		if text != nil {
+			fmt.Println(text.String())
+		}
+	}
+	if r.err != nil && len(r.outputs) == 0 {
+		name := strings.Join(r.cmd.Args[max(0, len(r.cmd.Args)-2):], " ")
+		fmt.Printf("--- FAIL: %s: %s: %v\n%s\n", r.floor, name, r.err, r.stderr)
+		r.outcomes[name] = fail
+	}
 }
 
 // nowhere lists the tests that were skipped wherever they were tried.

@@ -107,7 +107,8 @@ func rawChild() (pid uintptr, errno syscall.Errno) {
 }
 
 // rawGrow forks twice two children, each in a session of its own and orphaned
-// at once, which do the same one level lower. born counts the nodes.
+// at once, which do the same one level lower. born counts each node twice: when
+// it is there, and when the process between it and its planter has gone.
 //
 //go:nosplit
 func rawGrow(depth uintptr, born *atomic.Uint32) {
@@ -122,6 +123,7 @@ func rawGrow(depth uintptr, born *atomic.Uint32) {
 				continue
 			case pid != 0:
 				rawWait(pid)
+				born.Add(1) // the one between has gone
 				continue
 			}
 			rawSetsid()

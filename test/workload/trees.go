@@ -100,7 +100,7 @@ func runTree(args []string) error {
 	runtime.LockOSThread()
 	rawGrow(uintptr(depth), born)
 	nodes := uint32(1)<<(depth+1) - 2
-	for born.Load() < nodes {
+	for born.Load() < 2*nodes { // each is there, and has lost its parent
 		time.Sleep(time.Millisecond)
 	}
 	ready(nodes)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -89,7 +91,7 @@ func TestBirth(t *testing.T) {
 	})
 	pid := c.PID()
 
-	require.Equal(t, map[string]string{"0": "/dev/null r", "1": log + " wa", "2": log + " wa"}, descriptors(t, pid))
+	hasDescriptors(t, pid, map[string]string{"0": "/dev/null r", "1": log + " wa", "2": log + " wa"})
 	require.Equal(t, "PATH="+Path+"\x00TZ=UTC\x00", readProc(t, pid, "environ"))
 	require.Equal(t, "/bin/sleep\x001000\x00", readProc(t, pid, "cmdline"))
 	cwd, err := os.Readlink(procPath(pid) + "/cwd")
@@ -240,7 +242,7 @@ func TestBirthByDefinition(t *testing.T) {
 	require.Equal(t, "0", status["NoNewPrivs"])
 	require.Equal(t, "250\n", readProc(t, c.PID(), "oom_score_adj"))
 	require.Equal(t, "PATH=/opt/bin\x00", readProc(t, c.PID(), "environ"))
-	require.Equal(t, map[string]string{"0": "/dev/null r", "1": "/dev/null w", "2": "/dev/null w"}, descriptors(t, c.PID()))
+	hasDescriptors(t, c.PID(), map[string]string{"0": "/dev/null r", "1": "/dev/null w", "2": "/dev/null w"})
 	limits := limitsOf(t, c.PID())
 	hard := unix.Rlimit{}
 	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &hard))
@@ -248,26 +250,47 @@ func TestBirthByDefinition(t *testing.T) {
 	require.Equal(t, "unlimited unlimited", limits["Max realtime timeout"])
 }
 
-// descriptors tells of each descriptor of pid where it leads and how it was
-// opened.
-func descriptors(t *testing.T, pid int) map[string]string {
+// hasDescriptors wants pid to have the descriptors want: where each leads and
+// how it was opened. For a moment the loader of a program has others of its
+// own, while what is handed down stays.
+func hasDescriptors(t *testing.T, pid int, want map[string]string) {
 	t.Helper()
+	var found map[string]string
+	same := func() bool {
+		found = descriptors(pid)
+		return maps.Equal(found, want)
+	}
+	require.Eventually(t, same, deadline, 5*time.Millisecond, "%v", lazy(func() string { return fmt.Sprint(found) }))
+}
+
+// lazy is text that is made only when it is printed.
+type lazy func() string
+
+func (l lazy) String() string { return l() }
+
+func descriptors(pid int) map[string]string {
+	found := map[string]string{}
 	dir := procPath(pid) + "/fd"
 	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	found := map[string]string{}
+	if err != nil {
+		return map[string]string{"error": err.Error()}
+	}
 	for _, entry := range entries {
 		target, err := os.Readlink(filepath.Join(dir, entry.Name()))
-		require.NoError(t, err)
-		info := readProc(t, pid, "fdinfo/"+entry.Name())
-		_, rest, _ := strings.Cut(info, "flags:")
-		flags, err := strconv.ParseInt(strings.Fields(rest)[0], 8, 64)
-		require.NoError(t, err)
+		if err != nil {
+			target = err.Error()
+		}
+		info, _ := os.ReadFile(procPath(pid) + "/fdinfo/" + entry.Name())
+		_, rest, _ := strings.Cut(string(info), "flags:")
+		octal, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+		flags, _ := strconv.ParseInt(octal, 8, 64)
 		mode := map[int64]string{unix.O_RDONLY: " r", unix.O_WRONLY: " w", unix.O_RDWR: " rw"}[flags&unix.O_ACCMODE]
 		if flags&unix.O_APPEND != 0 {
 			mode += "a"
 		}
-		require.Zero(t, flags&unix.O_NONBLOCK)
+		if flags&unix.O_NONBLOCK != 0 {
+			mode += "n"
+		}
 		found[entry.Name()] = target + mode
 	}
 	return found

@@ -1,0 +1,74 @@
+package systemd
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// The hosts are emulated, so only the ratios of these figures tell something.
+
+func benchmarkOnBothRoutes(b *testing.B, bench func(b *testing.B, backend *Backend, limits service.Limits)) {
+	needSystemd(b)
+	limits := service.Limits{service.MemoryMax: service.Of(64 << 20), service.CPUMax: service.Of(50 * service.UsecPerPercent)}
+	for name, route := range routes {
+		b.Run(name, func(b *testing.B) {
+			backend := newBackend(b, Config{Route: route})
+			release(b, start(b, backend, planned(b, limits, "sleep")))
+			b.ResetTimer()
+			bench(b, backend, limits)
+		})
+	}
+}
+
+func BenchmarkLaunch(b *testing.B) {
+	benchmarkOnBothRoutes(b, func(b *testing.B, backend *Backend, limits service.Limits) {
+		for range b.N {
+			h, err := backend.Launch(within(b), planned(b, limits, "sleep"), unrecorded)
+			require.NoError(b, err)
+			b.StopTimer()
+			release(b, h)
+			b.StartTimer()
+		}
+	})
+}
+
+func BenchmarkRelease(b *testing.B) {
+	benchmarkOnBothRoutes(b, func(b *testing.B, backend *Backend, limits service.Limits) {
+		for range b.N {
+			b.StopTimer()
+			h, err := backend.Launch(within(b), planned(b, limits, "sleep"), unrecorded)
+			require.NoError(b, err)
+			b.StartTimer()
+			release(b, h)
+		}
+	})
+}
+
+// BenchmarkLaunchAtOnce starts all at the same moment.
+func BenchmarkLaunchAtOnce(b *testing.B) {
+	benchmarkOnBothRoutes(b, func(b *testing.B, backend *Backend, limits service.Limits) {
+		handles := make([]*handle, b.N)
+		var wait sync.WaitGroup
+		for i := range handles {
+			l := planned(b, limits, "sleep")
+			wait.Go(func() {
+				h, err := backend.Launch(within(b), l, unrecorded)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				handles[i] = h.(*handle)
+			})
+		}
+		wait.Wait()
+		b.StopTimer()
+		for _, h := range handles {
+			wait.Go(func() { release(b, h) })
+		}
+		wait.Wait()
+	})
+}
