@@ -88,7 +88,7 @@ const clearTimeout = 10 * time.Second
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, started: time.Now(), settings: cfg.Settings,
-		registry: skirnir.NewRegistry(), meter: byggvir.NewMeter(),
+		registry: skirnir.NewRegistry(uint64(time.Now().UnixMicro())), meter: byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
 		starting: map[service.Name]int{},

@@ -36,6 +36,7 @@ type house struct {
 	t        *testing.T
 	dir      string
 	host     *fake.Host
+	boots    int // as the host counts them
 	log      *lockedBuffer
 	settings config.Agent
 	backends []backends.Backend                            // nil: one fake on host
@@ -97,7 +98,8 @@ func (h *house) boot(id string) { h.write("proc/sys/kernel/random/boot_id", id+"
 func (h *house) reboot() {
 	h.close()
 	h.host.Reboot()
-	h.boot("boot-1")
+	h.boots++
+	h.boot(fmt.Sprintf("boot-%d", h.boots))
 }
 
 func (h *house) config() Config {

@@ -2,7 +2,11 @@ package api
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,11 +99,13 @@ func TestLoopback(t *testing.T) {
 
 func TestStop(t *testing.T) {
 	f := newFixture(t)
-	entered, release := make(chan struct{}), make(chan struct{})
+	entered, released := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	defer release()
 	f.agent.Before = func(_ context.Context, method string) error {
 		if method == "Stop" {
 			close(entered)
-			<-release
+			<-released
 		}
 		return nil
 	}
@@ -117,13 +123,16 @@ func TestStop(t *testing.T) {
 	go func() { f.server.Stop(context.Background()); close(stopped) }()
 	_, err = watch.Recv()
 	refused(t, err, codes.Unavailable, ReasonAgentLeaving)
-	require.NoFileExists(t, f.path)
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(f.path)
+		return errors.Is(err, fs.ErrNotExist)
+	}, 10*time.Second, time.Millisecond)
 	select {
 	case <-stopped:
 		require.Fail(t, "a call under way is waited for")
 	default:
 	}
-	close(release)
+	release()
 	require.NoError(t, <-finished)
 	<-stopped
 	f.server.Stop(context.Background()) // may be told twice

@@ -84,7 +84,6 @@ func newServer(c Config, y policy) *Server {
 		grpc.ConnectionTimeout(connectionTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveIdle, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
-		grpc.WaitForHandlers(true),
 	)
 	gladsheimv1.RegisterGladsheimServiceServer(s.grpc, &gladsheim{Server: s})
 	gladsheimv1.RegisterRuntimeServiceServer(s.grpc, &runtime{Server: s})
@@ -116,8 +115,8 @@ func (s *Server) SetServing(serving bool) {
 }
 
 // Stop takes no more calls, ends the streams with UNAVAILABLE, and waits for the
-// calls under way until ctx ends; then it cuts them off. Nothing of the server
-// runs when it returns.
+// calls under way until ctx ends. Then it cuts them off: their contexts end,
+// and Stop does not wait for what ignores that, as a read of a host that hangs.
 func (s *Server) Stop(ctx context.Context) {
 	s.health.Shutdown()
 	s.leave()

@@ -14,7 +14,7 @@ import (
 // Profile is what a platform wants of an agent that nobody configured further.
 type Profile struct {
 	Name        string
-	MaxServices int           // most services that are defined at once, 0 for no cap
+	MaxServices int           // most services that run at once, 0 for no cap
 	Memory      service.Quota // service.MemoryMax of services that set none
 	CPU         service.Quota // service.CPUMax likewise
 	Pids        service.Quota // service.PidsMax likewise: a fork bomb is to end in its own service

@@ -65,7 +65,7 @@ type Health struct {
 
 // Notice is one thing worth telling people and subscribers.
 type Notice struct {
-	Sequence uint64 // counts notices of this agent, from 1, without holes
+	Sequence uint64 // counts notices without holes, and grows over restarts of the agent
 	Time     time.Time
 	Service  Name
 	Kind     NoticeKind

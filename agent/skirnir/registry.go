@@ -42,9 +42,11 @@ type entry struct {
 	status atomic.Pointer[service.Status]
 }
 
-// NewRegistry returns an empty registry.
-func NewRegistry() *Registry {
-	r := &Registry{subscribers: map[chan service.Notice]struct{}{}}
+// NewRegistry returns an empty registry that numbers its notices from after+1.
+// An agent gives a number that grows from one agent to the next, so that a
+// subscriber of an earlier one finds a hole and not a repetition.
+func NewRegistry(after uint64) *Registry {
+	r := &Registry{sequence: after, subscribers: map[chan service.Notice]struct{}{}}
 	r.index.Store(&index{byName: map[service.Name]*entry{}})
 	return r
 }

@@ -21,7 +21,7 @@ func status(name string, s service.State) service.Status {
 }
 
 func TestListIsSortedAndFiltered(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(0)
 	r.Add(status("web", service.Running), status("db", service.Stopped), status("api", service.Crashed))
 	r.Add(status("web", service.Stopped)) // known: keeps its status
 	require.Equal(t, 3, r.Len())
@@ -45,7 +45,7 @@ func names(list []*service.Status) []string {
 }
 
 func TestSnapshotsDoNotChange(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(0)
 	r.Add(status("web", service.Stopped))
 	web := service.MustName("web")
 	before, _ := r.Get(web)
@@ -57,7 +57,7 @@ func TestSnapshotsDoNotChange(t *testing.T) {
 
 func TestWatchTellsSnapshotThenEveryChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewRegistry()
+		r := NewRegistry(0)
 		r.Add(status("web", service.Stopped))
 		web := service.MustName("web")
 		ctx, cancel := context.WithCancel(t.Context())
@@ -82,7 +82,7 @@ func TestWatchTellsSnapshotThenEveryChange(t *testing.T) {
 }
 
 func TestWatchResumesOrFallsBackToASnapshot(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(0)
 	r.Add(status("web", service.Stopped))
 	web := service.MustName("web")
 	for range 10 {
@@ -104,7 +104,7 @@ func TestWatchResumesOrFallsBackToASnapshot(t *testing.T) {
 }
 
 func TestSlowSubscriberFindsAHole(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(0)
 	r.Add(status("web", service.Stopped))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -121,7 +121,7 @@ func TestSlowSubscriberFindsAHole(t *testing.T) {
 
 func TestRecent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewRegistry()
+		r := NewRegistry(0)
 		r.Add(status("web", service.Stopped))
 		for range 4 {
 			r.Update(service.MustName("web"), News{}, func(*service.Status) {})
@@ -135,7 +135,7 @@ func TestRecent(t *testing.T) {
 }
 
 func TestReadersAndWritersDoNotRace(t *testing.T) {
-	r := NewRegistry()
+	r := NewRegistry(0)
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -20,11 +20,12 @@ type disk struct {
 	exits   map[service.Name][]service.ExitRecord
 	shown   map[service.Name]service.Status
 	passed  map[service.Name]*[2][]service.State // shown to readers, written
-	lost    []string                             // identities that were on disk, and then no more
+	lost    []string                             // identities of what is alive that were on disk, and then no more
 	notices []string                             // reasons
 	fails   func(Record) error                   // nil for never
 	buries  func() error                         // nil for always well
 	breathe func() error
+	alive   func(service.Name) int // incarnations on the host
 }
 
 func newDisk() *disk {
@@ -60,7 +61,7 @@ func (d *disk) Record(r Record) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if was := d.records[r.Name].Ref; was.PID != 0 && r.Ref.Incarnation == was.Incarnation && r.Ref != was {
+	if was := d.records[r.Name].Ref; was.PID != 0 && r.Ref.Incarnation == was.Incarnation && r.Ref != was && d.alive(r.Name) > 0 {
 		d.lost = append(d.lost, fmt.Sprintf("%+v became %+v", was, r.Ref))
 	}
 	d.records[r.Name] = r

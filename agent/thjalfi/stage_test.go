@@ -67,7 +67,7 @@ func newStage(t *testing.T) *stage {
 	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber()}
 	s.complain = t.Errorf
 	s.life.Store(forEver)
-	s.disk.breathe = s.breathe
+	s.disk.breathe, s.disk.alive = s.breathe, s.host.IncarnationsAlive
 	s.board()
 	s.Add(web, Restored{})
 	return s

@@ -160,13 +160,10 @@ func lawKillEnded(b *bench) {
 }
 
 // lawKillBomb lets the bomb grow to the limit, where there is one, or to a
-// number of births that this host can bear. Of the kind exec fewer fit: each is
-// a Go program with several threads.
+// number of births that this host can bear. Of the kind churn few live at a
+// time, and of the kind exec few fit: each is a Go program with several threads.
 func lawKillBomb(b *bench, kind string) {
-	most, enough := uint64(100), 20
-	if kind == "exec" {
-		enough = 3
-	}
+	most, enough := uint64(100), map[string]int{"plain": 20, "setsid": 20, "churn": 5, "exec": 3}[kind]
 	if emulated() {
 		most = 50
 	}

@@ -33,11 +33,9 @@ const name = "cgroupfs"
 
 // Config is what a Backend needs.
 type Config struct {
-	Tree   cgroup.Tree
-	Procfs procfs.FS
-
-	// Watcher tells of exits; nil for one of the Backend's own.
-	Watcher *watch.Watcher
+	Watcher *watch.Watcher // tells of exits; stays the caller's
+	Procfs  procfs.FS
+	Tree    cgroup.Tree
 
 	// Parent is the cgroup below which services live, e.g. "/gladsheim". It may
 	// not be the root.
@@ -48,15 +46,21 @@ type Config struct {
 	// down. Otherwise Parent must exist, delegated to us with the controllers it
 	// has, and nothing above it is written.
 	Ours bool
+
+	// Restore makes a Parent that is not ours exist again, as it was, when
+	// somebody has ended it; a Launch calls it then. It may be called by many
+	// goroutines at once. nil: such a Launch fails.
+	Restore func(context.Context) error
 }
 
 // Backend is the cgroupfs backend.
 type Backend struct {
 	tree        cgroup.Tree
 	parent      cgroup.Group
+	ours        bool
+	restore     func(context.Context) error
 	procfs      procfs.FS
 	watcher     *watch.Watcher
-	ownWatcher  bool
 	bootID      string
 	controllers []string // that the parent passes on
 	enforces    service.Enforcement
@@ -71,7 +75,10 @@ var _ backends.Backend = (*Backend)(nil)
 // New makes a Backend and prepares its parent cgroup. It fails when the tree
 // can not be used: the error says what is in the way and what to do about it.
 func New(c Config) (*Backend, error) {
-	b := &Backend{tree: c.Tree, parent: c.Tree.Group(c.Parent), procfs: c.Procfs, watcher: c.Watcher, launching: map[string]bool{}}
+	b := &Backend{
+		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore,
+		procfs: c.Procfs, watcher: c.Watcher, launching: map[string]bool{},
+	}
 	if b.parent.Path() == "/" {
 		return nil, failure("use cgroups", service.Name{}, service.Invalid, errors.New("the root of the tree can not be the parent of services"))
 	}
@@ -84,12 +91,6 @@ func New(c Config) (*Backend, error) {
 	}
 	if b.bootID, err = c.Procfs.BootID(); err != nil {
 		return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
-	}
-	if b.watcher == nil {
-		b.ownWatcher = true
-		if b.watcher, err = watch.New(); err != nil {
-			return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
-		}
 	}
 	return b, nil
 }
@@ -235,15 +236,11 @@ func (b *Backend) findMain(group cgroup.Group, ref service.Ref) (*process.Proces
 	return nil, errors.Join(err, main.Close())
 }
 
-// Close ends the backend's own goroutine. Launch fails from then on.
+// Close makes Launch fail from now on. There is nothing else to end.
 func (b *Backend) Close() error {
 	b.mu.Lock()
-	first := !b.closed
+	defer b.mu.Unlock()
 	b.closed = true
-	b.mu.Unlock()
-	if first && b.ownWatcher {
-		return b.watcher.Close()
-	}
 	return nil
 }
 

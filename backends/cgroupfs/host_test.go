@@ -18,6 +18,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
 	"github.com/gladsheim/gladsheim/units"
@@ -95,6 +96,10 @@ func config(t *testing.T) Config {
 
 func newBackend(t *testing.T, c Config) *Backend {
 	t.Helper()
+	w, err := watch.New()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, w.Close()) })
+	c.Watcher = w
 	b, err := New(c)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
@@ -108,7 +113,7 @@ func TestHostConformance(t *testing.T) {
 		everything.Limits[r] = true
 	}
 	backendtest.Run(t, backendtest.Subject{
-		New:        func(t *testing.T) backends.Backend { b, err := New(config(t)); require.NoError(t, err); return b },
+		New:        func(t *testing.T) backends.Backend { return newBackend(t, config(t)) },
 		Workload:   backendtest.Workload(t),
 		Offers:     everything,
 		CgroupRoot: cgroupRoot,

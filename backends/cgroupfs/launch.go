@@ -34,6 +34,9 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, err
 	}
 	defer done()
+	if err := b.restoreParent(ctx); err != nil {
+		return nil, failure("start", l.Name, service.HostUnavailable, err)
+	}
 	if err := b.makeWay(l); err != nil {
 		return nil, err
 	}
@@ -101,6 +104,25 @@ func (b *Backend) begin(l service.Launch) (done func(), err error) {
 
 func previousAlive(l service.Launch, err error) error {
 	return &service.Error{Op: "start", Service: l.Name, Kind: service.Exists, Reason: service.ReasonPreviousAlive, Err: err}
+}
+
+// restoreParent makes the parent anew if somebody has removed it, with all that
+// lived in it.
+func (b *Backend) restoreParent(ctx context.Context) error {
+	there, err := b.parent.Exists()
+	if err != nil || there {
+		return err
+	}
+	if !b.ours && b.restore == nil {
+		return fmt.Errorf("%s, in which services live, was removed", b.parent.Path())
+	}
+	if !b.ours {
+		if err := b.restore(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = prepare(b.parent, b.ours)
+	return err
 }
 
 // makeWay refuses a service of which something lives, and removes an empty

@@ -91,18 +91,37 @@ func TestHostUnusableParents(t *testing.T) {
 	require.ErrorContains(t, err, strconv.Itoa(r.Ref().PID))
 }
 
-// A parent that is our own and was removed is made again.
+// A parent that somebody has removed is made again.
 func TestHostParentIsMadeAgain(t *testing.T) {
 	c := config(t)
-	b := newBackend(t, c)
-	c.Ours, c.Parent = true, b.parent.Path()+"/deep/deeper"
-	t.Cleanup(func() { require.NoError(t, b.parent.Child("deep").Remove()) })
-	for range 2 {
+	base := newBackend(t, c).parent.Child("base")
+	require.NoError(t, base.Create(cgroup.Wanted))
+	t.Cleanup(func() { require.NoError(t, base.Remove()) })
+	again := func(c Config) {
+		t.Helper()
 		b := newBackend(t, c)
-		r := start(t, b, limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)))
-		r.release()
-		require.NoError(t, b.parent.Parent().Remove())
+		for range 2 {
+			r := start(t, b, limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)))
+			r.release()
+			require.NoError(t, b.parent.Remove())
+		}
 	}
+	c.Ours, c.Parent = true, base.Child("ours").Child("deeper").Path()
+	again(c)
+
+	given := base.Child("given")
+	c.Ours, c.Parent = false, given.Path()
+	require.NoError(t, given.Create(cgroup.Wanted))
+	c.Restore = func(context.Context) error { return given.Create(cgroup.Wanted) }
+	again(c)
+
+	require.NoError(t, given.Create(cgroup.Wanted))
+	c.Restore = nil
+	b := newBackend(t, c)
+	require.NoError(t, given.Remove())
+	_, err := b.Launch(within(t), plan("/bin/true"), nil)
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorContains(t, err, given.Path()+", in which services live, was removed")
 }
 
 // Limits that are too small for the gate hold for the program nonetheless.
@@ -204,8 +223,7 @@ func TestHostOOMWhileNobodyLooked(t *testing.T) {
 	c := config(t)
 	l := hog(t, 96)
 	l.Limits[service.MemoryMax] = service.Of(16 << 20)
-	first, err := New(c)
-	require.NoError(t, err)
+	first := newBackend(t, c)
 	h, err := first.Launch(within(t), l, func(service.Ref) error { return nil })
 	require.NoError(t, err)
 	<-h.Exited()

@@ -23,6 +23,14 @@ import (
 
 const patience = 15 * time.Second
 
+// soon is a second, or what it takes a host emulated in software.
+func soon() time.Duration {
+	if os.Getenv("GLADSHEIM_TEST_OFFERS") != "" {
+		return patience
+	}
+	return time.Second
+}
+
 // plan is a launch of a shell script.
 func plan(t testing.TB, script string) service.Launch {
 	t.Helper()
@@ -168,7 +176,7 @@ func TestKillEndsForkBombs(t *testing.T) {
 			require.NoError(t, h.Kill(t.Context()))
 			took := time.Since(began)
 			t.Logf("%d lived; gone after %v", len(list), took)
-			require.Less(t, took, patience/5)
+			require.Less(t, took, soon())
 			list, err := h.pids()
 			require.NoError(t, err)
 			require.Empty(t, list)
@@ -392,8 +400,7 @@ func TestAnAgentThatMayNotBrandIsTold(t *testing.T) {
 
 func BenchmarkLaunch(b *testing.B) {
 	backend := newBackend(b)
-	times := make([]time.Duration, 0, b.N)
-	kills := make([]time.Duration, 0, b.N)
+	var launch, kill []time.Duration
 	l := plan(b, "")
 	l.Spec.Exec = []string{"/bin/sleep", "1000"}
 	for b.Loop() {
@@ -401,19 +408,16 @@ func BenchmarkLaunch(b *testing.B) {
 		began := time.Now()
 		h, err := backend.Launch(b.Context(), l, func(service.Ref) error { return nil })
 		require.NoError(b, err)
-		times = append(times, time.Since(began))
-		began = time.Now()
+		launched := time.Now()
+		launch = append(launch, launched.Sub(began))
 		require.NoError(b, h.Kill(b.Context()))
-		kills = append(kills, time.Since(began))
+		kill = append(kill, time.Since(launched))
 		_, err = h.Release(b.Context())
 		require.NoError(b, err)
 	}
-	report(b, "launch", times)
-	report(b, "kill", kills)
-}
-
-func report(b *testing.B, what string, times []time.Duration) {
-	slices.Sort(times)
-	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-"+what+"-p50")
-	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "µs-"+what+"-p99")
+	for name, times := range map[string][]time.Duration{"launch": launch, "kill": kill} {
+		slices.Sort(times)
+		b.ReportMetric(float64(times[len(times)/10].Microseconds()), name+"-p10-µs")
+		b.ReportMetric(float64(times[len(times)/2].Microseconds()), name+"-p50-µs")
+	}
 }

@@ -39,8 +39,8 @@ type handle struct {
 	requested service.Limits
 	dead      time.Duration // CPU time of orphans that were reaped
 	latest    service.Usage
-	condemned map[int]bool // were sent SIGKILL by the latest killing
-	signs     int          // of members whom it had not sent SIGKILL, dead or alive
+	condemned map[int]bool // were sent SIGKILL by us
+	signs     int          // of members that were not, dead or alive
 	leftovers int
 	remains   *service.Remains // once released
 }
@@ -99,19 +99,10 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	if h.released() != nil {
 		return nil
 	}
-	leftOver := over(h.exited)
-	h.mu.Lock()
-	h.condemned = map[int]bool{}
-	h.mu.Unlock()
-	hunt := hunt{handle: h}
+	hunt := hunt{handle: h, leftOver: over(h.exited)}
 	err := hunt.run(ctx)
 	if len(hunt.mates) > 0 { // while their session is known as ours
 		h.backend.reaper.reapBehind()
-	}
-	if leftOver {
-		h.mu.Lock()
-		h.leftovers += len(h.condemned)
-		h.mu.Unlock()
 	}
 	if err == nil && !over(h.exited) {
 		// It is a zombie at most; whoever asks from now on hears its exit.
@@ -130,13 +121,17 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	return h.failure(op, err)
 }
 
-// condemn notes that pid is sent SIGKILL.
-func (h *handle) condemn(pid int) {
+// condemn notes that pid is sent SIGKILL, and whether it is a leftover.
+func (h *handle) condemn(pid int, leftOver bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.condemned[pid] {
-		h.condemned[pid] = true
-		h.signs++
+	if h.condemned[pid] {
+		return
+	}
+	h.condemned[pid] = true
+	h.signs++
+	if leftOver {
+		h.leftovers++
 	}
 }
 

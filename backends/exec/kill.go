@@ -16,6 +16,8 @@ import (
 // hunt is one killing of an incarnation.
 type hunt struct {
 	*handle
+	leftOver bool // the main process had ended before
+
 	stuck []prey // were sent SIGKILL and had not ended in the latest round
 	mates []prey // were sent SIGKILL and carry no brand, so no round meets them again
 	pack  bool   // strike at whole process groups
@@ -50,7 +52,7 @@ func (h *hunt) run(ctx context.Context) error {
 		switch {
 		case err != nil:
 			return err
-		case ctx.Err() != nil && len(h.stuck) > 0:
+		case ctx.Err() != nil && (fresh > 0 || len(h.stuck) > 0):
 			return ctx.Err()
 		case fresh > 0:
 			quiet = 0
@@ -173,7 +175,7 @@ func (h *hunt) strike(pid int) {
 
 // kill sends SIGKILL and keeps the pidfd to wait for the end.
 func (h *hunt) kill(pid, pidfd int) {
-	h.condemn(pid)
+	h.condemn(pid, h.leftOver)
 	if h.pack {
 		// The group that it leads, if it does, at one moment. All of a group
 		// are in one session, which is ours. It is not done in the first
@@ -207,7 +209,7 @@ func (h *hunt) killMate(m mate) {
 		unix.Close(pidfd)
 		return
 	}
-	h.condemn(m.pid)
+	h.condemn(m.pid, h.leftOver)
 	_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 	h.mates = append(h.mates, prey{m.pid, pidfd})
 }
@@ -257,6 +259,9 @@ func (b *Backend) survivors(name service.Name, op string, mark brand, main *proc
 	list, err := b.survey(mark, main)
 	if err != nil {
 		return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: errors.Join(cause, err)}
+	}
+	if len(list) == 0 {
+		return &service.Error{Op: op, Service: name, Kind: service.Timeout, Err: fmt.Errorf("given up before the end of its processes was seen: %w", cause)}
 	}
 	words := make([]string, 0, len(list))
 	for _, p := range list {

@@ -87,7 +87,7 @@ func (o *Offer) open(ctx context.Context, c Config) error {
 		// The cgroup tree is systemd's; without its leave we may not write there.
 		return fmt.Errorf("cgroups are systemd's on this host, and the systemd backend is not to be had: %s", can["systemd"].Reason)
 	}
-	return o.openCgroupfs(c, parent, true)
+	return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
 }
 
 func (o *Offer) openExec(c Config) error {
@@ -114,24 +114,29 @@ func (o *Offer) openSystemd(ctx context.Context, c Config) error {
 	if err != nil {
 		return errors.Join(err, b.Close())
 	}
+	below := cgroupfs.Config{Parent: anchor, Restore: func(ctx context.Context) error {
+		_, err := b.EnsureAnchor(ctx)
+		return err
+	}}
 	if c.Backend != "cgroupfs" {
 		o.Backends = append(o.Backends, b)
-		return o.openCgroupfs(c, anchor, false)
+		return o.openCgroupfs(c, below)
 	}
-	if err := o.openCgroupfs(c, anchor, false); err != nil {
+	if err := o.openCgroupfs(c, below); err != nil {
 		return errors.Join(err, b.Close())
 	}
 	o.Backends = append(o.Backends, b)
 	return nil
 }
 
-// openCgroupfs opens the cgroups below parent; ours says that the whole tree is.
-func (o *Offer) openCgroupfs(c Config, parent string, ours bool) error {
+// openCgroupfs opens the cgroups below the parent that how names.
+func (o *Offer) openCgroupfs(c Config, how cgroupfs.Config) error {
 	tree, err := cgroup.Open(c.Facts.CgroupRoot)
 	if err != nil {
 		return err
 	}
-	b, err := cgroupfs.New(cgroupfs.Config{Watcher: o.watcher, Procfs: c.Procfs, Tree: tree, Parent: parent, Ours: ours})
+	how.Watcher, how.Procfs, how.Tree = o.watcher, c.Procfs, tree
+	b, err := cgroupfs.New(how)
 	if err != nil {
 		return err
 	}

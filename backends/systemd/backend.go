@@ -82,6 +82,9 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	if b.can, err = enforcement(b.tree); err != nil {
 		return nil, failure("look at the host", service.Name{}, err)
 	}
+	if err := b.bus.present(); err != nil {
+		return nil, failure("talk to systemd", service.Name{}, err)
+	}
 	if _, err := b.bus.link(ctx); err != nil {
 		b.bus.close()
 		return nil, failure("talk to systemd", service.Name{}, err)

@@ -96,6 +96,19 @@ func newBus(cfg Config) *bus {
 	return b
 }
 
+// present tells whether there is anything to connect to at all.
+func (b *bus) present() error {
+	var missing []error
+	for _, s := range b.sockets {
+		_, err := os.Stat(s.path)
+		if err == nil {
+			return nil
+		}
+		missing = append(missing, err)
+	}
+	return errors.Join(missing...)
+}
+
 // link returns the connection, made anew if it was lost. It tries until ctx
 // ends.
 func (b *bus) link(ctx context.Context) (*link, error) {

@@ -19,39 +19,38 @@ const mebi = 1 << 20
 // TestNoOOMIsMissed ends a hundred services by want of memory, on a host that
 // has no CPU time to spare, and wants each verdict, each peak and each CPU time.
 func TestNoOOMIsMissed(t *testing.T) {
-	onBothRoutes(t, func(t *testing.T, cfg Config) {
-		const many, together = 100, 8
-		b := newBackend(t, cfg)
-		busy(t, 3)
-		limits := service.Limits{service.MemoryMax: service.Of(24 * mebi), service.MemorySwapMax: service.Of(0)}
-		launches := make(chan service.Launch, many)
-		for range many {
-			launches <- planned(t, limits, "hog-memory", strconv.Itoa(48*mebi))
-		}
-		close(launches)
-		var wait sync.WaitGroup
-		for range together {
-			wait.Go(func() {
-				for l := range launches {
-					h, err := b.Launch(within(t), l, unrecorded)
-					if err != nil {
-						t.Error(err)
-						continue
-					}
-					<-h.Exited()
-					exit := h.Exit()
-					remains, err := h.Release(within(t))
-					u := remains.Usage
-					if err != nil || exit.Signal != syscall.SIGKILL || remains.OOM != service.OOMOwn ||
-						remains.OOMLevel != h.Ref().Cgroup || !u.OOMKills.Set || u.OOMKills.Value == 0 ||
-						u.MemoryPeak.Value < 23*mebi || u.CPUTime == 0 {
-						t.Errorf("%s: %v, %v, %+v", l.Name, err, exit, remains)
-					}
+	needSystemd(t)
+	const many, together = 100, 8
+	b := newBackend(t, Config{})
+	busy(t, 3)
+	limits := service.Limits{service.MemoryMax: service.Of(24 * mebi), service.MemorySwapMax: service.Of(0)}
+	launches := make(chan service.Launch, many)
+	for range many {
+		launches <- planned(t, limits, "hog-memory", strconv.Itoa(48*mebi))
+	}
+	close(launches)
+	var wait sync.WaitGroup
+	for range together {
+		wait.Go(func() {
+			for l := range launches {
+				h, err := b.Launch(within(t), l, unrecorded)
+				if err != nil {
+					t.Error(err)
+					continue
 				}
-			})
-		}
-		wait.Wait()
-	})
+				<-h.Exited()
+				exit := h.Exit()
+				remains, err := h.Release(within(t))
+				u := remains.Usage
+				if err != nil || exit.Signal != syscall.SIGKILL || remains.OOM != service.OOMOwn ||
+					remains.OOMLevel != h.Ref().Cgroup || !u.OOMKills.Set || u.OOMKills.Value == 0 ||
+					u.MemoryPeak.Value < 23*mebi || u.CPUTime == 0 {
+					t.Errorf("%s: %v, %v, %+v", l.Name, err, exit, remains)
+				}
+			}
+		})
+	}
+	wait.Wait()
 }
 
 // busy keeps n processes running that use all the CPU they get.

@@ -196,24 +196,23 @@ func TestOlderSystemd(t *testing.T) {
 }
 
 func TestFiftyCyclesLeaveNothing(t *testing.T) {
-	onBothRoutes(t, func(t *testing.T, cfg Config) {
-		b := newBackend(t, cfg)
-		cycle := func() service.Ref {
-			h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "exit", "0"))
-			waitExit(t, h)
-			release(t, h)
-			return h.ref
-		}
-		cycle()
-		goroutines, fds := runtime.NumGoroutine(), openFiles(t)
-		var last service.Ref
-		for range 50 {
-			last = cycle()
-		}
-		nothingOf(t, last)
-		eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines; now: %v", goroutines, lazyStacks{})
-		require.Equal(t, fds, openFiles(t))
-	})
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	cycle := func() service.Ref {
+		h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "exit", "0"))
+		waitExit(t, h)
+		release(t, h)
+		return h.ref
+	}
+	cycle()
+	goroutines, fds := runtime.NumGoroutine(), openFiles(t)
+	var last service.Ref
+	for range 50 {
+		last = cycle()
+	}
+	nothingOf(t, last)
+	eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines; now: %v", goroutines, lazyStacks{})
+	require.Equal(t, fds, openFiles(t))
 }
 
 func openFiles(t *testing.T) int {

@@ -14,6 +14,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -34,6 +35,7 @@ type handle struct {
 	requested service.Limits
 	leftovers int // most that were seen after the end of the main process
 
+	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
 	releasing chan struct{} // held by the one who releases, and guards what follows
 	released  bool
 	remains   service.Remains
@@ -47,7 +49,7 @@ func (b *Backend) newHandle(ref service.Ref, requested service.Limits) *handle {
 	close(ended)
 	return &handle{
 		b: b, ref: ref, scope: scope, cell: scope.Parent(), requested: requested,
-		exited: ended, releasing: make(chan struct{}, 1),
+		exited: ended, limiting: make(chan struct{}, 1), releasing: make(chan struct{}, 1),
 	}
 }
 
@@ -91,7 +93,16 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	select {
+	case h.limiting <- struct{}{}:
+		defer func() { <-h.limiting }()
+	case <-ctx.Done():
+		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", ctx.Err()))
+	}
 	if err := h.limit(ctx, rounded(l)); err != nil {
+		if gone(err) || errorIs(err, noSuchUnit) {
+			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+		}
 		return service.Applied{}, failure(op, h.ref.Name, err)
 	}
 	h.mu.Lock()
@@ -102,15 +113,7 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 
 // limit changes limits and reads each back.
 func (h *handle) limit(ctx context.Context, l service.Limits) error {
-	if q := l[service.NoFile]; q.Set {
-		if err := h.setOpenFiles(q.Value); err != nil {
-			return err
-		}
-	}
 	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l)); err != nil {
-		if errorIs(err, noSuchUnit) {
-			return &service.Error{Op: "limit", Service: h.ref.Name, Kind: service.NotRunning, Err: err}
-		}
 		return err
 	}
 	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(onlyWeights(l))); err != nil {
@@ -119,7 +122,13 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	if err := h.b.groupKill(ctx, h.scope); err != nil {
 		return err
 	}
-	return h.verifyLimits(l)
+	if err := h.verifyLimits(l); err != nil {
+		return err
+	}
+	if q := l[service.NoFile]; q.Set {
+		return rlimit.SetNoFile(h.cell.Processes, q.Value)
+	}
+	return nil
 }
 
 // verifyLimits compares the kernel's values with l.
@@ -166,36 +175,16 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	return applied, nil
 }
 
-// setOpenFiles sets RLIMIT_NOFILE of every process; those to come inherit it.
-func (h *handle) setOpenFiles(n uint64) error {
-	pids, err := h.scope.Processes()
-	if err != nil {
-		return err
-	}
-	want := unix.Rlimit{Cur: n, Max: n}
-	for _, pid := range pids {
-		err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &want, nil)
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("prlimit NOFILE %d of process %d: %w", n, pid, err)
-		}
-	}
-	return nil
-}
-
 // openFiles reads RLIMIT_NOFILE of the main process; unset when that has ended.
 func (h *handle) openFiles() (service.Quota, error) {
 	if h.ended() {
 		return service.Quota{}, nil
 	}
-	var now unix.Rlimit
-	err := unix.Prlimit(h.ref.PID, unix.RLIMIT_NOFILE, nil, &now)
+	now, err := rlimit.NoFile(h.ref.PID)
 	if errors.Is(err, unix.ESRCH) {
 		return service.Quota{}, nil
 	}
-	if err != nil {
-		return service.Quota{}, fmt.Errorf("prlimit NOFILE of process %d: %w", h.ref.PID, err)
-	}
-	return service.Of(now.Cur), nil
+	return service.Of(now), err
 }
 
 func (h *handle) Usage(context.Context) (service.Usage, error) {
@@ -235,7 +224,7 @@ func wholeUsage(g cgroup.Group) (service.Usage, error) {
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 func (h *handle) Processes(context.Context) ([]backends.Process, error) {
-	pids, err := h.scope.Processes()
+	pids, err := h.cell.Processes()
 	if err != nil {
 		return nil, failure("list the processes of", h.ref.Name, err)
 	}

@@ -177,6 +177,8 @@ func TestBirthFromAMessyAgent(t *testing.T) {
 			as = nobody
 		}
 		again(t, "TestBirth", signals, as, leaks, environment...)
+		// Who ignores SIGCHLD would be told of no exit.
+		again(t, "TestProgramRunsAndItsExitIsExact", signals, as, leaks, environment...)
 	})
 	t.Run("root", func(t *testing.T) {
 		if os.Geteuid() != 0 {

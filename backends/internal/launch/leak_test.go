@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -145,39 +144,4 @@ func TestGateIsNotTriggeredByAnInheritedVariable(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Contains(t, string(out), "no tests to run")
-}
-
-func BenchmarkStart(b *testing.B) {
-	w := newWatcher(b)
-	times := make([]time.Duration, 0, b.N)
-	for b.Loop() {
-		begin := time.Now()
-		c, err := Start(w, request("/bin/true"))
-		require.NoError(b, err)
-		require.NoError(b, c.Open(b.Context()))
-		times = append(times, time.Since(begin))
-		<-c.Process().Exited()
-		c.Process().Close()
-	}
-	reportMedian(b, times)
-}
-
-// BenchmarkRaw is what Go's fork and exec alone cost.
-func BenchmarkRaw(b *testing.B) {
-	times := make([]time.Duration, 0, b.N)
-	for b.Loop() {
-		begin := time.Now()
-		pid, err := syscall.ForkExec("/bin/true", []string{"/bin/true"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})
-		require.NoError(b, err)
-		times = append(times, time.Since(begin))
-		_, err = syscall.Wait4(pid, nil, 0, nil)
-		require.NoError(b, err)
-	}
-	reportMedian(b, times)
-}
-
-func reportMedian(b *testing.B, times []time.Duration) {
-	slices.Sort(times)
-	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-median")
-	b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), "µs-p99")
 }

@@ -189,7 +189,7 @@ type StartServiceRequest struct {
 	ResourceLimits *ResourceLimits `protobuf:"bytes,3,opt,name=resource_limits,json=resourceLimits,proto3" json:"resource_limits,omitempty"`
 	// Absolute path; empty takes the directory of the definition.
 	WorkingDirectory string `protobuf:"bytes,4,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
-	// Appended to the command line of the definition.
+	// The program's arguments instead of those of the definition; none takes those.
 	Args          []string `protobuf:"bytes,5,rep,name=args,proto3" json:"args,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -793,7 +793,7 @@ type ServiceStatus struct {
 	Cgroup string `protobuf:"bytes,24,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
 	// Number of this instance; it grows with every launch and is never used twice.
 	Incarnation uint64 `protobuf:"varint,25,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	// The exact state: stopped, adopting, starting, running, stopping, clearing,
+	// The exact state: stopped, adopting, launching, starting, running, stopping, clearing,
 	// backoff or crashed. Clearing: the main process is gone, others are not.
 	Phase string `protobuf:"bytes,26,opt,name=phase,proto3" json:"phase,omitempty"`
 	// Limits asked for that this host does not enforce, by the names of

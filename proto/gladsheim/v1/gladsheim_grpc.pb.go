@@ -70,7 +70,8 @@ type GladsheimServiceClient interface {
 	// FAILED_PRECONDITION: a limit cannot be enforced on this host, or what the
 	// service requires is missing. RESOURCE_EXHAUSTED: the host has no room for it.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
-	// ended again. ABORTED: it could not be launched, or ended while it started.
+	// ended again. FAILED_PRECONDITION with a reason of its own: it could not be
+	// launched, or ended while it started.
 	StartService(ctx context.Context, in *StartServiceRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// StopService ends a service with everything it started, and answers once
 	// nothing of it is left. A stop also cancels a pending restart.
@@ -248,7 +249,8 @@ type GladsheimServiceServer interface {
 	// FAILED_PRECONDITION: a limit cannot be enforced on this host, or what the
 	// service requires is missing. RESOURCE_EXHAUSTED: the host has no room for it.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
-	// ended again. ABORTED: it could not be launched, or ended while it started.
+	// ended again. FAILED_PRECONDITION with a reason of its own: it could not be
+	// launched, or ended while it started.
 	StartService(context.Context, *StartServiceRequest) (*ServiceStatus, error)
 	// StopService ends a service with everything it started, and answers once
 	// nothing of it is left. A stop also cancels a pending restart.
