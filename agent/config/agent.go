@@ -116,7 +116,7 @@ var tcp = optional[GRPC]{
 }
 
 var resourceLimits = object[Agent]{keys: []key[Agent]{
-	at("max_services", "Most services that are defined at once.",
+	at("max_services", "Most services that run at once.",
 		whole[int]{low: 1, high: 100_000, zeroAbsent: true}, func(a *Agent) *int { return &a.MaxServices }),
 	at("default_memory_mb", "Memory in MiB.",
 		mebibytes{}, func(a *Agent) *service.Quota { return &a.DefaultMemory }),
