@@ -142,13 +142,13 @@ func TestReadersAndWritersDoNotRace(t *testing.T) {
 	for i := range 4 {
 		name := fmt.Sprintf("s%d", i)
 		r.Add(status(name, service.Stopped))
+		_, news := r.Watch(ctx, 0) // before the first notice, so that there are enough
 		wg.Go(func() {
 			for range 200 {
 				r.Update(service.MustName(name), News{}, func(s *service.Status) { s.Machine.Restarts++ })
 			}
 		})
 		wg.Go(func() {
-			_, news := r.Watch(ctx, 0)
 			for range 50 {
 				<-news
 				r.List()

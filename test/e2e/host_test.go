@@ -200,6 +200,7 @@ func limits(t *testing.T, given fields) fields {
 // marks all of its processes.
 func workload(t *testing.T, name, token string, mode ...string) fields {
 	t.Helper()
+	offers(t, "exec") // skips outside of a host
 	path, err := exec.LookPath("workload")
 	require.NoError(t, err)
 	path, err = filepath.Abs(path)
