@@ -94,6 +94,11 @@ func TestOOMLevels(t *testing.T) {
 			"a/b/c/memory.events.local": events("0", "1"),
 			"a/memory.events":           events("5", "10"),
 		}, service.OOMHost, "", 1},
+		"root of a cgroup namespace, whose limit is the container's": {map[string]string{
+			"a/b/c/memory.events":       events("0", "1"),
+			"a/b/c/memory.events.local": events("0", "1"),
+			"memory.events.local":       events("1", "0"),
+		}, service.OOMAncestor, "/", 1},
 		"parent's counter is missing": {map[string]string{
 			"a/b/c/memory.events":     events("0", "1"),
 			"a/b/memory.events.local": "",

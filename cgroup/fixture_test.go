@@ -49,8 +49,7 @@ func TestOpenRefusesWhatIsNotCgroup2(t *testing.T) {
 }
 
 func TestPathsStayInside(t *testing.T) {
-	tree, root := fixture(t, map[string]string{"a/cgroup.controllers": "cpu"})
-	require.Equal(t, root, tree.Root())
+	tree, _ := fixture(t, map[string]string{"a/cgroup.controllers": "cpu"})
 	for given, want := range map[string]string{
 		"": "/", "/": "/", "a": "/a", "/a/": "/a", "//a//b": "/a/b", "/../../etc": "/etc", "/a/../../b": "/b", ".": "/",
 	} {

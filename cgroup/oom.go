@@ -132,8 +132,8 @@ func (c OOMCounts) since(base OOMCounts) (verdict service.OOM, level string, kil
 		return service.OOMOwn, own.path, kills
 	}
 	for i, l := range c.levels[1:] {
-		if l.path == "/" {
-			break // no limit there: its OOM is the host's
+		if !l.local.Set && l.path == "/" {
+			break // the root of the host has no limit and no counter
 		}
 		if !l.local.Set {
 			return service.OOMNone, UnknownLevel, kills

@@ -59,9 +59,6 @@ func openTree(root string, magic int64) (Tree, error) {
 	return t, d.Close()
 }
 
-// Root is the directory the tree is mounted at.
-func (t Tree) Root() string { return t.root }
-
 // Group names the group at p, a path below the root with a leading slash; "/"
 // is the root itself. The path is cleaned so that it can not lead out of the
 // tree. Nothing is opened: the group need not exist.

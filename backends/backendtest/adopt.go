@@ -46,7 +46,12 @@ func (i *incarnation) adoptAnew() *incarnation {
 // launched is for the next agent to clean up.
 func (b *bench) abandoned(mode ...string) *incarnation {
 	b.Helper()
-	l := b.plan(mode...)
+	return b.abandon(b.plan(mode...))
+}
+
+func (b *bench) abandon(l service.Launch) *incarnation {
+	b.Helper()
+	b.ownAgent()
 	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
 	require.NoError(b, err)
 	i := &incarnation{Handle: h, bench: b, plan: l}
@@ -268,13 +273,7 @@ func lawBackendClose(b *bench) {
 
 func lawAdoptLimits(b *bench) {
 	asked := b.enforced()
-	l := limited(b.plan("sleep"), asked)
-	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
-	require.NoError(b, err)
-	first := &incarnation{Handle: h, bench: b, plan: l}
-	first.ready()
-	b.Cleanup(func() { b.sweep(first) })
-	i := first.adoptAnew()
+	i := b.abandon(limited(b.plan("sleep"), asked)).adoptAnew()
 	applied := i.limits()
 	for r, q := range asked {
 		if q.Set {

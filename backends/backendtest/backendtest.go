@@ -96,7 +96,8 @@ func Run(t *testing.T, s Subject) {
 	if s.Workload != "" {
 		s.Workload = publish(t, s.Workload)
 	}
-	trial := &trial{subject: s, name: t.Name()}
+	trial := &trial{subject: s, name: t.Name(), agent: s.New(t)}
+	t.Cleanup(func() { _ = trial.agent.Close() })
 	try := func(t *testing.T, alone bool) {
 		for _, l := range laws() {
 			if l.alone != alone || (l.only == real && s.Workload == "") {
@@ -117,7 +118,8 @@ func Run(t *testing.T, s Subject) {
 // trial is one run of the suite.
 type trial struct {
 	subject Subject
-	name    string // of the test that called Run
+	name    string           // of the test that called Run
+	agent   backends.Backend // shared by all laws that do not close it
 
 	mu     sync.Mutex
 	number int

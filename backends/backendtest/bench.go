@@ -24,20 +24,27 @@ type bench struct {
 	*testing.T
 	Subject
 	trial *trial
-	agent backends.Backend
-	dir   string // everybody may read it
+	agent backends.Backend // shared with other laws, unless ownAgent was called
+	dir   string           // everybody may read it
 }
 
 func (t *trial) bench(test *testing.T) *bench {
-	b := &bench{T: test, Subject: t.subject, trial: t}
+	b := &bench{T: test, Subject: t.subject, trial: t, agent: t.agent}
 	// Not TempDir: nobody but its owner may look into that one.
 	dir, err := os.MkdirTemp("", "law-")
 	require.NoError(b, err)
 	require.NoError(b, os.Chmod(dir, 0o755))
 	b.Cleanup(func() { _ = os.RemoveAll(dir) })
 	b.dir = dir
-	b.agent = b.newAgent()
 	return b
+}
+
+// ownAgent gives the law an agent of its own, that it may close.
+func (b *bench) ownAgent() {
+	b.Helper()
+	if b.agent == b.trial.agent {
+		b.agent = b.newAgent()
+	}
 }
 
 // newAgent makes a Backend as a fresh agent has it.

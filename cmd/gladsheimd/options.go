@@ -70,6 +70,11 @@ func parseOptions(args []string, env func(string) (string, bool)) (options, erro
 	if known := []string{"auto", "systemd", "cgroupfs", "exec"}; err == nil && !slices.Contains(known, o.backend) {
 		err = fmt.Errorf("%q is not a backend; it is one of %s", o.backend, strings.Join(known, ", "))
 	}
+	for _, dir := range []*string{&o.servicesDir, &o.stateDir, &o.runDir, &o.logDir} {
+		if err == nil { // services are launched with other working directories
+			*dir, err = filepath.Abs(*dir)
+		}
+	}
 	if err != nil {
 		fmt.Fprintln(set.Output(), "gladsheimd:", err)
 	}
@@ -126,13 +131,7 @@ func (o options) settings(profile platform.Profile) (config.Agent, error) {
 
 // agentID names this agent among those of the host: no two can have the same
 // state directory, and one that comes back has it still.
-func (o options) agentID() string {
-	dir, err := filepath.Abs(o.stateDir)
-	if err != nil {
-		dir = o.stateDir
-	}
-	return fmt.Sprintf("%d:%s", os.Geteuid(), dir)
-}
+func (o options) agentID() string { return fmt.Sprintf("%d:%s", os.Geteuid(), o.stateDir) }
 
 // addresses are what to serve: what flags name, else the socket and, where it is
 // configured, TCP.

@@ -1,0 +1,101 @@
+package cgroupfs
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// The backend works without a host up to where the kernel is needed.
+func TestFixture(t *testing.T) {
+	root := t.TempDir()
+	for file, text := range map[string]string{
+		"cgroup.controllers": "cpu memory pids", "cgroup.subtree_control": "cpu memory pids", "cgroup.procs": "1",
+		"g/cgroup.controllers": "cpu memory pids", "g/cgroup.subtree_control": "cpu memory pids", "g/cgroup.type": "domain",
+		"g/memory.max": "max", "g/memory.events": "oom_kill 0", "g/memory.events.local": "oom 0", "g/cpu.max": "max 100000",
+		"g/svc-web-0000001f/cgroup.procs": "", "g/svc-web-1f/cgroup.procs": "", "g/pause/cgroup.procs": "7",
+	} {
+		full := filepath.Join(root, file)
+		require.NoError(t, os.MkdirAll(filepath.Dir(full), 0o755))
+		require.NoError(t, os.WriteFile(full, []byte(text+"\n"), 0o644))
+	}
+	tree, err := cgroup.OpenFixture(root)
+	require.NoError(t, err)
+	fs, err := procfs.New("/proc")
+	require.NoError(t, err)
+	b := newBackend(t, Config{Tree: tree, Procfs: fs, Parent: "/g"})
+	require.Equal(t, "cgroupfs", b.Name())
+	want := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true}
+	want.Limits[service.MemoryMax], want.Limits[service.CPUMax], want.Limits[service.NoFile] = true, true, true
+	require.Equal(t, want, b.Enforces())
+	ref := service.Ref{Backend: "cgroupfs", Name: service.MustName("web"), Incarnation: 31, Cgroup: "/g/svc-web-0000001f"}
+	require.Equal(t, ref, b.Plan(service.Launch{Name: ref.Name, Incarnation: 31}))
+	refs, err := b.Leftovers(t.Context(), nil)
+	require.NoError(t, err)
+	require.Equal(t, []service.Ref{ref}, refs)
+
+	ref.Incarnation, ref.Cgroup = 32, "/g/svc-web-00000020"
+	_, err = b.Adopt(t.Context(), ref)
+	require.ErrorIs(t, err, backends.ErrGone)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = b.Adopt(ended, ref)
+	require.Equal(t, service.Cancelled, service.KindOf(err))
+	_, err = b.Leftovers(ended, nil)
+	require.Equal(t, service.Cancelled, service.KindOf(err))
+	_, err = b.Launch(ended, service.Launch{Name: ref.Name}, nil)
+	require.Equal(t, service.Cancelled, service.KindOf(err))
+	_, err = b.Launch(t.Context(), limited(plan("/bin/true"), limits(service.PidsMax, 5)), nil)
+	require.Equal(t, service.Unenforceable, service.KindOf(err))
+}
+
+func TestRoomForGate(t *testing.T) {
+	asked := limits(service.MemoryMax, 1<<20, service.MemorySwapMax, 0, service.PidsMax, 5, service.CPUMax, 10_000, service.CPUWeight, 5)
+	now, atOpening, afterwards := roomForGate(asked)
+	require.Equal(t, limits(service.MemoryMax, gateMemory, service.MemorySwapMax, 0, service.PidsMax, gateTasks, service.CPUMax, gateCPU, service.CPUWeight, 5), now)
+	require.Equal(t, limits(service.PidsMax, 5), atOpening)
+	require.Equal(t, limits(service.MemoryMax, 1<<20, service.CPUMax, 10_000), afterwards)
+	require.Equal(t, asked, afterwards.Over(atOpening.Over(now)))
+}
+
+// After the agent was away, an ancestor's counters may tell of something that
+// happened long before the kill.
+func TestVerdictAfterAdoption(t *testing.T) {
+	for name, tc := range map[string]struct {
+		own, ownLocal, parentLocal string
+		verdict                    service.OOM
+		level                      string
+	}{
+		"own":     {"oom 1\noom_kill 1", "oom 1", "oom 7", service.OOMOwn, "/p/g"},
+		"host":    {"oom 0\noom_kill 1", "oom 0", "oom 0", service.OOMHost, ""},
+		"unknown": {"oom 0\noom_kill 1", "oom 0", "oom 7", service.OOMNone, cgroup.UnknownLevel},
+		"none":    {"oom 0\noom_kill 0", "oom 0", "oom 7", service.OOMNone, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for file, text := range map[string]string{
+				"p/memory.events.local": tc.parentLocal, "p/g/memory.events": tc.own, "p/g/memory.events.local": tc.ownLocal,
+			} {
+				full := filepath.Join(root, file)
+				require.NoError(t, os.MkdirAll(filepath.Dir(full), 0o755))
+				require.NoError(t, os.WriteFile(full, []byte(text+"\n"), 0o644))
+			}
+			tree, err := cgroup.OpenFixture(root)
+			require.NoError(t, err)
+			h := &handle{backend: &Backend{}, group: tree.Group("/p/g")}
+			require.NoError(t, h.countFromNow())
+			r, err := h.read()
+			require.NoError(t, err)
+			require.Equal(t, tc.verdict, r.OOM)
+			require.Equal(t, tc.level, r.OOMLevel)
+		})
+	}
+}

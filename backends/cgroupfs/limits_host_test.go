@@ -1,0 +1,141 @@
+package cgroupfs
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/backendtest"
+)
+
+// What the conformance suite can not ask, because only this backend has it.
+
+func TestHostEnforcesEverything(t *testing.T) {
+	e := newBackend(t, config(t)).Enforces()
+	for r := range service.NumResources {
+		require.True(t, e.Limits[r], "%s", r)
+	}
+	require.True(t, e.OOMVerdict)
+}
+
+// Of a parent with few controllers only those are claimed.
+func TestHostEnforcesWhatTheParentHas(t *testing.T) {
+	c := config(t)
+	above := newBackend(t, c).parent.Child("few")
+	require.NoError(t, above.Create(nil))
+	t.Cleanup(func() { require.NoError(t, above.Remove()) })
+	parent := above.Child("pids-only")
+	require.NoError(t, parent.Create([]string{"pids"}))
+	c.Parent, c.Ours = parent.Path(), false
+	b := newBackend(t, c)
+	want := service.Enforcement{KillAll: true, BornInside: true}
+	want.Limits[service.PidsMax], want.Limits[service.NoFile] = true, true
+	require.Equal(t, want, b.Enforces())
+
+	_, err := b.Launch(within(t), limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)), nil)
+	require.Equal(t, service.Unenforceable, service.KindOf(err))
+	require.ErrorContains(t, err, "this host does not enforce [memory_max]: the controller is not available in "+parent.Path())
+
+	r := start(t, b, limited(plan("/bin/sleep", "1000"), limits(service.PidsMax, 5)))
+	u, err := r.Usage(within(t))
+	require.NoError(t, err)
+	require.NotZero(t, u.Memory, "added up from /proc")
+	require.False(t, u.MemoryPeak.Set)
+	require.False(t, u.OOMKills.Set)
+	require.True(t, u.Pids.Set)
+	require.NoError(t, r.Signal(within(t), syscall.SIGKILL))
+	r.wait()
+	require.Equal(t, service.OOMNone, r.release().OOM)
+}
+
+func limited(l service.Launch, limits service.Limits) service.Launch {
+	l.Limits = limits
+	return l
+}
+
+// Limits that are too small for the gate hold for the program nonetheless.
+func TestHostTinyLimits(t *testing.T) {
+	b := newBackend(t, config(t))
+	for range 10 {
+		l := limited(plan("/bin/sleep", "1000"), limits(
+			service.PidsMax, 1, service.CPUMax, service.UsecPerPercent, service.MemoryMax, 2<<20, service.MemoryHigh, 1<<20))
+		l.LogFile = filepath.Join(t.TempDir(), "log")
+		h, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
+		if err != nil {
+			said, _ := os.ReadFile(l.LogFile)
+			t.Fatalf("%v; the gate said %s", err, said)
+		}
+		r := keep(t, h, l)
+		a, err := r.Limits(within(t))
+		require.NoError(t, err)
+		require.Equal(t, service.Of(1), a[service.PidsMax].Applied)
+		require.Equal(t, service.Of(service.UsecPerPercent), a[service.CPUMax].Applied)
+		require.Equal(t, service.Of(2<<20), a[service.MemoryMax].Applied)
+		require.Equal(t, service.Of(1<<20), a[service.MemoryHigh].Applied)
+		r.release()
+	}
+}
+
+// CPU time as the cgroup counts it, over some seconds.
+func TestHostCPU(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, limited(plan("/bin/sh", "-c", "while :; do :; done"), limits(service.CPUMax, 20*service.UsecPerPercent)))
+	measure := func() float64 {
+		before, err := r.Usage(within(t))
+		require.NoError(t, err)
+		began := time.Now()
+		time.Sleep(5 * time.Second) // what is measured needs its time
+		after, err := r.Usage(within(t))
+		require.NoError(t, err)
+		return 100 * float64(after.CPUTime-before.CPUTime) / float64(time.Since(began))
+	}
+	for _, want := range []int{20, 40} {
+		_, err := r.Limit(within(t), limits(service.CPUMax, want*service.UsecPerPercent))
+		require.NoError(t, err)
+		// Never more; less only while the machine itself gets no CPU time.
+		require.Eventually(t, func() bool {
+			percent := measure()
+			t.Logf("asked for %d%%, got %.2f%%", want, percent)
+			require.Less(t, percent, float64(want+2))
+			return percent > float64(want-2)
+		}, time.Minute, time.Millisecond)
+	}
+}
+
+func TestHostForkBomb(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, limited(plan(backendtest.Workload(t), "fork-bomb", "setsid", "0"), limits(service.PidsMax, 200)))
+	require.Eventually(t, func() bool {
+		pids, err := r.group().Processes()
+		require.NoError(t, err)
+		return len(pids) > 100
+	}, time.Minute, 10*time.Millisecond)
+	began := time.Now()
+	require.NoError(t, r.Kill(within(t)))
+	took := time.Since(began)
+	t.Logf("200 tasks were gone after %v", took)
+	require.Less(t, took, 10*time.Second, "a second, and the machine is emulated")
+	list, err := r.Processes(within(t))
+	require.NoError(t, err)
+	require.Empty(t, list)
+}
+
+// Who may use one percent of a core still dies at once.
+func TestHostKillThrottled(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, limited(plan(backendtest.Workload(t), "hog-cpu", "8"), limits(service.CPUMax, service.UsecPerPercent)))
+	require.Eventually(t, func() bool {
+		u, err := r.Usage(within(t))
+		require.NoError(t, err)
+		return u.ThrottledPeriods.Value > 3
+	}, time.Minute, 10*time.Millisecond)
+	began := time.Now()
+	require.NoError(t, r.Kill(within(t)))
+	t.Logf("gone after %v", time.Since(began))
+	require.Less(t, time.Since(began), 5*time.Second)
+}

@@ -1,0 +1,188 @@
+package cgroupfs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/cgroup"
+)
+
+func TestHostUnusableParents(t *testing.T) {
+	c := config(t)
+	b := newBackend(t, c)
+	c.Ours = false
+
+	c.Parent = "/"
+	_, err := New(c)
+	require.ErrorContains(t, err, "the root of the tree can not be the parent")
+
+	c.Parent = "/gladsheim-nowhere"
+	_, err = New(c)
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorIs(t, err, os.ErrNotExist)
+
+	// The cgroup of a service: processes live in it.
+	r := start(t, b, plan("/bin/sleep", "1000"))
+	c.Parent = r.Ref().Cgroup
+	_, err = New(c)
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorContains(t, err, "move them into a leaf below it first")
+	require.ErrorContains(t, err, strconv.Itoa(r.Ref().PID))
+}
+
+// A parent that somebody has removed is made again.
+func TestHostParentIsMadeAgain(t *testing.T) {
+	c := config(t)
+	base := newBackend(t, c).parent.Child("base")
+	require.NoError(t, base.Create(cgroup.Wanted))
+	t.Cleanup(func() { require.NoError(t, base.Remove()) })
+	again := func(c Config) {
+		t.Helper()
+		b := newBackend(t, c)
+		for range 2 {
+			r := start(t, b, limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)))
+			r.release()
+			require.NoError(t, b.parent.Remove())
+		}
+	}
+	c.Ours, c.Parent = true, base.Child("ours").Child("deeper").Path()
+	again(c)
+
+	given := base.Child("given")
+	c.Ours, c.Parent = false, given.Path()
+	require.NoError(t, given.Create(cgroup.Wanted))
+	c.Restore = func(context.Context) error { return given.Create(cgroup.Wanted) }
+	again(c)
+
+	require.NoError(t, given.Create(cgroup.Wanted))
+	c.Restore = nil
+	b := newBackend(t, c)
+	require.NoError(t, given.Remove())
+	_, err := b.Launch(within(t), plan("/bin/true"), nil)
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorContains(t, err, given.Path()+", in which services live, was removed")
+}
+
+func TestHostPreviousInstance(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, plan("/bin/sleep", "1000"))
+	for _, incarnation := range []uint64{r.launch.Incarnation, r.launch.Incarnation + 1} {
+		again := r.launch
+		again.Incarnation = incarnation
+		_, err := newBackend(t, config(t)).Launch(within(t), again, nil)
+		require.Equal(t, service.Exists, service.KindOf(err))
+		require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
+		require.ErrorContains(t, err, fmt.Sprintf("processes [%d] of an earlier instance live in %s", r.Ref().PID, r.Ref().Cgroup))
+	}
+	select {
+	case <-r.Exited():
+		t.Fatal("it was touched")
+	default:
+	}
+
+	// An empty cgroup in the way is one that a dead agent has left.
+	l := plan("/bin/sleep", "1000")
+	require.NoError(t, b.group(l).Create(nil))
+	require.NoError(t, b.group(l).Child("of-its-own").Create(nil))
+	start(t, b, limited(l, limits(service.PidsMax, 7)))
+}
+
+// Somebody moves the main process elsewhere.
+func TestHostMovedByOthers(t *testing.T) {
+	b := newBackend(t, config(t))
+	elsewhere := b.parent.Child("elsewhere")
+	require.NoError(t, elsewhere.Create(nil))
+	t.Cleanup(func() { require.NoError(t, elsewhere.Remove()) })
+	r := start(t, b, plan("/bin/sh", "-c", "sleep 1000 & exec sleep 1000"))
+	r.processes(2)
+	require.NoError(t, elsewhere.Add(r.Ref().PID))
+	require.NoError(t, r.Kill(within(t)))
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, r.Exit(), "Kill reaches it there as well")
+	pids, err := elsewhere.Processes()
+	require.NoError(t, err)
+	require.Empty(t, pids)
+}
+
+// Somebody removes the cgroup as soon as it is empty.
+func TestHostRemovedByOthers(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, plan("/bin/sh", "-c", "exit 3"))
+	require.Equal(t, service.Exit{Code: 3}, r.wait())
+	require.NoError(t, r.group().Remove())
+	_, err := r.Usage(within(t))
+	require.Equal(t, service.NotRunning, service.KindOf(err))
+	_, err = r.Limits(within(t))
+	require.Equal(t, service.NotRunning, service.KindOf(err))
+	remains := r.release()
+	require.Equal(t, service.Remains{Usage: service.Usage{Source: "cgroup"}}, remains)
+}
+
+// A service that runs as root makes cgroups of its own and lives in them.
+func TestHostCgroupsOfItsOwn(t *testing.T) {
+	b := newBackend(t, config(t))
+	l := plan("/bin/sh", "-c", `cd /sys/fs/cgroup"$(cut -d: -f3 /proc/self/cgroup)" && mkdir a a/b && echo $$ > a/b/cgroup.procs && sleep 1000 & wait`)
+	r := start(t, b, l)
+	require.Eventually(t, func() bool {
+		pids, err := r.group().Child("a").Processes()
+		require.NoError(t, err)
+		return len(pids) > 0
+	}, time.Minute, 10*time.Millisecond)
+	h, err := newBackend(t, config(t)).Adopt(within(t), r.Ref())
+	require.NoError(t, err)
+	require.Equal(t, r.Ref(), h.Ref())
+	require.NoError(t, h.Close())
+	r.release()
+	there, err := r.group().Exists()
+	require.NoError(t, err)
+	require.False(t, there)
+}
+
+func TestHostUnkillable(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, plan("/bin/sleep", "1000"))
+	// Our own process in its cgroup is refused, and so the kill as a whole.
+	home, err := homeOf(b)
+	require.NoError(t, err)
+	require.NoError(t, r.group().Add(os.Getpid()))
+	err = r.Kill(within(t))
+	require.NoError(t, home.Add(os.Getpid()))
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorContains(t, err, "this process lives in it")
+	_, err = r.Limits(within(t))
+	require.NoError(t, err, "it lives on")
+}
+
+func homeOf(b *Backend) (cgroup.Group, error) {
+	at, err := b.procfs.Cgroup(os.Getpid())
+	return b.tree.Group(at), err
+}
+
+func TestHostForeignRefs(t *testing.T) {
+	c := config(t)
+	b := newBackend(t, c)
+	r := start(t, b, plan("/bin/sleep", "1000"))
+	for name, change := range map[string]func(*service.Ref){
+		"backend":     func(ref *service.Ref) { ref.Backend = "systemd" },
+		"incarnation": func(ref *service.Ref) { ref.Incarnation++ },
+		"cgroup":      func(ref *service.Ref) { ref.Cgroup = b.parent.Path() },
+		"root":        func(ref *service.Ref) { ref.Cgroup = "/" },
+	} {
+		ref := r.Ref()
+		change(&ref)
+		_, err := b.Adopt(within(t), ref)
+		require.Equal(t, service.Invalid, service.KindOf(err), name)
+	}
+	closed := newBackend(t, c)
+	require.NoError(t, closed.Close())
+	_, err := closed.Launch(within(t), plan("/bin/true"), nil)
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorContains(t, err, "the backend is closed")
+}

@@ -1,0 +1,175 @@
+package cgroupfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/cgroup"
+)
+
+func (h *handle) Kill(ctx context.Context) error {
+	if h.remains() != nil {
+		return nil
+	}
+	return h.kill(ctx, "kill")
+}
+
+func (h *handle) kill(ctx context.Context, op string) error {
+	h.count.Do(h.countLeftovers)
+	err := h.empty(ctx)
+	if err != nil && ctx.Err() != nil {
+		return &service.Error{
+			Op: op, Service: h.ref.Name, Kind: service.Timeout, Reason: service.ReasonUnkillable,
+			Err: fmt.Errorf("these processes were killed and have not ended yet: %s", h.survivors()),
+		}
+	}
+	if err != nil {
+		return failure(op, h.ref.Name, service.HostUnavailable, err)
+	}
+	return nil
+}
+
+// countLeftovers counts what has outlived the main process. What is killed
+// together with it is not left over.
+func (h *handle) countLeftovers() {
+	if !h.mainEnded() {
+		return
+	}
+	if list, err := h.processes(); err == nil {
+		h.mu.Lock()
+		h.leftovers = len(list)
+		h.mu.Unlock()
+	}
+}
+
+func (h *handle) survivors() string {
+	list, err := h.processes()
+	if err != nil {
+		return err.Error()
+	}
+	var names []string
+	for _, p := range list {
+		names = append(names, fmt.Sprintf("%d (%s)", p.PID, p.Command))
+	}
+	return strings.Join(names, ", ")
+}
+
+// killAgain is how long to wait for the end of what was killed before killing
+// once more, in case somebody has moved a process in meanwhile.
+const killAgain = time.Second
+
+// empty kills until nothing lives: neither in the cgroup, nor the main process,
+// should somebody have moved it elsewhere.
+func (h *handle) empty(ctx context.Context) error {
+	h.letDie()
+	for {
+		if err := h.group.Kill(); err != nil {
+			return err
+		}
+		if h.main != nil {
+			if err := h.main.Signal(syscall.SIGKILL); err != nil && service.KindOf(err) != service.NotRunning {
+				return err
+			}
+		}
+		wait, cancel := context.WithTimeout(ctx, killAgain)
+		err := h.awaitEmpty(wait)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// deathCPU is more CPU time than any machine has. It is not Unlimited because
+// lifting the last such limit of a host makes the kernel patch its scheduler.
+const deathCPU = 100 * service.UsecPerPercent * 4096
+
+// letDie raises a limit on CPU time: dying takes some too, and who is out of it
+// would wait for the next period. If that fails, they die more slowly.
+func (h *handle) letDie() {
+	if now, err := h.group.Limits(service.Limits{}); err == nil && now[service.CPUMax].Applied.Value < deathCPU && now[service.CPUMax].Applied.Set {
+		_ = h.group.Apply(service.Limits{service.CPUMax: service.Of(deathCPU)})
+	}
+}
+
+func (h *handle) awaitEmpty(ctx context.Context) error {
+	if err := h.group.WaitEmpty(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-h.Exited():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (h *handle) Release(ctx context.Context) (service.Remains, error) {
+	const op = "release"
+	select {
+	case h.turn <- struct{}{}:
+		defer func() { <-h.turn }()
+	case <-ctx.Done():
+		return service.Remains{}, gaveUp(ctx, op, h.ref.Name, "")
+	}
+	if r := h.remains(); r != nil {
+		return *r, nil
+	}
+	if err := h.kill(ctx, op); err != nil {
+		return service.Remains{}, err
+	}
+	r, err := h.read()
+	if err != nil {
+		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
+	}
+	if err := h.group.Remove(); err != nil {
+		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r.Leftovers = h.leftovers
+	h.released = &r
+	return r, nil
+}
+
+// read reads the counters for the last time, after everything has ended. Of a
+// cgroup that somebody else has removed they are unknown.
+func (h *handle) read() (service.Remains, error) {
+	there, err := h.group.Exists()
+	if err != nil || !there {
+		return service.Remains{Usage: service.Usage{Source: "cgroup"}}, err
+	}
+	var r service.Remains
+	if r.Usage, err = h.usage(); err != nil {
+		return service.Remains{}, err
+	}
+	if r.OOM, r.OOMLevel, _, err = h.group.OOMSince(h.base); err != nil {
+		return service.Remains{}, err
+	}
+	if h.blurred && r.OOM == service.OOMAncestor {
+		r.OOM, r.OOMLevel = service.OOMNone, cgroup.UnknownLevel
+	}
+	return r, nil
+}
+
+// countFromNow sets the base of an incarnation that was launched by an earlier
+// agent, whose base is lost. If nothing was killed yet, the present counters
+// serve as well. Otherwise all that was ever counted must be taken into account,
+// and an ancestor's counters may tell of something else long ago.
+func (h *handle) countFromNow() error {
+	now, err := h.group.OOMCounts()
+	if err != nil {
+		return err
+	}
+	if now.Kills().Value > 0 {
+		h.blurred = true
+		return nil
+	}
+	h.base = now
+	return nil
+}

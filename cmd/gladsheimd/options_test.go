@@ -1,0 +1,69 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent"
+	"github.com/gladsheim/gladsheim/agent/config"
+	"github.com/gladsheim/gladsheim/platform"
+)
+
+func environment(vars map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) { v, ok := vars[name]; return v, ok }
+}
+
+func TestFlagsWinOverTheEnvironment(t *testing.T) {
+	o, err := parseOptions([]string{"--backend", "exec", "-listen", "unix:///a", "-listen", "unix:///b"}, environment(map[string]string{
+		"GLADSHEIMD_BACKEND": "systemd", "GLADSHEIMD_RUN_DIR": "/somewhere", "GLADSHEIMD_LISTEN": "unix:///c",
+	}))
+	require.NoError(t, err)
+	require.Equal(t, "exec", o.backend)
+	require.Equal(t, "/somewhere", o.runDir)
+	require.Equal(t, []string{"unix:///a", "unix:///b"}, o.listen)
+}
+
+func TestDirectoriesBecomeAbsolute(t *testing.T) {
+	o, err := parseOptions([]string{"-run-dir", "run", "-state-dir", "state", "-log-dir", "log", "-services-dir", "s"}, environment(nil))
+	require.NoError(t, err)
+	for _, dir := range []string{o.runDir, o.stateDir, o.logDir, o.servicesDir} {
+		require.True(t, filepath.IsAbs(dir), dir)
+	}
+	require.Equal(t, []string{"unix://" + o.runDir + "/gladsheim.sock"}, o.addresses(config.Agent{}))
+	require.Contains(t, o.addresses(config.Agent{GRPC: &config.GRPC{Host: "127.0.0.1", Port: 50060}}), "tcp://127.0.0.1:50060")
+}
+
+func TestBadUsage(t *testing.T) {
+	for _, args := range [][]string{{"-colour"}, {"start"}, {"-backend", "docker"}} {
+		_, err := parseOptions(args, environment(nil))
+		require.Error(t, err, "%v", args)
+	}
+	_, err := parseOptions(nil, environment(map[string]string{"GLADSHEIMD_VERSION": "perhaps"}))
+	require.ErrorContains(t, err, "GLADSHEIMD_VERSION")
+}
+
+func TestSettings(t *testing.T) {
+	profile, err := platform.Choose("asgard", platform.Facts{})
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "gladsheim.json")
+	_, err = options{config: file}.settings(profile)
+	require.ErrorContains(t, err, file, "a file that was named has to be there")
+	require.NoError(t, os.WriteFile(file, []byte(`{"gladsheim":{"resource_limits":{"max_services":7}}}`), 0o600))
+	s, err := options{config: file}.settings(profile)
+	require.NoError(t, err)
+	require.Equal(t, 7, s.MaxServices)
+	require.NoError(t, os.WriteFile(file, []byte(`{"gladsheim":{"colour":1}}`), 0o600))
+	_, err = options{config: file}.settings(profile)
+	require.ErrorContains(t, err, "colour")
+}
+
+func TestExitCodes(t *testing.T) {
+	require.Equal(t, 3, exitCode(fmt.Errorf("x: %w", agent.ErrTaken)))
+	require.Equal(t, 78, exitCode(unfit{errors.New("no cgroups")}))
+	require.Equal(t, 1, exitCode(errors.New("x")))
+}
