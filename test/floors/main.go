@@ -89,13 +89,42 @@ func static(t *tally) {
 // unit runs what needs no host, with the race detector. Tests that belong on a
 // host skip themselves here.
 func unit(t *tally, run string) {
-	dir := coverDir("unit")
-	args := []string{"test", "-json", "-race", "-covermode=atomic", "-coverpkg=./...", "-timeout=20m"}
-	if run != "" {
-		args = append(args, "-run", run)
+	t.read("unit", func(again []string) *exec.Cmd {
+		args := []string{"test", "-json", "-race", "-covermode=atomic", "-coverpkg=./...", "-timeout=20m"}
+		if pattern := pattern(run, again); pattern != "" {
+			args = append(args, "-run", pattern)
+		}
+		args = append(args, packages(again)...)
+		return exec.Command("go", append(args, "-args", "-test.gocoverdir="+coverDir("unit"))...)
+	})
+}
+
+// pattern is the regular expression of what to run: the tests to run again, else
+// what was asked for.
+func pattern(run string, again []string) string {
+	if len(again) == 0 {
+		return run
 	}
-	args = append(args, "./...", "-args", "-test.gocoverdir="+dir)
-	t.read("unit", func() *exec.Cmd { return exec.Command("go", args...) })
+	var names []string
+	for _, name := range again {
+		_, test, _ := strings.Cut(name, ".")
+		names = append(names, test)
+	}
+	return "^(" + strings.Join(names, "|") + ")$"
+}
+
+// packages are those of the tests to run again, else all.
+func packages(again []string) []string {
+	if len(again) == 0 {
+		return []string{"./..."}
+	}
+	var pkgs []string
+	for _, name := range again {
+		pkg, _, _ := strings.Cut(name, ".")
+		pkgs = append(pkgs, "./"+pkg)
+	}
+	slices.Sort(pkgs)
+	return slices.Compact(pkgs)
 }
 
 // onHosts builds each test binary once and runs it on the hosts it belongs on,
@@ -119,7 +148,7 @@ func onHosts(t *tally, wanted func(string) bool, run string, machines int) error
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			t.read(j.label(), func() *exec.Cmd { return j.command(run) })
+			t.read(j.label(), func(again []string) *exec.Cmd { return j.command(pattern(run, again)) })
 		})
 	}
 	wg.Wait()

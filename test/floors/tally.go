@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -31,6 +32,13 @@ type tally struct {
 	mu     sync.Mutex
 	floors []string
 	tests  map[string]map[string]string // floor → test → outcome
+	shaky  []string                     // what passed only when it was run again
+}
+
+func (t *tally) unsteady(floor, test string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.shaky = append(t.shaky, floor+": "+test)
 }
 
 func newTally() *tally { return &tally{tests: map[string]map[string]string{}} }
@@ -52,20 +60,35 @@ type event struct {
 
 // read runs a command that prints test events, and counts them. The output of a
 // test is shown when it fails. A run that ends badly without a failed test is
-// a failure of its own. A machine that broke, which says nothing about the
-// tests, is told and replaced once.
-func (t *tally) read(floor string, command func() *exec.Cmd) {
-	for attempt := range 2 {
-		r := runTests(floor, command())
-		if r.broke() && attempt == 0 {
-			fmt.Printf("the machine of %s broke, and is replaced:\n%s\n", floor, r.stderr)
-			continue
+// a failure of its own.
+//
+// Two things are done again, once, and never in silence. A machine that broke,
+// which says nothing about the tests, is replaced. Tests that failed are run
+// again by themselves, since an emulated machine on a busy one can be too slow
+// for any patience; one that passes then is told as unsteady in the closing
+// lines, where it has to be looked after.
+func (t *tally) read(floor string, command func(again []string) *exec.Cmd) {
+	r := runTests(floor, command(nil))
+	if r.broke() {
+		fmt.Printf("the machine of %s broke, and is replaced:\n%s\n", floor, r.stderr)
+		r = runTests(floor, command(nil))
+	}
+	r.show()
+	if failed := r.failed(); len(failed) > 0 {
+		second := runTests(floor, command(failed))
+		second.show()
+		for name, o := range second.outcomes {
+			if r.outcomes[name] == fail && o == pass {
+				t.unsteady(floor, name)
+			}
+			r.outcomes[name] = o
 		}
-		r.show()
-		for test, outcome := range r.outcomes {
-			t.add(floor, test, outcome)
+		if second.err == nil {
+			maps.DeleteFunc(r.outcomes, func(name, o string) bool { return o == fail && second.passedWithin(name) })
 		}
-		return
+	}
+	for test, outcome := range r.outcomes {
+		t.add(floor, test, outcome)
 	}
 }
 
@@ -133,6 +156,28 @@ func (r *results) count(out io.Reader) {
 	}
 }
 
+// failed lists the tests to run again, as package.Test; none if the run ended
+// badly for another reason.
+func (r *results) failed() []string {
+	var out []string
+	for name := range r.outputs {
+		pkg, test, _ := strings.Cut(strings.TrimPrefix(name, module+"/"), ".")
+		if test == "" || strings.Contains(test, "/") {
+			continue // a package, or a part of a test that is listed itself
+		}
+		out = append(out, pkg+"."+test)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// passedWithin tells whether name is a package of which only passed tests were
+// run again.
+func (r *results) passedWithin(name string) bool {
+	_, isTest := r.outcomes[name]
+	return !isTest && !strings.Contains(strings.TrimPrefix(name, module+"/"), ".")
+}
+
 // show prints what failed, and makes a run that ended badly for no test's sake
 // a failure.
 func (r *results) show() {
@@ -194,6 +239,10 @@ func (t *tally) print(w io.Writer, whole bool) {
 			counts[o]++
 		}
 		fmt.Fprintf(w, "%-16s %5d passed %3d failed %4d of another host\n", floor, counts[pass], counts[fail], counts[skip])
+	}
+	slices.Sort(t.shaky)
+	for _, name := range t.shaky {
+		fmt.Fprintf(w, "unsteady, failed once and passed when run again: %s\n", name)
 	}
 	if !whole {
 		return
