@@ -130,7 +130,7 @@ func (b *bench) plan(mode ...string) service.Launch {
 	}
 }
 
-// limited gives l limits; the backend enforces those, or it may not be asked.
+// limited gives l limits, in the definition and as planned.
 func limited(l service.Launch, limits service.Limits) service.Launch {
 	l.Limits = limits
 	l.Spec.Limits = limits

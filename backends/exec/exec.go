@@ -205,7 +205,7 @@ func (b *Backend) Close() error {
 }
 
 func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limits service.Limits) *handle {
-	h := &handle{backend: b, ref: ref, brand: mark, main: main, turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}}
+	h := &handle{backend: b, ref: ref, brand: mark, main: main, turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}, corpses: map[int]bool{}}
 	if main == nil {
 		h.exited = closed
 	} else {

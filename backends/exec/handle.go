@@ -40,6 +40,7 @@ type handle struct {
 	dead      time.Duration // CPU time of orphans that were reaped
 	latest    service.Usage
 	condemned map[int]bool // were sent SIGKILL by us
+	corpses   map[int]bool // were found dead
 	signs     int          // of members that were not, dead or alive
 	leftovers int
 	remains   *service.Remains // once released
@@ -140,7 +141,9 @@ func (h *handle) condemn(pid int, leftOver bool) {
 func (h *handle) corpse(pid int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.condemned[pid] {
+	// Each counts once: a parent that never reaps keeps its corpse for ever.
+	if !h.condemned[pid] && !h.corpses[pid] {
+		h.corpses[pid] = true
 		h.signs++
 	}
 }
