@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -108,9 +109,13 @@ func pattern(run string, again []string) string {
 	var names []string
 	for _, name := range again {
 		_, test, _ := strings.Cut(name, ".")
-		names = append(names, test)
+		parts := strings.Split(test, "/")
+		for i, part := range parts {
+			parts[i] = "^" + regexp.QuoteMeta(part) + "$"
+		}
+		names = append(names, strings.Join(parts, "/"))
 	}
-	return "^(" + strings.Join(names, "|") + ")$"
+	return strings.Join(names, "|")
 }
 
 // packages are those of the tests to run again, else all.

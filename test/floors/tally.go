@@ -83,8 +83,8 @@ func (t *tally) read(floor string, command func(again []string) *exec.Cmd) {
 			}
 			r.outcomes[name] = o
 		}
-		if second.err == nil {
-			maps.DeleteFunc(r.outcomes, func(name, o string) bool { return o == fail && second.passedWithin(name) })
+		if second.err == nil { // the packages' own verdicts are void
+			maps.DeleteFunc(r.outcomes, func(name, o string) bool { return o == fail && isPackage(name) })
 		}
 	}
 	for test, outcome := range r.outcomes {
@@ -156,14 +156,15 @@ func (r *results) count(out io.Reader) {
 	}
 }
 
-// failed lists the tests to run again, as package.Test; none if the run ended
-// badly for another reason.
+// failed lists the tests, or parts of them, to run again, as package.Test/part;
+// none if the run ended badly for another reason.
 func (r *results) failed() []string {
 	var out []string
 	for name := range r.outputs {
 		pkg, test, _ := strings.Cut(strings.TrimPrefix(name, module+"/"), ".")
-		if test == "" || strings.Contains(test, "/") {
-			continue // a package, or a part of a test that is listed itself
+		part := func(other string) bool { return strings.HasPrefix(other, name+"/") }
+		if test == "" || slices.ContainsFunc(slices.Collect(maps.Keys(r.outputs)), part) {
+			continue // a package, or a test of which a part failed
 		}
 		out = append(out, pkg+"."+test)
 	}
@@ -171,11 +172,8 @@ func (r *results) failed() []string {
 	return out
 }
 
-// passedWithin tells whether name is a package of which only passed tests were
-// run again.
-func (r *results) passedWithin(name string) bool {
-	_, isTest := r.outcomes[name]
-	return !isTest && !strings.Contains(strings.TrimPrefix(name, module+"/"), ".")
+func isPackage(name string) bool {
+	return !strings.Contains(strings.TrimPrefix(name, module+"/"), ".")
 }
 
 // show prints what failed, and makes a run that ended badly for no test's sake

@@ -36,7 +36,7 @@ func TestAFailureIsAFailureTwice(t *testing.T) {
 	})
 	_, failed, _ := y.total()
 	require.Equal(t, 3, failed)
-	require.Equal(t, [][]string{nil, {"room.TestA"}}, asked)
+	require.Equal(t, [][]string{nil, {"room.TestA/part"}}, asked)
 	require.Empty(t, y.shaky)
 }
 
@@ -63,8 +63,8 @@ func TestABrokenMachineIsReplacedOnce(t *testing.T) {
 }
 
 func TestAgain(t *testing.T) {
-	again := []string{"agent/skirnir.TestA", "agent/skirnir.TestB", "api.TestC"}
-	require.Equal(t, "^(TestA|TestB|TestC)$", pattern("x", again))
+	again := []string{"agent/skirnir.TestA", "agent/skirnir.TestB/it's_(20_%)", "api.TestC"}
+	require.Equal(t, `^TestA$|^TestB$/^it's_\(20_%\)$|^TestC$`, pattern("x", again))
 	require.Equal(t, "x", pattern("x", nil))
 	require.Equal(t, []string{"./agent/skirnir", "./api"}, packages(again))
 }
