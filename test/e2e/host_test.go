@@ -205,7 +205,19 @@ func workload(t *testing.T, name, token string, mode ...string) fields {
 	require.NoError(t, err)
 	path, err = filepath.Abs(path)
 	require.NoError(t, err)
-	return fields{"name": name, "exec": append([]string{path, "-t", token}, mode...), "restart": fields{"policy": "never"}}
+	return fields{"name": name, "exec": append([]string{path, "-t", mine(token)}, mode...), "restart": fields{"policy": "never"}}
+}
+
+// mine makes a token ours alone: on the host that is this machine as it is, the
+// tests run as root and as a plain user at the same time.
+func mine(token string) string { return fmt.Sprintf("%s-%d", token, os.Getpid()) }
+
+// port is one that only we use, for the same reason.
+func port(n int) int {
+	if os.Getuid() != 0 {
+		return n + 1000
+	}
+	return n
 }
 
 // register makes a definition known, over whatever had its name.
@@ -254,7 +266,7 @@ func marked(t require.TestingT, token string) []int {
 			continue
 		}
 		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && bytes.Contains(line, []byte(token)) {
+		if err == nil && bytes.Contains(line, []byte(mine(token))) {
 			out = append(out, pid)
 		}
 	}

@@ -34,10 +34,16 @@ type program struct {
 }
 
 var programs = []program{
-	{"nginx", defineNginx, func() error { return get("http://127.0.0.1:18080/") }},
-	{"redis", defineRedis, func() error { return run("redis-cli", "-p", "16379", "ping") }},
-	{"postgres", definePostgres, func() error { return run(postgres("pg_isready"), "-h", "127.0.0.1", "-p", "15432") }},
+	{"nginx", defineNginx, func() error { return get(nginxURL) }},
+	{"redis", defineRedis, func() error { return run("redis-cli", "-p", redisPort, "ping") }},
+	{"postgres", definePostgres, func() error { return run(postgres("pg_isready"), "-h", "127.0.0.1", "-p", postgresPort) }},
 }
+
+var (
+	nginxURL     = fmt.Sprintf("http://127.0.0.1:%d/", port(18080))
+	redisPort    = strconv.Itoa(port(16379))
+	postgresPort = strconv.Itoa(port(15432))
+)
 
 func get(url string) error {
 	resp, err := http.Get(url)
@@ -62,20 +68,20 @@ func run(args ...string) error {
 func defineNginx(t *testing.T, dir string) fields {
 	conf := fmt.Sprintf("daemon off; pid %[1]s/nginx.pid; error_log stderr; worker_processes 2;\nevents {}\nhttp {\n"+
 		"access_log off; client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fcgi; "+
-		"uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;\nserver { listen 127.0.0.1:18080; location / { return 200 'well'; } }\n}\n", dir)
+		"uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;\nserver { listen 127.0.0.1:%[2]d; location / { return 200 'well'; } }\n}\n", dir, port(18080))
 	writeFile(t, filepath.Join(dir, "nginx.conf"), []byte(conf))
 	return fields{
 		"exec":   []string{"/usr/sbin/nginx", "-e", "stderr", "-c", filepath.Join(dir, "nginx.conf")},
-		"ready":  fields{"type": "http", "url": "http://127.0.0.1:18080/", "timeout": "60s"},
-		"health": fields{"type": "http", "url": "http://127.0.0.1:18080/", "interval": "500ms"},
+		"ready":  fields{"type": "http", "url": nginxURL, "timeout": "60s"},
+		"health": fields{"type": "http", "url": nginxURL, "interval": "500ms"},
 	}
 }
 
 func defineRedis(_ *testing.T, dir string) fields {
 	return fields{
-		"exec":              []string{"/usr/bin/redis-server", "--port", "16379", "--bind", "127.0.0.1", "--save", "", "--dir", dir},
+		"exec":              []string{"/usr/bin/redis-server", "--port", redisPort, "--bind", "127.0.0.1", "--save", "", "--dir", dir},
 		"working_directory": dir,
-		"ready":             fields{"type": "tcp", "address": "127.0.0.1:16379", "timeout": "60s"},
+		"ready":             fields{"type": "tcp", "address": "127.0.0.1:" + redisPort, "timeout": "60s"},
 	}
 }
 
@@ -94,10 +100,10 @@ const emptyCluster = "/var/lib/postgresql/empty"
 func definePostgres(t *testing.T, dir string) fields {
 	data := filepath.Join(dir, "pg")
 	def := fields{
-		"exec": []string{postgres("postgres"), "-D", data, "-p", "15432", "-h", "127.0.0.1", "-k", "", "-c", "fsync=off", "-c", "shared_buffers=16MB"},
+		"exec": []string{postgres("postgres"), "-D", data, "-p", postgresPort, "-h", "127.0.0.1", "-k", "", "-c", "fsync=off", "-c", "shared_buffers=16MB"},
 		// A fast shutdown: it does not wait for clients.
 		"stop":  fields{"signal": "SIGINT", "timeout": "60s"},
-		"ready": fields{"type": "tcp", "address": "127.0.0.1:15432", "timeout": "60s"},
+		"ready": fields{"type": "tcp", "address": "127.0.0.1:" + postgresPort, "timeout": "60s"},
 	}
 	init := []string{postgres("initdb"), "-D", data, "--no-sync", "--auth=trust", "-U", "postgres"}
 	if isRoot(t) {
