@@ -131,26 +131,29 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	return nil
 }
 
-// verifyLimits compares the kernel's values with l.
+// verifyLimits compares the kernel's values with l; of the weights also those of
+// the cell, which are the ones that count.
 func (h *handle) verifyLimits(l service.Limits) error {
-	scope, err := h.scope.Limits(l)
+	if err := holds(h.scope, l); err != nil {
+		return err
+	}
+	if only := onlyWeights(l); only != (service.Limits{}) {
+		return holds(h.cell, only)
+	}
+	return nil
+}
+
+func holds(g cgroup.Group, l service.Limits) error {
+	now, err := g.Limits(l)
 	if err != nil {
 		return err
 	}
-	cell, err := h.cell.Limits(l)
-	if err != nil {
-		return err
-	}
-	for r, q := range l {
-		holds := scope[r].Applied
-		if slices.Contains(weights, service.Resource(r)) && holds == q {
-			holds = cell[r].Applied
-		}
-		if !q.Set || service.Resource(r) == service.NoFile || holds == q || q.Value == service.Unlimited && !holds.Set {
+	for i, q := range l {
+		r, has := service.Resource(i), now[i].Applied
+		if !q.Set || r == service.NoFile || has == q || q.Value == service.Unlimited && !has.Set {
 			continue
 		}
-		return fmt.Errorf("systemd took %s %s for %s, but %s holds %s", service.Resource(r), service.Resource(r).Format(q),
-			h.ref.Unit, h.scope.Path(), service.Resource(r).Format(holds))
+		return fmt.Errorf("systemd was told that %s is %s, but %s holds %s", r, r.Format(q), g.Path(), r.Format(has))
 	}
 	return nil
 }

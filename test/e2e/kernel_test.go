@@ -84,7 +84,11 @@ func TestCPUHogGetsItsShare(t *testing.T) {
 		byGRPC{w}.stop("spin")
 		x := byGRPC{w}.exits("spin").Exits[0]
 		require.NotZero(t, x.GetCpuTimeUsec())
-		require.NotZero(t, x.GetThrottledUsec())
+		if mode == "scope" { // its count goes with the scope: absent, and not 0
+			require.Nil(t, x.ThrottledUsec)
+		} else {
+			require.NotZero(t, x.GetThrottledUsec())
+		}
 	})
 }
 
@@ -101,7 +105,7 @@ func TestForkBombIsGoneWithinASecond(t *testing.T) {
 			"launch": mode, "limits": limits(t, fields{"pids_max": 100, "cpu_percent": 50}),
 		}))
 		w.mustCLI("start", "bomb")
-		eventually(t, "the bomb goes off", func() bool { return len(marked(t, "bomb-token")) > 50 })
+		eventually(t, "the bomb goes off", func() bool { return len(marked(t, "bomb-token")) > 10 })
 		took := stopwatch(func() {
 			_, err := w.runtime().Kill(contextFor(t), &gladsheimv1.KillRequest{ServiceName: "bomb"})
 			require.NoError(t, err)
