@@ -25,7 +25,7 @@ import (
 
 // patience is how long anything may take on an emulated machine before a test
 // gives up. No test waits that long when all is well.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // offers tells whether the host has an ability: systemd, cgroup2 or exec.
 // Outside of a test host nothing is offered, and the test is skipped.
