@@ -48,7 +48,7 @@ func TestAHundredStartsAtOnce(t *testing.T) {
 		}
 		require.Len(t, marked(t, "crowd-token"), many)
 		require.EqualValues(t, many, byGRPC{w}.list().RunningCount)
-		r := w.cli(append([]string{"stop"}, names...)...)
+		r := w.cli(append([]string{"--timeout", "5m", "stop"}, names...)...)
 		require.Zero(t, r.code, r.stderr)
 		require.Empty(t, marked(t, "crowd-token"))
 		require.Empty(t, ourCgroups(t))
