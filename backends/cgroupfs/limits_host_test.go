@@ -42,9 +42,12 @@ func TestHostEnforcesWhatTheParentHas(t *testing.T) {
 	require.ErrorContains(t, err, "this host does not enforce [memory_max]: the controller is not available in "+parent.Path())
 
 	r := start(t, b, limited(plan("/bin/sleep", "1000"), limits(service.PidsMax, 5)))
-	u, err := r.Usage(within(t))
-	require.NoError(t, err)
-	require.NotZero(t, u.Memory, "added up from /proc")
+	var u service.Usage
+	require.Eventually(t, func() bool { // nothing while it is still on its way through exec
+		u, err = r.Usage(within(t))
+		require.NoError(t, err)
+		return u.Memory != 0
+	}, 10*time.Second, time.Millisecond, "added up from /proc")
 	require.False(t, u.MemoryPeak.Set)
 	require.False(t, u.OOMKills.Set)
 	require.True(t, u.Pids.Set)

@@ -21,6 +21,8 @@ var machinesOf = []struct {
 	pkg   string
 	hosts []string
 }{
+	{"agent/config", []string{"bare"}},
+	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}},
 	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}},
 	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}},
 	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}},

@@ -90,7 +90,7 @@ func static(t *tally) {
 // unit runs what needs no host, with the race detector. Tests that belong on a
 // host skip themselves here.
 func unit(t *tally, run string) {
-	t.read("unit", func(again []string) *exec.Cmd {
+	t.read("unit", "./...", func(again []string) *exec.Cmd {
 		args := []string{"test", "-json", "-race", "-covermode=atomic", "-coverpkg=./...", "-timeout=20m"}
 		if pattern := pattern(run, again); pattern != "" {
 			args = append(args, "-run", pattern)
@@ -153,7 +153,7 @@ func onHosts(t *tally, wanted func(string) bool, run string, machines int) error
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			t.read(j.label(), func(again []string) *exec.Cmd { return j.command(pattern(run, again)) })
+			t.read(j.label(), j.pkg, func(again []string) *exec.Cmd { return j.command(pattern(run, again)) })
 		})
 	}
 	wg.Wait()

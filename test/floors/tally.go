@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // An outcome of one test on one floor.
@@ -67,7 +68,9 @@ type event struct {
 // again by themselves, since an emulated machine on a busy one can be too slow
 // for any patience; one that passes then is told as unsteady in the closing
 // lines, where it has to be looked after.
-func (t *tally) read(floor string, command func(again []string) *exec.Cmd) {
+func (t *tally) read(floor, what string, command func(again []string) *exec.Cmd) {
+	start := time.Now()
+	defer func() { fmt.Printf("%-14s %-20s took %s\n", floor, what, time.Since(start).Round(time.Second)) }()
 	r := runTests(floor, command(nil))
 	if r.broke() {
 		fmt.Printf("the machine of %s broke, and is replaced:\n%s\n", floor, r.stderr)

@@ -16,13 +16,13 @@ const pkg = `"Package":"` + module + `/room"`
 
 func TestCounting(t *testing.T) {
 	y := newTally()
-	y.read("unit", func([]string) *exec.Cmd {
+	y.read("unit", "room", func([]string) *exec.Cmd {
 		return script("0", `{"Action":"pass",`+pkg+`,"Test":"TestA"}`, `{"Action":"skip",`+pkg+`,"Test":"TestB"}`, `{"Action":"pass",`+pkg+`}`)
 	})
 	passed, failed, skipped := y.total()
 	require.Equal(t, []int{1, 0, 1}, []int{passed, failed, skipped})
 	require.Equal(t, []string{module + "/room.TestB"}, y.nowhere())
-	y.read("systemd", func([]string) *exec.Cmd { return script("0", `{"Action":"pass",`+pkg+`,"Test":"TestB"}`) })
+	y.read("systemd", "room", func([]string) *exec.Cmd { return script("0", `{"Action":"pass",`+pkg+`,"Test":"TestB"}`) })
 	_, _, skipped = y.total()
 	require.Zero(t, skipped, "it ran on its own host")
 }
@@ -30,7 +30,7 @@ func TestCounting(t *testing.T) {
 func TestAFailureIsAFailureTwice(t *testing.T) {
 	y := newTally()
 	var asked [][]string
-	y.read("unit", func(again []string) *exec.Cmd {
+	y.read("unit", "room", func(again []string) *exec.Cmd {
 		asked = append(asked, again)
 		return script("1", `{"Action":"fail",`+pkg+`,"Test":"TestA/part"}`, `{"Action":"fail",`+pkg+`,"Test":"TestA"}`, `{"Action":"fail",`+pkg+`}`)
 	})
@@ -42,7 +42,7 @@ func TestAFailureIsAFailureTwice(t *testing.T) {
 
 func TestWhatPassesAgainIsToldAsUnsteady(t *testing.T) {
 	y := newTally()
-	y.read("unit", func(again []string) *exec.Cmd {
+	y.read("unit", "room", func(again []string) *exec.Cmd {
 		if again == nil {
 			return script("1", `{"Action":"fail",`+pkg+`,"Test":"TestA"}`, `{"Action":"fail",`+pkg+`}`)
 		}
@@ -56,7 +56,7 @@ func TestWhatPassesAgainIsToldAsUnsteady(t *testing.T) {
 func TestABrokenMachineIsReplacedOnce(t *testing.T) {
 	y := newTally()
 	runs := 0
-	y.read("systemd", func([]string) *exec.Cmd { runs++; return script("125", `{"Action":"pass",`+pkg+`,"Test":"TestA"}`) })
+	y.read("systemd", "room", func([]string) *exec.Cmd { runs++; return script("125", `{"Action":"pass",`+pkg+`,"Test":"TestA"}`) })
 	require.Equal(t, 2, runs)
 	_, failed, _ := y.total()
 	require.Equal(t, 1, failed, "a run that ended badly is no pass")
