@@ -6,6 +6,7 @@ import (
 	"log"
 	"os"
 	"os/exec"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,9 @@ func ownInit() error {
 	if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+cpuset +cpu +io +memory +pids"), 0); err != nil {
 		return err
 	}
+	if err := keepQuota(); err != nil {
+		return err
+	}
 	if err := loopbackUp(); err != nil {
 		return err
 	}
@@ -46,6 +50,15 @@ func ownInit() error {
 		return err
 	}
 	return reapUntil(runner.Pid)
+}
+
+// keepQuota makes a CPU quota that nobody meets; units/quota.slice tells why.
+func keepQuota() error {
+	dir := filepath.Join(cgroupRoot, "quota")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "cpu.max"), []byte("1000000 100000"), 0)
 }
 
 // reapUntil reaps every orphan until that one process ended.

@@ -46,19 +46,16 @@ const quiet = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable no_timer_che
 // that moment is a double fault of the guest's kernel (in its allocator, within a minute of many forks).
 const processor = "max,-cx16"
 
-// cpu has all that the emulator can do, but for cmpxchg16b: before QEMU 8 it leaves rubbish in the flags,
-// and the first interrupt to come before they are set again is a double fault. Kernels since 6.5 use it in every allocation.
-const cpu = "max,cx16=off"
-
 // arguments is the emulator's command line. QMP is on descriptor 3, the port on 4.
 func (h hardware) arguments() []string {
-	share := "off"
+	share, threads := "off", "multi"
 	if h.keepRAM {
-		share = "on"
+		// One processor at a time, for the kernel patches itself while it boots: units/quota.slice of the guest program tells more.
+		share, threads = "on", "single"
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", processor, "-smp", "2", "-m", "size=" + fmt.Sprint(memorySize>>20),
+		"-machine", "pc,memory-backend=ram", "-accel", "tcg,thread=" + threads, "-cpu", processor, "-smp", "2", "-m", "size=" + fmt.Sprint(memorySize>>20),
 		"-object", "memory-backend-file,id=ram,size=" + fmt.Sprint(memorySize) + ",mem-path=" + escape(h.ram) + ",share=" + share,
 		"-chardev", "file,id=console,path=" + consoleName, "-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control",

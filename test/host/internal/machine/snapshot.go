@@ -52,7 +52,7 @@ func (m Maker) Snapshot(ctx context.Context, host hosts.Host) (Snapshot, error) 
 		return Snapshot{}, err
 	}
 	s := Snapshot{image: img, boot: bootArguments(host)}
-	commandLine := strings.Join(hardware{boot: s.boot}.arguments(), " ")
+	commandLine := strings.Join(hardware{boot: s.boot, keepRAM: true}.arguments(), " ")
 	key := cache.Key("snapshot 1", img.Hash, guest, string(version), commandLine)
 	s.frozen, err = m.Store.Get(ctx, "snapshot-"+host.Name, key, func(ctx context.Context, dir string) error {
 		m.Store.Log("%s: booting it once, to be woken from then on (about 20 s)", host.Name)
