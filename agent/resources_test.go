@@ -171,9 +171,13 @@ func TestBestEffort(t *testing.T) {
 		h.open()
 		h.register(web, `"limits": {"io_weight": 50, "best_effort": true}`)
 		h.start(web)
-		require.Equal(t, []service.Resource{service.IOWeight}, h.status(web).Applied.Unenforced())
-		require.Len(t, h.doctor(), 1)
-		require.Contains(t, h.doctor()[0], "web runs without its limit io_weight")
+		for range 2 { // after a restart of the agent too
+			require.Equal(t, []service.Resource{service.IOWeight}, h.status(web).Applied.Unenforced())
+			require.Len(t, h.doctor(), 1)
+			require.Contains(t, h.doctor()[0], "web runs without its limit io_weight")
+			h.reopen()
+			h.is(web, service.Running)
+		}
 		applied := h.setLimits(web, limits(ioWeight, 20, pids, 9))
 		require.Equal(t, service.LimitReport{Requested: service.Of(20)}, applied[service.IOWeight])
 		require.Equal(t, service.Of(9), applied[service.PidsMax].Applied)

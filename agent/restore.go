@@ -158,7 +158,7 @@ func (b absent) Launch(_ context.Context, l service.Launch, _ func(service.Ref) 
 	return nil, &service.Error{Op: "launch", Service: l.Name, Kind: service.HostUnavailable, Permanent: true, Err: b.why}
 }
 
-func (b absent) Adopt(_ context.Context, ref service.Ref) (backends.Handle, error) {
+func (b absent) Adopt(_ context.Context, ref service.Ref, _ service.Limits) (backends.Handle, error) {
 	return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: b.why}
 }
 
@@ -191,7 +191,7 @@ func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual 
 func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
 	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
 	defer cancel()
-	h, err := b.Adopt(ctx, ref)
+	h, err := b.Adopt(ctx, ref, service.Limits{})
 	if err != nil {
 		return errors.Is(err, backends.ErrGone)
 	}

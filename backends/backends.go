@@ -42,7 +42,11 @@ type Backend interface {
 	// gone but something of it is left, the Handle tells an unknown exit at
 	// once and Release removes the rest. If nothing is left the error is
 	// ErrGone. A process that merely has the same number is never touched.
-	Adopt(ctx context.Context, ref service.Ref) (Handle, error)
+	//
+	// requested are the limits that were asked for, as Launch was told and
+	// Limit has changed since: the kernel knows what holds and not what was
+	// wanted. They are reported again, and nothing is set.
+	Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (Handle, error)
 
 	// Leftovers lists the incarnations on this host that look like ours.
 	// Known only by their place, they have no PID and no StartTicks. Where the

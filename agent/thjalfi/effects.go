@@ -122,10 +122,10 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 }
 
 func (a *actor) adopt() {
-	ref, backend := a.ref, a.plan.Backend
+	ref, backend, limits := a.ref, a.plan.Backend, a.plan.Limits
 	a.grace = a.plan.Spec.Stop.Timeout
 	a.then(func(ctx context.Context) func() {
-		h, err := backend.Adopt(ctx, ref)
+		h, err := backend.Adopt(ctx, ref, limits)
 		var applied service.Applied
 		if err == nil {
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited

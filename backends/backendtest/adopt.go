@@ -24,7 +24,7 @@ func adoptLaws() []law {
 		{says: "an adoption whose context has ended adopts nothing and harms nothing", check: lawAdoptEnded},
 		{says: "closing a handle does not touch the incarnation, and another may adopt it", check: lawHandleClose},
 		{says: "closing the backend does not touch a single service", check: lawBackendClose},
-		{says: "limits that were set before the adoption still hold after it", check: lawAdoptLimits},
+		{says: "limits that were set before the adoption still hold after it, and are told as before", check: lawAdoptLimits},
 	}
 }
 
@@ -36,7 +36,7 @@ func (i *incarnation) adoptAnew() *incarnation {
 	require.NoError(b, i.Close())
 	require.NoError(b, b.agent.Close())
 	fresh := b.newAgent()
-	h, err := fresh.Adopt(b.within(), i.Ref())
+	h, err := fresh.Adopt(b.within(), i.Ref(), i.plan.Limits)
 	require.NoError(b, err)
 	b.agent = fresh
 	return b.keep(h, i.plan)
@@ -126,11 +126,11 @@ func lawAdoptGone(b *bench) {
 	ref := i.Ref()
 	i.release()
 	for _, agent := range []backends.Backend{b.agent, b.newAgent()} {
-		_, err := agent.Adopt(b.within(), ref)
+		_, err := agent.Adopt(b.within(), ref, service.Limits{})
 		require.ErrorIs(b, err, backends.ErrGone)
 	}
 	never := b.agent.Plan(b.plan("sleep"))
-	_, err := b.agent.Adopt(b.within(), never)
+	_, err := b.agent.Adopt(b.within(), never, service.Limits{})
 	require.ErrorIs(b, err, backends.ErrGone)
 }
 
@@ -146,7 +146,7 @@ func lawAdoptBystander(b *bench) {
 	ticks.StartTicks--
 	boot.BootID = "00000000-0000-4000-8000-000000000000"
 	for _, record := range []service.Ref{ticks, boot, ref} {
-		h, err := b.newAgent().Adopt(b.within(), record)
+		h, err := b.newAgent().Adopt(b.within(), record, service.Limits{})
 		require.Nil(b, h)
 		require.ErrorIs(b, err, backends.ErrGone, "%+v", record)
 		bystander.lives()
@@ -163,7 +163,7 @@ func lawAdoptPlainProcess(b *bench) {
 	require.True(b, ok)
 	ref := b.agent.Plan(l)
 	ref.PID, ref.StartTicks, ref.BootID = p.Pid, s.start, bootID()
-	_, err = b.agent.Adopt(b.within(), ref)
+	_, err = b.agent.Adopt(b.within(), ref, service.Limits{})
 	require.ErrorIs(b, err, backends.ErrGone)
 	require.Equal(b, []int{p.Pid}, processesWith(token(l)))
 }
@@ -178,7 +178,7 @@ func lawNumberUsedAgain(b *bench) {
 	bystander := b.withNumber(ref.PID)
 	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
 	require.NoError(b, i.Kill(b.within()))
-	h, err := b.newAgent().Adopt(b.within(), ref)
+	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
 	if err == nil { // its cgroup is there
 		require.NotEmpty(b, b.exitOf(h).Unknown)
 		require.Error(b, h.Signal(b.within(), syscall.SIGTERM))
@@ -236,7 +236,7 @@ func lawAdoptRest(b *bench) {
 
 func lawAdoptEnded(b *bench) {
 	i := b.start("sleep")
-	h, err := b.newAgent().Adopt(b.ended(), i.Ref())
+	h, err := b.newAgent().Adopt(b.ended(), i.Ref(), service.Limits{})
 	if err != nil {
 		require.Nil(b, h)
 		require.NotErrorIs(b, err, backends.ErrGone, "it is not gone, we only did not look")
@@ -252,7 +252,7 @@ func lawHandleClose(b *bench) {
 	require.NoError(b, i.Close())
 	require.NoError(b, i.Close(), "closing is idempotent")
 	require.Equal(b, 3, b.alive(i.plan))
-	h, err := b.newAgent().Adopt(b.within(), i.Ref())
+	h, err := b.newAgent().Adopt(b.within(), i.Ref(), service.Limits{})
 	require.NoError(b, err)
 	again := b.keep(h, i.plan)
 	again.lives()
@@ -265,7 +265,7 @@ func lawBackendClose(b *bench) {
 	require.Equal(b, 1, b.alive(other.plan))
 	fresh := b.newAgent()
 	for _, i := range []*incarnation{one, other} {
-		h, err := fresh.Adopt(b.within(), i.Ref())
+		h, err := fresh.Adopt(b.within(), i.Ref(), service.Limits{})
 		require.NoError(b, err)
 		b.keep(h, i.plan).lives()
 	}
@@ -273,8 +273,14 @@ func lawBackendClose(b *bench) {
 
 func lawAdoptLimits(b *bench) {
 	asked := b.enforced()
-	i := b.abandon(limited(b.plan("sleep"), asked)).adoptAnew()
+	more, _ := b.unenforced()
+	l := limited(b.plan("sleep"), more.Over(asked))
+	l.Spec.BestEffort = true
+	i := b.abandon(l)
+	before := i.limits()
+	i = i.adoptAnew()
 	applied := i.limits()
+	require.Equal(b, before, applied)
 	for r, q := range asked {
 		if q.Set {
 			require.Equal(b, q, applied[r].Applied, "%s", service.Resource(r))

@@ -117,7 +117,7 @@ func lawAgentKilled(b *bench) {
 	b.eventually(func() bool { return b.alive(l) == 4 }, "its children never came")
 	a.die()
 	require.Equal(b, 4, b.alive(l))
-	h, err := b.agent.Adopt(b.within(), a.ref)
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
 	require.NoError(b, err)
 	i := b.keep(h, l)
 	require.Equal(b, a.ref, i.Ref())
@@ -141,7 +141,7 @@ func lawAgentKilledAtGate(b *bench) {
 		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
 	}, "the child still waits at the gate of a dead agent")
 	require.NoFileExists(b, mark)
-	h, err := b.agent.Adopt(b.within(), a.ref)
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
 	if err == nil {
 		i := b.keep(h, l)
 		require.False(b, i.exit().Clean(), "a program that never ran has not ended well")
@@ -158,7 +158,7 @@ func lawLogWithoutAgent(b *bench) {
 	l := b.plan("log", "200", "40", "400")
 	a := b.agentApart(l, false)
 	a.die()
-	h, err := b.agent.Adopt(b.within(), a.ref)
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
 	if err == nil {
 		b.exitOf(b.keep(h, l))
 	} else {
@@ -178,7 +178,7 @@ func lawExitWithoutAgent(b *bench) {
 		s, ok := statOf(a.ref.PID)
 		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
 	}, "it never ended")
-	h, err := b.agent.Adopt(b.within(), a.ref)
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
 	require.NoError(b, err, "a grandchild of it lives")
 	i := b.keep(h, l)
 	b.unknownOr(service.Exit{}, i.exit())

@@ -67,7 +67,7 @@ func lawLeftoversAdopted(b *bench) {
 	require.NoError(b, i.Close())
 	ref, ok := b.leftover(i.plan)
 	require.True(b, ok)
-	h, err := b.newAgent().Adopt(b.within(), ref)
+	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
 	require.NoError(b, err)
 	found := b.keep(h, i.plan)
 	found.release()

@@ -168,7 +168,7 @@ func lawOddName(b *bench) {
 		require.Len(b, processes, 1)
 		require.Equal(b, ref.PID, processes[0].PID)
 	}
-	h, err := b.newAgent().Adopt(b.within(), ref)
+	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
 	require.NoError(b, err)
 	require.NoError(b, h.Kill(b.within()))
 	require.NoError(b, h.Close())

@@ -188,7 +188,7 @@ func launchOf(name service.Name, incarnation uint64) service.Launch {
 // start ticks within this boot, if that lives in the cgroup. A cgroup in which
 // nothing lives any more is adopted too: its counters tell whether memory ran
 // out.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
 	const op = "adopt"
 	if ctx.Err() != nil {
 		return nil, gaveUp(ctx, op, ref.Name, "")
@@ -204,7 +204,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 	if !there || (ref.BootID != "" && ref.BootID != b.bootID) {
 		return nil, backends.ErrGone
 	}
-	h := &handle{backend: b, group: group, ref: ref, turn: make(chan struct{}, 1)}
+	h := &handle{backend: b, group: group, ref: ref, requested: requested, turn: make(chan struct{}, 1)}
 	if err := h.countFromNow(); err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}

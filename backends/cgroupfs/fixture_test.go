@@ -43,11 +43,11 @@ func TestFixture(t *testing.T) {
 	require.Equal(t, []service.Ref{ref}, refs)
 
 	ref.Incarnation, ref.Cgroup = 32, "/g/svc-web-00000020"
-	_, err = b.Adopt(t.Context(), ref)
+	_, err = b.Adopt(t.Context(), ref, service.Limits{})
 	require.ErrorIs(t, err, backends.ErrGone)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = b.Adopt(ended, ref)
+	_, err = b.Adopt(ended, ref, service.Limits{})
 	require.Equal(t, service.Cancelled, service.KindOf(err))
 	_, err = b.Leftovers(ended, nil)
 	require.Equal(t, service.Cancelled, service.KindOf(err))

@@ -135,7 +135,7 @@ func TestHostCgroupsOfItsOwn(t *testing.T) {
 		require.NoError(t, err)
 		return len(pids) > 0
 	}, time.Minute, 10*time.Millisecond)
-	h, err := newBackend(t, config(t)).Adopt(within(t), r.Ref())
+	h, err := newBackend(t, config(t)).Adopt(within(t), r.Ref(), service.Limits{})
 	require.NoError(t, err)
 	require.Equal(t, r.Ref(), h.Ref())
 	require.NoError(t, h.Close())
@@ -177,7 +177,7 @@ func TestHostForeignRefs(t *testing.T) {
 	} {
 		ref := r.Ref()
 		change(&ref)
-		_, err := b.Adopt(within(t), ref)
+		_, err := b.Adopt(within(t), ref, service.Limits{})
 		require.Equal(t, service.Invalid, service.KindOf(err), name)
 	}
 	closed := newBackend(t, c)

@@ -120,7 +120,7 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, iden
 
 // Adopt implements backends.Backend. Besides the identity, the brand must be
 // the incarnation's.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
 	if ctx.Err() != nil {
 		return nil, ended(ctx, "adopt", ref.Name, errors.New("before it was looked for"))
 	}
@@ -130,7 +130,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
 	}
 	if main != nil {
-		return b.open(ref, mark, main, service.Limits{}), nil
+		return b.open(ref, mark, main, requested), nil
 	}
 	rest, err := b.survey(mark, nil)
 	if err != nil {
@@ -139,7 +139,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 	if len(rest) == 0 {
 		return nil, backends.ErrGone
 	}
-	return b.open(ref, mark, nil, service.Limits{}), nil
+	return b.open(ref, mark, nil, requested), nil
 }
 
 // findMain takes up the main process that ref names, or tells nil when it is

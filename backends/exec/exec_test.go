@@ -340,7 +340,7 @@ func TestAdoptionNeedsIdentityAndBrand(t *testing.T) {
 	b := newBackend(t)
 	h := start(t, b, plan(t, "exec sleep 1000"))
 	again := newBackend(t)
-	adopted, err := again.Adopt(t.Context(), h.Ref())
+	adopted, err := again.Adopt(t.Context(), h.Ref(), service.Limits{})
 	require.NoError(t, err)
 	require.NoError(t, adopted.Close())
 
@@ -350,14 +350,14 @@ func TestAdoptionNeedsIdentityAndBrand(t *testing.T) {
 	} {
 		ref := h.Ref()
 		change(&ref)
-		_, err := again.Adopt(t.Context(), ref)
+		_, err := again.Adopt(t.Context(), ref, service.Limits{})
 		require.ErrorIs(t, err, backends.ErrGone, name)
 	}
 	// The incarnation lives, but the record names another process of it: the
 	// main one is not known then, and all of it can be removed.
 	ref := h.Ref()
 	ref.StartTicks--
-	rest, err := again.Adopt(t.Context(), ref)
+	rest, err := again.Adopt(t.Context(), ref, service.Limits{})
 	require.NoError(t, err)
 	require.NotEmpty(t, rest.Exit().Unknown)
 	remains, err := rest.Release(t.Context())

@@ -116,7 +116,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, gaveUp("start", ref, errors.New("the host went down"))
 	}
 	g.run()
-	return &handle{backend: b, group: g, exited: g.ended, told: true}, nil
+	return &handle{backend: b, group: g, exited: g.ended, told: true, requested: l.Limits}, nil
 }
 
 // begin counts the launch, and refuses what can not be had.
@@ -167,8 +167,8 @@ func (b *Backend) gate(l service.Launch, ref service.Ref) (*group, error) {
 	}
 	g := &group{
 		host: b.Host, ref: ref, launch: l, script: script, parent: b,
-		limits: limits, requested: l.Limits,
-		ended: make(chan struct{}), empty: make(chan struct{}),
+		limits: limits,
+		ended:  make(chan struct{}), empty: make(chan struct{}),
 	}
 	b.groups = append(b.groups, g)
 	return g, nil
@@ -217,7 +217,7 @@ func gaveUp(op string, ref service.Ref, err error) error {
 
 // Adopt takes up what runs at the place that ref names. The exit of a process
 // that this Backend did not launch is unknown when it comes.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
 	if err := b.fault("adopt", ref); err != nil {
 		return nil, err
 	}
@@ -234,11 +234,11 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 		b.remove(g)
 		return nil, backends.ErrGone
 	case g.main && g.ref == ref:
-		return &handle{backend: b, group: g, exited: g.ended, told: g.parent == b}, nil
+		return &handle{backend: b, group: g, exited: g.ended, told: g.parent == b, requested: requested}, nil
 	}
 	over := make(chan struct{})
 	close(over)
-	return &handle{backend: b, group: g, exited: over}, nil
+	return &handle{backend: b, group: g, exited: over, requested: requested}, nil
 }
 
 // Leftovers lists every incarnation that has a process.

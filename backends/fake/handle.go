@@ -18,6 +18,8 @@ type handle struct {
 	group   *group
 	exited  <-chan struct{}
 	told    bool // the exit is told to us, because the process is our child
+
+	requested service.Limits // with the host locked
 }
 
 func (h *handle) Ref() service.Ref        { return h.group.ref }
@@ -122,7 +124,7 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if !g.main {
 		return service.Applied{}, h.notRunning("limit")
 	}
-	g.limits, g.requested = l.Over(g.limits), l.Over(g.requested)
+	g.limits, h.requested = l.Over(g.limits), l.Over(h.requested)
 	return h.applied(), nil
 }
 
@@ -146,7 +148,7 @@ func (h *handle) applied() service.Applied {
 	var a service.Applied
 	holds := h.group.limits.Over(untouched)
 	for r := range a {
-		a[r].Requested, a[r].Enforced = h.group.requested[r], h.backend.enforces.Limits[r]
+		a[r].Requested, a[r].Enforced = h.requested[r], h.backend.enforces.Limits[r]
 		if a[r].Enforced {
 			a[r].Applied, a[r].Effective = holds[r], holds[r]
 		}

@@ -54,7 +54,6 @@ type group struct {
 	doomed    bool           // SIGKILL waits for processes that can not die
 	leftovers int            // children that we killed after the main process had ended
 	limits    service.Limits // that hold
-	requested service.Limits
 
 	ended    chan struct{} // closed when the main process has ended
 	empty    chan struct{} // closed when no process is left

@@ -17,7 +17,7 @@ import (
 // Adopt takes up an incarnation; see backends.Backend. If it ended while no
 // agent was there, its cell is left, and Release tells from it what it used and
 // whether memory ran out.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
 	const op = "adopt"
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -34,7 +34,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref) (backends.Handle, 
 	if ref.BootID != "" && ref.BootID != b.bootID {
 		return nil, backends.ErrGone
 	}
-	h := b.newHandle(ref, service.Limits{})
+	h := b.newHandle(ref, requested)
 	if err := h.find(); err != nil {
 		return nil, failure(op, ref.Name, err)
 	}

@@ -118,7 +118,7 @@ func TestOOMWithoutAgent(t *testing.T) {
 		planned := h.Ref()
 		planned.PID, planned.StartTicks, planned.BootID = 0, 0, ""
 		require.Contains(t, found, planned)
-		adopted, err := b.Adopt(within(t), h.Ref())
+		adopted, err := b.Adopt(within(t), h.Ref(), service.Limits{})
 		require.NoError(t, err)
 		keep(t, adopted)
 		exit := waitExit(t, adopted)

@@ -104,7 +104,7 @@ func TestLeftoverUnitOfTheSameName(t *testing.T) {
 		found, err := b.Leftovers(within(t), nil)
 		require.NoError(t, err)
 		require.Contains(t, found, ref)
-		h, err := b.Adopt(within(t), ref)
+		h, err := b.Adopt(within(t), ref, service.Limits{})
 		require.NoError(t, err)
 		require.NotEmpty(t, waitExit(t, h).Unknown)
 		require.Equal(t, 1, release(t, h).Leftovers)
@@ -131,7 +131,7 @@ func TestProcessesThatSystemdForgot(t *testing.T) {
 	found, err := b.Leftovers(within(t), nil)
 	require.NoError(t, err)
 	require.Contains(t, found, ref)
-	h, err := b.Adopt(within(t), ref)
+	h, err := b.Adopt(within(t), ref, service.Limits{})
 	require.NoError(t, err)
 	require.Equal(t, 1, release(t, h).Leftovers)
 	require.NoError(t, h.Close())
@@ -172,7 +172,7 @@ func TestMovedAway(t *testing.T) {
 
 	require.NoError(t, h.Close())
 	fresh := newBackend(t, Config{})
-	adopted, err := fresh.Adopt(within(t), h.Ref())
+	adopted, err := fresh.Adopt(within(t), h.Ref(), service.Limits{})
 	require.NoError(t, err)
 	keep(t, adopted)
 	require.NoError(t, adopted.Kill(within(t)))
@@ -185,11 +185,11 @@ func TestAdoptNeedsARecordOfOurs(t *testing.T) {
 	b := newBackend(t, Config{})
 	ref := b.Plan(planned(t, service.Limits{}, "sleep"))
 	ref.Cgroup = "/system.slice/dbus.service"
-	_, err := b.Adopt(within(t), ref)
+	_, err := b.Adopt(within(t), ref, service.Limits{})
 	require.Equal(t, service.Invalid, service.KindOf(err), "%v", err)
 	ref = b.Plan(planned(t, service.Limits{}, "sleep"))
 	ref.BootID = "of another boot"
-	_, err = b.Adopt(within(t), ref)
+	_, err = b.Adopt(within(t), ref, service.Limits{})
 	require.ErrorIs(t, err, backends.ErrGone)
 }
 
