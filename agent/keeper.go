@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"reflect"
 
 	"golang.org/x/sys/unix"
 
@@ -24,7 +25,7 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 
 // Record writes what is, and first, if it changed, what is wanted.
 func (k keeper) Record(r thjalfi.Record) error {
-	err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up = r.Machine.Wanted() })
+	err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up, w.Options = r.Machine.Wanted(), r.Options })
 	if err == nil {
 		err = k.store.SaveActual(actual(r, k.bootID))
 	}
@@ -67,7 +68,8 @@ func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
 
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
-		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings
+		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings &&
+		reflect.DeepEqual(a.Options, b.Options)
 }
 
 func (k keeper) Bury(name service.Name, x service.ExitRecord) error {

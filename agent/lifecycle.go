@@ -24,10 +24,15 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 	return a.launch(ctx, "start", plan, func() error { return a.thjalfi.Start(ctx, name, plan) })
 }
 
-// Restart ends a service if it runs, and answers when a fresh incarnation, of
-// the definition as it is now, is ready.
+// Restart ends a service if it runs, and answers when a fresh incarnation is
+// ready: of the definition as it is now, with the options of the last start.
 func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
-	plan, err := a.launchPlan("restart", name, service.StartOptions{Actor: opts.Actor})
+	options, err := a.thjalfi.Options(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	options.Actor = opts.Actor
+	plan, err := a.launchPlan("restart", name, options)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +154,9 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 	if faults := spec.Validate(); len(faults) > 0 {
 		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
 	}
-	return a.planFor(spec, settings.DefaultLimits(), opts.Actor)
+	plan, err := a.planFor(spec, settings.DefaultLimits(), opts.Actor)
+	plan.Options = opts
+	return plan, err
 }
 
 func (a *Agent) planFor(spec service.Spec, defaults service.Limits, actor string) (thjalfi.Plan, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
 
@@ -70,6 +71,80 @@ func TestStartOptions(t *testing.T) {
 		h.register(db)
 		_, err = h.Start(t.Context(), db, service.StartOptions{Environment: map[string]string{"A": "1"}})
 		require.NoError(t, err)
+	})
+}
+
+// launched is what the present incarnation of a service was launched with.
+func (h *house) launched(name service.Name) service.Spec {
+	h.t.Helper()
+	store, err := skirnir.OpenStore(h.path("state"), h.path("run"))
+	require.NoError(h.t, err)
+	left, err := store.Load()
+	require.NoError(h.t, err)
+	for _, r := range left.Actual {
+		if r.Name == name {
+			return r.Spec
+		}
+	}
+	h.t.Fatalf("%s was not launched", name)
+	return service.Spec{}
+}
+
+// A restart repeats what the last start asked for, over the definition as it is
+// now; what was set since counts more. Agents come and go meanwhile.
+func TestRestartRepeatsTheStart(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"environment": {"A": "1", "B": "2"}, "limits": {"pids_max": 10, "nofile": 100}`)
+		var limits, live service.Limits
+		limits[service.PidsMax], limits[service.MemoryMax] = service.Of(5), service.Of(64<<20)
+		_, err := h.Start(t.Context(), web, service.StartOptions{
+			Environment: map[string]string{"B": "3"}, WorkingDirectory: "/srv", Args: []string{"-v"}, Limits: limits,
+			Warnings: service.Warnings{Memory: 50, CPU: 60}, Actor: "alice",
+		})
+		require.NoError(t, err)
+		restarted := func(pids, memory uint64, warnings service.Warnings) service.Spec {
+			t.Helper()
+			s, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "carol"})
+			require.NoError(t, err)
+			require.Equal(t, "carol", s.LastActor)
+			require.Equal(t, warnings, s.Warnings)
+			applied, err := h.Limits(t.Context(), web)
+			require.NoError(t, err)
+			require.Equal(t, service.Of(pids), applied[service.PidsMax].Applied)
+			require.Equal(t, service.Of(memory), applied[service.MemoryMax].Applied)
+			spec := h.launched(web)
+			require.Equal(t, []string{"/bin/web", "-v"}, spec.Exec)
+			require.Equal(t, "/srv", spec.WorkingDirectory)
+			return spec
+		}
+		spec := restarted(5, 64<<20, service.Warnings{Memory: 50, CPU: 60})
+		require.Equal(t, map[string]string{"A": "1", "B": "3"}, spec.Environment)
+
+		live[service.PidsMax] = service.Of(7)
+		_, err = h.SetLimits(t.Context(), web, live, service.Warnings{CPU: 70}, "dora")
+		require.NoError(t, err)
+		h.reopen()
+		restarted(7, 64<<20, service.Warnings{Memory: 50, CPU: 70})
+
+		h.register(web, `"environment": {"A": "9"}, "limits": {"pids_max": 20}`)
+		spec = restarted(20, 64<<20, service.Warnings{Memory: 50, CPU: 80})
+		require.Equal(t, map[string]string{"A": "9", "B": "3"}, spec.Environment)
+
+		h.stop(web)
+		h.reopen()
+		restarted(20, 64<<20, service.Warnings{Memory: 50, CPU: 80})
+
+		h.reboot()
+		h.open()
+		h.is(web, service.Running)
+		require.Equal(t, []string{"/bin/web", "-v"}, h.launched(web).Exec, "as it was when the host went down")
+
+		h.stop(web)
+		h.start(web)
+		require.Equal(t, []string{"/bin/web"}, h.launched(web).Exec)
+		_, err = h.Restart(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		require.Equal(t, []string{"/bin/web"}, h.launched(web).Exec, "the last start asked for nothing")
 	})
 }
 

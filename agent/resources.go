@@ -123,6 +123,12 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	if err != nil {
 		return applied, &service.Error{Op: "keep limits of", Service: name, Kind: service.HostUnavailable, Err: err}
 	}
+	err = a.thjalfi.Amend(ctx, name, func(o *service.StartOptions) { // what is set later counts more
+		o.Limits, o.Warnings = o.Limits.Without(limits), o.Warnings.Without(warnings)
+	})
+	if err != nil {
+		return applied, err
+	}
 	if runErr == nil {
 		applied = a.withUnenforced(name, now)
 		a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Applied = applied })

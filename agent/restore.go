@@ -111,7 +111,7 @@ func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
 		restored.Record = thjalfi.Record{
 			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Exit: r.Exit, Actor: r.Actor,
 		}
-		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor}
+		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor
 		if !r.Machine.State.Alive() {
 			status.Machine = r.Machine
@@ -205,10 +205,22 @@ func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
 
 func place(r service.Ref) string { return fmt.Sprintf("%s/%s/%d", r.Backend, r.Name, r.Incarnation) }
 
-// autostart launches a service that nobody asked for just now.
+// autostart launches a service that nobody asked for just now. One that ran
+// when the host went down comes back as it was started.
 func (a *Agent) autostart(name service.Name) {
-	_, err := a.Start(a.ctx, name, service.StartOptions{Actor: "autostart"})
+	var options service.StartOptions
+	if wanted := a.wantedOf(name); wanted.Up {
+		options = wanted.Options
+	}
+	options.Actor = "autostart"
+	_, err := a.Start(a.ctx, name, options)
 	if err != nil && a.ctx.Err() == nil {
 		a.cfg.Log.Error("autostart failed", "service", name, "error", err)
 	}
+}
+
+func (a *Agent) wantedOf(name service.Name) skirnir.Wanted {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.wanted[name]
 }

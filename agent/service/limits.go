@@ -69,6 +69,16 @@ func (l Limits) Over(base Limits) Limits {
 	return base
 }
 
+// Without is l without what is set in other.
+func (l Limits) Without(other Limits) Limits {
+	for r, q := range other {
+		if q.Set {
+			l[r] = Quota{}
+		}
+	}
+	return l
+}
+
 // bounds are the values a quota may have besides Unlimited.
 var bounds = [NumResources]struct {
 	low, high uint64
@@ -256,6 +266,17 @@ func (w Warnings) Over(base Warnings) Warnings {
 		base.CPU = w.CPU
 	}
 	return base
+}
+
+// Without is w without what is set in other.
+func (w Warnings) Without(other Warnings) Warnings {
+	if other.Memory != 0 {
+		w.Memory = 0
+	}
+	if other.CPU != 0 {
+		w.CPU = 0
+	}
+	return w
 }
 
 // CheckWarning tells why percent can not be a level of Warnings, or nil.

@@ -26,6 +26,8 @@ type Wanted struct {
 	Up         bool             `json:"up"`       // somebody started it and nobody stopped it since
 	Limits     service.Limits   `json:"limits"`   // set over those of the definition
 	Warnings   service.Warnings `json:"warnings"` // likewise
+	// What the last start that somebody asked for wanted besides the definition.
+	Options service.StartOptions `json:"options"`
 }
 
 // Actual is what is, and is worth nothing in another boot.

@@ -278,7 +278,7 @@ func (a *actor) record() {
 func (a *actor) recordNow() Record {
 	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, Exit: a.exit, Actor: a.actor}
 	if a.plan != nil {
-		r.Spec, r.Limits = a.plan.Spec, a.plan.Limits
+		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}
 	return r
 }

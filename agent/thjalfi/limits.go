@@ -41,11 +41,14 @@ func (a *actor) limit(l service.Limits, actor string, applied *service.Applied, 
 }
 
 // overlay puts limits over those of the launches to come.
-func (a *actor) overlay(l service.Limits) {
+func (a *actor) overlay(l service.Limits) { a.amend(func(p *Plan) { p.Limits = l.Over(p.Limits) }) }
+
+// amend changes the plans of the launches to come.
+func (a *actor) amend(change func(*Plan)) {
 	for _, p := range []**Plan{&a.plan, &a.next} {
 		if *p != nil {
 			changed := **p
-			changed.Limits = l.Over(changed.Limits)
+			change(&changed)
 			*p = &changed
 		}
 	}

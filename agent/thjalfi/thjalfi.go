@@ -6,6 +6,7 @@
 package thjalfi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,8 +22,9 @@ type Plan struct {
 	Spec    service.Spec // the options of the start included
 	Limits  service.Limits
 	Backend backends.Backend
-	LogFile string // "" for none
-	Actor   string // who asked
+	LogFile string               // "" for none
+	Actor   string               // who asked
+	Options service.StartOptions // as they were asked for; see Thjalfi.Options
 }
 
 // Record is what must outlive the agent about one service.
@@ -35,6 +37,7 @@ type Record struct {
 	Started time.Time
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
 	Actor   string
+	Options service.StartOptions
 }
 
 // Keeper remembers and tells.
@@ -152,6 +155,41 @@ func (t *Thjalfi) Start(ctx context.Context, name service.Name, plan Plan) error
 // fresh one is ready.
 func (t *Thjalfi) Restart(ctx context.Context, name service.Name, plan Plan, opts service.StopOptions) error {
 	return t.request(ctx, name, request{kind: service.Restart, plan: &plan, stop: opts, actor: plan.Actor})
+}
+
+// Options are those of the last start or restart that somebody asked for, which
+// a restart is to repeat.
+func (t *Thjalfi) Options(ctx context.Context, name service.Name) (service.StartOptions, error) {
+	a, err := t.find("restart", name)
+	if err != nil {
+		return service.StartOptions{}, err
+	}
+	var options service.StartOptions
+	err = ask(ctx, a, "restart", func(reply chan<- error) {
+		if last := cmp.Or(a.next, a.plan); last != nil {
+			options = last.Options
+		}
+		reply <- nil
+	})
+	if err != nil {
+		return service.StartOptions{}, err
+	}
+	return options, nil
+}
+
+// Amend changes what Options tells, and has it survive the agent.
+func (t *Thjalfi) Amend(ctx context.Context, name service.Name, change func(*service.StartOptions)) error {
+	a, err := t.find("set limits of", name)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, a, "set limits of", func(reply chan<- error) {
+		a.amend(func(p *Plan) { change(&p.Options) })
+		if a.plan != nil {
+			a.record()
+		}
+		a.then(func(context.Context) func() { return func() { reply <- nil } })
+	})
 }
 
 // Stop ends a service and returns when nothing of it is left.

@@ -81,7 +81,8 @@ type GladsheimServiceClient interface {
 	// to kill it.
 	StopService(ctx context.Context, in *StopServiceRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// RestartService stops a service, if it runs, and starts it again with what
-	// it was last started with: environment, arguments, directory and limits.
+	// it was last started with: environment, arguments, directory and limits, over
+	// its definition as it is now. Limits set since then count more.
 	//
 	// Answers with the codes of StartService and StopService, save that a service
 	// which does not run is simply started.
@@ -260,7 +261,8 @@ type GladsheimServiceServer interface {
 	// to kill it.
 	StopService(context.Context, *StopServiceRequest) (*ServiceStatus, error)
 	// RestartService stops a service, if it runs, and starts it again with what
-	// it was last started with: environment, arguments, directory and limits.
+	// it was last started with: environment, arguments, directory and limits, over
+	// its definition as it is now. Limits set since then count more.
 	//
 	// Answers with the codes of StartService and StopService, save that a service
 	// which does not run is simply started.
