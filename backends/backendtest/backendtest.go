@@ -70,7 +70,19 @@ type only uint8
 const (
 	anywhere only = iota
 	real          // needs real processes
+	caged         // needs real processes in cgroups
 )
+
+// tried tells whether a law is tried with s.
+func (o only) tried(s Subject) bool {
+	switch o {
+	case real:
+		return s.Workload != ""
+	case caged:
+		return s.Workload != "" && s.CgroupRoot != ""
+	}
+	return true
+}
 
 // laws lists all laws.
 func laws() []law {
@@ -78,6 +90,7 @@ func laws() []law {
 	for _, chapter := range [][]law{
 		launchLaws(), birthLaws(), refusalLaws(), exitLaws(), signalLaws(), killLaws(), releaseLaws(),
 		limitLaws(), enforcementLaws(), usageLaws(), adoptLaws(), agentLaws(), leftoverLaws(), crowdLaws(),
+		tortureLaws(),
 	} {
 		all = append(all, chapter...)
 	}
@@ -100,7 +113,7 @@ func Run(t *testing.T, s Subject) {
 	t.Cleanup(func() { _ = trial.agent.Close() })
 	try := func(t *testing.T, alone bool) {
 		for _, l := range laws() {
-			if l.alone != alone || (l.only == real && s.Workload == "") {
+			if l.alone != alone || !l.only.tried(s) {
 				continue
 			}
 			t.Run(l.says, func(t *testing.T) {

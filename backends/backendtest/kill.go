@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"math"
 	"strconv"
 	"sync"
 	"syscall"
@@ -26,7 +27,7 @@ func killLaws() []law {
 		{says: "Kill, Signal, Usage, Processes, Limits and Release may come all at once", check: lawAllAtOnce},
 		{says: "Kill does not hang when its context has ended", check: lawKillEnded},
 	}
-	for _, kind := range []string{"plain", "setsid", "churn", "exec"} {
+	for _, kind := range []string{"plain", "setsid", "vfork", "churn", "exec"} {
 		all = append(all, law{
 			says: "Kill ends a fork bomb, kind " + kind + ", within a second", only: real, alone: true,
 			check: func(b *bench) { lawKillBomb(b, kind) },
@@ -159,11 +160,25 @@ func lawKillEnded(b *bench) {
 	require.Zero(b, b.alive(i.plan))
 }
 
-// lawKillBomb lets the bomb grow to the limit, where there is one, or to a
-// number of births that this host can bear. Of the kind churn few live at a
-// time, and of the kind exec few fit: each is a Go program with several threads.
+// lawKillBomb lets a bomb burn beside a neighbour, who must not feel it. Every
+// bomb has to be gone soon, and one of the first within a second: a machine
+// with other work may be slow once.
 func lawKillBomb(b *bench, kind string) {
-	most, enough := uint64(100), map[string]int{"plain": 20, "setsid": 20, "churn": 5, "exec": 3}[kind]
+	neighbour := b.start("fork", "3")
+	best := time.Duration(math.MaxInt64)
+	for try := 0; try < 3 && best > time.Second; try++ {
+		best = min(best, b.killBomb(kind, neighbour))
+	}
+	require.Less(b, best, time.Second)
+}
+
+// killBomb lets a bomb grow to the limit, where there is one, or to a number
+// of births that this host can bear, and tells how long its end took. Of the
+// kind churn few live at a time, and of the kind exec few fit: each is a Go
+// program with several threads.
+func (b *bench) killBomb(kind string, neighbour *incarnation) time.Duration {
+	b.Helper()
+	most, enough := uint64(100), map[string]int{"plain": 20, "setsid": 20, "vfork": 20, "churn": 5, "exec": 3}[kind]
 	if emulated() {
 		most = 50
 	}
@@ -173,15 +188,20 @@ func lawKillBomb(b *bench, kind string) {
 	} else {
 		l = b.plan("fork-bomb", kind, strconv.Itoa(int(2*most)))
 	}
-	began := time.Now()
 	i := b.launch(l)
 	i.ready()
-	lit := time.Now()
 	b.eventually(func() bool { return b.alive(l) > enough }, "the bomb did not go off")
+	asked := time.Now()
+	_, err := neighbour.Usage(b.within())
+	require.NoError(b, err)
+	require.Less(b, time.Since(asked), soon(time.Second), "a neighbour's usage")
 	off := time.Now()
 	require.NoError(b, i.Kill(b.within()))
 	took := time.Since(off)
 	require.Zero(b, b.alive(l), "survivors")
-	b.Logf("ready after %v, off after %v, killed in %v", lit.Sub(began), off.Sub(lit), took)
 	require.Less(b, took, soon(time.Second))
+	neighbour.lives()
+	require.Equal(b, 4, b.alive(neighbour.plan), "bystanders are hurt")
+	i.release()
+	return took
 }

@@ -20,8 +20,14 @@ const (
 // rawFork is fork(2): 0 in the child, the child's PID in the parent.
 //
 //go:nosplit
-func rawFork() (pid uintptr, errno syscall.Errno) {
-	pid, _, errno = syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+func rawFork() (pid uintptr, errno syscall.Errno) { return rawClone(0) }
+
+// rawClone is rawFork with flags of clone(2). With CLONE_VFORK the parent
+// sleeps in the kernel until the child ends or executes something.
+//
+//go:nosplit
+func rawClone(flags uintptr) (pid uintptr, errno syscall.Errno) {
+	pid, _, errno = syscall.RawSyscall6(syscall.SYS_CLONE, flags|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
 	return pid, errno
 }
 
@@ -148,7 +154,8 @@ func rawGrow(depth uintptr, born *atomic.Uint32) {
 // bomb is a kind of fork bomb.
 type bomb struct {
 	setsid, churn bool
-	budget        uint32 // births at most, 0 for no bound
+	clone         uintptr // flags of clone(2)
+	budget        uint32  // births at most, 0 for no bound
 	born          *atomic.Uint32
 	path          *byte // to be executed after each fork, nil for a plain fork
 	argv, envp    **byte
@@ -162,7 +169,7 @@ func rawBomb(b *bomb) {
 		if n := b.born.Add(1); b.budget != 0 && n > b.budget {
 			rawSleep()
 		}
-		pid, errno := rawFork()
+		pid, errno := rawClone(b.clone)
 		switch {
 		case errno != 0: // a limit holds: try again, and again
 			b.born.Add(^uint32(0))

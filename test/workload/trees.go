@@ -138,6 +138,8 @@ func runForkBomb(args []string) error {
 		b.setsid = true
 	case "churn":
 		b.churn = true
+	case "vfork":
+		b.clone = syscall.CLONE_VFORK
 	case "exec":
 		if err := b.becomeExec(self("fork-bomb", "exec", args[1], strconv.Itoa(fd))); err != nil {
 			return err
@@ -152,10 +154,6 @@ func runForkBomb(args []string) error {
 	}
 	runtime.LockOSThread()
 	if first {
-		// Whoever is to put an end to it must get at the CPU.
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 19); err != nil {
-			return err
-		}
 		ready()
 		// The first one stays: it is the main process, which is not to end.
 		if pid, errno := rawFork(); errno != 0 {
