@@ -47,3 +47,10 @@ func (a *Agent) Watch(ctx context.Context, after uint64) ([]*service.Status, <-c
 
 // Recent gives the latest n notices not older than since, oldest first.
 func (a *Agent) Recent(n int, since time.Time) []service.Notice { return a.registry.Recent(n, since) }
+
+// Sequence is the number of the latest notice.
+func (a *Agent) Sequence() uint64 { return a.registry.Sequence() }
+
+// KeptSince is from when on Recent misses no notice: at most since this agent
+// began.
+func (a *Agent) KeptSince() time.Time { return a.registry.KeptSince() }

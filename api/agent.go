@@ -67,6 +67,11 @@ type News interface {
 	Watch(ctx context.Context, after uint64) (snapshot []*service.Status, notices <-chan service.Notice, err error)
 	// Recent gives the latest n notices not older than since, oldest first.
 	Recent(n int, since time.Time) []service.Notice
+	// Sequence is that of the latest notice; before the first of this agent it
+	// is beyond any that an agent before it gave.
+	Sequence() uint64
+	// KeptSince is from when on Recent misses no notice.
+	KeptSince() time.Time
 }
 
 // Catalog keeps the definitions. A faulty document is an error of Kind Invalid

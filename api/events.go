@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,13 +29,15 @@ func (e *events) Watch(req *gladsheimv1.WatchRequest, ss grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	kept := e.agent.Recent(math.MaxInt, time.Time{})
-	if len(kept) > 0 {
-		w.last = kept[len(kept)-1].Sequence
-	}
+	w.last = e.agent.Sequence()
 	_, notices, err := e.agent.Watch(ss.Context(), w.last)
 	if err != nil {
 		return err
+	}
+	kept := e.agent.Recent(math.MaxInt, time.Time{})
+	later := slices.IndexFunc(kept, func(n service.Notice) bool { return n.Sequence > w.last })
+	if later >= 0 { // they come by notices
+		kept = kept[:later]
 	}
 	if err := w.past(kept); err != nil {
 		return err
@@ -103,11 +106,26 @@ func (w *watcher) past(kept []service.Notice) error {
 		}
 		return w.tell(wanted[len(wanted)-min(len(wanted), int(w.req.GetBacklogCount())):])
 	case w.req.BacklogSinceUnixMs != nil:
-		since := time.UnixMilli(w.req.GetBacklogSinceUnixMs())
-		for i, n := range kept {
-			if !n.Time.Before(since) {
-				return w.tell(kept[i:])
-			}
+		return w.since(kept, time.UnixMilli(w.req.GetBacklogSinceUnixMs()))
+	}
+	return nil
+}
+
+// since tells what is kept from a time on. Before what is kept there may have
+// been more, nobody knows from which on.
+func (w *watcher) since(kept []service.Notice, since time.Time) error {
+	if since.Before(w.agent.KeptSince()) {
+		before := w.last
+		if len(kept) > 0 {
+			before = kept[0].Sequence - 1
+		}
+		if err := w.gap(0, before); err != nil {
+			return err
+		}
+	}
+	for i, n := range kept {
+		if !n.Time.Before(since) {
+			return w.tell(kept[i:])
 		}
 	}
 	return nil
@@ -129,6 +147,9 @@ func (w *watcher) resume(kept []service.Notice, after uint64) error {
 			}
 		}
 		return w.tell(kept[i:])
+	}
+	if after < w.last { // nothing since then is kept
+		return w.gap(after+1, w.last)
 	}
 	return nil
 }
@@ -307,10 +328,6 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 
 // follow gives all notices from now on.
 func (s *Server) follow(ctx context.Context) (<-chan service.Notice, error) {
-	var last uint64
-	if latest := s.agent.Recent(1, time.Time{}); len(latest) > 0 {
-		last = latest[0].Sequence
-	}
-	_, notices, err := s.agent.Watch(ctx, last)
+	_, notices, err := s.agent.Watch(ctx, s.agent.Sequence())
 	return notices, err
 }

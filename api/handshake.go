@@ -9,8 +9,8 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Caps on connections. The second does not bind root and the agent's own user,
-// so that nobody can lock them out by filling a share of theirs.
+// Caps on connections. For root and the agent's own user some are reserved, and
+// no share binds them, so that nobody can lock them out.
 const (
 	maxConnections        = 256
 	maxConnectionsPerUser = 32

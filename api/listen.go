@@ -113,15 +113,50 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// giveSocket makes the socket usable by its group. A plain user can not give
-// it away and keeps it.
+// giveSocket makes the socket usable by its group.
 func giveSocket(path string, group uint32, grouped bool) error {
 	if grouped {
-		if err := os.Lchown(path, -1, int(group)); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if err := giveToGroup(path, group); err != nil {
 			return err
 		}
 	}
 	return os.Chmod(path, socketMode)
+}
+
+// MakeRunDir makes the directory that holds the agent's socket beside what else
+// is the agent's alone, with its parents: of mode 0750 and of group Group where
+// there is one. One that is there, of that mode and the agent's own user, such as
+// one made before there was the group, is given to the group, too.
+func MakeRunDir(dir string) error {
+	group, grouped := groupNumber()
+	return makeRunDir(dir, group, grouped)
+}
+
+func makeRunDir(dir string, group uint32, grouped bool) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := prepareSocketDir(dir, group, grouped); err != nil || !grouped {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	stat := info.Sys().(*syscall.Stat_t)
+	if info.Mode().Perm() == socketDirMode && int(stat.Uid) == os.Geteuid() && stat.Gid != group {
+		return giveToGroup(dir, group)
+	}
+	return nil
+}
+
+// giveToGroup gives a file of ours to a group. A plain user may give it only to
+// one of his own, and else keeps it.
+func giveToGroup(path string, group uint32) error {
+	if err := os.Lchown(path, -1, int(group)); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 // prepareSocketDir makes dir if it is missing, and refuses one in which somebody
@@ -133,7 +168,7 @@ func prepareSocketDir(dir string, group uint32, grouped bool) error {
 			return err
 		}
 		if grouped {
-			if err := os.Lchown(dir, -1, int(group)); err != nil && !errors.Is(err, fs.ErrPermission) {
+			if err := giveToGroup(dir, group); err != nil {
 				return err
 			}
 		}

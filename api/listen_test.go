@@ -77,6 +77,42 @@ func TestListenOnASocket(t *testing.T) {
 	require.NoFileExists(t, path)
 }
 
+// Whoever made the directory, and when, the group can pass it afterwards.
+func TestRunDir(t *testing.T) {
+	group := uint32(os.Getegid())
+	if os.Geteuid() == 0 {
+		group = testGroup
+	}
+	gid := func(path string) uint32 {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		return info.Sys().(*syscall.Stat_t).Gid
+	}
+	top := socketDir(t)
+	missing := filepath.Join(top, "parent", "missing")
+	require.NoError(t, makeRunDir(missing, group, true))
+	requireMode(t, missing, os.ModeDir|0o750)
+	require.Equal(t, group, gid(missing))
+
+	made := filepath.Join(top, "made")
+	require.NoError(t, os.Mkdir(made, 0o750))
+	require.NoError(t, makeRunDir(made, 0, false))
+	require.EqualValues(t, os.Getegid(), gid(made), "there is no group yet")
+	require.NoError(t, makeRunDir(made, group, true))
+	require.Equal(t, group, gid(made))
+	requireMode(t, made, os.ModeDir|0o750)
+
+	private := filepath.Join(top, "private")
+	require.NoError(t, os.Mkdir(private, 0o700))
+	require.NoError(t, makeRunDir(private, group, true))
+	require.EqualValues(t, os.Getegid(), gid(private), "somebody meant it so")
+
+	file := filepath.Join(top, "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	require.ErrorContains(t, makeRunDir(file, group, true), "no directory")
+	require.Error(t, makeRunDir(file+"/run", group, true))
+}
+
 func TestAStaleSocketIsReplaced(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

@@ -220,6 +220,27 @@ func TestConnectionsAreCounted(t *testing.T) {
 	require.False(t, ok, "all together are bound")
 }
 
+// Whoever comes over TCP has one account; together they have half of all, and
+// with everybody else they leave some for root.
+func TestSharesOverTCP(t *testing.T) {
+	s := newShares(64, 8)
+	tcp, user := account{loopback, 0}, account{unixSocket, 1}
+	takes := func(who account, bound bool) (n int) {
+		for {
+			if _, ok, _ := s.take(who, bound); !ok {
+				return n
+			}
+			n++
+		}
+	}
+	require.Equal(t, 32, takes(tcp, true))
+	require.Equal(t, 8, takes(user, true))
+	for uid := uint32(2); uid < 5; uid++ {
+		takes(account{unixSocket, uid}, true)
+	}
+	require.Equal(t, 4, takes(account{unixSocket, 0}, false), "reserved for root")
+}
+
 func TestConnectionsOfOneUserAreBound(t *testing.T) {
 	f := openSocket(t)
 	// The server greets a connection with its settings. The last one, beyond the

@@ -23,13 +23,13 @@ const (
 	maxReceive        = 1 << 20 // a definition, or all of an apply
 	maxSend           = 4 << 20
 	maxHeaders        = 16 << 10
-	maxCallsPerConn   = 64
-	connectionTimeout = 5 * time.Second // from connect to the HTTP/2 preface
+	maxCallsPerConn   = maxStreams + 256 // a stream never takes the place of a call
+	connectionTimeout = 5 * time.Second  // from connect to the HTTP/2 preface
 	keepaliveIdle     = 30 * time.Second
 	keepaliveTimeout  = 10 * time.Second
 	keepaliveMinimum  = 10 * time.Second // a client that pings more often is cut off
-	maxStreams        = 256              // watches and tails, of all callers
-	maxStreamsPerUser = 64
+	maxStreams        = 512              // watches, tails and health subscriptions, of all callers
+	maxStreamsPerUser = 256
 )
 
 // Config is what a Server is made of.
@@ -38,7 +38,7 @@ type Config struct {
 	Log   *slog.Logger
 	// Crash ends the process after a panic was logged: what a broken handler
 	// leaves behind is worse than a restart, which services outlive. nil is
-	// os.Exit(2).
+	// os.Exit(2), as Go's own end of a panic is.
 	Crash func()
 }
 

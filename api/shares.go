@@ -14,6 +14,7 @@ func (p Peer) account() account { return account{p.transport, p.UID} }
 // everybody together nor somebody alone can make the agent hold too much.
 type shares struct {
 	most, each int
+	reserved   int // of most, for those whom no share binds
 
 	mu    sync.Mutex
 	total int
@@ -22,16 +23,29 @@ type shares struct {
 }
 
 func newShares(most, each int) *shares {
-	return &shares{most: most, each: each, users: map[account]int{}}
+	return &shares{most: most, each: each, reserved: most / 16, users: map[account]int{}}
 }
 
-// take counts one for who, whom each binds only if bound is set. give takes it
-// back, once. first tells of a refusal whether it is the first of a row, which
-// is the one to log.
+// share is how many an account may have open. Over TCP nobody knows who calls:
+// all those callers have one account, and half of everything.
+func (s *shares) share(who account) int {
+	if who.transport == loopback {
+		return s.most / 2
+	}
+	return s.each
+}
+
+// take counts one for who, whom a share binds only if bound is set. give takes
+// it back, once. first tells of a refusal whether it is the first of a row,
+// which is the one to log.
 func (s *shares) take(who account, bound bool) (give func(), ok, first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= s.most || bound && s.users[who] >= s.each {
+	most := s.most
+	if bound {
+		most -= s.reserved
+	}
+	if s.total >= most || bound && s.users[who] >= s.share(who) {
 		first, s.full = !s.full, true
 		return nil, false, first
 	}

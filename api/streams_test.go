@@ -16,10 +16,14 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api/apitest"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
 func ptr[T any](v T) *T { return &v }
+
+// short is a sequence as the scripted agent counts; 0 is nobody's.
+func short(sequence uint64) uint64 { return max(sequence, apitest.Before) - apitest.Before }
 
 // said is a watch event in a word or two.
 func said(ev *gladsheimv1.WatchEvent) string {
@@ -27,11 +31,11 @@ func said(ev *gladsheimv1.WatchEvent) string {
 	case *gladsheimv1.WatchEvent_Snapshot:
 		return "snapshot " + item.Snapshot.GetServiceName()
 	case *gladsheimv1.WatchEvent_Synced:
-		return fmt.Sprintf("synced %d", ev.GetSequence())
+		return fmt.Sprintf("synced %d", short(ev.GetSequence()))
 	case *gladsheimv1.WatchEvent_Gap:
-		return fmt.Sprintf("gap %d-%d", item.Gap.GetFromSequence(), item.Gap.GetToSequence())
+		return fmt.Sprintf("gap %d-%d", short(item.Gap.GetFromSequence()), short(item.Gap.GetToSequence()))
 	case *gladsheimv1.WatchEvent_Event:
-		return fmt.Sprintf("%d %s %s", ev.GetSequence(), item.Event.GetServiceName(), item.Event.GetKind())
+		return fmt.Sprintf("%d %s %s", short(ev.GetSequence()), item.Event.GetServiceName(), item.Event.GetKind())
 	}
 	return "?"
 }
@@ -69,21 +73,23 @@ func TestWatch(t *testing.T) {
 		req  *gladsheimv1.WatchRequest
 		want []string
 	}{
-		"now":               {&gladsheimv1.WatchRequest{}, []string{"synced 6"}},
-		"snapshot":          {&gladsheimv1.WatchRequest{Snapshot: true}, []string{"snapshot db", "snapshot mail", "snapshot web", "synced 6"}},
-		"snapshot of one":   {&gladsheimv1.WatchRequest{Snapshot: true, ServiceNames: []string{"web"}}, []string{"snapshot web", "synced 6"}},
-		"count":             {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(2))}, []string{"5 web ready", "6 db ready", "synced 6"}},
-		"count of one":      {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(9)), ServiceNames: []string{"db"}}, []string{"4 db ready", "6 db ready", "synced 6"}},
-		"count of none":     {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(0))}, []string{"synced 6"}},
-		"since":             {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli())}, []string{"3 web ready", "4 db ready", "5 web ready", "6 db ready", "synced 6"}},
-		"since later":       {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli() + 1)}, []string{"synced 6"}},
-		"resume":            {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(4))}, []string{"5 web ready", "6 db ready", "synced 6"}},
-		"resume at the end": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(6))}, []string{"synced 6"}},
-		"resume at the edge": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(2)), ServiceNames: []string{"db"}},
+		"now":             {&gladsheimv1.WatchRequest{}, []string{"synced 6"}},
+		"snapshot":        {&gladsheimv1.WatchRequest{Snapshot: true}, []string{"snapshot db", "snapshot mail", "snapshot web", "synced 6"}},
+		"snapshot of one": {&gladsheimv1.WatchRequest{Snapshot: true, ServiceNames: []string{"web"}}, []string{"snapshot web", "synced 6"}},
+		"count":           {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(2))}, []string{"5 web ready", "6 db ready", "synced 6"}},
+		"count of one":    {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(9)), ServiceNames: []string{"db"}}, []string{"4 db ready", "6 db ready", "synced 6"}},
+		"count of none":   {&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(0))}, []string{"synced 6"}},
+		"since":           {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli())}, []string{"3 web ready", "4 db ready", "5 web ready", "6 db ready", "synced 6"}},
+		"since later":     {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli() + 1)}, []string{"synced 6"}},
+		"since earlier": {&gladsheimv1.WatchRequest{BacklogSinceUnixMs: ptr(testTime.UnixMilli() - 1), ServiceNames: []string{"db"}},
+			[]string{"gap 0-2", "4 db ready", "6 db ready", "synced 6"}},
+		"resume":            {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(apitest.Before + 4))}, []string{"5 web ready", "6 db ready", "synced 6"}},
+		"resume at the end": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(apitest.Before + 6))}, []string{"synced 6"}},
+		"resume at the edge": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(apitest.Before + 2)), ServiceNames: []string{"db"}},
 			[]string{"4 db ready", "6 db ready", "synced 6"}},
-		"resume too late": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(0)), ServiceNames: []string{"db"}},
+		"resume too late": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(apitest.Before + 0)), ServiceNames: []string{"db"}},
 			[]string{"gap 1-2", "4 db ready", "6 db ready", "synced 6"}},
-		"resume of another agent": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(900)), Snapshot: true, ServiceNames: []string{"db"}},
+		"resume of another agent": {&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(apitest.Before + 900)), Snapshot: true, ServiceNames: []string{"db"}},
 			[]string{"gap 0-6", "snapshot db", "synced 6"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -95,7 +101,7 @@ func TestWatch(t *testing.T) {
 			require.ErrorIs(t, err, io.EOF)
 		})
 	}
-	_, err := watch(&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(1)), AfterSequence: ptr(uint64(1))}).Recv()
+	_, err := watch(&gladsheimv1.WatchRequest{BacklogCount: ptr(uint32(1)), AfterSequence: ptr(uint64(apitest.Before + 1))}).Recv()
 	refused(t, err, codes.InvalidArgument, "INVALID")
 	_, err = watch(&gladsheimv1.WatchRequest{ServiceNames: make([]string, maxWatched+1)}).Recv()
 	refused(t, err, codes.InvalidArgument, "INVALID")
@@ -115,6 +121,50 @@ func TestWatch(t *testing.T) {
 	require.Equal(t, "crash", ev.GetEvent().GetReason())
 	require.Equal(t, "it crashed", ev.GetEvent().GetDetail())
 	require.Empty(t, ev.GetEvent().GetActor(), "nobody asked for it")
+}
+
+// Before anything has happened there is nothing to miss, save what an agent
+// before this one told.
+func TestTheFirstEvents(t *testing.T) {
+	f := newFixture(t)
+	watch := func(req *gladsheimv1.WatchRequest) grpc.ServerStreamingClient[gladsheimv1.WatchEvent] {
+		s, err := gladsheimv1.NewEventServiceClient(f.conn).Watch(callContext(t), req)
+		require.NoError(t, err)
+		return s
+	}
+	live := watch(&gladsheimv1.WatchRequest{})
+	require.Equal(t, []string{"synced 0"}, heard(t, live))
+	require.Equal(t, []string{"gap 0-0", "synced 0"}, heard(t, watch(&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(7)), BacklogOnly: true})))
+	resumed := watch(&gladsheimv1.WatchRequest{AfterSequence: ptr(uint64(7))})
+	gap, err := resumed.Recv()
+	require.NoError(t, err)
+	require.EqualValues(t, 8, gap.GetGap().GetFromSequence())
+	require.EqualValues(t, apitest.Before, gap.GetGap().GetToSequence())
+	require.EqualValues(t, apitest.Before, gap.GetSequence(), "what to resume from never goes back")
+	require.Equal(t, []string{"synced 0"}, heard(t, resumed))
+	f.agent.Change("web", service.NoticeState, "", "", to(service.Running))
+	for _, s := range []grpc.ServerStreamingClient[gladsheimv1.WatchEvent]{live, resumed} {
+		ev, err := s.Recv()
+		require.NoError(t, err)
+		require.Equal(t, "1 web ready", said(ev), "no gap before it")
+	}
+}
+
+// A client has one connection for all its calls. Its subscriptions, one for each
+// service, must leave room for the others.
+func TestManySubscriptionsLeaveRoomForCalls(t *testing.T) {
+	f := newFixture(t)
+	ctx, cancel := context.WithCancel(callContext(t))
+	for range maxStreamsPerUser - 1 {
+		s, err := f.gladsheim().SubscribeServiceHealth(ctx, &gladsheimv1.HealthSubscribeRequest{ServiceName: "web"})
+		require.NoError(t, err)
+		_, err = s.Recv()
+		require.NoError(t, err)
+	}
+	_, err := f.gladsheim().StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	cancel()
+	require.Eventually(t, func() bool { return f.agent.Watchers() == 0 }, 10*time.Second, 5*time.Millisecond)
 }
 
 // A watcher that does not read is not waited for, and told so.
@@ -145,7 +195,7 @@ func TestASlowWatcherMissesSome(t *testing.T) {
 			}
 		}
 	}()
-	for last := uint64(0); ; {
+	for last := uint64(apitest.Before); ; {
 		ev, err := s.Recv()
 		require.NoError(t, err)
 		require.Greater(t, ev.GetSequence(), last)
@@ -156,7 +206,7 @@ func TestASlowWatcherMissesSome(t *testing.T) {
 		}
 		require.Equal(t, last+1, ev.GetGap().GetFromSequence())
 		require.Equal(t, ev.GetSequence(), ev.GetGap().GetToSequence())
-		require.Equal(t, []string{"snapshot web", fmt.Sprintf("synced %d", ev.GetSequence())}, heard(t, s))
+		require.Equal(t, []string{"snapshot web", fmt.Sprintf("synced %d", short(ev.GetSequence()))}, heard(t, s))
 		after, err := s.Recv()
 		require.NoError(t, err)
 		require.Equal(t, ev.GetSequence()+1, after.GetSequence())

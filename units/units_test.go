@@ -71,6 +71,7 @@ func TestServiceUnit(t *testing.T) {
 		"KillMode=process":                   "services could die with the agent",
 		"Delegate=no":                        "the services' cgroups are not below the agent",
 		"Restart=on-failure":                 "a crash would leave the services unattended",
+		"RestartPreventExitStatus=3 78":      "2 is that of a panic: the services would be unattended for good",
 		"OOMScoreAdjust=-900":                "the agent could be the OOM killer's first choice",
 		"TasksMax=infinity":                  "forks would fail under the agent's own limit",
 		"LimitNOFILE=524288":                 "each service costs descriptors",

@@ -29,6 +29,7 @@ type Registry struct {
 	mu          sync.Mutex // held by writers, never across IO
 	sequence    uint64
 	kept        []service.Notice // the latest, oldest first
+	keptSince   time.Time
 	subscribers map[chan service.Notice]struct{}
 }
 
@@ -46,7 +47,7 @@ type entry struct {
 // An agent gives a number that grows from one agent to the next, so that a
 // subscriber of an earlier one finds a hole and not a repetition.
 func NewRegistry(after uint64) *Registry {
-	r := &Registry{sequence: after, subscribers: map[chan service.Notice]struct{}{}}
+	r := &Registry{sequence: after, keptSince: time.Now(), subscribers: map[chan service.Notice]struct{}{}}
 	r.index.Store(&index{byName: map[service.Name]*entry{}})
 	return r
 }
@@ -166,6 +167,7 @@ func (r *Registry) publish(s *service.Status, news News) {
 		Kind: news.Kind, Reason: news.Reason, Detail: news.Detail, Status: s,
 	}
 	if len(r.kept) == 2*keptNotices { // moved seldom, so that a notice costs little
+		r.keptSince = r.kept[keptNotices-1].Time.Add(1) // just after the last that goes
 		r.kept = append(r.kept[:0], r.kept[keptNotices:]...)
 	}
 	r.kept = append(r.kept, n)
@@ -235,4 +237,11 @@ func (r *Registry) Sequence() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sequence
+}
+
+// KeptSince is from when on Recent misses no notice.
+func (r *Registry) KeptSince() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.keptSince
 }

@@ -134,6 +134,22 @@ func TestRecent(t *testing.T) {
 	})
 }
 
+func TestKeptSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, began := NewRegistry(0), time.Now()
+		r.Add(status("web", service.Stopped))
+		for range 2 * keptNotices {
+			time.Sleep(time.Second)
+			r.Update(service.MustName("web"), News{}, func(*service.Status) {})
+		}
+		require.Equal(t, began, r.KeptSince(), "all are kept")
+		r.Update(service.MustName("web"), News{}, func(*service.Status) {})
+		oldest := r.Recent(0, time.Time{})[0]
+		require.True(t, r.KeptSince().Before(oldest.Time))
+		require.True(t, r.KeptSince().After(oldest.Time.Add(-time.Second)), "the one before is gone")
+	})
+}
+
 func TestReadersAndWritersDoNotRace(t *testing.T) {
 	r := NewRegistry(0)
 	var wg sync.WaitGroup

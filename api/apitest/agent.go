@@ -26,6 +26,10 @@ type Service struct {
 	Exits     []service.ExitRecord
 }
 
+// Before is the sequence before the first notice: an agent counts on from those
+// before it.
+const Before = 1_000_000
+
 // Agent plays api.Agent. Set the fields before it is used.
 type Agent struct {
 	Now     time.Time
@@ -43,7 +47,7 @@ type Agent struct {
 	mu       sync.Mutex
 	services map[service.Name]*Service
 	notices  []service.Notice
-	sequence uint64
+	sequence uint64 // beyond Before
 	watchers map[chan service.Notice]bool
 	calls    []any
 }
@@ -91,7 +95,7 @@ func (a *Agent) change(s *Service, kind service.NoticeKind, reason, detail strin
 func (a *Agent) tell(st service.Status, kind service.NoticeKind, reason, detail string) {
 	a.sequence++
 	n := service.Notice{
-		Sequence: a.sequence, Time: a.Now, Service: st.Name, Kind: kind, Reason: reason, Detail: detail, Status: &st,
+		Sequence: Before + a.sequence, Time: a.Now, Service: st.Name, Kind: kind, Reason: reason, Detail: detail, Status: &st,
 	}
 	a.notices = append(a.notices, n)
 	if a.Keep > 0 && len(a.notices) > a.Keep {
@@ -368,6 +372,16 @@ func (a *Agent) Recent(n int, since time.Time) []service.Notice {
 	kept := a.notices[max(0, len(a.notices)-n):]
 	return slices.DeleteFunc(slices.Clone(kept), func(n service.Notice) bool { return n.Time.Before(since) })
 }
+
+// Sequence is that of the latest notice.
+func (a *Agent) Sequence() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return Before + a.sequence
+}
+
+// KeptSince is Now: time stands still.
+func (a *Agent) KeptSince() time.Time { return a.Now }
 
 // Host tells what Info holds.
 func (a *Agent) Host(ctx context.Context) (service.HostInfo, error) {

@@ -83,7 +83,11 @@ func (a *app) showEvent(ev *gladsheimv1.WatchEvent) error {
 	}
 	at := clock(fromMillis(ev.GetTimeUnixMs()))
 	if gap := ev.GetGap(); gap != nil {
-		_, err := fmt.Fprintf(a.err, "gladsheim: events %d to %d are missing here\n", gap.GetFromSequence(), gap.GetToSequence())
+		text := fmt.Sprintf("events %d to %d are missing here", gap.GetFromSequence(), gap.GetToSequence())
+		if gap.GetFromSequence() == 0 {
+			text = "earlier events are not kept"
+		}
+		_, err := fmt.Fprintln(a.err, "gladsheim:", text)
 		return err
 	}
 	e := ev.GetEvent()

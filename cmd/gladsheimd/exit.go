@@ -2,8 +2,11 @@ package main
 
 import (
 	"errors"
+	"io/fs"
+	"syscall"
 
 	"github.com/gladsheim/gladsheim/agent"
+	"github.com/gladsheim/gladsheim/agent/service"
 )
 
 // The exit codes that a unit file or a person can act on (sysexits.h for the last).
@@ -18,11 +21,16 @@ const (
 type unfit struct{ error }
 
 func exitCode(err error) int {
-	switch {
-	case errors.Is(err, agent.ErrTaken):
+	switch kind := service.KindOf(err); {
+	case errors.Is(err, agent.ErrTaken), kind == service.Conflict: // who answers on our socket
 		return exitTaken
-	case errors.As(err, new(unfit)):
+	case errors.As(err, new(unfit)), kind == service.Invalid, denied(err): // an address that can not be meant
 		return exitUnfit
 	}
 	return 1
+}
+
+// denied tells whether the host does not let us have a file or a directory.
+func denied(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EROFS)
 }

@@ -50,12 +50,11 @@ func main() {
 func serve(o options, log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends us at once
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
 	facts := platform.Detect()
 	profile, err := platform.Choose(o.platform, facts)
-	if err != nil {
-		return unfit{err}
-	}
-	settings, err := o.settings(profile)
 	if err != nil {
 		return unfit{err}
 	}
@@ -63,11 +62,15 @@ func serve(o options, log *slog.Logger) error {
 	if err != nil {
 		return unfit{err}
 	}
-	host, err := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID()})
-	if err != nil {
+	settings, configErr := o.settings(profile)
+	runErr := api.MakeRunDir(o.runDir)
+	host, hostErr := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID()})
+	if hostErr == nil {
+		defer host.Close()
+	}
+	if err := errors.Join(configErr, runErr, hostErr); err != nil {
 		return unfit{err}
 	}
-	defer host.Close()
 	a, err := agent.Open(ctx, agent.Config{
 		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, ServicesDir: o.servicesDir,
 		Backends: host.Backends, Procfs: proc, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
@@ -86,7 +89,7 @@ func serve(o options, log *slog.Logger) error {
 		log.Info("listening", "address", address)
 		group.Go(func() error { return server.Serve(l) })
 	}
-	group.Go(func() error { return reloads(ctx, o, profile, a, log) })
+	group.Go(func() error { return reloads(ctx, hangups, o, profile, settings, a, log) })
 	group.Go(func() error {
 		<-ctx.Done()
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)

@@ -8,11 +8,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -146,12 +144,9 @@ func (o options) addresses(settings config.Agent) []string {
 	return out
 }
 
-// reloads reads configuration and definitions again at each SIGHUP, until ctx
+// reloads reads configuration and definitions again at each hangup, until ctx
 // ends. What is faulty leaves what was in force. Addresses do not change.
-func reloads(ctx context.Context, o options, profile platform.Profile, a *agent.Agent, log *slog.Logger) error {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	defer signal.Stop(hangups)
+func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile platform.Profile, settings config.Agent, a *agent.Agent, log *slog.Logger) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -159,13 +154,13 @@ func reloads(ctx context.Context, o options, profile platform.Profile, a *agent.
 		case <-hangups:
 		}
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
-		settings, err := o.settings(profile)
-		if err != nil {
+		if fresh, err := o.settings(profile); err != nil {
 			log.Error("the configuration stays as it was", "error", err)
 		} else {
-			a.Reload(ctx, settings)
-			log.Info("reloaded", "services", len(a.List()))
+			settings = fresh
 		}
+		a.Reload(ctx, settings)
+		log.Info("reloaded", "services", len(a.List()))
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	}
 }

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent"
 	"github.com/gladsheim/gladsheim/agent/config"
+	"github.com/gladsheim/gladsheim/api"
 	"github.com/gladsheim/gladsheim/platform"
 )
 
@@ -66,4 +68,15 @@ func TestExitCodes(t *testing.T) {
 	require.Equal(t, 3, exitCode(fmt.Errorf("x: %w", agent.ErrTaken)))
 	require.Equal(t, 78, exitCode(unfit{errors.New("no cgroups")}))
 	require.Equal(t, 1, exitCode(errors.New("x")))
+	for _, address := range []string{"tcp://0.0.0.0:1", "unix://run/s", "unix:///" + strings.Repeat("x", 120)} {
+		_, err := api.Listen(address)
+		require.Equal(t, 78, exitCode(err), "%v", err)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := api.Listen("unix://" + socket)
+	require.NoError(t, err)
+	defer l.Close()
+	_, err = api.Listen("unix://" + socket)
+	require.Equal(t, 3, exitCode(err), "%v", err)
+	require.Equal(t, 78, exitCode(fmt.Errorf("cannot make it: %w", os.Mkdir(socket+"/state", 0o700))))
 }

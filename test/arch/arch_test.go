@@ -56,7 +56,7 @@ var rooms = map[string]string{
 	"api/apitest":        "agent/service",
 
 	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1",
-	"cmd/gladsheimd": "agent agent/config api backends/offer platform procfs",
+	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer platform procfs",
 }
 
 // forbidden are imports from outside that only one place may have, each with

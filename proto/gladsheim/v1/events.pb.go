@@ -296,7 +296,7 @@ func (*Synced) Descriptor() ([]byte, []int) {
 // Gap stands for events that are not told.
 type Gap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The first one missing.
+	// The first one missing; 0 when nobody knows which that is.
 	FromSequence uint64 `protobuf:"varint,1,opt,name=from_sequence,json=fromSequence,proto3" json:"from_sequence,omitempty"`
 	// The last one missing.
 	ToSequence    uint64 `protobuf:"varint,2,opt,name=to_sequence,json=toSequence,proto3" json:"to_sequence,omitempty"`

@@ -30,8 +30,8 @@ const (
 //
 // EventService tells what happens to services.
 type EventServiceClient interface {
-	// Watch sends, in this order: a gap, if events that were asked for are no
-	// longer kept; past events, if any were asked for; a snapshot of each service,
+	// Watch sends, in this order: a gap, if events after the sequence or time that
+	// was asked for are no longer kept; past events, if any were asked for; a snapshot of each service,
 	// if asked for; synced; and from then on every event as it happens.
 	//
 	// A watcher that reads too slowly is not waited for: it gets a gap in place of
@@ -75,8 +75,8 @@ type EventService_WatchClient = grpc.ServerStreamingClient[WatchEvent]
 //
 // EventService tells what happens to services.
 type EventServiceServer interface {
-	// Watch sends, in this order: a gap, if events that were asked for are no
-	// longer kept; past events, if any were asked for; a snapshot of each service,
+	// Watch sends, in this order: a gap, if events after the sequence or time that
+	// was asked for are no longer kept; past events, if any were asked for; a snapshot of each service,
 	// if asked for; synced; and from then on every event as it happens.
 	//
 	// A watcher that reads too slowly is not waited for: it gets a gap in place of
