@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
 )
 
 // attempt starts req and opens its gate; it must fail and leave nothing.
@@ -242,4 +243,20 @@ func TestWantOfDescriptorsIsNotPermanent(t *testing.T) {
 	}
 	require.Positive(t, started, "the limit was never high enough")
 	require.Less(t, started, 12, "the limit was never too low")
+}
+
+// A child whose end can not be watched is killed and reaped, and its descriptor
+// is closed once: closed twice, it might be another's by then.
+func TestChildThatCanNotBeWatchedIsReaped(t *testing.T) {
+	closed, err := watch.New()
+	require.NoError(t, err)
+	require.NoError(t, closed.Close())
+	files := openFiles(t)
+	for range 20 {
+		_, err := Start(closed, request("/bin/sleep", "1000"))
+		require.Equal(t, service.Unlaunchable, service.KindOf(err))
+		require.ErrorContains(t, err, "cannot watch process")
+	}
+	require.Zero(t, children(t))
+	require.Equal(t, files, openFiles(t))
 }

@@ -58,7 +58,7 @@ type Used struct {
 }
 
 // Child takes up pid, a child of ours, and its pidfd, which from now on is
-// the Process's own. The child is reaped with waitid(P_PIDFD) when the pidfd
+// the Process's own; after an error it stays the caller's. The child is reaped with waitid(P_PIDFD) when the pidfd
 // tells of its end, and by nobody else.
 func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
 	fs, err := procfs.New("/proc")
@@ -99,9 +99,14 @@ func Find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process,
 		unix.Close(pidfd)
 		return nil, fmt.Errorf("cannot identify process %d: %w", pid, err)
 	}
-	return hold(w, pid, pidfd, start)
+	p, err := hold(w, pid, pidfd, start)
+	if err != nil {
+		unix.Close(pidfd)
+	}
+	return p, err
 }
 
+// hold does not close pidfd when it fails.
 func hold(w *watch.Watcher, pid, pidfd int, start uint64) (*Process, error) {
 	p := &Process{pid: pid, start: start, pidfd: pidfd, exited: make(chan struct{})}
 	own(pid)
@@ -113,7 +118,6 @@ func hold(w *watch.Watcher, pid, pidfd int, start uint64) (*Process, error) {
 	remove, err := w.Add(pidfd, unix.EPOLLIN|unix.EPOLLET, p.event)
 	if err != nil {
 		disown(pid)
-		unix.Close(pidfd)
 		return nil, fmt.Errorf("cannot watch process %d: %w", pid, err)
 	}
 	p.remove = remove

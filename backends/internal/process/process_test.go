@@ -366,6 +366,27 @@ func TestChildThatIsGoneCanNotBeHeld(t *testing.T) {
 	require.NoError(t, unix.Close(pidfd), "it is still the caller's")
 }
 
+func TestChildThatCanNotBeWatchedStaysTheCallers(t *testing.T) {
+	closed, err := watch.New()
+	require.NoError(t, err)
+	require.NoError(t, closed.Close())
+	pid, pidfd := fork(t, "exec sleep 1000")
+	_, err = Child(closed, pid, pidfd)
+	require.ErrorIs(t, err, os.ErrClosed)
+	require.NoError(t, unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0))
+	wait4(pid)
+	require.NoError(t, unix.Close(pidfd))
+
+	begun, err := proc(t).StartTicks(os.Getpid())
+	require.NoError(t, err)
+	next, err := unix.PidfdOpen(os.Getpid(), 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.Close(next))
+	_, err = Find(closed, proc(t), os.Getpid(), begun)
+	require.ErrorIs(t, err, os.ErrClosed)
+	require.ErrorIs(t, unix.Close(next), unix.EBADF, "nobody else has this one")
+}
+
 // reuse makes the kernel give the number pid to a new process.
 func reuse(t *testing.T, pid int) *exec.Cmd {
 	t.Helper()
