@@ -36,6 +36,7 @@ func birthLaws() []law {
 		{says: "no signal is blocked or ignored, whatever the agent ignores", only: real, alone: true, check: lawSignalsClean},
 		{says: "niceness, scheduler, CPUs and namespaces are the host's usual ones", only: real, check: lawOrdinary},
 		{says: "limits hold before the first instruction: the program reads them from its own cgroup", only: real, check: lawLimitsAtBirth},
+		{says: "limits too small for most programs hold before the first instruction as well", only: real, check: lawSmallLimitsAtBirth},
 	}
 }
 
@@ -339,4 +340,25 @@ func lawLimitsAtBirth(b *bench) {
 	}
 	require.Equal(b, "1", told.CgroupFiles["memory.oom.group"], "the kernel kills all of it or nothing")
 	require.Equal(b, i.Ref().Cgroup, told.Cgroup)
+}
+
+// lawSmallLimitsAtBirth sets limits in which hardly more than cat can live,
+// which reads them at once.
+func lawSmallLimitsAtBirth(b *bench) {
+	limits := service.Limits{
+		service.MemoryMax: service.Of(6 * mebi), service.CPUMax: service.Of(5 * service.UsecPerPercent), service.PidsMax: service.Of(1),
+	}
+	l := limited(b.plan(), limits)
+	l.Spec.Exec = []string{"/bin/cat", "--", filepath.Join(b.dir, token(l))} // an empty file
+	require.NoError(b, os.WriteFile(l.Spec.Exec[2], nil, 0o644))
+	if !b.enforces(l) {
+		return
+	}
+	place := filepath.Join(b.CgroupRoot, b.agent.Plan(l).Cgroup)
+	for _, file := range []string{"memory.max", "cpu.max", "pids.max"} {
+		l.Spec.Exec = append(l.Spec.Exec, filepath.Join(place, file))
+	}
+	i := b.launch(l)
+	require.Equal(b, service.Exit{}, i.exit(), "%s", i.log())
+	require.Equal(b, "6291456\n5000 100000\n1\n", i.log())
 }

@@ -157,7 +157,7 @@ func (b *Backend) makeWay(l service.Launch) error {
 // launch goes through the steps of a start. After an error clean is to be
 // called.
 func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) error {
-	now, atOpening, afterwards := roomForGate(limits)
+	now, atOpening := roomForGate(limits)
 	if err := h.enclose(now); err != nil {
 		return err
 	}
@@ -183,9 +183,6 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 		return h.explain(err)
 	}
 	h.main = child.Process()
-	if err := h.group.Apply(afterwards); err != nil {
-		return errors.Join(fmt.Errorf("limit its cgroup: %w", err), h.kill(context.WithoutCancel(ctx), "start"), h.main.Close())
-	}
 	return nil
 }
 
@@ -245,7 +242,7 @@ func (h *handle) explain(err error) error {
 		return err
 	}
 	told := *failed
-	told.Err = fmt.Errorf("its memory limit is too small to start in: %w", failed.Err)
+	told.Err = fmt.Errorf("its memory limit is too small to start in, which takes about %s: %w", service.FormatSize(gateWaits), failed.Err)
 	return &told
 }
 
@@ -257,30 +254,27 @@ func (h *handle) clean(ctx context.Context) error {
 	return h.group.Remove()
 }
 
-// What the gate itself needs to become the program: it is a Go program with a
-// few threads.
+// What the gate itself needs: it is a Go program with a few threads.
 const (
-	gateMemory = 16 << 20
+	gateMemory = 16 << 20 // to come to where it waits
+	gateWaits  = 4 << 20  // to wait there and to become the program
 	gateTasks  = 32
 	gateCPU    = 10 * service.UsecPerPercent
 )
 
-// roomForGate splits limits by when they are set, because the gate could not
-// live within the smallest, or not within useful time. Most hold from birth. One
-// task is enough for a gate that only waits, so that holds from before the
-// program's first instruction. Less memory or CPU than the gate needs is set
-// right after it: memory that the program has taken by then counts, and the
-// kernel takes it back or kills.
-func roomForGate(limits service.Limits) (now, atOpening, afterwards service.Limits) {
+// roomForGate splits limits by when they are set. Most hold from birth. A gate
+// does not come to where it waits within the smallest, or not within useful
+// time, so those are set when it waits there: before the program's first
+// instruction, too. Where memory is not even enough for a gate that waits the
+// kernel kills it, and nothing was started.
+func roomForGate(limits service.Limits) (now, atOpening service.Limits) {
 	now = limits
-	small := func(r service.Resource, least uint64, later *service.Limits) {
+	for r, least := range map[service.Resource]uint64{
+		service.PidsMax: gateTasks, service.CPUMax: gateCPU, service.MemoryMax: gateMemory, service.MemoryHigh: gateMemory,
+	} {
 		if limits[r].Set && limits[r].Value < least {
-			now[r], later[r] = service.Of(least), limits[r]
+			now[r], atOpening[r] = service.Of(least), limits[r]
 		}
 	}
-	small(service.PidsMax, gateTasks, &atOpening)
-	small(service.CPUMax, gateCPU, &afterwards)
-	small(service.MemoryMax, gateMemory, &afterwards)
-	small(service.MemoryHigh, gateMemory, &afterwards)
-	return now, atOpening, afterwards
+	return now, atOpening
 }

@@ -64,9 +64,9 @@ func limited(l service.Launch, limits service.Limits) service.Launch {
 // Limits that are too small for the gate hold for the program nonetheless.
 func TestHostTinyLimits(t *testing.T) {
 	b := newBackend(t, config(t))
-	for range 10 {
+	for range 3 {
 		l := limited(plan("/bin/sleep", "1000"), limits(
-			service.PidsMax, 1, service.CPUMax, service.UsecPerPercent, service.MemoryMax, 2<<20, service.MemoryHigh, 1<<20))
+			service.PidsMax, 1, service.CPUMax, service.UsecPerPercent, service.MemoryMax, 8<<20, service.MemoryHigh, 6<<20))
 		l.LogFile = filepath.Join(t.TempDir(), "log")
 		h, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
 		if err != nil {
@@ -78,10 +78,23 @@ func TestHostTinyLimits(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, service.Of(1), a[service.PidsMax].Applied)
 		require.Equal(t, service.Of(service.UsecPerPercent), a[service.CPUMax].Applied)
-		require.Equal(t, service.Of(2<<20), a[service.MemoryMax].Applied)
-		require.Equal(t, service.Of(1<<20), a[service.MemoryHigh].Applied)
+		require.Equal(t, service.Of(8<<20), a[service.MemoryMax].Applied)
+		require.Equal(t, service.Of(6<<20), a[service.MemoryHigh].Applied)
 		r.release()
 	}
+}
+
+// Memory in which not even the gate can wait is too little to start with, and
+// nothing of the attempt is left.
+func TestHostTooLittleMemory(t *testing.T) {
+	b := newBackend(t, config(t))
+	l := limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 1<<20))
+	_, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
+	require.Equal(t, service.Unlaunchable, service.KindOf(err), "%v", err)
+	require.ErrorContains(t, err, "its memory limit is too small to start in, which takes about 4MiB: ")
+	there, err := b.group(l).Exists()
+	require.NoError(t, err)
+	require.False(t, there)
 }
 
 // CPU time as the cgroup counts it, over some seconds. How much less it is than

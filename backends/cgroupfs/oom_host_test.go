@@ -19,10 +19,10 @@ import (
 
 // A program that needs more than a tiny limit is killed for that, and it is
 // told.
-func TestHostTooLittleMemory(t *testing.T) {
+func TestHostOOMInTheSmallest(t *testing.T) {
 	b := newBackend(t, config(t))
-	l := hog(t, 8)
-	l.Limits[service.MemoryMax] = service.Of(1 << 20)
+	l := hog(t, 16)
+	l.Limits[service.MemoryMax] = service.Of(4 << 20)
 	r := start(t, b, l)
 	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, r.wait())
 	require.Equal(t, service.OOMOwn, r.release().OOM)
