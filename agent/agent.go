@@ -66,12 +66,12 @@ type Agent struct {
 	mu          sync.Mutex // of what follows; never held across a wait for a service
 	settings    config.Agent
 	definitions map[service.Name]*definition
-	wanted      map[service.Name]skirnir.Wanted // as last written
-	exits       map[service.Name][]service.ExitRecord
-	strangers   map[service.Name]service.Ref // alive, look like ours, and nobody recorded them
-	starting    map[service.Name]int         // starts and restarts under way, see admit
-	scars       []service.Finding            // of the start
-	complaints  []service.Finding            // of the latest look at the definitions
+	wanted      map[service.Name]skirnir.Wanted       // as last written
+	exits       map[service.Name][]service.ExitRecord // see brief
+	strangers   map[service.Name]service.Ref          // alive, look like ours, and nobody recorded them
+	starting    map[service.Name]int                  // starts and restarts under way, see admit
+	scars       []service.Finding                     // of the start
+	complaints  []service.Finding                     // of the latest look at the definitions
 }
 
 // ErrTaken says that another agent owns the directories.
@@ -127,7 +127,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.roskva = roskva.New(a.keepHealth)
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, LastLines: lastLines, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, LogSize: logSize, LastLines: lastLines, ClearTimeout: clearTimeout,
 	})
 	a.restore(ctx, left)
 	return nil

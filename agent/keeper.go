@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +26,7 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 
 // Record writes what is, and first, if it changed, what is wanted.
 func (k keeper) Record(r thjalfi.Record) error {
-	err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up, w.Options = r.Machine.Wanted(), r.Options })
+	err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up, w.Options = r.Machine.Up, r.Options })
 	if err == nil {
 		err = k.store.SaveActual(actual(r, k.bootID))
 	}
@@ -37,7 +38,8 @@ func (k keeper) Record(r thjalfi.Record) error {
 
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 	return skirnir.Actual{
-		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Exit: r.Exit, Actor: r.Actor,
+		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
+		Exit: r.Exit, Due: r.Due, Actor: r.Actor,
 		BootID: bootID,
 	}
 }
@@ -72,21 +74,46 @@ func same(a, b skirnir.Wanted) bool {
 		reflect.DeepEqual(a.Options, b.Options)
 }
 
-func (k keeper) Bury(name service.Name, x service.ExitRecord) error {
+func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecord, error) {
 	k.mu.Lock()
 	exits := k.exits[name]
-	buried := len(exits) > 0 && exits[len(exits)-1].Incarnation == x.Incarnation // by an agent that got no further
-	if !buried {
-		exits = append(exits, x)
-		exits = exits[max(0, len(exits)-skirnir.KeptExits):]
-		k.exits[name] = exits
-	}
 	k.mu.Unlock()
-	if buried {
-		return nil
+	if last := len(exits) - 1; last >= 0 && exits[last].Incarnation == x.Incarnation { // by an agent that got no further
+		return exits[last], nil
 	}
+	exits = append(k.withLines(name, exits), x)
+	exits = exits[max(0, len(exits)-skirnir.KeptExits):]
+	k.mu.Lock()
+	k.exits[name] = brief(exits)
+	k.mu.Unlock()
 	k.cfg.Log.Info("service ended", "service", name, "incarnation", x.Incarnation, "verdict", x.Verdict, "detail", x.Message)
-	return k.store.SaveExits(name, exits)
+	return x, k.store.SaveExits(name, exits)
+}
+
+// brief is exit records as they are kept in memory: with the last lines of the
+// latest alone.
+func brief(exits []service.ExitRecord) []service.ExitRecord {
+	out := slices.Clone(exits)
+	for i := range len(out) - 1 {
+		out[i].LastLines = nil
+	}
+	return out
+}
+
+// withLines is exit records with their last lines, as far as those can be read.
+func (a *Agent) withLines(name service.Name, exits []service.ExitRecord) []service.ExitRecord {
+	kept, err := a.store.Exits(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.cfg.Log.Warn("cannot read the last lines of former incarnations", "service", name, "error", err)
+	}
+	out := slices.Clone(exits)
+	for i := range len(out) - 1 {
+		at := slices.IndexFunc(kept, func(x service.ExitRecord) bool { return x.Incarnation == out[i].Incarnation })
+		if at >= 0 {
+			out[i].LastLines = kept[at].LastLines
+		}
+	}
+	return out
 }
 
 // keepHealth takes every verdict of roskva, and tells subscribers of changes.
@@ -107,10 +134,21 @@ const (
 	lastLineBytes = 16 << 10
 )
 
-// lastLines reads the end of a log file. A file that can not be read has none:
-// an exit record is not held up for its log.
-func lastLines(path string) []string {
-	tail, err := readTail(path)
+// logSize is how many bytes a log file has; one that can not be looked at has
+// none.
+func logSize(path string) int64 {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// lastLines reads the end of a log file, but nothing before from unless the file
+// has become shorter. A file that can not be read has none: an exit record is not
+// held up for its log.
+func lastLines(path string, from int64) []string {
+	tail, err := readTail(path, from)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -128,7 +166,7 @@ func lastLines(path string) []string {
 	return out
 }
 
-func readTail(path string) ([]byte, error) {
+func readTail(path string, from int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -138,12 +176,15 @@ func readTail(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	from := max(0, info.Size()-lastLineBytes)
-	tail, err := io.ReadAll(io.NewSectionReader(f, from, lastLineBytes))
+	if from > info.Size() {
+		from = 0
+	}
+	begin := max(from, info.Size()-lastLineBytes)
+	tail, err := io.ReadAll(io.NewSectionReader(f, begin, lastLineBytes))
 	if err != nil {
 		return nil, err
 	}
-	if cut := bytes.IndexByte(tail, '\n'); from > 0 && cut >= 0 {
+	if cut := bytes.IndexByte(tail, '\n'); begin > from && cut >= 0 {
 		tail = tail[cut+1:] // what is left of a line that began earlier
 	}
 	return tail, nil

@@ -10,7 +10,6 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
 	"github.com/gladsheim/gladsheim/backends"
 )
@@ -67,16 +66,9 @@ func (a *Agent) Stop(ctx context.Context, name service.Name, opts service.StopOp
 
 // Signal sends sig to the main process.
 func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error) {
-	h, err := a.thjalfi.Handle("signal", name)
-	if err != nil {
+	if err := a.thjalfi.Signal(ctx, name, sig, actor); err != nil {
 		return nil, err
 	}
-	if err := h.Signal(ctx, sig); err != nil {
-		return nil, err
-	}
-	a.registry.Update(name, skirnir.News{Kind: service.NoticeState, Reason: "signal", Detail: service.SignalName(sig) + " by " + actor}, func(s *service.Status) {
-		s.LastActor = actor
-	})
 	return a.Status(name)
 }
 

@@ -163,7 +163,11 @@ func TestSignal(t *testing.T) {
 		require.NoError(t, err)
 		synctest.Wait()
 		h.is(web, service.Backoff)
-		require.Equal(t, service.VerdictKilled, h.status(web).LastExit.Verdict)
+		x := h.status(web).LastExit
+		require.Equal(t, service.VerdictKilled, x.Verdict)
+		require.Equal(t, "dora", x.RequestedBy)
+		require.Contains(t, x.Message, "sent by dora")
+		require.NotContains(t, x.Message, "outside")
 	})
 }
 
@@ -237,7 +241,12 @@ func TestExits(t *testing.T) {
 		h.register(web, `"restart": {"policy": "never"}`)
 		for i := range 20 {
 			h.start(web)
-			h.write("log/web.log", fmt.Sprintf("starting\nround %d\n", i))
+			log, err := os.OpenFile(h.path("log/web.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+			require.NoError(t, err)
+			if i != 15 {
+				fmt.Fprintf(log, "starting\nround %d\n", i)
+			}
+			require.NoError(t, log.Close())
 			h.host.Crash(web, service.Exit{Code: i + 1})
 			synctest.Wait()
 		}
@@ -248,7 +257,14 @@ func TestExits(t *testing.T) {
 			for i, x := range exits {
 				require.Equal(t, service.Exit{Code: 20 - i}, x.Exit, "latest first")
 				require.EqualValues(t, 20-i, x.Incarnation)
-				require.Equal(t, []string{"starting", fmt.Sprintf("round %d", 19-i)}, x.LastLines)
+				if round := 19 - i; round == 15 {
+					require.Empty(t, x.LastLines, "it said nothing, and the others' words are not its own")
+				} else {
+					require.Equal(t, []string{"starting", fmt.Sprintf("round %d", round)}, x.LastLines)
+				}
+			}
+			for _, x := range h.exits[web][:15] {
+				require.Empty(t, x.LastLines, "those of the latest alone are kept in memory")
 			}
 			exits, err = h.Exits(web, 3)
 			require.NoError(t, err)
@@ -312,7 +328,7 @@ func TestLogFile(t *testing.T) {
 func TestLastLines(t *testing.T) {
 	dir := t.TempDir()
 	path := dir + "/x.log"
-	require.Nil(t, lastLines(path), "there is none")
+	require.Nil(t, lastLines(path, 0), "there is none")
 	long := make([]byte, 64<<10)
 	for i := range long {
 		long[i] = 'x'
@@ -335,7 +351,7 @@ func TestLastLines(t *testing.T) {
 		{"a long line before", string(long) + "\nend\n", 1, "end", "end"},
 	} {
 		require.NoError(t, os.WriteFile(path, []byte(tt.content), 0o600))
-		lines := lastLines(path)
+		lines := lastLines(path, 0)
 		require.Len(t, lines, tt.count, tt.name)
 		if tt.count > 0 {
 			require.Equal(t, tt.first, lines[0], tt.name)
@@ -343,13 +359,18 @@ func TestLastLines(t *testing.T) {
 		}
 	}
 	require.NoError(t, os.WriteFile(path, long, 0o600))
-	require.LessOrEqual(t, len(lastLines(path)[0]), 16<<10, "a line without end")
+	require.LessOrEqual(t, len(lastLines(path, 0)[0]), 16<<10, "a line without end")
+
+	require.NoError(t, os.WriteFile(path, []byte("of the former\nof this one\n"), 0o600))
+	require.Equal(t, []string{"of this one"}, lastLines(path, int64(len("of the former\n"))))
+	require.Nil(t, lastLines(path, logSize(path)), "it wrote nothing")
+	require.Len(t, lastLines(path, 1000), 2, "the file was cut")
 
 	require.NoError(t, os.Symlink(path, dir+"/link.log"))
-	require.Contains(t, lastLines(dir + "/link.log")[0], "can not be read")
+	require.Contains(t, lastLines(dir+"/link.log", 0)[0], "can not be read")
 	require.NoError(t, syscall.Mkfifo(dir+"/fifo.log", 0o600))
-	require.NotPanics(t, func() { lastLines(dir + "/fifo.log") }, "and it does not block")
-	require.Contains(t, lastLines(dir)[0], "can not be read")
+	require.NotPanics(t, func() { lastLines(dir+"/fifo.log", 0) }, "and it does not block")
+	require.Contains(t, lastLines(dir, 0)[0], "can not be read")
 }
 
 func TestCheckHealth(t *testing.T) {

@@ -15,8 +15,9 @@ func (a *Agent) Exits(name service.Name, n int) ([]service.ExitRecord, error) {
 		return nil, err
 	}
 	a.mu.Lock()
-	out := slices.Clone(a.exits[name])
+	exits := a.exits[name]
 	a.mu.Unlock()
+	out := a.withLines(name, exits)
 	slices.Reverse(out)
 	if n > 0 && n < len(out) {
 		out = out[:n]

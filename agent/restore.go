@@ -17,7 +17,9 @@ import (
 // restore makes known what the host defines, what callers registered and what
 // an earlier agent left in this boot, and launches what is to run.
 func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
-	a.exits = left.Exits
+	for name, exits := range left.Exits {
+		a.exits[name] = brief(exits)
+	}
 	for _, w := range left.Wanted {
 		a.wanted[w.Name] = w
 	}
@@ -109,7 +111,8 @@ func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
 	restored := thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}}
 	if recorded {
 		restored.Record = thjalfi.Record{
-			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, Exit: r.Exit, Actor: r.Actor,
+			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
+			Exit: r.Exit, Due: r.Due, Actor: r.Actor,
 		}
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor

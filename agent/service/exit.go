@@ -15,6 +15,9 @@ type Exit struct {
 	Unknown string         // why nobody knows, e.g. "agent_was_down"
 }
 
+// NeverRan is the Exit of an incarnation whose program did not begin to run.
+var NeverRan = Exit{Unknown: "never_ran"}
+
 // Clean tells whether the process ended by itself with code 0.
 func (e Exit) Clean() bool { return e == Exit{} }
 
@@ -47,7 +50,7 @@ const (
 	VerdictKilled               // SIGKILL or SIGTERM from outside
 	VerdictStartupTime          // we ended it because it was not ready in time
 	VerdictLaunchFailed         // it never ran
-	VerdictUnknown              // it ended while nobody was watching
+	VerdictUnknown              // it ended, or its counters went, while nobody was watching
 	numVerdicts
 )
 
@@ -72,6 +75,7 @@ const (
 // Remains is what a backend tells of a service that is gone: the counters as
 // they stood after the last process ended, and what it took to end them.
 type Remains struct {
+	Lost      bool // the counters were gone with it, before anybody read them
 	Usage     Usage
 	OOM       OOM
 	OOMLevel  string // the cgroup whose limit was reached, relative to the root
@@ -112,6 +116,8 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictUnknown
 	case x.Clean():
 		return VerdictClean
+	case x.Signal == syscall.SIGKILL && r.Lost: // it may have been for want of memory
+		return VerdictUnknown
 	case x.Signal == syscall.SIGKILL || x.Signal == syscall.SIGTERM:
 		return VerdictKilled
 	}

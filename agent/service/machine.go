@@ -53,7 +53,7 @@ type Effect uint8
 
 // The effects.
 const (
-	DoLaunch    Effect = iota // bring the incarnation to life, and arm the startup timer
+	DoLaunch    Effect = iota // bring the incarnation to life; arm the startup timer once it waits at its gate
 	DoAdopt                   // find what an earlier agent left
 	DoAbort                   // give up the launch, or the wait for readiness, in flight
 	DoAwait                   // wait until it is ready; arm the startup timer unless it runs
@@ -130,20 +130,17 @@ func (p RestartPolicy) Delay(failures int) time.Duration {
 type Machine struct {
 	State       State
 	Incarnation uint64 // counts launches; news of another one is stale
+	Up          bool   // somebody asked for it to run, and nobody since for it to end: what a reboot brings back
 	Again       bool   // launch again once nothing is left
 	Asked       bool   // Again was asked for by a person, so it is no failure
 	Cause       Cause  // why the present incarnation is being ended
+	Killing     bool   // it is being killed; until then it is told to end
 	Failed      bool   // the present incarnation ended other than cleanly
 	Unready     bool   // the present incarnation has not been ready yet
 	Failures    int    // in a row
 	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
 	ForceKill   bool   // kill what outlives its grace
 	Policy      RestartPolicy
-}
-
-// Wanted tells whether the service shall run: it is what a reboot brings back.
-func (m Machine) Wanted() bool {
-	return m.State != Stopped && (m.Cause != CauseAsked || m.Again)
 }
 
 type rule func(Machine, Event) (Machine, []Effect)
@@ -158,29 +155,29 @@ var table = [numStates][numEvents]rule{
 		Stop: rest, Kill: rest,
 	},
 	Adopting: {
-		Adopted: resume, Exited: clear, LaunchFailed: unlaunched, AdoptFailed: keep(ArmRetry), RetryOver: keep(DoAdopt),
-		Stop: becauseAsked(), Kill: becauseAsked(), Restart: again(),
+		Adopted: resume, Exited: clear, LaunchFailed: cutOff, AdoptFailed: keep(ArmRetry), RetryOver: keep(DoAdopt),
+		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(),
 	},
 	Launching: {
 		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched,
 		StartupOver: end(CauseStartup, DoAbort),
-		Stop:        end(CauseAsked, DoAbort), Kill: end(CauseAsked, DoAbort), Restart: endAgain(DoAbort),
+		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
 	},
 	Starting: {
 		Ready: ready, Exited: clear,
 		StartupOver: end(CauseStartup, DoAbort, DoTerminate),
-		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: end(CauseAsked, DoAbort, DoKill), Restart: endAgain(DoAbort, DoTerminate),
+		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
 	},
 	Running: {
 		Exited: clear, Stable: forgive,
 		Unhealthy: end(CauseUnhealthy, DoUnprobe, DoTerminate),
-		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: end(CauseAsked, DoUnprobe, DoKill), Restart: endAgain(DoUnprobe, DoTerminate),
+		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
 	},
 	Stopping: {
 		// A launch that could not be given up in time.
-		Launched: keep(DoKill), LaunchFailed: unlaunched,
+		Launched: killing(keep(DoKill)), LaunchFailed: unlaunched,
 		Exited: clear, GraceOver: graceOver, RetryOver: keep(DoKill),
-		Stop: becauseAsked(), Kill: becauseAsked(DoKill), Start: again(), Restart: again(),
+		Stop: becauseAsked(), Kill: killing(becauseAsked(Disarm, DoKill)), Start: again(), Restart: again(),
 	},
 	Clearing: {
 		Cleared: settle, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
@@ -232,6 +229,7 @@ func keep(do ...Effect) rule {
 func end(c Cause, do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
 		m.State, m.Cause, m.Again, m.Asked = Stopping, c, false, false
+		m.Up = m.Up && c != CauseAsked
 		return m, append([]Effect{Disarm}, do...)
 	}
 }
@@ -240,7 +238,7 @@ func end(c Cause, do ...Effect) rule {
 func endAgain(do ...Effect) rule {
 	return func(m Machine, ev Event) (Machine, []Effect) {
 		m, do := end(CauseAsked, do...)(m, ev)
-		m.Again, m.Asked = true, true
+		m.Up, m.Again, m.Asked = true, true, true
 		return m, do
 	}
 }
@@ -249,7 +247,7 @@ func endAgain(do ...Effect) rule {
 // was to follow does not (invariant I5).
 func becauseAsked(do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.Cause, m.Again, m.Asked = CauseAsked, false, false
+		m.Up, m.Cause, m.Again, m.Asked = false, CauseAsked, false, false
 		return m, do
 	}
 }
@@ -257,20 +255,28 @@ func becauseAsked(do ...Effect) rule {
 // again notes that somebody wants a fresh incarnation after the end under way.
 func again() rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.Cause, m.Again, m.Asked = CauseAsked, true, true
+		m.Up, m.Cause, m.Again, m.Asked = true, CauseAsked, true, true
 		return m, nil
+	}
+}
+
+// killing notes that nothing of the incarnation is told to end any more.
+func killing(r rule) rule {
+	return func(m Machine, ev Event) (Machine, []Effect) {
+		m.Killing = true
+		return r(m, ev)
 	}
 }
 
 // rest acknowledges an end that has already happened.
 func rest(m Machine, _ Event) (Machine, []Effect) {
-	m.State, m.Cause, m.Again, m.Asked, m.Failures = Stopped, CauseNone, false, false, 0
+	m.State, m.Up, m.Failures = Stopped, false, 0
 	return m, []Effect{Disarm}
 }
 
 // launch begins a fresh incarnation that somebody asked for.
 func launch(m Machine, ev Event) (Machine, []Effect) {
-	m.Failures, m.Restarts = 0, 0
+	m.Up, m.Failures, m.Restarts = true, 0, 0
 	return begin(m)
 }
 
@@ -281,7 +287,7 @@ func relaunch(m Machine, _ Event) (Machine, []Effect) {
 }
 
 func begin(m Machine) (Machine, []Effect) {
-	m.State, m.Again, m.Asked, m.Cause, m.Failed, m.Unready = Launching, false, false, CauseNone, false, true
+	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready = Launching, false, false, CauseNone, false, false, true
 	m.Incarnation++
 	return m, []Effect{Disarm, DoLaunch}
 }
@@ -295,6 +301,9 @@ func adopt(m Machine, _ Event) (Machine, []Effect) {
 // end under way goes on, and so does a wait for readiness.
 func resume(m Machine, _ Event) (Machine, []Effect) {
 	switch {
+	case m.Killing:
+		m.State = Stopping
+		return m, []Effect{DoKill}
 	case m.Cause != CauseNone:
 		m.State = Stopping
 		return m, []Effect{DoTerminate}
@@ -316,6 +325,7 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 	if !m.ForceKill {
 		return m, nil
 	}
+	m.Killing = true
 	return m, []Effect{DoKill}
 }
 
@@ -323,6 +333,15 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 func clear(m Machine, ev Event) (Machine, []Effect) {
 	m.State, m.Failed = Clearing, !ev.Exit.Clean()
 	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
+}
+
+// cutOff begins again what the end of an earlier agent kept from being
+// launched: that is no failure of the service.
+func cutOff(m Machine, ev Event) (Machine, []Effect) {
+	if m.Cause != CauseNone {
+		return unlaunched(m, ev)
+	}
+	return begin(m)
 }
 
 // unlaunched decides what follows a launch that came to nothing.

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,20 +18,62 @@ var update = flag.Bool("update", false, "rewrite golden files")
 // exits are the ends that the walk and the fuzzer let a process have.
 var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
 
-// TestGoldenDiagram prints every cell of the machine, so that a change of
-// behaviour is a visible diff and the diagram in the docs can not go stale.
+// kindsOf are machines in one state that differ in all that rules look at.
+func kindsOf(s State) []Machine {
+	var out []Machine
+	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup} {
+		for bits := range 1 << 7 {
+			is := func(bit int) bool { return bits>>bit&1 == 1 }
+			m := Machine{
+				State: s, Incarnation: 1, Up: true, Again: is(0), Asked: is(0), Cause: cause, Killing: is(1), Failed: is(2), Unready: is(3),
+				ForceKill: is(4), Policy: RestartPolicy{When: RestartOnFailure},
+			}
+			if is(5) {
+				m.Policy.MaxAttempts = 1
+			}
+			if is(6) {
+				m.Policy.When = RestartAlways
+			}
+			if m.Again && cause != CauseAsked || !s.Alive() && (cause != CauseNone || m.Killing) {
+				continue // no rule makes one
+			}
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// TestGoldenDiagram prints all that may follow from each cell of the machine,
+// so that a change of behaviour is a visible diff and the diagram in the docs
+// can not go stale.
 func TestGoldenDiagram(t *testing.T) {
 	var b strings.Builder
 	fmt.Fprintln(&b, "stateDiagram-v2")
 	fmt.Fprintln(&b, "  [*] --> stopped")
 	for s := range numStates {
+		var arrows []string // without the events
+		events := map[string][]string{}
 		for k := range numEvents {
 			if table[s][k] == nil {
 				continue
 			}
-			m := Machine{State: s, Incarnation: 1, ForceKill: true, Failed: true, Policy: RestartPolicy{MaxAttempts: 1}}
-			next, do := Next(m, Event{Kind: k, Exit: Exit{Code: 1}})
-			fmt.Fprintf(&b, "  %s --> %s: %s %v\n", s, next.State, k, do)
+			for _, m := range kindsOf(s) {
+				for _, exit := range exits {
+					for _, permanent := range []bool{false, true} {
+						next, do := Next(m, Event{Kind: k, Exit: exit, Permanent: permanent})
+						arrow := fmt.Sprintf("  %s --> %s: %%s %v\n", s, next.State, do)
+						if !slices.Contains(arrows, arrow) {
+							arrows = append(arrows, arrow)
+						}
+						if !slices.Contains(events[arrow], k.String()) {
+							events[arrow] = append(events[arrow], k.String())
+						}
+					}
+				}
+			}
+		}
+		for _, arrow := range arrows {
+			fmt.Fprintf(&b, arrow, strings.Join(events[arrow], ", "))
 		}
 	}
 	const golden = "testdata/machine.mmd"
@@ -107,6 +150,7 @@ func TestStopAlwaysEnds(t *testing.T) {
 					continue
 				}
 				n, do := Next(m, Event{Kind: k})
+				require.False(t, n.Up, "%v in %+v", k, m)
 				end := oblige(t, n, do)
 				require.Equal(t, Stopped, end.State, "%v in %+v ends in %+v", k, m, end)
 				require.Equal(t, m.Incarnation, end.Incarnation, "%v in %+v launches again", k, m)
@@ -228,8 +272,17 @@ func TestNextIsTotal(t *testing.T) {
 }
 
 func FuzzNext(f *testing.F) {
-	f.Add([]byte{0, 6, 8, 9, 10, 16})
-	f.Add([]byte{0, 1, 7, 0, 3})
+	for _, story := range [][]EventKind{
+		{Start, Launched, Ready, Exited, Cleared, BackoffOver, Launched},
+		{Start, Stop, Launched, Exited, Start, Cleared},
+		{Start, Launched, Unhealthy, Ready, Unhealthy, GraceOver, Restart, Exited, Cleared, Kill},
+	} {
+		script := make([]byte, len(story))
+		for i, k := range story {
+			script[i] = byte(k) + byte(numEvents)*3 // an exit that is not clean
+		}
+		f.Add(script)
+	}
 	f.Fuzz(func(t *testing.T, script []byte) {
 		m := Machine{Policy: RestartPolicy{MaxAttempts: 3}, ForceKill: true}
 		for _, b := range script {
@@ -250,6 +303,28 @@ func play(t require.TestingT, m Machine, b byte) Machine {
 	}
 	for _, e := range do {
 		require.Less(t, e, numEffects)
+		if e == DoLaunch { // never beside what may live (invariant I2), nor after a stop (I5)
+			gone := !m.State.Alive() || m.State == Clearing && ev.Kind == Cleared || ev.Kind == LaunchFailed
+			require.True(t, gone, "%v in %+v launches", ev, m)
+			require.True(t, n.Up || m.State == Adopting, "%v in %+v launches what nobody wants", ev, m)
+		}
 	}
 	return n
+}
+
+// TestOnlyAStopIsForGood: whatever happens by itself, a reboot brings back what
+// somebody started.
+func TestOnlyAStopIsForGood(t *testing.T) {
+	for _, policy := range policies {
+		walk(policy, 7, func(m Machine) {
+			for k := range numEvents {
+				for _, x := range exits {
+					n, _ := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: x})
+					if k > Kill {
+						require.Equal(t, m.Up, n.Up, "%v in %+v", k, m)
+					}
+				}
+			}
+		})
+	}
 }

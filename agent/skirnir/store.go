@@ -38,7 +38,9 @@ type Actual struct {
 	Spec    service.Spec    `json:"spec"` // as started, options included
 	Limits  service.Limits  `json:"limits"`
 	Started time.Time       `json:"started"`
+	LogFrom int64           `json:"log_from"`       // where its output begins in the log file
 	Exit    *service.Exit   `json:"exit,omitempty"` // how the main process ended, nil while nobody knows that it did
+	Due     time.Time       `json:"due"`            // in Backoff: when the next launch is
 	Actor   string          `json:"actor"`
 	BootID  string          `json:"boot_id"`
 }
@@ -92,6 +94,13 @@ func (s *Store) SaveActual(a Actual) error { return save(s.actual, a.Name, a) }
 // but the latest sixteen.
 func (s *Store) SaveExits(name service.Name, exits []service.ExitRecord) error {
 	return save(s.exits, name, exits[max(0, len(exits)-KeptExits):])
+}
+
+// Exits reads the exit records of a service, newest last.
+func (s *Store) Exits(name service.Name) ([]service.ExitRecord, error) {
+	var exits []service.ExitRecord
+	err := read(filepath.Join(s.exits, name.String()+".json"), &exits)
+	return exits, err
 }
 
 // Forget removes every record of a service.

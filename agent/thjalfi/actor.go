@@ -3,8 +3,10 @@ package thjalfi
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -36,32 +38,43 @@ type actor struct {
 	exited  <-chan struct{} // of handle; nil once seen
 	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
 	started time.Time
-	actor   string        // who asked for the last change
-	cause   service.Cause // why we began to end the present incarnation; unlike the machine's it stays
-	ender   string        // who asked for that
-	grace   time.Duration // between the stop signal and the kill
-	forced  bool          // the present incarnation outlived its grace
-	failure error         // of the last launch, readiness or end
-	due     time.Time     // in Backoff: when the next launch is
-	leaveHC func()        // ends the health checks, nil when there are none
+	logFrom int64                     // where its output begins in the log file
+	actor   string                    // who asked for the last change
+	cause   service.Cause             // why we began to end the present incarnation; unlike the machine's it stays
+	ender   string                    // who asked for that
+	grace   time.Duration             // between the stop signal and the kill
+	sent    map[syscall.Signal]string // to the present incarnation, by whom
+	forced  bool                      // the present incarnation outlived its grace
+	failure error                     // of the last launch, readiness or end
+	due     time.Time                 // in Backoff: when the next launch is
+	leaveHC func()                    // ends the health checks, nil when there are none
 
 	kept       service.Machine // as it is on disk
 	unrecorded error           // why it is not there as it is
 
 	timer *time.Timer
 	fires service.EventKind
+	at    time.Time // when it fires
 	armed bool
 	abort context.CancelFunc // of the launch or the wait for readiness in flight
 	waits sync.WaitGroup     // for readiness
 
-	identified Record                         // of the launch that was last identified; the worker's
-	todo       []func(context.Context) func() // for the worker, one piece at a time
-	done       chan func()                    // from the worker: what to do next on run's goroutine
+	identified Record      // of the launch that was last identified; the worker's
+	todo       []work      // for the worker, one piece at a time
+	done       chan func() // from the worker: what to do next on run's goroutine
 	busy       bool
+}
+
+// work is one piece of work. It runs off the actor's goroutine; the function it
+// returns runs on it.
+type work struct {
+	piece   func(context.Context) func()
+	lasting bool // it tells or writes down what has happened: the agent does not leave without
 }
 
 // request is what a caller asks for.
 type request struct {
+	ctx         context.Context // of the caller
 	kind        service.EventKind
 	plan        *Plan
 	stop        service.StopOptions
@@ -85,18 +98,19 @@ func (a *actor) run(r Restored) {
 	a.timer = time.NewTimer(time.Hour)
 	a.timer.Stop()
 	a.restore(r)
-	for {
+	defer a.depart()
+	for a.ctx.Err() == nil {
 		if !a.busy && len(a.todo) > 0 {
-			piece := a.todo[0]
+			next := a.todo[0]
 			a.todo, a.busy = a.todo[1:], true
-			go func() { a.done <- piece(a.ctx) }()
+			go func() { a.done <- next.piece(a.ctx) }()
 		}
 		select {
 		case <-a.ctx.Done():
-			a.depart()
-			return
 		case f := <-a.inbox:
-			f()
+			if a.ctx.Err() == nil { // nothing is begun any more
+				f()
+			}
 		case then := <-a.done:
 			a.busy = false
 			then()
@@ -129,6 +143,13 @@ func (a *actor) ended(x service.Exit) {
 	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit})
 }
 
+// Of a time that is over much too late we slept, and not the service: it gets
+// that much more to tell that it is ready.
+const (
+	tooLate  = time.Second
+	overtime = 5 * time.Second
+)
+
 // timeout takes the event that the timer was armed for, unless the end of the
 // main process has come as well: that counts more.
 func (a *actor) timeout() {
@@ -136,8 +157,12 @@ func (a *actor) timeout() {
 	if a.sawExit() {
 		return
 	}
+	if a.fires == service.StartupOver && time.Since(a.at) > tooLate {
+		a.arm(overtime, service.StartupOver)
+		return
+	}
 	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
-		a.forced = a.machine.ForceKill
+		a.forced = a.machine.ForceKill && !a.machine.Killing
 		if !a.machine.ForceKill {
 			a.fail(&service.Error{Op: "stop", Service: a.name, Kind: service.Timeout, Reason: service.ReasonStopTimeout,
 				Err: fmt.Errorf("it did not end within %v, and its definition forbids to kill it (stop.force_kill)", a.grace)})
@@ -149,12 +174,17 @@ func (a *actor) timeout() {
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
+	a.logFrom = r.LogFrom
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
+	if r.Plan == nil {
+		return
+	}
+	a.grace = r.Plan.Spec.Stop.Timeout
 	switch {
-	case r.Plan == nil:
 	case a.machine.State == service.Backoff:
-		a.due = time.Now().Add(a.machine.Policy.Delay(a.machine.Failures))
-		a.do(service.ArmBackoff)
+		wait := min(max(0, time.Until(r.Due)), a.machine.Policy.Delay(a.machine.Failures)) // the clock may have been set
+		a.due = time.Now().Add(wait)
+		a.arm(wait, service.BackoffOver)
 		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State.Alive():
 		a.machine.State = service.Stopped
@@ -162,10 +192,18 @@ func (a *actor) restore(r Restored) {
 	}
 }
 
-// depart waits for the piece of work in flight, and lets go of the service.
+// depart waits for the piece of work in flight, writes down what has happened,
+// and lets go of the service.
 func (a *actor) depart() {
 	if a.busy {
 		(<-a.done)() // a handle that it brings back must be let go of, too
+	}
+	for len(a.todo) > 0 {
+		next := a.todo[0]
+		a.todo = a.todo[1:]
+		if next.lasting {
+			next.piece(a.ctx)()
+		}
 	}
 	a.abort()
 	a.waits.Wait()
@@ -179,7 +217,13 @@ func (a *actor) depart() {
 
 // take begins what a caller asks for, or refuses it.
 func (a *actor) take(r request) {
+	a.waiters = slices.DeleteFunc(a.waiters, func(w request) bool { return w.ctx.Err() != nil })
 	if refusal := a.refuses(r.kind); refusal != nil {
+		if a.unrecorded != nil && r.ends() { // it has ended, and now that may be written down
+			a.record()
+			a.reply(r, nil)
+			return
+		}
 		refusal.Service = a.name
 		r.reply <- refusal
 		return
@@ -193,12 +237,12 @@ func (a *actor) take(r request) {
 	}
 	if r.stop.Timeout != nil {
 		a.grace = *r.stop.Timeout
-	} else if a.plan != nil {
+	} else if a.plan != nil && r.kind != service.Start {
 		a.grace = a.plan.Spec.Stop.Timeout
 	}
-	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver
+	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver && !a.machine.Killing
 	r.incarnation = a.machine.Incarnation
-	if r.kind == service.Start || r.kind == service.Restart {
+	if !r.ends() {
 		r.incarnation++
 	}
 	a.waiters = append(a.waiters, r)
@@ -211,6 +255,9 @@ func (a *actor) take(r request) {
 		a.arm(a.grace, service.GraceOver)
 	}
 }
+
+// ends tells whether an end is asked for, and not a fresh incarnation.
+func (r request) ends() bool { return r.kind == service.Stop || r.kind == service.Kill }
 
 // refuses tells why a caller's wish can not be taken, or nil. Beside what would
 // not die nothing is launched, and nobody is kept waiting for that.
@@ -240,29 +287,40 @@ func (a *actor) happen(ev service.Event) {
 	}
 	if a.machine != before {
 		if a.machine.State == service.Launching && before.State != service.Launching {
-			a.ref, a.started, a.exit, a.cause, a.ender, a.forced, a.failure = service.Ref{}, time.Time{}, nil, service.CauseNone, "", false, nil
+			a.ref, a.started, a.exit, a.cause, a.ender = service.Ref{}, time.Time{}, nil, service.CauseNone, ""
+			a.sent, a.forced, a.failure = nil, false, nil
 		} else {
 			a.record() // a launch records its intent itself, and fails if it can not
 		}
 		a.publish(service.NoticeState, ev.Kind.String(), "")
 	}
+	a.answer()
 	for _, e := range effects {
 		a.do(e)
 	}
-	a.answer()
 }
 
-// then appends a piece of work for the worker. Pieces run one at a time, in
-// order, off the actor's goroutine; the function a piece returns runs on it.
-func (a *actor) then(piece func(context.Context) func()) { a.todo = append(a.todo, piece) }
+// then appends a piece of work. Pieces are done one at a time, in order; when
+// the agent leaves, those that were not begun are not done.
+func (a *actor) then(piece func(context.Context) func()) {
+	a.todo = append(a.todo, work{piece: piece})
+}
+
+// thenSurely appends a piece that is done even when the agent leaves.
+func (a *actor) thenSurely(piece func() func()) {
+	a.todo = append(a.todo, work{piece: func(context.Context) func() { return piece() }, lasting: true})
+}
+
+// afterwards runs f on the actor's goroutine, behind all work there is.
+func (a *actor) afterwards(f func()) { a.thenSurely(func() func() { return f }) }
 
 // record has the present state survive us. By the time it is written a launch
 // may have been identified; that must not be lost again.
 func (a *actor) record() {
 	r := a.recordNow()
-	a.then(func(context.Context) func() {
+	a.thenSurely(func() func() {
 		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
-			r.Ref, r.Started = id.Ref, id.Started
+			r.Ref, r.Started, r.LogFrom = id.Ref, id.Started, id.LogFrom
 		}
 		err := a.cfg.Keeper.Record(r)
 		return func() {
@@ -276,7 +334,7 @@ func (a *actor) record() {
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, Exit: a.exit, Actor: a.actor}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Due: a.due, Actor: a.actor}
 	if a.plan != nil {
 		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}
@@ -315,22 +373,25 @@ func (a *actor) answer() {
 			waiting = append(waiting, r)
 			continue
 		}
-		a.then(func(context.Context) func() {
-			return func() {
-				if err == nil {
-					err = a.undone(r)
-				}
-				r.reply <- err
-			}
-		})
+		a.reply(r, err)
 	}
 	a.waiters = waiting
+}
+
+// reply tells a caller of a state behind the recording of it.
+func (a *actor) reply(r request, err error) {
+	a.afterwards(func() {
+		if err == nil {
+			err = a.undone(r)
+		}
+		r.reply <- err
+	})
 }
 
 // undone tells whoever asked for an end that came that the next agent may undo
 // it, since the disk still says that the service shall run; else it is nil.
 func (a *actor) undone(r request) error {
-	if a.unrecorded == nil || !a.kept.Wanted() || (r.kind != service.Stop && r.kind != service.Kill) {
+	if a.unrecorded == nil || !a.kept.Up || !r.ends() {
 		return nil
 	}
 	return &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
@@ -339,8 +400,7 @@ func (a *actor) undone(r request) error {
 
 func (a *actor) settled(r request) (bool, error) {
 	m := a.machine
-	switch r.kind {
-	case service.Stop, service.Kill:
+	if r.ends() {
 		return !m.State.Alive() || m.Incarnation > r.incarnation, nil
 	}
 	switch {
@@ -355,8 +415,8 @@ func (a *actor) settled(r request) (bool, error) {
 	return true, a.failure
 }
 
-// fail tells those who wait for an end that it can not be had now. When the
-// agent leaves they hear of that instead.
+// fail tells those who wait for an end, or for what is to follow it, that it
+// can not be had now. When the agent leaves they hear of that instead.
 func (a *actor) fail(err error) {
 	if a.ctx.Err() != nil {
 		return
@@ -365,7 +425,7 @@ func (a *actor) fail(err error) {
 	a.failure = err
 	waiting := a.waiters[:0]
 	for _, r := range a.waiters {
-		if r.kind == service.Stop || r.kind == service.Kill {
+		if r.ends() || r.incarnation > a.machine.Incarnation {
 			r.reply <- err
 			continue
 		}
@@ -379,7 +439,7 @@ func (a *actor) fail(err error) {
 
 func (a *actor) arm(d time.Duration, fires service.EventKind) {
 	a.timer.Reset(d)
-	a.fires, a.armed = fires, true
+	a.fires, a.at, a.armed = fires, time.Now().Add(d), true
 }
 
 func (a *actor) unprobe() {

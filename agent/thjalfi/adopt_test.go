@@ -71,18 +71,89 @@ func TestAdoptStarting(t *testing.T) {
 }
 
 // An agent that ended before the launch has left an intent, and nothing else.
+// That is no failure of the service, whatever its policy (invariant I11).
 func TestAdoptWhatWasNeverLaunched(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.script(fake.Script{LaunchTime: time.Minute}, fake.Script{})
-		start := s.start()
+		start := s.start(never)
 		s.succeed(forEver)
 		s.refused(start, service.HostUnavailable, "HOST_UNAVAILABLE")
-		require.Zero(t, s.host.Runs(web))
-		s.is(service.Backoff)
-		pass(time.Second)
 		s.is(service.Running)
-		s.saw("adopting backoff launching starting running")
+		s.saw("adopting launching starting running")
+		require.Zero(t, s.status().Machine.Failures)
+		require.Equal(t, 1, s.host.Runs(web))
+		require.Empty(t, s.disk.exitsOf(web))
 		s.alive(1)
+	})
+	play(t, func(t *testing.T, s *stage) { // it was identified, and gave up at its gate
+		s.slow = time.Minute
+		s.start(never)
+		s.slow = 0
+		s.succeed(forEver)
+		s.is(service.Running)
+		require.Empty(t, s.disk.exitsOf(web))
+		require.Equal(t, 1, s.host.Runs(web))
+	})
+}
+
+// A kill whose agent leaves is not told to end first by the next one.
+func TestAdoptKilling(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Unkillable: true})
+		s.running(noForce)
+		s.kill()
+		var signals atomic.Int32
+		s.fault = func(operation string) error {
+			if operation == "signal" {
+				signals.Add(1)
+			}
+			return nil
+		}
+		s.succeed(forEver)
+		s.is(service.Stopping)
+		s.host.Free(web)
+		synctest.Wait()
+		s.is(service.Stopped)
+		require.Zero(t, signals.Load())
+	})
+}
+
+// A kill, or a stop with a patience of its own, of a service that can not be
+// adopted yet is what it was once that can be done.
+func TestKillWhileItCanNotBeAdopted(t *testing.T) {
+	away := func(s *stage) (comeBack func()) {
+		var up atomic.Bool
+		s.fault = func(operation string) error {
+			if operation == "adopt" && !up.Load() {
+				return &service.Error{Op: "adopt", Service: web, Kind: service.HostUnavailable, Err: errors.New("D-Bus does not answer")}
+			}
+			return nil
+		}
+		s.succeed(forEver)
+		s.is(service.Adopting)
+		return func() { up.Store(true) }
+	}
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		s.running(noForce)
+		comeBack := away(s)
+		s.kill()
+		comeBack()
+		pass(retryClear)
+		s.is(service.Stopped)
+		s.alive(0)
+	})
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		s.running()
+		comeBack := away(s)
+		grace := time.Second
+		begin(func() error { return s.Stop(t.Context(), web, service.StopOptions{Timeout: &grace}) })
+		comeBack()
+		pass(retryClear)
+		s.is(service.Stopping)
+		pass(grace)
+		s.is(service.Stopped)
 	})
 }
 
@@ -160,7 +231,10 @@ func TestAdoptBackoff(t *testing.T) {
 		s.succeed(forEver)
 		require.Equal(t, service.Backoff, s.status().Machine.State)
 		require.Equal(t, time.Now().Add(time.Second), s.status().NextAttempt)
-		pass(time.Second)
+		pass(600 * time.Millisecond)
+		s.succeed(forEver)
+		require.Equal(t, time.Now().Add(400*time.Millisecond), s.status().NextAttempt, "the wait goes on, and does not begin again")
+		pass(400 * time.Millisecond)
 		s.is(service.Running)
 		s.alive(1)
 		require.EqualValues(t, 1, s.status().Machine.Restarts)
@@ -215,6 +289,9 @@ func TestAdoptionThatFailsIsRepeated(t *testing.T) {
 		s.succeed(forEver)
 		pass(10 * retryClear)
 		s.is(service.Adopting)
+		_, err := s.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(9)}, "dora")
+		require.Equal(t, service.HostUnavailable, service.KindOf(err), "it lives, and its limits were not set: %v", err)
+		require.ErrorContains(t, err, "D-Bus does not answer")
 		require.Equal(t, 1, strings.Count(strings.Join(s.disk.told(), " "), "stuck"), "told once, however often it is tried")
 		require.Contains(t, s.status().Error, "D-Bus does not answer")
 		s.refused(s.start(), service.AlreadyRunning, service.ReasonAlreadyRunning)
@@ -231,8 +308,7 @@ func TestAdoptionThatFailsIsRepeated(t *testing.T) {
 	})
 }
 
-// With no plan there is nobody to ask whether it lives; it is left alone, and
-// no second one is launched beside it.
+// Incarnations are numbered on from those of which there are exit records.
 func TestRestoredWithoutAPlan(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		other := service.MustName("other")
@@ -241,7 +317,7 @@ func TestRestoredWithoutAPlan(t *testing.T) {
 		plan.Spec.Name = other
 		require.NoError(t, s.Start(t.Context(), other, plan))
 		r, _ := s.disk.get(other)
-		require.EqualValues(t, 5, r.Machine.Incarnation, "numbers go on")
+		require.EqualValues(t, 5, r.Machine.Incarnation)
 	})
 }
 
@@ -290,6 +366,32 @@ func TestRemoveWaitsForWhatIsBeingWritten(t *testing.T) {
 		s.disk.failWith(func(Record) error { t.Error("a record after the end"); return nil })
 		pass(time.Minute)
 	})
+}
+
+// A start that comes while the service is being forgotten is not begun: nothing
+// would forget it again.
+func TestRemoveAndStartAtOnce(t *testing.T) {
+	for range 20 { // which of two that are ready comes first is left to chance
+		play(t, func(t *testing.T, s *stage) {
+			a, err := s.find("test", web)
+			require.NoError(t, err)
+			var removed error
+			hold := make(chan struct{})
+			go func() { a.inbox <- func() { <-hold } }()
+			synctest.Wait()
+			remove := begin(func() error { removed = s.Remove(t.Context(), web); return removed })
+			start := s.start() // found the actor, and waits behind
+			close(hold)
+			synctest.Wait()
+			require.True(t, remove.over() && start.over())
+			if removed == nil {
+				_, recorded := s.disk.get(web)
+				require.False(t, recorded, "an intent was recorded")
+				s.refused(start, service.HostUnavailable, "HOST_UNAVAILABLE")
+				require.Zero(t, s.host.Launches(web))
+			}
+		})
+	}
 }
 
 func TestCloseDuringLaunch(t *testing.T) {

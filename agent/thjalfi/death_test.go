@@ -65,6 +65,17 @@ var deaths = []death{
 		check:  goesOnIfBegun,
 	},
 	{
+		name:   "start of what is never restarted",
+		change: func(s *stage) bool { return s.acked(s.start(never)) },
+		check:  runsUnlessLost,
+	},
+	{
+		name:   "restart of what is never restarted",
+		begin:  func(s *stage) { s.running(never) },
+		change: func(s *stage) bool { return s.acked(s.restart(never)) },
+		check:  runsUnlessLost,
+	},
+	{
 		name:   "start that waits",
 		begin:  func(s *stage) { close(s.prober.ready) },
 		change: func(s *stage) bool { return s.acked(s.start(readyByTCP)) },
@@ -180,6 +191,17 @@ func goesOnIfBegun(t *testing.T, s *stage, acked bool) {
 	if _, recorded := s.disk.get(web); recorded || acked {
 		require.Equal(t, service.Running, s.status().Machine.State)
 	}
+}
+
+// runsUnlessLost wants it to run, unless an agent died after it identified the
+// incarnation: whether that ran is not known then.
+func runsUnlessLost(t *testing.T, s *stage, acked bool) {
+	for _, x := range s.disk.exitsOf(web) {
+		if x.Exit == (service.Exit{Unknown: "agent_was_down"}) && x.Verdict == service.VerdictUnknown {
+			return
+		}
+	}
+	goesOnIfBegun(t, s, acked)
 }
 
 // play has the first agent die before the deed of that number, and the second

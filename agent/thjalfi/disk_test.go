@@ -81,22 +81,22 @@ func (d *disk) pass(name service.Name, where int, state service.State) {
 	}
 }
 
-func (d *disk) Bury(name service.Name, x service.ExitRecord) error {
+func (d *disk) Bury(name service.Name, x service.ExitRecord) (service.ExitRecord, error) {
 	if err := d.breathe(); err != nil {
-		return err
+		return x, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.buries != nil {
 		if err := d.buries(); err != nil {
-			return err
+			return x, err
 		}
 	}
 	if all := d.exits[name]; len(all) > 0 && all[len(all)-1].Incarnation == x.Incarnation {
-		return nil
+		return all[len(all)-1], nil
 	}
 	d.exits[name] = append(d.exits[name], x)
-	return nil
+	return x, nil
 }
 
 func (d *disk) get(name service.Name) (Record, bool) {

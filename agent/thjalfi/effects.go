@@ -48,10 +48,12 @@ func (a *actor) event(kind service.EventKind) service.Event {
 	return service.Event{Kind: kind, Incarnation: a.machine.Incarnation}
 }
 
+// launch begins an incarnation. The time it has to become ready counts from
+// when it waits at its gate: until then it may have queued, and that is the
+// host's business.
 func (a *actor) launch() {
 	plan := a.plan
 	a.grace = plan.Spec.Stop.Timeout
-	a.arm(plan.Spec.Ready.Timeout, service.StartupOver)
 	ctx, abort := context.WithCancel(a.ctx)
 	a.abort = abort
 	l := service.Launch{
@@ -61,9 +63,12 @@ func (a *actor) launch() {
 	intent := a.recordNow()
 	a.then(func(context.Context) func() {
 		defer abort()
-		err := a.cfg.Keeper.Record(intent)
-		if err != nil {
+		if plan.LogFile != "" {
+			intent.LogFrom = a.cfg.LogSize(plan.LogFile)
+		}
+		if err := a.cfg.Keeper.Record(intent); err != nil {
 			return func() {
+				a.kept, a.unrecorded = intent.Machine, err // as much of it may have been written
 				a.launched(nil, service.Applied{}, l.Incarnation, &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
 					Err: fmt.Errorf("nothing was begun, since the intent can not be recorded: %w", err)})
 			}
@@ -73,41 +78,66 @@ func (a *actor) launch() {
 		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
 			intent.Ref = ref
 			a.identified = intent
-			return a.cfg.Keeper.Record(intent)
+			if err := a.cfg.Keeper.Record(intent); err != nil {
+				return err
+			}
+			a.tell(ctx, func() { a.atGate(l.Incarnation) })
+			return nil
 		})
+		var applied service.Applied
 		if err != nil {
 			a.identified = Record{}
-			return func() {
-				a.kept = recorded
-				a.launched(nil, service.Applied{}, l.Incarnation, err)
-			}
-		}
-		applied, err := h.Limits(ctx)
-		if err != nil {
-			applied = service.Applied{} // it ended at once, or the launch was given up: its end tells
+		} else if applied, err = h.Limits(ctx); err != nil {
+			applied, err = service.Applied{}, nil // it ended at once, or the launch was given up: its end tells
 		}
 		return func() {
-			a.kept, a.started = recorded, intent.Started
-			a.launched(h, applied, l.Incarnation, nil)
+			a.kept, a.unrecorded, a.logFrom = recorded, nil, intent.LogFrom
+			if h != nil {
+				a.started = intent.Started
+			}
+			a.launched(h, applied, l.Incarnation, err)
 		}
 	})
 }
 
-// launched takes the outcome of a launch.
+// tell has the actor run f, unless ctx ends before it can.
+func (a *actor) tell(ctx context.Context, f func()) {
+	select {
+	case a.inbox <- f:
+	case <-ctx.Done():
+	}
+}
+
+// atGate begins the time that an incarnation has to become ready.
+func (a *actor) atGate(incarnation uint64) {
+	if a.machine.State == service.Launching && a.machine.Incarnation == incarnation {
+		a.arm(a.plan.Spec.Ready.Timeout, service.StartupOver)
+	}
+}
+
+// launched takes the outcome of a launch. One that came to nothing because the
+// agent leaves is as good as not begun.
 func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation uint64, err error) {
-	if err == nil {
+	switch {
+	case err == nil:
 		a.hold(h)
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) { s.Applied = applied })
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
+	case a.ctx.Err() != nil:
+		a.record() // that no process was identified after all
+		return
 	}
 	a.drop()
-	x := service.ExitRecord{Incarnation: incarnation, Verdict: service.VerdictLaunchFailed, Started: time.Now(), Ended: time.Now()}
+	x := service.ExitRecord{
+		Incarnation: incarnation, Exit: service.NeverRan, Verdict: service.VerdictLaunchFailed,
+		Started: time.Now(), Ended: time.Now(),
+	}
 	a.failure = err
 	switch a.cause {
 	case service.CauseStartup:
 		a.failure = a.startupTimeout()
-		x.Message = a.failure.Error()
+		x.Verdict, x.Message = service.VerdictStartupTime, a.failure.Error()
 	case service.CauseAsked:
 		a.failure = nil
 		x.Verdict, x.RequestedBy, x.Message = service.VerdictStopped, a.ender, "given up before it ran, stopped by "+a.ender
@@ -123,7 +153,6 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 
 func (a *actor) adopt() {
 	ref, backend, limits := a.ref, a.plan.Backend, a.plan.Limits
-	a.grace = a.plan.Spec.Stop.Timeout
 	a.then(func(ctx context.Context) func() {
 		h, err := backend.Adopt(ctx, ref, limits)
 		var applied service.Applied
@@ -169,12 +198,8 @@ func (a *actor) await() {
 	a.abort = abort
 	a.waits.Go(func() {
 		defer abort()
-		if a.cfg.Prober.Await(ctx, check) != nil {
-			return
-		}
-		select {
-		case a.inbox <- func() { a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation}) }:
-		case <-ctx.Done():
+		if a.cfg.Prober.Await(ctx, check) == nil {
+			a.tell(ctx, func() { a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation}) })
 		}
 	})
 }
@@ -196,6 +221,29 @@ func (a *actor) terminate() {
 			if err != nil && service.KindOf(err) != service.NotRunning {
 				a.fail(err)
 			}
+		}
+	})
+}
+
+// signal sends what somebody asks for, and remembers who that was: it may be
+// what ends the service.
+func (a *actor) signal(sig syscall.Signal, actor string, reply chan<- error) {
+	h := a.handle
+	if h == nil {
+		reply <- notRunning("signal", a.name)
+		return
+	}
+	a.then(func(ctx context.Context) func() {
+		err := h.Signal(ctx, sig)
+		return func() {
+			if err == nil {
+				if a.sent == nil {
+					a.sent = map[syscall.Signal]string{}
+				}
+				a.sent[sig], a.actor = actor, actor
+				a.publish(service.NoticeState, "signal", service.SignalName(sig)+" by "+actor)
+			}
+			reply <- err
 		}
 	})
 }
@@ -231,7 +279,7 @@ func (a *actor) clear() {
 	a.then(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
-		var remains service.Remains
+		remains := service.Remains{Lost: h == nil}
 		if h != nil {
 			var err error
 			if remains, err = h.Release(ctx); err != nil {
@@ -252,8 +300,11 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 		Incarnation: incarnation, Exit: exit, Remains: remains, Started: a.started, Ended: ended,
 		Verdict: service.Judge(exit, remains, a.cause), ForceKilled: a.forced,
 	}
-	if a.cause == service.CauseAsked {
+	switch {
+	case a.cause == service.CauseAsked:
 		x.RequestedBy = a.ender
+	case x.Verdict == service.VerdictKilled:
+		x.RequestedBy = a.sent[exit.Signal]
 	}
 	x.Message = explain(x)
 	a.failure = a.endError(x)
@@ -263,15 +314,15 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 
 // bury completes an exit record off the actor's goroutine, keeps it, and shows it.
 func (a *actor) bury(x service.ExitRecord) {
-	logFile := ""
-	if a.plan != nil {
+	logFile, from := "", a.logFrom
+	if a.plan != nil && x.Exit != service.NeverRan {
 		logFile = a.plan.LogFile
 	}
-	a.then(func(context.Context) func() {
+	a.thenSurely(func() func() {
 		if logFile != "" {
-			x.LastLines = a.cfg.LastLines(logFile)
+			x.LastLines = a.cfg.LastLines(logFile, from)
 		}
-		err := a.cfg.Keeper.Bury(a.name, x)
+		x, err := a.cfg.Keeper.Bury(a.name, x)
 		return func() {
 			if err != nil {
 				x.Message += "; this record could not be written: " + err.Error()
@@ -303,7 +354,15 @@ func explain(x service.ExitRecord) string {
 	case service.VerdictStartupTime:
 		text += ", ended because it was not ready in time"
 	case service.VerdictKilled:
-		text += ", killed from outside"
+		if x.RequestedBy == "" {
+			text += ", killed from outside"
+		} else {
+			text += ", sent by " + x.RequestedBy
+		}
+	case service.VerdictUnknown:
+		if x.Exit.Unknown == "" {
+			text += ", and nobody can tell why: its counters were gone"
+		}
 	}
 	if x.ForceKilled {
 		text += ", killed after its stop timeout"
@@ -314,7 +373,8 @@ func explain(x service.ExitRecord) string {
 	return text
 }
 
-// endError is what somebody who waited for readiness is told of such an end.
+// endError is what is told of such an end to whoever waited for readiness, and
+// to readers.
 func (a *actor) endError(x service.ExitRecord) error {
 	switch x.Verdict {
 	case service.VerdictStartupTime:
@@ -322,16 +382,16 @@ func (a *actor) endError(x service.ExitRecord) error {
 	case service.VerdictStopped:
 		return nil
 	}
-	return &service.Error{Op: "start", Service: a.name, Kind: service.Unlaunchable, Reason: service.ReasonExitedEarly,
-		Err: fmt.Errorf("it ended: %s", x.Message)}
+	end := fmt.Errorf("it ended: %s", x.Message)
+	if !a.machine.Unready {
+		return end
+	}
+	return &service.Error{Op: "start", Service: a.name, Kind: service.Unlaunchable, Reason: service.ReasonExitedEarly, Err: end}
 }
 
 func (a *actor) probe() {
 	name, incarnation := a.name, a.machine.Incarnation
 	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, func() {
-		select {
-		case a.inbox <- func() { a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation}) }:
-		case <-a.gone:
-		}
+		a.tell(a.ctx, func() { a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation}) })
 	})
 }

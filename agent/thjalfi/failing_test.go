@@ -1,6 +1,7 @@
 package thjalfi
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -164,6 +165,140 @@ func TestUnrecordedStop(t *testing.T) {
 		s.is(service.Stopped)
 		s.alive(0)
 		require.Equal(t, 1, s.host.Launches(web))
+	})
+}
+
+// Once there is room again a stop of what has ended already is recorded.
+func TestUnrecordedStopCanBeRepeated(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.lax = true
+		s.disk.failWith(func(Record) error { return errors.New("no space left on device") })
+		s.refused(s.stop(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		s.refused(s.stop(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		s.disk.failWith(nil)
+		s.ok(s.stop())
+		s.is(service.Stopped)
+		s.refused(s.stop(), service.NotRunning, service.ReasonNotRunning)
+		s.succeed(forEver)
+		s.is(service.Stopped)
+		require.Equal(t, 1, s.host.Launches(web))
+	})
+}
+
+// What an earlier record could not do says nothing about a later stop.
+func TestStopAfterAnUnrecordedState(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.lax = true
+		full := true
+		s.disk.failWith(func(r Record) error {
+			if full && r.Machine.State != service.Launching {
+				return errors.New("no space left on device")
+			}
+			return nil
+		})
+		s.ok(s.start())
+		s.crash(service.Exit{Code: 1})
+		full = false
+		pass(time.Second)
+		s.is(service.Running)
+		s.ok(s.stop())
+	})
+}
+
+// Whoever waits for what is to follow an end hears that the end can not be had.
+func TestRestartOfWhatWillNotEnd(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true}, fake.Script{})
+		s.running(noForce)
+		restart := s.restart()
+		start := s.start()
+		pass(10 * time.Second)
+		s.refused(restart, service.Timeout, service.ReasonStopTimeout)
+		s.refused(start, service.Timeout, service.ReasonStopTimeout)
+		s.alive(1)
+	})
+}
+
+// A caller that has gone leaves nothing behind, however long the end takes.
+func TestWaitersWhoWentAway(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		s.running(func(d *service.Spec) { d.Stop.Timeout = time.Hour })
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			begin(func() error { return s.Stop(ctx, web, service.StopOptions{}) })
+			pass(time.Second)
+			cancel()
+		}
+		a, err := s.find("test", web)
+		require.NoError(t, err)
+		waiters := make(chan int, 1)
+		a.inbox <- func() { waiters <- len(a.waiters) }
+		require.Equal(t, 1, <-waiters)
+	})
+}
+
+// Limits that can not be recorded are not said to be kept.
+func TestLimitsThatCanNotBeRecorded(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.disk.failWith(func(Record) error { return errors.New("no space left on device") })
+		_, err := s.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(9)}, "dora")
+		require.Equal(t, service.HostUnavailable, service.KindOf(err))
+		require.ErrorContains(t, err, "no space left")
+	})
+}
+
+// What was written of an end counts; what is found out a second time does not.
+func TestShownIsWhatWasBuriedFirst(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Signal: 9}, OOM: service.OOMOwn}})
+		s.running(never)
+		s.disk.failWith(func(r Record) error { // the agent gets no further than the exit record
+			if r.Machine.State == service.Crashed {
+				s.life.Store(0)
+				return errDead
+			}
+			return nil
+		})
+		pass(time.Second)
+		s.disk.failWith(nil)
+		s.succeed(forEver)
+		s.is(service.Crashed)
+		require.Equal(t, service.VerdictOwnOOM, s.lastExit().Verdict)
+		require.Len(t, s.disk.exitsOf(web), 1)
+	})
+}
+
+// An agent that dies between the removal of what was left and the exit record
+// takes the counters along: nobody knows any more who sent SIGKILL.
+func TestCountersThatWereLost(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Signal: 9}, OOM: service.OOMOwn}})
+		s.running(never)
+		s.disk.buries = func() error { s.life.Store(0); return errDead }
+		pass(time.Second)
+		s.disk.buries = nil
+		s.succeed(forEver)
+		s.is(service.Crashed)
+		x := s.lastExit()
+		require.Equal(t, service.VerdictUnknown, x.Verdict)
+		require.Contains(t, x.Message, "counters")
+	})
+	play(t, func(t *testing.T, s *stage) { // one that leaves in order writes them down first
+		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Signal: 9}, OOM: service.OOMOwn}})
+		s.running(never)
+		s.fault = func(operation string) error {
+			if operation == "release" {
+				s.Thjalfi.stop()
+			}
+			return nil
+		}
+		pass(time.Second)
+		s.succeed(forEver)
+		s.is(service.Crashed)
+		require.Equal(t, service.VerdictOwnOOM, s.lastExit().Verdict)
 	})
 }
 

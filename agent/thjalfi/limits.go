@@ -2,7 +2,7 @@ package thjalfi
 
 import (
 	"context"
-	"errors"
+	"fmt"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -15,28 +15,55 @@ func (a *actor) setLimits(l service.Limits, actor string, applied *service.Appli
 
 func (a *actor) limit(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
 	h := a.handle
-	if h == nil {
-		a.overlay(l)
-		if a.machine.State == service.Backoff {
-			a.record()
-		}
-		reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
-			Err: errors.New("it does not run; change its definition instead")}
+	switch {
+	case h != nil:
+	case a.machine.State == service.Launching: // one with the old limits was begun in between
+		a.setLimits(l, actor, applied, reply)
+		return
+	case a.machine.State == service.Adopting:
+		reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.HostUnavailable,
+			Err: fmt.Errorf("it is not known yet whether it runs: %w", a.failure)}
+		return
+	default:
+		a.keepLimits(l, reply, notRunning("set limits of", a.name))
 		return
 	}
 	a.then(func(ctx context.Context) func() {
 		got, err := h.Limit(ctx, l)
 		return func() {
-			if err != nil {
+			switch {
+			case service.KindOf(err) == service.NotRunning: // it is ending, and may be launched again
+				a.keepLimits(l, reply, err)
+			case err != nil:
 				reply <- err
-				return
+			default:
+				*applied, a.actor = got, actor
+				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
+				a.keepLimits(l, reply, nil)
 			}
-			*applied, a.actor = got, actor
-			a.overlay(l)
-			a.record()
-			a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
-			a.then(func(context.Context) func() { return func() { reply <- nil } })
 		}
+	})
+}
+
+// keepLimits has the launches to come by the policy use the limits, and replies
+// when that survives the agent.
+func (a *actor) keepLimits(l service.Limits, reply chan<- error, outcome error) {
+	a.overlay(l)
+	if a.plan == nil || a.machine.State == service.Stopped {
+		reply <- outcome // the next launch is one that somebody asks for
+		return
+	}
+	a.keep(reply, outcome)
+}
+
+// keep records, and replies when that survives the agent.
+func (a *actor) keep(reply chan<- error, outcome error) {
+	a.record()
+	a.afterwards(func() {
+		if a.unrecorded != nil {
+			outcome = &service.Error{Op: "keep limits of", Service: a.name, Kind: service.HostUnavailable, Err: a.unrecorded}
+		}
+		reply <- outcome
 	})
 }
 

@@ -2,6 +2,7 @@ package thjalfi
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -40,7 +41,7 @@ func TestCrashLoopBacksOffAndGivesUp(t *testing.T) {
 			require.EqualValues(t, i+1, x.Incarnation)
 			require.Equal(t, service.VerdictCrash, x.Verdict)
 			require.Equal(t, service.Exit{Code: 3}, x.Exit)
-			require.Equal(t, []string{"the end of web.log"}, x.LastLines)
+			require.Equal(t, []string{fmt.Sprintf("the end of web.log from %d", x.Incarnation-1)}, x.LastLines)
 			require.False(t, x.Started.IsZero())
 		}
 		s.alive(0)
@@ -372,5 +373,52 @@ func TestSetLimits(t *testing.T) {
 		s.ok(start)
 		s.ok(set)
 		require.Equal(t, service.Of(100_000), holds(s)[service.CPUMax].Applied)
+	})
+}
+
+// Limits that are set while an incarnation ends are those of the one that the
+// policy launches next.
+func TestSetLimitsWhileItEnds(t *testing.T) {
+	var few service.Limits
+	few[service.PidsMax] = service.Of(7)
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Children: 1, Unkillable: true}, fake.Script{})
+		s.running()
+		s.crash(service.Exit{Code: 1})
+		s.is(service.Clearing)
+		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, few, "dora"); return err })
+		s.host.Free(web)
+		synctest.Wait()
+		s.refused(set, service.NotRunning, service.ReasonNotRunning)
+		s.succeed(forEver)
+		pass(time.Second)
+		s.is(service.Running)
+		require.Equal(t, service.Of(7), s.status().Applied[service.PidsMax].Applied)
+	})
+	play(t, func(t *testing.T, s *stage) { // the main process has ended, and nobody has seen it yet
+		s.running()
+		s.fault = func(operation string) error {
+			if operation == "limit" {
+				s.fault = nil
+				s.host.Crash(web, service.Exit{Code: 1})
+			}
+			return nil
+		}
+		_, err := s.SetLimits(t.Context(), web, few, "dora")
+		require.Equal(t, service.NotRunning, service.KindOf(err))
+		pass(time.Second)
+		require.Equal(t, service.Of(7), s.status().Applied[service.PidsMax].Applied)
+	})
+	play(t, func(t *testing.T, s *stage) { // a launch with the old ones is begun before their turn comes
+		s.script(fake.Script{Children: 1, Unkillable: true}, fake.Script{LaunchTime: time.Second})
+		s.running(func(d *service.Spec) { d.Restart.Backoff = 0 })
+		s.crash(service.Exit{Code: 1})
+		restart := s.restart()
+		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, few, "dora"); return err })
+		s.host.Free(web)
+		pass(time.Second)
+		s.ok(restart)
+		s.ok(set)
+		require.Equal(t, service.Of(7), s.status().Applied[service.PidsMax].Applied)
 	})
 }

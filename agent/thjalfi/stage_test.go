@@ -3,6 +3,7 @@ package thjalfi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -34,9 +35,10 @@ type stage struct {
 	backend  *watched
 	fault    func(operation string) error // of the backend, nil for none
 	complain func(format string, args ...any)
-	dogged   bool         // a launch can not be given up
-	lax      bool         // the disk fails, so that deeds may come without a record
-	life     atomic.Int64 // deeds until the agent dies in the middle of things; below 0: never
+	dogged   bool          // a launch can not be given up
+	slow     time.Duration // from when it is identified until it runs
+	lax      bool          // the disk fails, so that deeds may come without a record
+	life     atomic.Int64  // deeds until the agent dies in the middle of things; below 0: never
 }
 
 var errDead = errors.New("the agent is dead")
@@ -79,7 +81,10 @@ func (s *stage) board() {
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
 		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout,
-		LastLines: func(file string) []string { return []string{"the end of " + file} },
+		LogSize: func(string) int64 { return int64(s.host.Runs(web)) },
+		LastLines: func(file string, from int64) []string {
+			return []string{fmt.Sprintf("the end of %s from %d", file, from)}
+		},
 	})
 }
 
@@ -146,6 +151,13 @@ func (w *watched) Launch(ctx context.Context, l service.Launch, identify func(se
 		err := identify(ref)
 		if err == nil {
 			err = w.stage.breathe() // else its end closes the gate
+		}
+		if err == nil && w.stage.slow > 0 {
+			select {
+			case <-time.After(w.stage.slow):
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
 		}
 		if r, _ := w.stage.disk.get(l.Name); err == nil && r.Ref != ref {
 			w.stage.complain("identified as %+v, and on disk it is %+v", ref, r.Ref)

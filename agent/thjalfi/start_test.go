@@ -92,26 +92,57 @@ func TestStartupTimeoutKills(t *testing.T) {
 	})
 }
 
-// The startup timeout counts from the launch on, however long that takes.
+// The time to become ready counts from when it waits at its gate, however long
+// the launch has queued before, and until it is ready.
 func TestStartupTimeoutDuringLaunch(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.script(fake.Script{LaunchTime: time.Hour})
+		c := s.start(never)
+		pass(time.Hour - 1)
+		s.is(service.Launching)
+		pass(1)
+		s.ok(c)
+	})
+	play(t, func(t *testing.T, s *stage) {
+		s.slow = time.Hour
 		c := s.start(never)
 		pass(30 * time.Second)
 		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
 		s.alive(0)
 		require.Zero(t, s.host.Runs(web))
 		s.saw("launching stopping crashed")
+		x := s.lastExit()
+		require.Equal(t, service.VerdictStartupTime, x.Verdict)
+		require.Equal(t, service.NeverRan, x.Exit)
+		require.Empty(t, x.LastLines, "they would be another one's")
 	})
 	play(t, func(t *testing.T, s *stage) {
-		s.script(fake.Script{LaunchTime: 20 * time.Second})
+		s.script(fake.Script{LaunchTime: time.Minute})
+		s.slow = 20 * time.Second
 		c := s.start(never, readyByTCP)
-		pass(29 * time.Second)
+		pass(time.Minute + 29*time.Second)
 		s.is(service.Starting)
 		pass(time.Second)
 		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
 		s.alive(0)
 	})
+}
+
+// When it is we who slept, the service is not to blame (invariant I11).
+func TestStartupTimeoutAfterOurOwnStall(t *testing.T) {
+	for range 10 { // which of two that are ready comes first is left to chance
+		play(t, func(t *testing.T, s *stage) {
+			c := s.start(never, readyByTCP)
+			a, err := s.find("test", web)
+			require.NoError(t, err)
+			go func() { a.inbox <- func() { time.Sleep(time.Minute) } }()
+			pass(time.Second)
+			s.prober.become()
+			pass(time.Minute)
+			s.ok(c)
+			s.is(service.Running)
+		})
+	}
 }
 
 func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {
@@ -126,6 +157,8 @@ func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {
 		require.Equal(t, 1, s.host.Launches(web))
 		x := s.lastExit()
 		require.Equal(t, service.VerdictLaunchFailed, x.Verdict)
+		require.Equal(t, service.NeverRan, x.Exit)
+		require.Empty(t, x.LastLines)
 		require.Contains(t, x.Message, "no such file")
 		require.Contains(t, s.status().Error, "no such file")
 

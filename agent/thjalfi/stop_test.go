@@ -1,6 +1,7 @@
 package thjalfi
 
 import (
+	"fmt"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -114,7 +115,7 @@ func TestStubbornServiceIsKilledAfterItsGrace(t *testing.T) {
 		require.Equal(t, service.VerdictStopped, x.Verdict)
 		require.True(t, x.ForceKilled)
 		require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, x.Exit)
-		require.Equal(t, []string{"the end of web.log"}, x.LastLines)
+		require.Equal(t, []string{fmt.Sprintf("the end of web.log from %d", x.Incarnation-1)}, x.LastLines)
 	})
 }
 
@@ -215,6 +216,21 @@ func TestStopWithAnotherTimeoutWhileItStops(t *testing.T) {
 			s.ok(c)
 		}
 		require.Equal(t, "bob", s.lastExit().RequestedBy, "who asked first")
+	})
+}
+
+// A kill that fails leaves it alive; the stop before it was patient with it.
+func TestKillWhileItStopsOutlivesNoTimeout(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Unkillable: true})
+		s.running()
+		s.stop()
+		s.kill()
+		pass(time.Minute)
+		s.host.Free(web)
+		pass(time.Minute)
+		s.is(service.Stopped)
+		require.False(t, s.lastExit().ForceKilled, "it was killed because somebody asked")
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -35,7 +36,9 @@ type Record struct {
 	Spec    service.Spec
 	Limits  service.Limits
 	Started time.Time
+	LogFrom int64         // where its output begins in the log file
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
+	Due     time.Time     // in Backoff: when the next launch is
 	Actor   string
 	Options service.StartOptions
 }
@@ -47,9 +50,10 @@ type Keeper interface {
 	// Record returns when r will survive the agent. Calls for one service do
 	// not overlap.
 	Record(r Record) error
-	// Bury adds x to the service's exit records, as lastingly as Record. An
-	// incarnation is buried once: what is there of it already stays.
-	Bury(name service.Name, x service.ExitRecord) error
+	// Bury adds x to the service's exit records, as lastingly as Record, and
+	// returns the record that counts. An incarnation is buried once: what is
+	// there of it already stays.
+	Bury(name service.Name, x service.ExitRecord) (service.ExitRecord, error)
 }
 
 // Prober asks services how they are.
@@ -65,8 +69,10 @@ type Prober interface {
 type Config struct {
 	Keeper Keeper
 	Prober Prober
-	// LastLines are the last lines that a log file holds. It reads a file.
-	LastLines func(logFile string) []string
+	// LogSize is how many bytes a log file has, and LastLines are the last
+	// lines of those from there on. They read a file.
+	LogSize   func(logFile string) int64
+	LastLines func(logFile string, from int64) []string
 	// ClearTimeout bounds one attempt to kill and clear; an attempt that fails
 	// is told to whoever waits, and repeated.
 	ClearTimeout time.Duration
@@ -185,10 +191,11 @@ func (t *Thjalfi) Amend(ctx context.Context, name service.Name, change func(*ser
 	}
 	return ask(ctx, a, "set limits of", func(reply chan<- error) {
 		a.amend(func(p *Plan) { change(&p.Options) })
-		if a.plan != nil {
-			a.record()
+		if a.plan == nil {
+			reply <- nil
+			return
 		}
-		a.then(func(context.Context) func() { return func() { reply <- nil } })
+		a.keep(reply, nil)
 	})
 }
 
@@ -218,6 +225,17 @@ func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits servi
 	return applied, nil
 }
 
+// Signal sends sig to the main process. A launch under way is waited for.
+func (t *Thjalfi) Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) error {
+	a, err := t.find("signal", name)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, a, "signal", func(reply chan<- error) {
+		a.then(func(context.Context) func() { return func() { a.signal(sig, actor, reply) } })
+	})
+}
+
 // Handle is the incarnation that runs.
 func (t *Thjalfi) Handle(op string, name service.Name) (backends.Handle, error) {
 	a, err := t.find(op, name)
@@ -226,10 +244,13 @@ func (t *Thjalfi) Handle(op string, name service.Name) (backends.Handle, error) 
 	}
 	h := a.present.Load()
 	if h == nil {
-		return nil, &service.Error{Op: op, Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
-			Err: errors.New("it does not run")}
+		return nil, notRunning(op, name)
 	}
 	return *h, nil
+}
+
+func notRunning(op string, name service.Name) error {
+	return &service.Error{Op: op, Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning, Err: errors.New("it does not run")}
 }
 
 func (t *Thjalfi) find(op string, name service.Name) (*actor, error) {
@@ -248,7 +269,7 @@ func (t *Thjalfi) request(ctx context.Context, name service.Name, r request) err
 		return err
 	}
 	return ask(ctx, a, r.kind.String(), func(reply chan<- error) {
-		r.reply = reply
+		r.ctx, r.reply = ctx, reply
 		a.take(r)
 	})
 }
