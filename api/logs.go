@@ -3,7 +3,10 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"regexp"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -30,11 +33,10 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	if err != nil {
 		return err
 	}
-	if req.GetSinceUnixMs() != 0 {
-		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict,
-			Err: errors.New("it is a plain file, which does not tell when a line was written; ask for a number of lines instead")}
-	}
 	want := tail.Request{Lines: defaultLines, Follow: req.GetFollow()}
+	if req.GetSinceUnixMs() != 0 {
+		want.Lines, want.Since = math.MaxInt, time.UnixMilli(req.GetSinceUnixMs())
+	}
 	if req.Lines != nil {
 		want.Lines = int(req.GetLines())
 	}
@@ -62,6 +64,9 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 		return err
 	case ctx.Err() != nil:
 		return nil // the service was unregistered
+	case errors.Is(err, tail.ErrUndated):
+		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict,
+			Err: fmt.Errorf("%w; ask for a number of lines, or since before its first", err)}
 	}
 	return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.HostUnavailable, Err: err}
 }

@@ -297,7 +297,6 @@ func TestTail(t *testing.T) {
 				return out
 			}
 			require.NoError(t, err)
-			require.Zero(t, l.GetTimeUnixMs())
 			out = append(out, string(l.GetLine()))
 		}
 	}
@@ -307,7 +306,12 @@ func TestTail(t *testing.T) {
 	require.Empty(t, lines(tail(&gladsheimv1.TailRequest{Lines: ptr(uint32(0))})))
 	require.Equal(t, []string{"line 9", "line 19", "line 29"}, lines(tail(&gladsheimv1.TailRequest{Grep: "9$"})))
 
-	_, err := tail(&gladsheimv1.TailRequest{SinceUnixMs: 1}).Recv()
+	require.Equal(t, all, lines(tail(&gladsheimv1.TailRequest{SinceUnixMs: 1})))
+	require.Equal(t, all[28:], lines(tail(&gladsheimv1.TailRequest{SinceUnixMs: 1, Lines: ptr(uint32(2))})))
+	later := time.Now().Add(time.Hour)
+	require.Empty(t, lines(tail(&gladsheimv1.TailRequest{SinceUnixMs: later.UnixMilli()})))
+	require.NoError(t, os.Chtimes(path, later, later.Add(time.Hour)))
+	_, err := tail(&gladsheimv1.TailRequest{SinceUnixMs: later.UnixMilli()}).Recv()
 	s := refused(t, err, codes.FailedPrecondition, "CONFLICT")
 	require.Contains(t, s.Message(), "number of lines")
 	_, err = tail(&gladsheimv1.TailRequest{Grep: "("}).Recv()

@@ -36,7 +36,7 @@ effect.`,
 				return err
 			}
 			for _, file := range files {
-				content, name, err := a.readFile(file)
+				content, name, err := a.readFile(cmd.Context(), file)
 				if err != nil {
 					return err
 				}

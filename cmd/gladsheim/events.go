@@ -43,7 +43,9 @@ func (a *app) eventsCommand() *cobra.Command {
 		if err := a.connect(); err != nil {
 			return err
 		}
-		stream, err := a.client.Watch(cmd.Context(), req)
+		ctx, cancel := a.reading(cmd.Context(), follow)
+		defer cancel()
+		stream, err := a.client.Watch(ctx, req)
 		if err != nil {
 			return err
 		}

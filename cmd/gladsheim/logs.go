@@ -21,7 +21,11 @@ func (a *app) logsCommand() *cobra.Command {
 		Long: `Show what services wrote, and with -f what they write.
 
 On a terminal, control characters are shown as escapes; elsewhere bytes come as
-they were written. Lines of several services begin with the name.`,
+they were written. Lines of several services begin with the name.
+
+Output is kept in a plain file, which tells when it was made and last written,
+but not when each of its lines was: --since works for a time before the first
+line or after the last, and is refused between them.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		Example: `  gladsheim logs web -f
@@ -46,12 +50,14 @@ they were written. Lines of several services begin with the name.`,
 		if err := a.connect(); err != nil {
 			return err
 		}
+		ctx, cancel := a.reading(cmd.Context(), follow)
+		defer cancel()
 		if follow {
-			return a.followAll(cmd.Context(), names, req)
+			return a.followAll(ctx, names, req)
 		}
 		worst := exitOK
 		for _, name := range names {
-			if err := a.tail(cmd.Context(), name, len(names) > 1, req, func(f func() error) error { return f() }); err != nil {
+			if err := a.tail(ctx, name, len(names) > 1, req, func(f func() error) error { return f() }); err != nil {
 				if cmd.Context().Err() != nil {
 					return err
 				}
@@ -102,15 +108,9 @@ func (a *app) showLine(prefix string, l *gladsheimv1.LogLine) error {
 	if a.machine() {
 		return a.printLine(l)
 	}
-	if n := l.GetDropped(); n > 0 {
-		fmt.Fprintf(a.err, "gladsheim: %s%d lines are missing here\n", prefix, n)
-	}
 	text := string(l.GetLine())
 	if a.terminal {
 		text = plain(text)
-	}
-	if ms := l.GetTimeUnixMs(); ms != 0 {
-		text = clock(fromMillis(ms)) + " " + text
 	}
 	_, err := fmt.Fprintf(a.out, "%s%s\n", prefix, text)
 	return err

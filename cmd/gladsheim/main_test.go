@@ -131,6 +131,7 @@ func (c *cli) runWith(ctx context.Context, args ...string) (code int, out, errs 
 		args: args, in: strings.NewReader(""), out: &o, err: &e, terminal: c.terminal,
 		getenv: func(name string) string { return c.env[name] },
 		now:    func() time.Time { return now },
+		uid:    1000,
 	})
 	return code, o.String(), e.String()
 }

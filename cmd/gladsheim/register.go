@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -46,7 +47,7 @@ func (a *app) registerCommand() *cobra.Command {
 }
 
 func (a *app) register(cmd *cobra.Command, file string, replace bool) error {
-	document, name, err := a.readFile(file)
+	document, name, err := a.readFile(cmd.Context(), file)
 	if err != nil {
 		return err
 	}
@@ -60,10 +61,11 @@ func (a *app) register(cmd *cobra.Command, file string, replace bool) error {
 }
 
 // maxDefinition is more than the agent takes.
-const maxDefinition = 2 << 20
+const maxDefinition = 1 << 20
 
-// readFile reads a file, or stdin for -, and says what to call it.
-func (a *app) readFile(path string) (content []byte, name string, err error) {
+// readFile reads a file, or stdin for -, and says what to call it. Nobody can be
+// kept from leaving by a stdin that does not end.
+func (a *app) readFile(ctx context.Context, path string) (content []byte, name string, err error) {
 	source, name := a.in, "stdin"
 	if path != "-" {
 		f, err := os.Open(path)
@@ -73,11 +75,27 @@ func (a *app) readFile(path string) (content []byte, name string, err error) {
 		defer f.Close()
 		source, name = f, path
 	}
-	content, err = io.ReadAll(io.LimitReader(source, maxDefinition))
-	if err != nil {
-		return nil, "", fmt.Errorf("cannot read the definition: %w", err)
+	type result struct {
+		content []byte
+		err     error
 	}
-	return content, name, nil
+	read := make(chan result, 1)
+	go func() {
+		content, err := io.ReadAll(io.LimitReader(source, maxDefinition+1))
+		read <- result{content, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, "", ctx.Err()
+	case r := <-read:
+		switch {
+		case r.err != nil:
+			return nil, "", fmt.Errorf("cannot read the definition: %w", r.err)
+		case len(r.content) > maxDefinition:
+			return nil, "", &failure{exitInvalid, fmt.Errorf("cannot take %s: it has more than %d bytes", name, maxDefinition)}
+		}
+		return r.content, name, nil
+	}
 }
 
 // showChange shows what became of a definition, in a line.

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gladsheim/gladsheim/api/client"
+	"github.com/gladsheim/gladsheim/platform"
 )
 
 // surroundings are what the command has from outside.
@@ -20,6 +23,7 @@ type surroundings struct {
 	out, err io.Writer
 	getenv   func(string) string
 	now      func() time.Time
+	uid      int  // of whoever runs it
 	terminal bool // out is one
 }
 
@@ -85,12 +89,8 @@ services it is the highest of theirs.`,
 			return usage(fmt.Errorf("cannot write %q; -o is table, json or jsonl", a.format))
 		},
 	}
-	address := a.getenv("GLADSHEIM_HOST")
-	if address == "" {
-		address = client.DefaultAddress
-	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.host, "host", address, "the agent's `address`, unix:///PATH or tcp://HOST:PORT (GLADSHEIM_HOST)")
+	flags.StringVar(&a.host, "host", a.defaultHost(), "the agent's `address`, unix:///PATH or tcp://HOST:PORT (GLADSHEIM_HOST)")
 	flags.StringVarP(&a.format, "output", "o", "table", "`format`: table, json or jsonl (the messages of the API)")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`; 0: 30s, and for what starts and stops as long as the definition allows")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -117,6 +117,21 @@ services it is the highest of theirs.`,
 	root.SetCompletionCommandGroupID(groupHost)
 	strict(root)
 	return root
+}
+
+// defaultHost is the agent that is meant when nobody says which: one of the
+// user's own where there is one, else that of the system.
+func (a *app) defaultHost() string {
+	if address := a.getenv("GLADSHEIM_HOST"); address != "" {
+		return address
+	}
+	if a.uid != 0 {
+		socket := filepath.Join(platform.RunDir(a.uid, a.getenv), platform.SocketName)
+		if _, err := os.Lstat(socket); err == nil && filepath.IsAbs(socket) {
+			return "unix://" + socket
+		}
+	}
+	return client.DefaultAddress
 }
 
 // strict makes every mistake in the command line one of usage, and refuses
@@ -182,6 +197,14 @@ func (a *app) question(ctx context.Context) (context.Context, context.CancelFunc
 		return context.WithTimeout(ctx, a.timeout)
 	}
 	return context.WithTimeout(ctx, answerTimeout)
+}
+
+// reading bounds a stream, which ends by itself unless it is followed.
+func (a *app) reading(ctx context.Context, follow bool) (context.Context, context.CancelFunc) {
+	if follow {
+		return a.deed(ctx)
+	}
+	return a.question(ctx)
 }
 
 // deed bounds a call that takes as long as a service takes.

@@ -103,7 +103,7 @@ func (a *app) latestLines(ctx context.Context, name string) ([]*gladsheimv1.LogL
 	}
 	var out []*gladsheimv1.LogLine
 	err = receive(stream.Recv, func(l *gladsheimv1.LogLine) error {
-		out = append(out, l)
+		out = append(out[max(0, len(out)+1-statusLines):], l) // a long line comes in many pieces
 		return nil
 	})
 	return out, err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"math"
 	"net"
@@ -101,6 +102,58 @@ func TestTimeout(t *testing.T) {
 	require.Equal(t, exitTimeout, code)
 	require.Contains(t, errs, "gladsheim: cannot ")
 	require.Contains(t, errs, "may happen still; see: gladsheim status")
+}
+
+// What ends by itself is bound as well, for the agent may hang.
+func TestTimeoutOfStreams(t *testing.T) {
+	c := newCLI(t)
+	c.agent.Before = func(ctx context.Context, method string) error {
+		if method == "Watch" {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+	for _, args := range [][]string{{"events"}, {"events", "-f"}, {"logs", "-f", "billing"}} {
+		code, _, errs := c.run(append([]string{"--timeout", "50ms"}, args...)...)
+		require.Equal(t, exitTimeout, code, errs)
+	}
+}
+
+// A plain user means his own agent, if he has one.
+func TestDefaultHost(t *testing.T) {
+	home := t.TempDir()
+	env := map[string]string{"XDG_RUNTIME_DIR": home}
+	a := &app{surroundings: surroundings{uid: 1000, getenv: func(name string) string { return env[name] }}}
+	require.Equal(t, "unix:///run/gladsheim/gladsheim.sock", a.defaultHost())
+	require.NoError(t, os.Mkdir(filepath.Join(home, "gladsheim"), 0o700))
+	socket := filepath.Join(home, "gladsheim", "gladsheim.sock")
+	require.NoError(t, os.WriteFile(socket, nil, 0o600))
+	require.Equal(t, "unix://"+socket, a.defaultHost())
+	env["GLADSHEIM_HOST"] = "tcp://127.0.0.1:50060"
+	require.Equal(t, "tcp://127.0.0.1:50060", a.defaultHost())
+	delete(env, "GLADSHEIM_HOST")
+	a.uid = 0
+	require.Equal(t, "unix:///run/gladsheim/gladsheim.sock", a.defaultHost())
+}
+
+// A definition that never comes does not keep anybody.
+func TestInterruptedAtStdin(t *testing.T) {
+	c := newCLI(t)
+	in, typed := io.Pipe()
+	defer typed.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	read := make(chan int)
+	go func() {
+		read <- run(ctx, surroundings{
+			args: []string{"register", "-f", "-"}, in: in, out: io.Discard, err: io.Discard,
+			getenv: func(name string) string { return c.env[name] }, now: func() time.Time { return now },
+		})
+	}()
+	_, err := typed.Write([]byte("{")) // it reads
+	require.NoError(t, err)
+	cancel()
+	require.Equal(t, exitInterrupted, <-read)
 }
 
 func TestInterrupted(t *testing.T) {

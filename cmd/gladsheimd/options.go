@@ -84,22 +84,13 @@ type directories struct{ services, state, run, log string }
 // defaultDirs are those of the system for root, else those of the user (XDG
 // base directories).
 func defaultDirs() directories {
+	run := platform.RunDir(os.Geteuid(), os.Getenv)
 	if os.Geteuid() == 0 {
-		return directories{"/etc/gladsheim/services.d", "/var/lib/gladsheim", "/run/gladsheim", "/var/log/gladsheim"}
+		return directories{"/etc/gladsheim/services.d", "/var/lib/gladsheim", run, "/var/log/gladsheim"}
 	}
-	home, _ := os.UserHomeDir()
-	xdg := func(name, otherwise string) string {
-		if dir := os.Getenv(name); filepath.IsAbs(dir) {
-			return filepath.Join(dir, "gladsheim")
-		}
-		return filepath.Join(otherwise, "gladsheim")
-	}
-	state := xdg("XDG_STATE_HOME", filepath.Join(home, ".local/state"))
-	return directories{
-		services: filepath.Join(xdg("XDG_CONFIG_HOME", filepath.Join(home, ".config")), "services.d"),
-		state:    state, log: filepath.Join(state, "log"),
-		run: xdg("XDG_RUNTIME_DIR", filepath.Join(home, ".cache")),
-	}
+	config := platform.UserDir(os.Getenv, "XDG_CONFIG_HOME", ".config")
+	state := platform.UserDir(os.Getenv, "XDG_STATE_HOME", ".local/state")
+	return directories{services: filepath.Join(config, "services.d"), state: state, run: run, log: filepath.Join(state, "log")}
 }
 
 // settings reads the configuration: the file that was named, else that of the
@@ -137,7 +128,7 @@ func (o options) addresses(settings config.Agent) []string {
 	if len(o.listen) > 0 {
 		return o.listen
 	}
-	out := []string{"unix://" + filepath.Join(o.runDir, "gladsheim.sock")}
+	out := []string{"unix://" + filepath.Join(o.runDir, platform.SocketName)}
 	if settings.GRPC != nil {
 		out = append(out, "tcp://"+settings.GRPC.Address())
 	}

@@ -2,6 +2,7 @@ package tail
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"regexp"
@@ -9,12 +10,12 @@ import (
 
 // startOf finds where the last n lines of a file of the given size begin that
 // match, going backwards. Past MaxScan it stops at the line it has come to.
-func startOf(f io.ReaderAt, size int64, n int, match *regexp.Regexp) (int64, error) {
+func startOf(ctx context.Context, f io.ReaderAt, size int64, n int, match *regexp.Regexp) (int64, error) {
 	if n <= 0 {
 		return size, nil
 	}
 	floor := max(0, size-MaxScan)
-	b := &backwards{file: f, floor: floor}
+	b := &backwards{ctx: ctx, file: f, floor: floor}
 	end := size
 	if last, err := b.byteAt(size - 1); err != nil {
 		return 0, err
@@ -30,7 +31,7 @@ func startOf(f io.ReaderAt, size int64, n int, match *regexp.Regexp) (int64, err
 			return start, nil // the line began before the floor
 		}
 		start = newline + 1
-		matches, err := matchesIn(f, start, end, match)
+		matches, err := b.matches(start, end, match)
 		if err != nil {
 			return 0, err
 		}
@@ -44,45 +45,60 @@ func startOf(f io.ReaderAt, size int64, n int, match *regexp.Regexp) (int64, err
 	}
 }
 
-// matchesIn tells whether a piece of the line from start to end matches.
-func matchesIn(f io.ReaderAt, start, end int64, match *regexp.Regexp) (bool, error) {
+// backwards reads a file from its end, a block at a time.
+type backwards struct {
+	ctx   context.Context
+	file  io.ReaderAt
+	floor int64
+	start int64 // of the block
+	block []byte
+	space [MaxLine]byte
+	piece []byte // of a line that is in no one block
+}
+
+// load makes the block hold the byte at pos as its last.
+func (b *backwards) load(pos int64) error {
+	b.start = max(b.floor, pos+1-int64(len(b.space)))
+	n, err := b.read(b.space[:pos+1-b.start], b.start)
+	b.block = b.space[:n] // shorter if the file was truncated meanwhile
+	return err
+}
+
+// read fills as much of data as there is. A caller that has left is not read for.
+func (b *backwards) read(data []byte, from int64) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := b.file.ReadAt(data, from)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// matches tells whether a piece of the line from start to end matches.
+func (b *backwards) matches(start, end int64, match *regexp.Regexp) (bool, error) {
 	if match == nil {
 		return true, nil
 	}
-	piece := make([]byte, min(MaxLine, end-start))
+	if blockEnd := b.start + int64(len(b.block)); start >= b.start && end <= blockEnd && start <= end {
+		return match.Match(b.block[start-b.start : end-b.start]), nil
+	}
+	if b.piece == nil {
+		b.piece = make([]byte, MaxLine)
+	}
 	for {
-		n, err := f.ReadAt(piece[:min(int64(len(piece)), end-start)], start)
-		if err != nil && !errors.Is(err, io.EOF) {
+		n, err := b.read(b.piece[:min(MaxLine, end-start)], start)
+		if err != nil {
 			return false, err
 		}
-		if match.Match(piece[:n]) {
+		if match.Match(b.piece[:n]) {
 			return true, nil
 		}
 		if start += int64(n); start >= end || n == 0 {
 			return false, nil
 		}
 	}
-}
-
-// backwards finds newlines from the end, a block at a time.
-type backwards struct {
-	file  io.ReaderAt
-	floor int64
-	start int64 // of the block
-	block []byte
-	space [MaxLine]byte
-}
-
-// load makes the block hold the byte at pos as its last.
-func (b *backwards) load(pos int64) error {
-	b.start = max(b.floor, pos+1-int64(len(b.space)))
-	b.block = b.space[:pos+1-b.start]
-	n, err := b.file.ReadAt(b.block, b.start)
-	if n < len(b.block) && err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	b.block = b.block[:n] // shorter if the file was truncated meanwhile
-	return nil
 }
 
 // byteAt is the byte at pos, 0 if there is none.

@@ -14,6 +14,9 @@ import (
 	"os"
 	"regexp"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -35,13 +38,18 @@ type Line struct {
 type Request struct {
 	Path   string         // need not exist yet
 	Lines  int            // how many past ones at most
+	Since  time.Time      // no past ones from before; the zero Time sets no bound
 	Match  *regexp.Regexp // only lines, or pieces, that match; nil for all
 	Follow bool           // go on with lines to come, until the context ends
 }
 
-// Read gives the lines to emit, oldest first. It ends at the end of the file,
-// or with Follow when ctx does, or with the first error of emit. A last line
-// without an end is given unless more of it may follow.
+// ErrUndated says that a file has lines from before and after Request.Since, and
+// does not tell which: it knows when it was made and last written, no more.
+var ErrUndated = errors.New("the file does not tell when each of its lines was written")
+
+// Read gives the lines to emit, oldest first. It ends at the end that the file
+// had when Read began, or with Follow when ctx does, or with the first error of
+// emit. A last line without an end is given unless more of it may follow.
 func Read(ctx context.Context, req Request, emit func(Line) error) error {
 	r := &reader{req: req, emit: emit}
 	defer r.close()
@@ -57,7 +65,7 @@ func Read(ctx context.Context, req Request, emit func(Line) error) error {
 	if err := r.open(); err != nil {
 		return err
 	}
-	if err := r.skip(); err != nil {
+	if err := r.skip(ctx); err != nil {
 		return err
 	}
 	for {
@@ -83,6 +91,7 @@ type reader struct {
 	watch  *watch   // nil unless following
 	file   *os.File // nil while there is none
 	offset int64    // of the next byte to read
+	end    int64    // where to stop unless following
 	block  [MaxLine]byte
 	held   []byte // what was read of a line whose end was not
 }
@@ -120,7 +129,7 @@ func (r *reader) close() {
 }
 
 // skip goes to where the past lines begin.
-func (r *reader) skip() error {
+func (r *reader) skip(ctx context.Context) error {
 	if r.file == nil {
 		return nil
 	}
@@ -128,8 +137,25 @@ func (r *reader) skip() error {
 	if err != nil {
 		return err
 	}
-	r.offset, err = startOf(r.file, info.Size(), r.req.Lines, r.req.Match)
+	r.end = info.Size()
+	lines := r.req.Lines
+	if info.ModTime().Before(r.req.Since) {
+		lines = 0
+	} else if !r.req.Since.IsZero() && made(r.file).Before(r.req.Since) {
+		return ErrUndated
+	}
+	r.offset, err = startOf(ctx, r.file, r.end, lines, r.req.Match)
 	return err
+}
+
+// made tells when a file was made; long ago if its file system does not tell.
+func made(f *os.File) time.Time {
+	var st unix.Statx_t
+	err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st)
+	if err != nil || st.Mask&unix.STATX_BTIME == 0 {
+		return time.Time{}
+	}
+	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec))
 }
 
 // reopen turns to the file that has the name now, after the last of the one
@@ -164,13 +190,21 @@ func (r *reader) reopen(ctx context.Context) error {
 	return nil
 }
 
-// drain gives every whole line up to the present end of the file.
+// drain gives every whole line up to the present end of the file when following,
+// which may go on for as long as somebody writes; else up to r.end.
 func (r *reader) drain(ctx context.Context) error {
 	for r.file != nil {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := r.file.ReadAt(r.block[:], r.offset)
+		room := int64(len(r.block))
+		if r.watch == nil {
+			room = min(room, r.end-r.offset)
+		}
+		if room <= 0 {
+			return nil
+		}
+		n, err := r.file.ReadAt(r.block[:room], r.offset)
 		r.offset += int64(n)
 		if err := r.take(r.block[:n]); err != nil {
 			return err

@@ -106,6 +106,66 @@ func TestLastLinesAgainstSplit(t *testing.T) {
 	}
 }
 
+// A file that grows faster than it is read has an end all the same: the one it
+// had at first.
+func TestTheEndDoesNotRunAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\nb\nc\n")
+	var got []string
+	require.NoError(t, Read(t.Context(), Request{Path: path, Lines: 2}, func(l Line) error {
+		got = append(got, string(l.Text))
+		write(t, path, strings.Repeat("more\n", MaxLine))
+		return nil
+	}))
+	require.Equal(t, []string{"b", "c"}, got)
+}
+
+func TestSince(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	before := time.Now().Add(-time.Minute)
+	write(t, path, "a\nb\n")
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	require.False(t, made(f).IsZero(), "this file system does not tell when a file was made")
+	require.Equal(t, []string{"a", "b"}, read(t, Request{Path: path, Lines: 9, Since: before}))
+	require.Equal(t, []string{"b"}, read(t, Request{Path: path, Lines: 1, Since: before}))
+	later := time.Now().Add(time.Hour)
+	require.Empty(t, read(t, Request{Path: path, Lines: 9, Since: later}))
+	require.NoError(t, os.Chtimes(path, later, later.Add(time.Minute))) // written since
+	require.ErrorIs(t, Read(t.Context(), Request{Path: path, Lines: 9, Since: later}, nil), ErrUndated)
+}
+
+// Whoever has left is not searched for any longer.
+func TestASearchCanBeGivenUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, strings.Repeat("x\n", 4*MaxLine))
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	reads := countReads{f, func(n int) {
+		if n == 2 {
+			cancel()
+		}
+	}, 0}
+	_, err = startOf(ctx, &reads, 8*MaxLine, 1, regexp.MustCompile("y"))
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 2, reads.n, "and a block is read once, however many lines it has")
+}
+
+type countReads struct {
+	*os.File
+	each func(int)
+	n    int
+}
+
+func (c *countReads) ReadAt(b []byte, at int64) (int, error) {
+	c.n++
+	c.each(c.n)
+	return c.File.ReadAt(b, at)
+}
+
 func TestAFarEndIsFound(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	f, err := os.Create(path)

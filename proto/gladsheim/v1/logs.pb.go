@@ -30,7 +30,9 @@ type TailRequest struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// How many past lines at most. Absent means 10, or all with since_unix_ms.
 	Lines *uint32 `protobuf:"varint,2,opt,name=lines,proto3,oneof" json:"lines,omitempty"`
-	// No lines from before this time; 0 sets no such bound.
+	// No past lines from before this time; 0 sets no such bound. The output is
+	// kept in a plain file, of which only is known when it was made and when it was
+	// last written: a time between the two is refused.
 	SinceUnixMs int64 `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
 	// Go on with new lines until the caller leaves or the service is unregistered.
 	Follow bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -110,13 +112,8 @@ type LogLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The line, without its end. Bytes, for a service may write anything.
 	Line []byte `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
-	// When it was written; 0 where the log does not tell.
-	TimeUnixMs int64 `protobuf:"varint,2,opt,name=time_unix_ms,json=timeUnixMs,proto3" json:"time_unix_ms,omitempty"`
-	// Whether the line was longer and is cut here.
-	Truncated bool `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
-	// Lines left out before this one, because the reader was too slow or the log
-	// was rotated away.
-	Dropped       uint64 `protobuf:"varint,4,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Whether the line was longer and goes on in the next message.
+	Truncated     bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -158,25 +155,11 @@ func (x *LogLine) GetLine() []byte {
 	return nil
 }
 
-func (x *LogLine) GetTimeUnixMs() int64 {
-	if x != nil {
-		return x.TimeUnixMs
-	}
-	return 0
-}
-
 func (x *LogLine) GetTruncated() bool {
 	if x != nil {
 		return x.Truncated
 	}
 	return false
-}
-
-func (x *LogLine) GetDropped() uint64 {
-	if x != nil {
-		return x.Dropped
-	}
-	return 0
 }
 
 var File_gladsheim_v1_logs_proto protoreflect.FileDescriptor
@@ -190,13 +173,10 @@ const file_gladsheim_v1_logs_proto_rawDesc = "" +
 	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\x12\x16\n" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04grep\x18\x05 \x01(\tR\x04grepB\b\n" +
-	"\x06_lines\"w\n" +
+	"\x06_lines\";\n" +
 	"\aLogLine\x12\x12\n" +
-	"\x04line\x18\x01 \x01(\fR\x04line\x12 \n" +
-	"\ftime_unix_ms\x18\x02 \x01(\x03R\n" +
-	"timeUnixMs\x12\x1c\n" +
-	"\ttruncated\x18\x03 \x01(\bR\ttruncated\x12\x18\n" +
-	"\adropped\x18\x04 \x01(\x04R\adropped2H\n" +
+	"\x04line\x18\x01 \x01(\fR\x04line\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated2H\n" +
 	"\n" +
 	"LogService\x12:\n" +
 	"\x04Tail\x12\x19.gladsheim.v1.TailRequest\x1a\x15.gladsheim.v1.LogLine0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"

@@ -30,10 +30,12 @@ const (
 //
 // LogService reads the output of services, wherever it is kept.
 type LogServiceClient interface {
-	// Tail sends the last lines of a service's output, oldest first, and with
-	// follow those still to come. The stream outlives restarts of the service.
+	// Tail sends the last lines of a service's output, oldest first, up to the end
+	// that it has now, and with follow those still to come. The stream outlives
+	// restarts of the service.
 	//
-	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept, or
+	// does not tell which of its lines are from before since_unix_ms.
 	// INVALID_ARGUMENT: grep is no regular expression.
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogLine], error)
 }
@@ -71,10 +73,12 @@ type LogService_TailClient = grpc.ServerStreamingClient[LogLine]
 //
 // LogService reads the output of services, wherever it is kept.
 type LogServiceServer interface {
-	// Tail sends the last lines of a service's output, oldest first, and with
-	// follow those still to come. The stream outlives restarts of the service.
+	// Tail sends the last lines of a service's output, oldest first, up to the end
+	// that it has now, and with follow those still to come. The stream outlives
+	// restarts of the service.
 	//
-	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept, or
+	// does not tell which of its lines are from before since_unix_ms.
 	// INVALID_ARGUMENT: grep is no regular expression.
 	Tail(*TailRequest, grpc.ServerStreamingServer[LogLine]) error
 	mustEmbedUnimplementedLogServiceServer()
