@@ -1,11 +1,11 @@
 package process
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -246,13 +246,28 @@ func grandchild(t *testing.T, w *watch.Watcher, parent string) *Process {
 	return p
 }
 
-func TestExitOfAStrangerIsExactOrUnknown(t *testing.T) {
+// kernelKeepsExits tells whether this kernel is new enough for
+// PIDFD_INFO_EXIT: 6.15. The version is asked for, not the ioctl, or a broken
+// call would excuse itself.
+func kernelKeepsExits(t *testing.T) bool {
+	t.Helper()
+	var name unix.Utsname
+	require.NoError(t, unix.Uname(&name))
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor)
+	require.NoError(t, err)
+	return major > 6 || major == 6 && minor >= 15
+}
+
+func TestExitOfAStrangerIsExactWhereTheKernelKeepsIt(t *testing.T) {
 	w := newWatcher(t)
 	p := grandchild(t, w, `sh -c 'trap "exit 6" TERM; echo $$; while :; do sleep 0.01; done' & wait; exec sleep 1000`)
 	require.NoError(t, p.Signal(syscall.SIGTERM))
-	exit := awaitExit(t, p)
-	t.Logf("this kernel tells: %s", exit)
-	require.Contains(t, []service.Exit{{Code: 6}, {Unknown: UnknownExit}}, exit)
+	want := service.Exit{Unknown: UnknownExit}
+	if kernelKeepsExits(t) {
+		want = service.Exit{Code: 6}
+	}
+	require.Equal(t, want, awaitExit(t, p))
 }
 
 func TestEndOfAStrangerThatNobodyReapsIsToldAsUnknown(t *testing.T) {
@@ -284,19 +299,37 @@ func TestTwoHoldersOfOneChild(t *testing.T) {
 	}
 }
 
-func TestManyExitsAtOnce(t *testing.T) {
-	w := newWatcher(t)
-	var wait sync.WaitGroup
-	for i := range 100 {
-		p := child(t, w, "exit "+strconv.Itoa(i))
-		wait.Go(func() {
-			<-p.Exited()
-			if p.Exit() != (service.Exit{Code: i}) {
-				t.Errorf("want %d, got %v", i, p.Exit())
-			}
-		})
+// TestThousandsOfExitsAtOnce ends all children by closing the one pipe that
+// each of them reads from; a signal for each would come too late for a storm.
+func TestThousandsOfExitsAtOnce(t *testing.T) {
+	children := 5000
+	if os.Getenv("GLADSHEIM_TEST_HOST") != "" {
+		children = 500 // on an emulated machine
 	}
-	wait.Wait()
+	w := newWatcher(t)
+	gate, open, err := os.Pipe()
+	require.NoError(t, err)
+	held := make([]*Process, children)
+	for i := range held {
+		var pidfd int
+		pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "read line; exit " + strconv.Itoa(i%256)}, &syscall.ProcAttr{
+			Files: []uintptr{gate.Fd(), gate.Fd(), gate.Fd()}, Sys: &syscall.SysProcAttr{PidFD: &pidfd},
+		})
+		require.NoError(t, err)
+		held[i], err = Child(w, pid, pidfd)
+		require.NoError(t, err)
+	}
+	require.NoError(t, gate.Close())
+	began := time.Now()
+	require.NoError(t, open.Close())
+	for i, p := range held {
+		require.Equal(t, service.Exit{Code: i % 256}, awaitExit(t, p))
+	}
+	t.Logf("%d exits in %v", children, time.Since(began))
+	for _, p := range held {
+		require.NoDirExists(t, "/proc/"+strconv.Itoa(p.PID()), "it is reaped")
+		require.NoError(t, p.Close())
+	}
 }
 
 func TestCloseWhileItEnds(t *testing.T) {
@@ -405,7 +438,7 @@ func reuse(t *testing.T, pid int) *exec.Cmd {
 		require.NoError(t, cmd.Process.Kill())
 		_ = cmd.Wait()
 	}
-	t.Skip("somebody else always took the number")
+	t.Fatal("somebody else always took the number")
 	return nil
 }
 
