@@ -29,7 +29,7 @@ type crime struct {
 
 // culprit is a backend that is right but for what is replaced.
 type culprit struct {
-	*fake.Backend
+	backends.Backend
 	plan      func(service.Launch) service.Ref
 	launch    func(context.Context, service.Launch, func(service.Ref) error) (backends.Handle, error)
 	adopt     func(context.Context, service.Ref, service.Limits) (backends.Handle, error)
@@ -319,30 +319,26 @@ func TestConvictions(t *testing.T) {
 	for _, c := range crimes() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			law := "TestOnTrial/together/" + strings.ReplaceAll(c.law, " ", "_")
-			verdict := try(t, c.name, law)
-			require.True(t, strings.Contains(verdict, "--- FAIL: "+law), "it was acquitted: %s", verdict)
+			convict(t, "TestOnTrial", c.law, crimeVariable+"="+c.name)
 		})
 	}
 }
 
-// try executes this test binary for one law and gives what it says.
-func try(t *testing.T, crime, law string) string {
+// convict executes this test binary for one law of a trial and wants that law
+// to find the accused guilty.
+func convict(t *testing.T, trial, law string, env ...string) {
+	t.Helper()
+	law = strings.ReplaceAll(law, " ", "_")
 	read, write, err := os.Pipe()
 	require.NoError(t, err)
-	var pattern []string
-	for part := range strings.SplitSeq(law, "/") {
-		pattern = append(pattern, "^"+regexp.QuoteMeta(part)+"$")
-	}
-	p, err := os.StartProcess("/proc/self/exe", []string{os.Args[0], "-test.v", "-test.run=" + strings.Join(pattern, "/")}, &os.ProcAttr{
-		Env:   append(os.Environ(), crimeVariable+"="+crime),
-		Files: []*os.File{nil, write, write},
-	})
+	p, err := os.StartProcess("/proc/self/exe", []string{
+		os.Args[0], "-test.v", "-test.run=^" + trial + "$/^(together|alone)$/^" + regexp.QuoteMeta(law) + "$",
+	}, &os.ProcAttr{Env: append(os.Environ(), env...), Files: []*os.File{nil, write, write}})
 	require.NoError(t, write.Close())
 	require.NoError(t, err)
 	said, err := io.ReadAll(read)
 	require.NoError(t, err)
 	_, err = p.Wait()
 	require.NoError(t, err)
-	return string(said)
+	require.Regexp(t, "--- FAIL: "+trial+"/(together|alone)/"+regexp.QuoteMeta(law), string(said), "it was acquitted")
 }
