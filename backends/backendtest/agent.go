@@ -123,7 +123,7 @@ func lawAgentKilled(b *bench) {
 	require.Equal(b, a.ref, i.Ref())
 	i.lives()
 	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
-	b.unknownOr(service.Exit{Signal: syscall.SIGTERM}, i.exit())
+	b.exact(service.Exit{Signal: syscall.SIGTERM}, i.exit())
 	require.Equal(b, 3, i.release().Leftovers)
 	b.nothingOf(l)
 }

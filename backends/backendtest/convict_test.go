@@ -164,7 +164,7 @@ func crimes() []crime {
 		{"tells every exit as clean", "an exit code is told exactly", everyHandle(func(h backends.Handle) backends.Handle {
 			return handle{Handle: h, exit: func() service.Exit { return service.Exit{} }}
 		})},
-		{"invents the exit of what it adopted", "an exit after the adoption is told exactly or as unknown, never invented", inventive},
+		{"invents the exit of what it adopted", "an exit after the adoption is told exactly, or as unknown where the kernel keeps none, never invented", inventive},
 		{"signals everybody", "a signal reaches the main process only", everyHandle(func(h backends.Handle) backends.Handle {
 			return handle{Handle: h, signal: func(ctx context.Context, _ syscall.Signal) error { return h.Kill(ctx) }}
 		})},

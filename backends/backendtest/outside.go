@@ -108,6 +108,20 @@ func bootID() string {
 	return strings.TrimSpace(string(text))
 }
 
+// kernelKeepsExits tells whether the kernel keeps how a process ended for
+// those who hold its pidfd, as it does from 6.15 on.
+func kernelKeepsExits() bool {
+	text, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		panic(fmt.Sprintf("cannot read the kernel's version: %v", err))
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(text), "%d.%d", &major, &minor); err != nil {
+		panic(fmt.Sprintf("cannot read the kernel's version from %q: %v", text, err))
+	}
+	return major > 6 || major == 6 && minor >= 15
+}
+
 // cgroupsOf lists the cgroups below root whose name holds that of a service.
 func cgroupsOf(root string, name service.Name) []string {
 	var found []string
