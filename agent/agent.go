@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +62,8 @@ type Agent struct {
 	leave      context.CancelFunc
 	background sync.WaitGroup // of starts that nobody waits for
 
+	pending []service.Name // for Autostart
+
 	changing    sync.Mutex // held by whoever changes the catalogue, from the look at it to the change
 	writing     sync.Mutex // see want
 	mu          sync.Mutex // of what follows; never held across a wait for a service
@@ -69,6 +72,8 @@ type Agent struct {
 	wanted      map[service.Name]skirnir.Wanted       // as last written
 	exits       map[service.Name][]service.ExitRecord // see brief
 	strangers   map[service.Name]service.Ref          // alive, look like ours, and nobody recorded them
+	blind       map[string]bool                       // backends that would not tell what an earlier agent left
+	looked      map[service.Name]bool                 // whether that is known of a service all the same
 	starting    map[service.Name]int                  // starts and restarts under way, see admit
 	scars       []service.Finding                     // of the start
 	complaints  []service.Finding                     // of the latest look at the definitions
@@ -81,17 +86,16 @@ var ErrTaken = errors.New("another agent owns the directory")
 // told. The kernel ends ten thousand processes in far less.
 const clearTimeout = 10 * time.Second
 
-// Open takes the directories, reads what is wanted and what is, takes up what
-// an earlier agent left, and launches what is to run from the start. If
-// another agent has the directories the error wraps ErrTaken and nothing was
-// touched.
+// Open takes the directories, reads what is wanted and what is, and takes up
+// what an earlier agent left. If another agent has the directories the error
+// wraps ErrTaken and nothing was touched.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, started: time.Now(), settings: cfg.Settings,
 		registry: skirnir.NewRegistry(uint64(time.Now().UnixMicro())), meter: byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
-		starting: map[service.Name]int{},
+		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
@@ -156,6 +160,9 @@ func (a *Agent) lock(dirs ...string) error {
 		a.locks = append(a.locks, f)
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
+		case errors.Is(err, unix.EWOULDBLOCK) && slices.ContainsFunc(a.locks[:len(a.locks)-1], func(ours *os.File) bool { return sameFile(ours, f) }):
+			return &service.Error{Op: "use " + dir, Kind: service.Invalid,
+				Err: errors.New("it is given for both state and run: the one outlives a reboot, the other does not")}
 		case errors.Is(err, unix.EWOULDBLOCK):
 			return fmt.Errorf("%w %s", ErrTaken, dir)
 		case err != nil:
@@ -163,6 +170,12 @@ func (a *Agent) lock(dirs ...string) error {
 		}
 	}
 	return nil
+}
+
+func sameFile(f, g *os.File) bool {
+	one, err := f.Stat()
+	other, err2 := g.Stat()
+	return err == nil && err2 == nil && os.SameFile(one, other)
 }
 
 func (a *Agent) unlock() {

@@ -3,6 +3,8 @@ package agent
 import (
 	"os"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -45,6 +47,38 @@ func TestOpenTwice(t *testing.T) {
 		h.Agent = nil
 		h.open()
 		h.is(web, service.Stopped)
+	})
+}
+
+// What outlives a reboot and what does not can not be in one place.
+func TestOneDirectoryForBoth(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		cfg := h.config()
+		cfg.RunDir = cfg.StateDir
+		_, err := Open(t.Context(), cfg)
+		refused(t, err, service.Invalid, "state and run")
+		require.NotErrorIs(t, err, ErrTaken)
+		require.NoError(t, os.Symlink(h.path("state"), h.path("link")))
+		cfg.RunDir = h.path("link")
+		_, err = Open(t.Context(), cfg)
+		refused(t, err, service.Invalid, "state and run")
+	})
+}
+
+// Nothing is launched before whoever opened the agent says so.
+func TestAutostartWaitsForItsCall(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"autostart": true`)
+		a, err := Open(t.Context(), h.config())
+		require.NoError(t, err)
+		h.Agent = a
+		pass(time.Hour)
+		h.is(web, service.Stopped)
+		a.Autostart()
+		synctest.Wait()
+		h.is(web, service.Running)
+		h.reopen()
+		require.Equal(t, 1, h.host.Launches(web))
 	})
 }
 

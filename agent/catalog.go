@@ -152,7 +152,7 @@ func (a *Agent) carryOut(op string, all []registration, actor string) error {
 		if err != nil {
 			for j, done := range written[:i] {
 				if done != nil {
-					err = errors.Join(err, a.want(done.Name, func(w *skirnir.Wanted) { *w = before[j] }))
+					err = errors.Join(err, a.want(done.Name, func(w *skirnir.Wanted) { undo(w, before[j]) }))
 				}
 			}
 			return &service.Error{Op: op, Service: d.Name, Kind: service.HostUnavailable, Err: err}
@@ -165,6 +165,13 @@ func (a *Agent) carryOut(op string, all []registration, actor string) error {
 		}
 	}
 	return nil
+}
+
+// undo takes a registration back, and nothing that has happened to the service
+// since.
+func undo(w *skirnir.Wanted, before skirnir.Wanted) {
+	w.Document, w.Changed, w.Generation = before.Document, before.Changed, before.Generation
+	w.Limits, w.Warnings = w.Limits.Over(before.Limits), w.Warnings.Over(before.Warnings)
 }
 
 // know puts a definition into the catalogue and shows it to readers.
@@ -214,20 +221,26 @@ func (a *Agent) Unregister(ctx context.Context, name service.Name, actor string)
 	return a.forget(ctx, name, actor)
 }
 
+// forget goes on when the caller goes away: half of it must not be left.
 func (a *Agent) forget(ctx context.Context, name service.Name, actor string) error {
-	if err := a.thjalfi.Remove(ctx, name); err != nil {
+	if err := a.thjalfi.Remove(context.WithoutCancel(ctx), name); err != nil {
 		return err
+	}
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	if err := a.store.Forget(name); err != nil {
+		if s, known := a.registry.Get(name); known { // so that it can be tried again
+			a.thjalfi.Add(name, thjalfi.Restored{Record: thjalfi.Record{Name: name, Machine: s.Machine}})
+		}
+		return &service.Error{Op: "unregister", Service: name, Kind: service.HostUnavailable, Err: err}
 	}
 	a.mu.Lock()
 	delete(a.definitions, name)
 	delete(a.wanted, name)
 	delete(a.exits, name)
 	a.mu.Unlock()
-	a.meter.Forget(name)
 	a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "asked", Detail: "by " + actor})
-	if err := a.store.Forget(name); err != nil {
-		return &service.Error{Op: "unregister", Service: name, Kind: service.HostUnavailable, Err: err}
-	}
+	a.meter.Forget(name)
 	return nil
 }
 

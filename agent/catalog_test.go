@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
 
@@ -151,6 +153,32 @@ func TestUnregister(t *testing.T) {
 		h.stop(web)
 		exits, _ = h.Exits(web, 0)
 		require.Len(t, exits, 1)
+	})
+}
+
+// A caller that goes away leaves nothing half forgotten.
+func TestUnregisterWhoseCallerGoesAway(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 20 { // which of two that are ready comes first is left to chance
+			h.register(web)
+			require.NoError(t, h.Unregister(ctx, web, "alice"))
+			require.Empty(t, h.List())
+		}
+		h.register(web)
+		h.start(web)
+	})
+}
+
+// Limits are not kept of a service that was forgotten meanwhile.
+func TestSetLimitsWhileItIsForgotten(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		err := h.wantOf("keep limits of", web, func(*definition, *skirnir.Wanted) { t.Error("it is not registered") })
+		refused(t, err, service.NotFound)
+		for path := range h.tree() {
+			require.NotContains(t, path, "web.json")
+		}
 	})
 }
 

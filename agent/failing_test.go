@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
 
@@ -61,6 +62,27 @@ func TestLimitsThatCanNotBeKept(t *testing.T) {
 	})
 }
 
+func TestLimitsOfARunningServiceThatCanNotBeKept(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.block("run/services/web.json")
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+		refused(t, err, service.HostUnavailable, "web.json")
+	})
+}
+
+// What happened to a service since it was registered is not taken back with the
+// registration.
+func TestRollbackTakesBackItsOwn(t *testing.T) {
+	before := skirnir.Wanted{Name: web, Document: []byte("old"), Generation: 1, Up: true, Limits: limits(pids, 1)}
+	w := skirnir.Wanted{Name: web, Document: []byte("new"), Generation: 2, Limits: limits(memory, 1<<30)}
+	undo(&w, before)
+	require.Equal(t, skirnir.Wanted{
+		Name: web, Document: []byte("old"), Generation: 1, Limits: limits(memory, 1<<30).Over(limits(pids, 1)),
+	}, w, "it was stopped meanwhile, and its memory limited")
+}
+
 func TestExitThatCanNotBeKept(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)
@@ -74,8 +96,27 @@ func TestExitThatCanNotBeKept(t *testing.T) {
 
 		err = h.Unregister(t.Context(), web, "alice")
 		refused(t, err, service.HostUnavailable, "web.json")
-		_, err = h.Status(web)
-		refused(t, err, service.NotFound)
+		require.Len(t, h.List(), 1, "it is there still")
+		h.unblock("state/exits/web.json")
+		require.NoError(t, h.Unregister(t.Context(), web, "alice"))
+		require.Empty(t, h.List())
+		h.reopen()
+		require.Empty(t, h.List())
+	})
+}
+
+// A service that could not be forgotten can be used as before.
+func TestUnregisterThatFails(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.stop(web)
+		h.block("run/services/web.json")
+		refused(t, h.Unregister(t.Context(), web, "alice"), service.HostUnavailable, "web.json")
+		h.unblock("run/services/web.json")
+		require.EqualValues(t, 2, h.start(web).Machine.Incarnation)
+		h.reopen()
+		h.is(web, service.Running)
 	})
 }
 

@@ -89,6 +89,12 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 				Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
 			})
 		}
+		if s.Machine.State == service.Stopped && s.Error != "" {
+			findings = append(findings, service.Finding{
+				Level: service.SeverityProblem, Title: fmt.Sprintf("%s was to be started with the agent, and was not", s.Name), Detail: s.Error,
+				Fix: "Mend that, then start it.",
+			})
+		}
 		if s.Machine.State == service.Crashed {
 			findings = append(findings, service.Finding{
 				Level: service.SeverityProblem, Title: fmt.Sprintf("%s has crashed", s.Name), Detail: s.Error,

@@ -123,6 +123,7 @@ func (h *house) open() {
 	a, err := Open(h.t.Context(), h.config())
 	require.NoError(h.t, err)
 	h.Agent = a
+	a.Autostart()
 	synctest.Wait()
 }
 

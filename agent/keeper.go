@@ -50,6 +50,28 @@ func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
 	a.writing.Lock()
 	defer a.writing.Unlock()
+	return a.rewrite(name, change)
+}
+
+// wantOf is want for a service that may be forgotten meanwhile; then nothing is
+// written.
+func (a *Agent) wantOf(op string, name service.Name, change func(*definition, *skirnir.Wanted)) error {
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	a.mu.Lock()
+	d, err := a.find(op, name)
+	a.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := a.rewrite(name, func(w *skirnir.Wanted) { change(d, w) }); err != nil {
+		return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: err}
+	}
+	return nil
+}
+
+// rewrite is want for who holds writing.
+func (a *Agent) rewrite(name service.Name, change func(*skirnir.Wanted)) error {
 	a.mu.Lock()
 	before := a.wanted[name]
 	a.mu.Unlock()
@@ -70,7 +92,7 @@ func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
 
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
-		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings &&
+		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings && a.Over == b.Over &&
 		reflect.DeepEqual(a.Options, b.Options)
 }
 

@@ -46,11 +46,10 @@ func (a *Agent) launch(ctx context.Context, op string, plan thjalfi.Plan, do fun
 		return nil, err
 	}
 	defer admitted()
-	err = do()
-	if err == nil || ctx.Err() != nil { // it runs by the plan, or goes on without the caller
-		a.warnAt(name, plan.Spec.Warnings)
+	if err := a.look(ctx, op, name, plan.Backend); err != nil {
+		return nil, err
 	}
-	if err != nil {
+	if err := do(); err != nil {
 		return nil, err
 	}
 	return a.Status(name)
@@ -77,7 +76,7 @@ func (a *Agent) Status(name service.Name) (*service.Status, error) {
 	if s, known := a.registry.Get(name); known {
 		return s, nil
 	}
-	return nil, &service.Error{Op: "show", Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound,
+	return nil, &service.Error{Op: "find", Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound,
 		Err: errors.New("no such service is registered")}
 }
 
@@ -125,8 +124,7 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 	stranger, alive := a.strangers[name]
 	a.mu.Unlock()
 	if alive {
-		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
-			Err: fmt.Errorf("processes of an incarnation nobody recorded are alive in %s%s; end them, then restart the agent", stranger.Unit, stranger.Cgroup)}
+		return thjalfi.Plan{}, previousAlive(op, stranger)
 	}
 	spec.Limits = opts.Limits.Over(over.Limits.Over(spec.Limits))
 	spec.Warnings = opts.Warnings.Over(over.Warnings.Over(spec.Warnings))

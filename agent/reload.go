@@ -3,6 +3,8 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -66,14 +68,22 @@ func (a *Agent) takeFile(f config.Definition) {
 		reason, d.Generation, d.Changed = service.ActionChanged, known.Generation, known.Changed
 		if !bytes.Equal(known.Document, f.Document) { // else the settings differ
 			d.Generation, d.Changed = known.Generation+1, time.Now()
-			err := a.want(d.Name, func(w *skirnir.Wanted) { w.Limits, w.Warnings = service.Limits{}, service.Warnings{} })
-			if err != nil {
-				a.cfg.Log.Error("cannot drop the limits that were set over a former definition", "service", d.Name, "error", err)
-			}
+			a.dropLimits(d.Name)
 		}
 	}
 	a.know(d, reason.String(), "")
 }
+
+// dropLimits drops what was set over a former definition.
+func (a *Agent) dropLimits(name service.Name) {
+	err := a.want(name, func(w *skirnir.Wanted) { w.Limits, w.Warnings, w.Over = service.Limits{}, service.Warnings{}, "" })
+	if err != nil {
+		a.cfg.Log.Error("cannot drop the limits that were set over a former definition", "service", name, "error", err)
+	}
+}
+
+// digest names what a document holds.
+func digest(document []byte) string { return fmt.Sprintf("%x", sha256.Sum256(document)) }
 
 func ofFile(f config.Definition) *definition {
 	return &definition{

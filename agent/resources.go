@@ -8,6 +8,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/agent/thjalfi"
 )
 
 // Usage reads what a running service uses.
@@ -26,6 +27,9 @@ func (a *Agent) Usage(ctx context.Context, name service.Name) (service.Usage, ti
 		started = s.Started
 	}
 	u.CPUPercent = a.meter.Percent(name, h.Ref().Incarnation, started, now, u.CPUTime)
+	if _, known := a.registry.Get(name); !known { // forgotten meanwhile
+		a.meter.Forget(name)
+	}
 	a.warn(name, u)
 	return u, now, nil
 }
@@ -43,11 +47,6 @@ func (a *Agent) warn(name service.Name, u service.Usage) {
 	}
 	a.registry.Update(name, skirnir.News{Kind: service.NoticeWarning, Reason: byggvir.Words(warned), Detail: fmt.Sprintf("%s of memory, %.1f%% of a core",
 		service.FormatSize(u.Memory), u.CPUPercent)}, func(s *service.Status) { s.Warned = warned })
-}
-
-// warnAt sets the warning levels in force.
-func (a *Agent) warnAt(name service.Name, levels service.Warnings) {
-	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Warnings = levels })
 }
 
 // Limits reads back what holds for a running service; of another it tells what
@@ -119,12 +118,18 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	if runErr != nil && service.KindOf(runErr) != service.NotRunning {
 		return service.Applied{}, runErr
 	}
-	err = a.want(name, func(w *skirnir.Wanted) { w.Limits, w.Warnings = limits.Over(w.Limits), warnings.Over(w.Warnings) })
+	err = a.wantOf("keep limits of", name, func(d *definition, w *skirnir.Wanted) {
+		w.Limits, w.Warnings = limits.Over(w.Limits), warnings.Over(w.Warnings)
+		if d.ofHost() {
+			w.Over = digest(d.Document)
+		}
+	})
 	if err != nil {
-		return applied, &service.Error{Op: "keep limits of", Service: name, Kind: service.HostUnavailable, Err: err}
+		return applied, err
 	}
-	err = a.thjalfi.Amend(ctx, name, func(o *service.StartOptions) { // what is set later counts more
-		o.Limits, o.Warnings = o.Limits.Without(limits), o.Warnings.Without(warnings)
+	err = a.thjalfi.Amend(ctx, name, func(p *thjalfi.Plan) { // what is set later counts more
+		p.Options.Limits, p.Options.Warnings = p.Options.Limits.Without(limits), p.Options.Warnings.Without(warnings)
+		p.Spec.Warnings = warnings.Over(p.Spec.Warnings)
 	})
 	if err != nil {
 		return applied, err
@@ -133,9 +138,7 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 		applied = a.withUnenforced(name, now)
 		a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Applied = applied })
 	}
-	if s, known := a.registry.Get(name); known {
-		a.warnAt(name, warnings.Over(s.Warnings))
-	}
+	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Warnings = warnings.Over(s.Warnings) })
 	return applied, nil
 }
 

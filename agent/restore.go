@@ -15,7 +15,7 @@ import (
 )
 
 // restore makes known what the host defines, what callers registered and what
-// an earlier agent left in this boot, and launches what is to run.
+// an earlier agent left in this boot. What is to run waits for Autostart.
 func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	for name, exits := range left.Exits {
 		a.exits[name] = brief(exits)
@@ -32,26 +32,47 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	for _, fault := range left.Faults {
 		a.scar("a record could not be read", fault, "see what it held; the service it names may have to be registered again")
 	}
-	found := a.gather(left)
+	found, faults := a.gather(left)
 	for name, r := range actual {
 		if found[name] == nil && r.Machine.State.Alive() {
 			found[name] = &definition{Definition: service.Definition{Name: name, Source: sourceGone}, spec: r.Spec}
 		}
 	}
+	a.forgetTheVanished(left, found, faults)
 	// Before anything is adopted or launched, so that nothing changes meanwhile.
 	a.findStrangers(ctx, names(left, found), actual)
-	var launch []service.Name
 	for name, d := range found {
 		if _, recorded := actual[name]; !recorded && (d.spec.Autostart || a.wanted[name].Up) {
-			launch = append(launch, name)
+			a.pending = append(a.pending, name)
 		}
 	}
 	for name, d := range found {
 		r, recorded := actual[name]
 		a.revive(d, r, recorded)
 	}
-	for _, name := range launch {
+}
+
+// Autostart launches what is to run from the start, and does not wait for it. It
+// is to be called once, when all else is in order.
+func (a *Agent) Autostart() {
+	for _, name := range a.pending {
 		a.background.Go(func() { a.autostart(name) })
+	}
+	a.pending = nil
+}
+
+// forgetTheVanished forgets what was wanted of services whose definition went
+// away while no agent was there: the next of that name is another one. What can
+// not be read now has not gone.
+func (a *Agent) forgetTheVanished(left skirnir.Loaded, found map[service.Name]*definition, faults config.Faults) {
+	for _, w := range left.Wanted {
+		if found[w.Name] != nil || len(w.Document) > 0 || faults.Hide(a.cfg.ServicesDir, w.Name) {
+			continue
+		}
+		err := a.want(w.Name, func(w *skirnir.Wanted) { *w = skirnir.Wanted{Name: w.Name} })
+		if err != nil {
+			a.cfg.Log.Error("cannot forget what was wanted of a service whose definition is gone", "service", w.Name, "error", err)
+		}
 	}
 }
 
@@ -82,12 +103,15 @@ func names(left skirnir.Loaded, found map[service.Name]*definition) []service.Na
 
 // gather collects the definitions of the host and those of callers; where both
 // define a name the host's file counts.
-func (a *Agent) gather(left skirnir.Loaded) map[service.Name]*definition {
+func (a *Agent) gather(left skirnir.Loaded) (map[service.Name]*definition, config.Faults) {
 	found := map[service.Name]*definition{}
 	base := a.settings.Base()
 	files, faults := config.ReadDefinitions(a.cfg.ServicesDir, base, config.OwnFile)
 	for _, f := range files {
 		found[f.Spec.Name] = ofFile(f)
+		if over := a.wanted[f.Spec.Name].Over; over != "" && over != digest(f.Document) { // it changed meanwhile
+			a.dropLimits(f.Spec.Name)
+		}
 	}
 	for _, w := range left.Wanted {
 		if len(w.Document) == 0 || found[w.Name] != nil {
@@ -101,7 +125,7 @@ func (a *Agent) gather(left skirnir.Loaded) map[service.Name]*definition {
 		found[w.Name] = d
 	}
 	a.complain(faults)
-	return found
+	return found, faults
 }
 
 // revive makes one service known, with what an earlier agent recorded of it in
@@ -116,9 +140,10 @@ func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
 		}
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor
-		if !r.Machine.State.Alive() {
-			status.Machine = r.Machine
+		if status.Machine = r.Machine; r.Machine.State.Alive() {
+			status.Machine.State = service.Adopting
 		}
+		status.Warnings = r.Spec.Warnings
 	}
 	a.mu.Lock()
 	a.definitions[d.Name] = d
@@ -171,10 +196,14 @@ func (b absent) Leftovers(context.Context, []service.Name) ([]service.Ref, error
 // recorded. Those in which something is alive are reported and left alone, and
 // no second copy is started beside them.
 func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual map[service.Name]skirnir.Actual) {
+	for name := range actual {
+		a.looked[name] = true
+	}
 	for _, b := range a.cfg.Backends {
 		left, err := b.Leftovers(ctx, known)
 		if err != nil {
-			a.scar("cannot look for what an earlier agent left with the "+b.Name()+" backend", err, "restart the agent once the host serves again")
+			a.scar("cannot look for what an earlier agent left with the "+b.Name()+" backend", err, "start services once the host serves again")
+			a.blind[b.Name()] = true
 			continue
 		}
 		for _, ref := range left {
@@ -187,6 +216,36 @@ func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual 
 			a.mu.Unlock()
 		}
 	}
+}
+
+// look makes sure that nothing of a service is alive of which an earlier agent
+// may have left something, where that could not be found out at the start.
+func (a *Agent) look(ctx context.Context, op string, name service.Name, b backends.Backend) error {
+	a.mu.Lock()
+	known := !a.blind[b.Name()] || a.looked[name]
+	a.mu.Unlock()
+	if known {
+		return nil
+	}
+	left, err := b.Leftovers(ctx, []service.Name{name})
+	if err != nil {
+		return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable,
+			Err: fmt.Errorf("it is not known whether an earlier incarnation is alive: %w", err)}
+	}
+	for _, ref := range left {
+		if ref.Name == name && !sweep(ctx, b, ref) {
+			return previousAlive(op, ref)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.looked[name] = true
+	return nil
+}
+
+func previousAlive(op string, stranger service.Ref) error {
+	return &service.Error{Op: op, Service: stranger.Name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
+		Err: fmt.Errorf("processes of an incarnation nobody recorded are alive in %s%s; end them, then restart the agent", stranger.Unit, stranger.Cgroup)}
 }
 
 // sweep removes what is left of an incarnation, such as its cgroup, if nothing
@@ -217,9 +276,15 @@ func (a *Agent) autostart(name service.Name) {
 	}
 	options.Actor = "autostart"
 	_, err := a.Start(a.ctx, name, options)
-	if err != nil && a.ctx.Err() == nil {
-		a.cfg.Log.Error("autostart failed", "service", name, "error", err)
+	if err == nil || a.ctx.Err() != nil {
+		return
 	}
+	a.cfg.Log.Error("autostart failed", "service", name, "error", err)
+	a.registry.Update(name, skirnir.News{Kind: service.NoticeState, Reason: "autostart failed", Detail: err.Error()}, func(s *service.Status) {
+		if s.Machine.State == service.Stopped { // else its own failure tells
+			s.Error = err.Error()
+		}
+	})
 }
 
 func (a *Agent) wantedOf(name service.Name) skirnir.Wanted {

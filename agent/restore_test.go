@@ -238,6 +238,100 @@ func TestDefinitionThatIsGone(t *testing.T) {
 	})
 }
 
+// A definition that comes after another of the same name went away while no
+// agent was there inherits nothing of it.
+func TestVanishedAndDefinedAnew(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.define(db)
+		h.open()
+		h.start(web)
+		h.start(db)
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 9), service.Warnings{}, "dora")
+		require.NoError(t, err)
+		h.reboot()
+		h.remove("services.d/web.json")
+		h.write("services.d/db.json", "{") // can not be read, and has not gone
+		h.open()
+		require.Empty(t, h.List())
+		h.close()
+		h.define(web, `"description": "another one"`)
+		h.define(db)
+		h.boots++
+		h.boot("later")
+		h.open()
+		h.is(web, service.Stopped)
+		h.is(db, service.Running)
+		h.start(web)
+		applied, err := h.Limits(t.Context(), web)
+		require.NoError(t, err)
+		require.NotEqual(t, service.Of(9), applied[service.PidsMax].Applied)
+	})
+}
+
+// Limits are dropped that were set over a file which changed, whether an agent
+// saw that or not.
+func TestFileThatChangedWhileNoAgentWasThere(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.open()
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 9), service.Warnings{}, "dora")
+		require.NoError(t, err)
+		h.reopen()
+		h.start(web)
+		holds := func() service.Quota {
+			applied, err := h.Limits(t.Context(), web)
+			require.NoError(t, err)
+			return applied[service.PidsMax].Applied
+		}
+		require.Equal(t, service.Of(9), holds())
+		h.stop(web)
+		h.close()
+		h.define(web, `"limits": {"pids_max": 77}`)
+		h.open()
+		h.start(web)
+		require.Equal(t, service.Of(77), holds())
+	})
+}
+
+// An autostart that is refused is told, until the service is started.
+func TestAutostartThatIsRefused(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"autostart": true`, `"limits": {"cpu_percent": 800}`)
+		h.open()
+		require.Contains(t, h.status(web).Error, "more than this host has")
+		require.Contains(t, strings.Join(h.doctor(), "\n"), "web was to be started")
+		require.Contains(t, h.reasons(web), "autostart failed")
+		h.define(web)
+		h.reload()
+		h.start(web)
+		require.Empty(t, h.doctor())
+	})
+}
+
+// Until it is known how a service is that an earlier agent left, it is not shown
+// as stopped.
+func TestUnknownIsNotStopped(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.open()
+		h.start(web)
+		h.close()
+		release := make(chan struct{})
+		h.fault = func(operation string, _ service.Ref) error {
+			if operation == "adopt" {
+				<-release
+			}
+			return nil
+		}
+		h.open()
+		require.Equal(t, service.Adopting, h.status(web).Machine.State)
+		close(release)
+		synctest.Wait()
+		h.is(web, service.Running)
+	})
+}
+
 // A launch that the agent did not live through is made again, whether its
 // definition is there or not.
 func TestDeathDuringLaunch(t *testing.T) {

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,8 +37,9 @@ func TestStrangers(t *testing.T) {
 			refused(t, err, service.Conflict, "svc-web-00000001")
 			require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
 		}
-		require.Len(t, h.doctor(), 1)
+		require.Len(t, h.doctor(), 2)
 		require.Contains(t, h.doctor()[0], "processes of web are alive that nobody recorded")
+		require.Contains(t, h.doctor()[1], "web was to be started with the agent")
 		require.Contains(t, h.log.String(), "left alone")
 
 		h.host.Crash(web, service.Exit{})
@@ -112,4 +115,45 @@ type mute struct{ backends.Backend }
 
 func (mute) Leftovers(context.Context, []service.Name) ([]service.Ref, error) {
 	return nil, &service.Error{Op: "look for leftovers", Kind: service.HostUnavailable}
+}
+
+// blind is a backend that does not tell what an earlier agent left while it is
+// shut.
+type blind struct {
+	backends.Backend
+	shut bool
+}
+
+func (b *blind) Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error) {
+	if b.shut {
+		return nil, errors.New("D-Bus does not answer")
+	}
+	return b.Backend.Leftovers(ctx, known)
+}
+
+// While nobody knows what an earlier agent left, only services are started of
+// which there is a record.
+func TestLeftoversThatCanNotBeListed(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		b := &blind{Backend: fake.New(fake.Config{Host: h.host})}
+		h.backends = []backends.Backend{b}
+		h.define(web, `"autostart": true`)
+		h.define(db)
+		h.open()
+		h.start(db)
+		h.close()
+		h.remove("run/services/web.json")
+		b.shut = true
+		h.open()
+		require.Equal(t, 1, h.host.IncarnationsAlive(web))
+		require.Contains(t, strings.Join(h.doctor(), "\n"), "D-Bus does not answer")
+		_, err := h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.HostUnavailable, "D-Bus does not answer")
+		h.stop(db)
+		h.start(db)
+		b.shut = false
+		_, err = h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.Conflict, "svc-web-00000001")
+		require.Equal(t, 1, h.host.Launches(web))
+	})
 }

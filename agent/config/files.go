@@ -169,18 +169,18 @@ func readAt(dir *os.File, name string, trust Trust) ([]byte, error) {
 	// something; and again afterwards, since it may have been exchanged.
 	var st unix.Stat_t
 	if err := unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return nil, fmt.Errorf("cannot look at it: %w", err)
+		return nil, err
 	}
 	if err := checkFile(st, trust); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open it: %w", err)
+		return nil, err
 	}
 	defer unix.Close(fd)
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, fmt.Errorf("cannot look at it: %w", err)
+		return nil, err
 	}
 	if err := checkFile(st, trust); err != nil {
 		return nil, err
@@ -203,7 +203,7 @@ func readAll(fd int, before unix.Stat_t) ([]byte, error) {
 		if err == unix.EINTR {
 			continue
 		} else if err != nil {
-			return nil, fmt.Errorf("cannot read it: %w", err)
+			return nil, err
 		} else if n == 0 {
 			break
 		}
@@ -211,7 +211,7 @@ func readAll(fd int, before unix.Stat_t) ([]byte, error) {
 	}
 	var after unix.Stat_t
 	if err := unix.Fstat(fd, &after); err != nil {
-		return nil, fmt.Errorf("cannot look at it: %w", err)
+		return nil, err
 	}
 	if after.Size != int64(len(data)) || after.Mtim != before.Mtim || after.Ctim != before.Ctim {
 		return nil, errors.New("it was changed while it was read; write a new file beside it and rename that, then read again")

@@ -164,7 +164,7 @@ func TestReadFile(t *testing.T) {
 	_, err := ReadFile(filepath.Join(dir, "no.json"), OwnFile)
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.Equal(t, service.Invalid, service.KindOf(err))
-	require.EqualError(t, err, "cannot read "+filepath.Join(dir, "no.json")+": cannot look at it: no such file or directory")
+	require.EqualError(t, err, "cannot read "+filepath.Join(dir, "no.json")+": no such file or directory")
 
 	data, err := ReadFile(write(t, dir, "full.json", strings.Repeat(" ", maxBytes)), OwnFile)
 	require.NoError(t, err)
@@ -238,6 +238,6 @@ func TestUnreadable(t *testing.T) {
 	path := write(t, dir, "web.json", definitionOf("web"))
 	require.NoError(t, os.Chmod(path, 0))
 	_, faults := ReadDefinitions(dir, service.Defaults(), OwnFile)
-	require.Equal(t, path+": cannot open it: permission denied", faults.Error())
+	require.Equal(t, path+": permission denied", faults.Error())
 	require.True(t, errors.Is(func() error { _, err := ReadFile(path, OwnFile); return err }(), fs.ErrPermission))
 }

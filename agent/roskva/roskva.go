@@ -20,6 +20,13 @@ const (
 	lastRetry  = time.Second
 )
 
+// readyAnswer is how long the answer to one of them may take.
+const readyAnswer = 5 * time.Second
+
+// tooLate is how much longer than its time a question may take. After that it
+// was we who slept, and not the service.
+const tooLate = time.Second
+
 // Reporter is told every verdict.
 type Reporter func(name service.Name, health service.Health)
 
@@ -39,7 +46,7 @@ func (r *Roskva) Close() { r.wg.Wait() }
 // Await returns nil as soon as the check succeeds, or an error when ctx ends.
 func (r *Roskva) Await(ctx context.Context, check service.Check) error {
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
-		once, cancel := context.WithTimeout(ctx, lastRetry)
+		once, cancel := context.WithTimeout(ctx, readyAnswer)
 		err := Ask(once, check)
 		cancel()
 		if err == nil {
@@ -54,52 +61,75 @@ func (r *Roskva) Await(ctx context.Context, check service.Check) error {
 }
 
 // Attend checks one incarnation at every interval until the returned function
-// is called. unhealthy is called once, when Threshold checks in a row failed.
+// is called; after that nothing is told of it any more. unhealthy is called once,
+// when Threshold checks in a row failed.
 func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()) (leave func()) {
-	if check.Type == service.CheckProcess {
-		r.report(name, service.Health{Status: service.Healthy, Strategy: check.Type, Message: "the main process runs", LastCheck: time.Now()})
-		return func() { r.report(name, service.Health{Strategy: check.Type, Message: "it does not run"}) }
+	var mu sync.Mutex // held while telling, so that the last word is the last
+	left := false
+	tell := func(h service.Health) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !left {
+			r.report(name, h)
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r.wg.Go(func() {
-		r.attend(ctx, name, check, unhealthy)
-		r.report(name, service.Health{Strategy: check.Type, Message: "it does not run"})
-	})
-	return cancel
+	if check.Type == service.CheckProcess {
+		tell(service.Health{Status: service.Healthy, Strategy: check.Type, Message: "the main process runs", LastCheck: time.Now()})
+	} else {
+		r.wg.Go(func() { attend(ctx, check, tell, unhealthy) })
+	}
+	return func() {
+		cancel()
+		mu.Lock()
+		defer mu.Unlock()
+		if !left {
+			left = true
+			r.report(name, service.Health{Strategy: check.Type, Message: "it does not run"})
+		}
+	}
 }
 
-func (r *Roskva) attend(ctx context.Context, name service.Name, check service.Check, unhealthy func()) {
+func attend(ctx context.Context, check service.Check, tell func(service.Health), unhealthy func()) {
 	health := service.Health{Status: service.Checking, Strategy: check.Type, Message: "first check under way", NextCheck: time.Now()}
-	r.report(name, health)
-	ticker := time.NewTicker(check.Interval)
-	defer ticker.Stop()
+	tell(health)
+	wait := time.NewTimer(check.Interval)
+	defer wait.Stop()
 	for {
+		began := time.Now()
 		once, cancel := context.WithTimeout(ctx, check.Timeout)
 		err := Ask(once, check)
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
-		health = Judge(health, check, err, time.Now())
-		r.report(name, health)
-		if health.Status == service.Ill && health.Failures == check.Threshold {
+		wait.Reset(check.Interval)
+		before := health.Failures
+		health = Judge(health, check, err, began, time.Now())
+		tell(health)
+		if health.Failures > before && health.Failures == check.Threshold {
 			unhealthy()
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-wait.C:
 		}
 	}
 }
 
-// Judge is the health after one more check that ended with err. A failure
-// below the threshold leaves the status as it was.
-func Judge(before service.Health, check service.Check, err error, now time.Time) service.Health {
+// Judge is the health after one more check, begun at began, that ended with err
+// now. A failure below the threshold leaves the status as it was, and so does one
+// that took so long that it must have been we who slept.
+func Judge(before service.Health, check service.Check, err error, began, now time.Time) service.Health {
 	after := before
 	after.LastCheck, after.NextCheck = now, now.Add(check.Interval)
-	if err == nil {
+	switch {
+	case err == nil:
 		after.Status, after.Failures, after.Message = service.Healthy, 0, "the check succeeded"
+		return after
+	case now.Sub(began) > check.Timeout+tooLate:
+		after.Message = "the agent was held up during the check"
 		return after
 	}
 	after.Failures++

@@ -86,28 +86,78 @@ func TestAwaitReturnsWhenReady(t *testing.T) {
 	require.EqualValues(t, 3, asked.Load())
 }
 
+// One that takes its time to answer is ready all the same.
+func TestAwaitIsPatientWithOneAnswer(t *testing.T) {
+	release := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	defer srv.Close()
+	asked := time.Now()
+	time.AfterFunc(1500*time.Millisecond, func() { close(release) })
+	require.NoError(t, New(nil).Await(within(t, 30*time.Second), service.Check{Type: service.CheckHTTP, URL: srv.URL}))
+	require.GreaterOrEqual(t, time.Since(asked), 1500*time.Millisecond, "by the first answer")
+}
+
+// After one has left nothing of what was attended is told, however late the last
+// answer comes.
+func TestNothingIsToldAfterLeaving(t *testing.T) {
+	asked, release := make(chan struct{}, 1), make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- struct{}{}; <-release }))
+	defer srv.Close()
+	var mu sync.Mutex
+	var told []string
+	r := New(func(_ service.Name, h service.Health) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, h.Message)
+	})
+	check := service.Check{Type: service.CheckHTTP, URL: srv.URL, Interval: time.Hour, Timeout: time.Hour, Threshold: 1}
+	leave := r.Attend(service.MustName("web"), check, func() { t.Error("unhealthy") })
+	<-asked
+	leave()
+	leave()
+	next := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil)
+	close(release)
+	r.Close()
+	require.Equal(t, []string{"first check under way", "it does not run", "the main process runs"}, told)
+	next()
+}
+
 func TestAwaitEndsWithItsContext(t *testing.T) {
 	err := New(nil).Await(within(t, 50*time.Millisecond), service.Check{Type: service.CheckTCP, Address: "127.0.0.1:1"})
 	require.ErrorContains(t, err, "not ready")
 }
 
 func TestJudge(t *testing.T) {
-	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Threshold: 2}
+	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Timeout: time.Second, Threshold: 2}
 	now, bad := time.Now(), errors.New("refused")
-	h := Judge(service.Health{Status: service.Checking}, check, bad, now)
+	h := Judge(service.Health{Status: service.Checking}, check, bad, now, now)
 	require.Equal(t, service.Checking, h.Status)
 	require.Equal(t, 1, h.Failures)
 	require.Equal(t, now.Add(time.Second), h.NextCheck)
-	h = Judge(h, check, bad, now)
+	h = Judge(h, check, bad, now, now)
 	require.Equal(t, service.Ill, h.Status)
 	require.Equal(t, "refused", h.Message)
-	h = Judge(h, check, nil, now)
+	h = Judge(h, check, nil, now, now)
 	require.Equal(t, service.Healthy, h.Status)
 	require.Zero(t, h.Failures)
-	h = Judge(h, check, context.DeadlineExceeded, now)
+	h = Judge(h, check, context.DeadlineExceeded, now, now)
 	require.Equal(t, service.Healthy, h.Status, "one failure is not an illness")
-	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, now)
+	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, now, now)
 	require.Equal(t, service.CheckTimedOut, h.Status)
+}
+
+// A question that took much longer than it may was held up by our own sleep
+// (invariant I11).
+func TestJudgeAfterOurOwnStall(t *testing.T) {
+	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Timeout: time.Second, Threshold: 1}
+	now := time.Now()
+	h := service.Health{Status: service.Healthy}
+	after := Judge(h, check, context.DeadlineExceeded, now.Add(-time.Minute), now)
+	require.Equal(t, service.Healthy, after.Status)
+	require.Zero(t, after.Failures)
+	require.Equal(t, now.Add(time.Second), after.NextCheck)
+	require.Equal(t, service.Ill, Judge(h, check, context.DeadlineExceeded, now.Add(-time.Second), now).Status)
+	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, now.Add(-time.Minute), now).Status, "it did answer")
 }
 
 // TestAttendReportsAndGivesUpOnce has nobody listen on a port, so that every

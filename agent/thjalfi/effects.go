@@ -121,7 +121,8 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 	switch {
 	case err == nil:
 		a.hold(h)
-		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) { s.Applied = applied })
+		levels := a.plan.Spec.Warnings
+		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) { s.Applied, s.Warnings = applied, levels })
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
 	case a.ctx.Err() != nil:

@@ -183,14 +183,15 @@ func (t *Thjalfi) Options(ctx context.Context, name service.Name) (service.Start
 	return options, nil
 }
 
-// Amend changes what Options tells, and has it survive the agent.
-func (t *Thjalfi) Amend(ctx context.Context, name service.Name, change func(*service.StartOptions)) error {
+// Amend changes the plan of the launches to come by the policy, and what Options
+// tells, and has that survive the agent.
+func (t *Thjalfi) Amend(ctx context.Context, name service.Name, change func(*Plan)) error {
 	a, err := t.find("set limits of", name)
 	if err != nil {
 		return err
 	}
 	return ask(ctx, a, "set limits of", func(reply chan<- error) {
-		a.amend(func(p *Plan) { change(&p.Options) })
+		a.amend(change)
 		if a.plan == nil {
 			reply <- nil
 			return

@@ -98,6 +98,7 @@ func serve(o options, log *slog.Logger) error {
 		server.Stop(leave)
 		return nil
 	})
+	a.Autostart() // not before somebody can ask how it goes
 	log.Info("ready", "version", version, "backends", host.Names(), "platform", profile.Name, "services", len(a.List()))
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	return group.Wait()

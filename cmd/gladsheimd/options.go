@@ -110,7 +110,7 @@ func (o options) settings(profile platform.Profile) (config.Agent, error) {
 			continue
 		}
 		if err != nil {
-			return base, fmt.Errorf("cannot read the configuration: %w", err)
+			return base, err
 		}
 		settings, faults := config.ParseAgent(file, data, base)
 		return settings, faults.Err("read the configuration")
