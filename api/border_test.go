@@ -3,9 +3,11 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -223,7 +225,7 @@ func TestCaps(t *testing.T) {
 	t.Run("an answer that is too large", func(t *testing.T) {
 		s := f.put("huge", service.Stopped)
 		s.Document = make([]byte, maxSend+1)
-		_, err := catalog.ListDefinitions(callContext(t), &gladsheimv1.ListDefinitionsRequest{}, grpc.MaxCallRecvMsgSize(64<<20))
+		_, err := catalog.GetDefinition(callContext(t), &gladsheimv1.GetDefinitionRequest{ServiceName: "huge"}, grpc.MaxCallRecvMsgSize(64<<20))
 		require.Equal(t, codes.ResourceExhausted, status.Code(err))
 	})
 	t.Run("headers", func(t *testing.T) {
@@ -258,6 +260,43 @@ func TestCaps(t *testing.T) {
 		cancel()
 		require.Eventually(t, func() bool { return f.agent.Watchers() == 0 }, 10*time.Second, 5*time.Millisecond)
 	})
+}
+
+// However many services there are, and whatever they have to tell, they can be
+// listed.
+func TestListsThatWouldBeTooLarge(t *testing.T) {
+	f := newFixture(t)
+	const many = 1500
+	for i := range many {
+		s := f.put(fmt.Sprintf("a%04d-%s", i, strings.Repeat("x", 57)), service.Running) // before the others, and names as long as can be
+		s.Document = make([]byte, 4<<10)
+		s.Status.Error = strings.Repeat("x", maxText)
+		s.Status.LastExit = &service.ExitRecord{LastLines: []string{strings.Repeat("x", 1<<20)}}
+	}
+	list, err := f.gladsheim().ListServices(callContext(t), &gladsheimv1.ListServicesRequest{IncludeHealth: true, IncludeResources: true, IncludeDetails: true})
+	require.NoError(t, err)
+	require.Len(t, list.GetServices(), many+3)
+	require.EqualValues(t, many+1, list.GetRunningCount())
+	first, later := list.GetServices()[0], list.GetServices()[many-1]
+	require.NotEmpty(t, first.GetProcesses())
+	require.NotNil(t, first.GetLastExit())
+	require.Empty(t, first.GetLastExit().GetLastLines())
+	require.Empty(t, later.GetProcesses())
+	require.NotZero(t, later.GetProcessId())
+
+	catalog := gladsheimv1.NewCatalogServiceClient(f.conn)
+	var names []string
+	for token, more := "", true; more; more = token != "" {
+		page, err := catalog.ListDefinitions(callContext(t), &gladsheimv1.ListDefinitionsRequest{PageToken: token})
+		require.NoError(t, err)
+		for _, d := range page.GetDefinitions() {
+			names = append(names, d.GetServiceName())
+		}
+		token = page.GetNextPageToken()
+	}
+	require.Len(t, names, many+3)
+	require.True(t, slices.IsSorted(names))
+	require.Len(t, slices.Compact(names), many+3)
 }
 
 func TestAPanicEndsTheAgent(t *testing.T) {

@@ -75,7 +75,8 @@ func TestStopService(t *testing.T) {
 
 	tooLong := uint32(math.MaxUint32)
 	_, err = f.gladsheim().StopService(callContext(t), &gladsheimv1.StopServiceRequest{ServiceName: "web", TimeoutMs: &tooLong})
-	refused(t, err, codes.InvalidArgument, "INVALID")
+	refused(t, err, codes.FailedPrecondition, service.ReasonNotRunning)
+	require.Equal(t, time.Hour, *f.lastCall(t).(service.StopOptions).Timeout)
 }
 
 func TestRestartService(t *testing.T) {

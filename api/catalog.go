@@ -2,7 +2,8 @@ package api
 
 import (
 	"context"
-	"errors"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -53,18 +54,25 @@ func (c *catalog) GetDefinition(_ context.Context, req *gladsheimv1.GetDefinitio
 	return toDefinition(definition), nil
 }
 
-func (c *catalog) ListDefinitions(context.Context, *gladsheimv1.ListDefinitionsRequest) (*gladsheimv1.DefinitionList, error) {
-	out := &gladsheimv1.DefinitionList{}
+// ListDefinitions gives a page: at least one definition, and no more than fit.
+// The token is the last name of the page before.
+func (c *catalog) ListDefinitions(_ context.Context, req *gladsheimv1.ListDefinitionsRequest) (*gladsheimv1.DefinitionList, error) {
+	out, size := &gladsheimv1.DefinitionList{}, 0
 	for _, d := range c.agent.Definitions() {
-		out.Definitions = append(out.Definitions, toDefinition(d))
+		if d.Name.String() <= req.GetPageToken() {
+			continue
+		}
+		one := toDefinition(d)
+		if size += proto.Size(one); size > maxSend/2 && len(out.Definitions) > 0 {
+			out.NextPageToken = out.Definitions[len(out.Definitions)-1].GetServiceName()
+			break
+		}
+		out.Definitions = append(out.Definitions, one)
 	}
 	return out, nil
 }
 
 func (c *catalog) Apply(ctx context.Context, req *gladsheimv1.ApplyRequest) (*gladsheimv1.ApplyResponse, error) {
-	if req.GetPrune() {
-		return nil, &service.Error{Op: "apply", Kind: service.Invalid, Err: errors.New("prune is not served; unregister by name what is to go")}
-	}
 	files := make([]service.File, 0, len(req.GetFiles()))
 	for _, f := range req.GetFiles() {
 		files = append(files, service.File{Name: f.GetName(), Content: f.GetContent()})

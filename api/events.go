@@ -279,10 +279,8 @@ const minHealthInterval = 100 * time.Millisecond
 // interval if one is asked for.
 func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeRequest, ss grpc.ServerStreamingServer[gladsheimv1.HealthUpdate]) error {
 	interval := time.Duration(req.GetUpdateIntervalMs()) * time.Millisecond
-	if interval != 0 && interval < minHealthInterval {
-		return &service.Error{Op: "subscribe to health", Kind: service.Invalid, Faults: []service.Fault{
-			{Field: "update_interval_ms", Message: "is below 100"},
-		}}
+	if interval != 0 {
+		interval = max(interval, minHealthInterval)
 	}
 	st, err := g.find(req.GetServiceName())
 	if err != nil {
@@ -303,6 +301,9 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 	for due := true; ; {
 		// Read anew each time: a notice may have been left out for a slow reader.
 		if st, err = g.agent.Status(name); err != nil {
+			return err
+		}
+		if st, err = g.looked(ss.Context(), st); err != nil {
 			return err
 		}
 		if now := st.Health.Status; due || now != told {

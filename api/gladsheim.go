@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -52,11 +54,7 @@ func (g *gladsheim) StopService(ctx context.Context, req *gladsheimv1.StopServic
 	if err != nil {
 		return nil, err
 	}
-	timeout, err := stopTimeout("timeout_ms", req.TimeoutMs)
-	if err != nil {
-		return nil, err
-	}
-	return g.stop(ctx, st, req.GetForce(), timeout)
+	return g.stop(ctx, st, req.GetForce(), stopTimeout(req.TimeoutMs))
 }
 
 func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.RestartServiceRequest) (*gladsheimv1.ServiceStatus, error) {
@@ -64,10 +62,7 @@ func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.Restart
 	if err != nil {
 		return nil, err
 	}
-	timeout, err := stopTimeout("stop_timeout_ms", req.StopTimeoutMs)
-	if err != nil {
-		return nil, err
-	}
+	timeout := stopTimeout(req.StopTimeoutMs)
 	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+st.Spec.Ready.Timeout)
 	defer cancel()
 	return answer(g.agent.Restart(ctx, st.Name, service.StopOptions{
@@ -81,6 +76,7 @@ func (g *gladsheim) GetServiceStatus(ctx context.Context, req *gladsheimv1.Servi
 		return nil, err
 	}
 	out := toServiceStatus(st)
+	g.look(ctx, st, out)
 	g.measure(ctx, st, out)
 	g.detail(ctx, st, out)
 	return out, nil
@@ -92,29 +88,66 @@ func (g *gladsheim) ListServices(ctx context.Context, req *gladsheimv1.ListServi
 			return nil, &service.Error{Op: "list services", Kind: service.Invalid, Err: fmt.Errorf("%d is no state", s)}
 		}
 	}
+	listed := slices.DeleteFunc(g.agent.List(), func(st *service.Status) bool {
+		filter := req.GetFilterStates()
+		return len(filter) > 0 && !slices.Contains(filter, toState(st.Machine))
+	})
 	out := &gladsheimv1.ServiceList{}
-	for _, st := range g.agent.List() {
-		state := toState(st.Machine)
-		if filter := req.GetFilterStates(); len(filter) > 0 && !slices.Contains(filter, state) {
-			continue
-		}
-		count(out, state)
+	room := maxSend - len(listed)*maxBrief
+	for _, st := range listed {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		one := toServiceStatus(st)
-		if !req.GetIncludeHealth() {
-			one.HealthStatus = nil
+		one := g.entry(ctx, st, req)
+		size := proto.Size(one)
+		if size > room {
+			one = brief(one)
+		} else {
+			room -= size
 		}
-		if req.GetIncludeResources() {
-			g.measure(ctx, st, one)
-		}
-		if req.GetIncludeDetails() {
-			g.detail(ctx, st, one)
-		}
+		count(out, one.GetState())
 		out.Services = append(out.Services, one)
 	}
 	return out, nil
+}
+
+// entry is a service in a list.
+func (g *gladsheim) entry(ctx context.Context, st *service.Status, req *gladsheimv1.ListServicesRequest) *gladsheimv1.ServiceStatus {
+	one := toServiceStatus(withoutLines(st))
+	if req.GetIncludeHealth() {
+		g.look(ctx, st, one)
+	} else {
+		one.HealthStatus = nil
+	}
+	if req.GetIncludeResources() {
+		g.measure(ctx, st, one)
+	}
+	if req.GetIncludeDetails() {
+		g.detail(ctx, st, one)
+	}
+	return one
+}
+
+// withoutLines is st without the last lines of its last exit.
+func withoutLines(st *service.Status) *service.Status {
+	if st.LastExit == nil {
+		return st
+	}
+	out, exit := *st, *st.LastExit
+	exit.LastLines = nil
+	out.LastExit = &exit
+	return &out
+}
+
+// maxBrief is more than a brief entry takes in a list, in bytes.
+const maxBrief = 256
+
+// brief is what is left of an entry when the list would become too large.
+func brief(st *gladsheimv1.ServiceStatus) *gladsheimv1.ServiceStatus {
+	return &gladsheimv1.ServiceStatus{
+		ServiceName: st.ServiceName, State: st.State, ProcessId: st.ProcessId, StartTimeUnix: st.StartTimeUnix, StopTimeUnix: st.StopTimeUnix,
+		RestartCount: st.RestartCount, Incarnation: st.Incarnation, Phase: st.Phase, StartTimeUnixMs: st.StartTimeUnixMs,
+	}
 }
 
 // count counts a listed service in out.
@@ -135,11 +168,10 @@ func (g *gladsheim) GetServiceHealth(ctx context.Context, req *gladsheimv1.Servi
 	if err != nil {
 		return nil, err
 	}
-	now := *st
-	if now.Health, err = g.agent.CheckHealth(ctx, st.Name); err != nil {
+	if st, err = g.looked(ctx, st); err != nil {
 		return nil, err
 	}
-	return toHealth(&now), nil
+	return toHealth(st), nil
 }
 
 func (g *gladsheim) GetResourceUsage(ctx context.Context, req *gladsheimv1.ResourceUsageRequest) (*gladsheimv1.ResourceUsage, error) {
@@ -213,6 +245,25 @@ func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeo
 	}))
 }
 
+// looked is st with how the service is at this moment.
+func (s *Server) looked(ctx context.Context, st *service.Status) (*service.Status, error) {
+	now := *st
+	var err error
+	now.Health, err = s.agent.CheckHealth(ctx, st.Name)
+	return &now, err
+}
+
+// look fills in how a service is now; what was known of it, when that can not be
+// told.
+func (s *Server) look(ctx context.Context, st *service.Status, out *gladsheimv1.ServiceStatus) {
+	now, err := s.looked(ctx, st)
+	if err != nil {
+		s.log.Debug("status without a look at its health", "service", st.Name.String(), "error", err)
+		return
+	}
+	out.HealthStatus = toHealth(now)
+}
+
 // measure fills in what a service uses now. What can not be measured is left
 // out: a status must be had of a broken host as well.
 func (s *Server) measure(ctx context.Context, st *service.Status, out *gladsheimv1.ServiceStatus) {
@@ -252,17 +303,12 @@ func answer(st *service.Status, err error) (*gladsheimv1.ServiceStatus, error) {
 }
 
 // stopTimeout reads an optional stop timeout.
-func stopTimeout(field string, ms *uint32) (*time.Duration, error) {
+func stopTimeout(ms *uint32) *time.Duration {
 	if ms == nil {
-		return nil, nil
+		return nil
 	}
-	d := time.Duration(*ms) * time.Millisecond
-	if d > maxStopTimeout {
-		return nil, &service.Error{Op: "read request", Kind: service.Invalid, Faults: []service.Fault{
-			{Field: field, Message: fmt.Sprintf("is %v; at most %v is allowed", d, maxStopTimeout)},
-		}}
-	}
-	return &d, nil
+	d := min(time.Duration(*ms)*time.Millisecond, maxStopTimeout)
+	return &d
 }
 
 func stopLength(spec *service.Spec, timeout *time.Duration) time.Duration {

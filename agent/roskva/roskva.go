@@ -135,10 +135,11 @@ func Judge(before service.Health, check service.Check, err error, began, now tim
 	after.Failures++
 	after.Message = err.Error()
 	switch {
-	case after.Failures >= check.Threshold:
-		after.Status = service.Ill
-	case errors.Is(err, context.DeadlineExceeded) && before.Status != service.Healthy:
+	case after.Failures < check.Threshold:
+	case errors.Is(err, context.DeadlineExceeded):
 		after.Status = service.CheckTimedOut
+	default:
+		after.Status = service.Ill
 	}
 	return after
 }

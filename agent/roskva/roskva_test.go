@@ -142,8 +142,12 @@ func TestJudge(t *testing.T) {
 	require.Zero(t, h.Failures)
 	h = Judge(h, check, context.DeadlineExceeded, now, now)
 	require.Equal(t, service.Healthy, h.Status, "one failure is not an illness")
-	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, now, now)
+	h = Judge(h, check, context.DeadlineExceeded, now, now)
 	require.Equal(t, service.CheckTimedOut, h.Status)
+	h = Judge(h, check, bad, now, now)
+	require.Equal(t, service.Ill, h.Status)
+	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, now, now)
+	require.Equal(t, service.Checking, h.Status)
 }
 
 // A question that took much longer than it may was held up by our own sleep
@@ -156,7 +160,7 @@ func TestJudgeAfterOurOwnStall(t *testing.T) {
 	require.Equal(t, service.Healthy, after.Status)
 	require.Zero(t, after.Failures)
 	require.Equal(t, now.Add(time.Second), after.NextCheck)
-	require.Equal(t, service.Ill, Judge(h, check, context.DeadlineExceeded, now.Add(-time.Second), now).Status)
+	require.Equal(t, service.CheckTimedOut, Judge(h, check, context.DeadlineExceeded, now.Add(-time.Second), now).Status)
 	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, now.Add(-time.Minute), now).Status, "it did answer")
 }
 

@@ -353,9 +353,11 @@ func (x *GetDefinitionRequest) GetServiceName() string {
 	return ""
 }
 
-// ListDefinitionsRequest asks for all definitions.
+// ListDefinitionsRequest asks for a page of the definitions.
 type ListDefinitionsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,1,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,11 +392,20 @@ func (*ListDefinitionsRequest) Descriptor() ([]byte, []int) {
 	return file_gladsheim_v1_catalog_proto_rawDescGZIP(), []int{4}
 }
 
+func (x *ListDefinitionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 // DefinitionList is the answer of ListDefinitions.
 type DefinitionList struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The definitions, ordered by name.
-	Definitions   []*Definition `protobuf:"bytes,1,rep,name=definitions,proto3" json:"definitions,omitempty"`
+	Definitions []*Definition `protobuf:"bytes,1,rep,name=definitions,proto3" json:"definitions,omitempty"`
+	// What to ask for the next page with; empty after the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -434,6 +445,13 @@ func (x *DefinitionList) GetDefinitions() []*Definition {
 		return x.Definitions
 	}
 	return nil
+}
+
+func (x *DefinitionList) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // Definition is one registered definition.
@@ -524,9 +542,7 @@ type ApplyRequest struct {
 	// The definition files.
 	Files []*DefinitionFile `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
 	// Check, and say what would change, but change nothing.
-	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Also remove the definitions registered by API that are in none of the files.
-	Prune         bool `protobuf:"varint,3,opt,name=prune,proto3" json:"prune,omitempty"`
+	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,13 +587,6 @@ func (x *ApplyRequest) GetFiles() []*DefinitionFile {
 func (x *ApplyRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
-	}
-	return false
-}
-
-func (x *ApplyRequest) GetPrune() bool {
-	if x != nil {
-		return x.Prune
 	}
 	return false
 }
@@ -640,7 +649,7 @@ func (x *DefinitionFile) GetContent() []byte {
 // ApplyResponse says what changed, or with dry_run what would.
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A change for each file and each removal, ordered by name.
+	// A change for each file, in the order of the request.
 	Changes       []*DefinitionChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -859,10 +868,13 @@ const file_gladsheim_v1_catalog_proto_rawDesc = "" +
 	"\x11UnregisterRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"9\n" +
 	"\x14GetDefinitionRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x18\n" +
-	"\x16ListDefinitionsRequest\"L\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"7\n" +
+	"\x16ListDefinitionsRequest\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x01 \x01(\tR\tpageToken\"t\n" +
 	"\x0eDefinitionList\x12:\n" +
-	"\vdefinitions\x18\x01 \x03(\v2\x18.gladsheim.v1.DefinitionR\vdefinitions\"\xa3\x01\n" +
+	"\vdefinitions\x18\x01 \x03(\v2\x18.gladsheim.v1.DefinitionR\vdefinitions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa3\x01\n" +
 	"\n" +
 	"Definition\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x12\n" +
@@ -871,11 +883,10 @@ const file_gladsheim_v1_catalog_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12&\n" +
-	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"q\n" +
+	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"[\n" +
 	"\fApplyRequest\x122\n" +
 	"\x05files\x18\x01 \x03(\v2\x1c.gladsheim.v1.DefinitionFileR\x05files\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x14\n" +
-	"\x05prune\x18\x03 \x01(\bR\x05prune\">\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\">\n" +
 	"\x0eDefinitionFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"I\n" +

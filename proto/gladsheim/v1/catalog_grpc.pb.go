@@ -56,14 +56,14 @@ type CatalogServiceClient interface {
 	//
 	// NOT_FOUND: no such service.
 	GetDefinition(ctx context.Context, in *GetDefinitionRequest, opts ...grpc.CallOption) (*Definition, error)
-	// ListDefinitions gives all definitions, ordered by name.
+	// ListDefinitions gives the definitions, ordered by name, some MiB at a time.
 	ListDefinitions(ctx context.Context, in *ListDefinitionsRequest, opts ...grpc.CallOption) (*DefinitionList, error)
 	// Apply brings the registered definitions to what the given files say, all of
 	// them or, when one is faulty, none. Running services go on; the answer says
 	// for each change when it takes effect.
 	//
-	// FAILED_PRECONDITION: a name belongs to a definition file of the host, or a
-	// service to be removed runs. RESOURCE_EXHAUSTED: not all of them fit.
+	// FAILED_PRECONDITION: a name belongs to a definition file of the host.
+	// RESOURCE_EXHAUSTED: not all of them fit.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 }
 
@@ -153,14 +153,14 @@ type CatalogServiceServer interface {
 	//
 	// NOT_FOUND: no such service.
 	GetDefinition(context.Context, *GetDefinitionRequest) (*Definition, error)
-	// ListDefinitions gives all definitions, ordered by name.
+	// ListDefinitions gives the definitions, ordered by name, some MiB at a time.
 	ListDefinitions(context.Context, *ListDefinitionsRequest) (*DefinitionList, error)
 	// Apply brings the registered definitions to what the given files say, all of
 	// them or, when one is faulty, none. Running services go on; the answer says
 	// for each change when it takes effect.
 	//
-	// FAILED_PRECONDITION: a name belongs to a definition file of the host, or a
-	// service to be removed runs. RESOURCE_EXHAUSTED: not all of them fit.
+	// FAILED_PRECONDITION: a name belongs to a definition file of the host.
+	// RESOURCE_EXHAUSTED: not all of them fit.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
 	mustEmbedUnimplementedCatalogServiceServer()
 }

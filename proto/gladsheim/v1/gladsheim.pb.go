@@ -123,11 +123,11 @@ type HealthStatus int32
 const (
 	// No verdict: the service does not run, has no check, or was not checked yet.
 	HealthStatus_HEALTH_STATUS_UNKNOWN HealthStatus = 0
-	// The last check succeeded.
+	// A check succeeded, and since then fewer failed than the threshold wants.
 	HealthStatus_HEALTH_STATUS_HEALTHY HealthStatus = 1
 	// As many checks in a row failed as the threshold wants.
 	HealthStatus_HEALTH_STATUS_UNHEALTHY HealthStatus = 2
-	// Between the two: the first check runs, or some failed but not enough.
+	// None succeeded yet, and fewer failed than the threshold wants.
 	HealthStatus_HEALTH_STATUS_CHECKING HealthStatus = 3
 	// Unhealthy, and the last check got no answer in time.
 	HealthStatus_HEALTH_STATUS_TIMEOUT HealthStatus = 4
@@ -267,8 +267,8 @@ type StopServiceRequest struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// Kill at once instead of asking first.
 	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
-	// How long to wait after asking before it is killed, in milliseconds. Absent
-	// takes the timeout of the definition.
+	// How long to wait after asking before it is killed, in milliseconds; more than
+	// an hour is an hour. Absent takes the timeout of the definition.
 	TimeoutMs     *uint32 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -560,8 +560,8 @@ type HealthSubscribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which service.
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
-	// Send an update at least this often, changed or not, in milliseconds. Absent
-	// or 0 sends changes only.
+	// Send an update at least this often, changed or not, in milliseconds; less
+	// than 100 is 100. Absent or 0 sends changes only.
 	UpdateIntervalMs *uint32 `protobuf:"varint,2,opt,name=update_interval_ms,json=updateIntervalMs,proto3,oneof" json:"update_interval_ms,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -1222,11 +1222,7 @@ type ServiceHealth struct {
 	// itself is looked at.
 	Target string `protobuf:"bytes,20,opt,name=target,proto3" json:"target,omitempty"`
 	// How many failures in a row make it unhealthy.
-	Threshold uint32 `protobuf:"varint,21,opt,name=threshold,proto3" json:"threshold,omitempty"`
-	// Since when status is what it is.
-	SinceUnixMs int64 `protobuf:"varint,22,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
-	// How long the last check took; absent before the first.
-	LatencyUsec   *uint64 `protobuf:"varint,23,opt,name=latency_usec,json=latencyUsec,proto3,oneof" json:"latency_usec,omitempty"`
+	Threshold     uint32 `protobuf:"varint,21,opt,name=threshold,proto3" json:"threshold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1320,20 +1316,6 @@ func (x *ServiceHealth) GetTarget() string {
 func (x *ServiceHealth) GetThreshold() uint32 {
 	if x != nil {
 		return x.Threshold
-	}
-	return 0
-}
-
-func (x *ServiceHealth) GetSinceUnixMs() int64 {
-	if x != nil {
-		return x.SinceUnixMs
-	}
-	return 0
-}
-
-func (x *ServiceHealth) GetLatencyUsec() uint64 {
-	if x != nil && x.LatencyUsec != nil {
-		return *x.LatencyUsec
 	}
 	return 0
 }
@@ -1581,9 +1563,9 @@ type ResourceLimits struct {
 	MaxCpuPercent float32 `protobuf:"fixed32,2,opt,name=max_cpu_percent,json=maxCpuPercent,proto3" json:"max_cpu_percent,omitempty"`
 	// max_memory_bytes / 1048576. Read only when max_memory_bytes is 0.
 	MaxMemoryMb float32 `protobuf:"fixed32,3,opt,name=max_memory_mb,json=maxMemoryMb,proto3" json:"max_memory_mb,omitempty"`
-	// Warn when memory in use passes this percentage of its limit, 0 to 100.
+	// Warn when memory in use passes this percentage of its limit, 1 to 100.
 	MemoryWarningPercent *float32 `protobuf:"fixed32,4,opt,name=memory_warning_percent,json=memoryWarningPercent,proto3,oneof" json:"memory_warning_percent,omitempty"`
-	// Warn when CPU in use passes this percentage of its limit, 0 to 100.
+	// Warn when CPU in use passes this percentage of its limit, 1 to 100.
 	CpuWarningPercent *float32 `protobuf:"fixed32,5,opt,name=cpu_warning_percent,json=cpuWarningPercent,proto3,oneof" json:"cpu_warning_percent,omitempty"`
 	// Swap in bytes; 0 forbids to swap.
 	MemorySwapMaxBytes *uint64 `protobuf:"varint,20,opt,name=memory_swap_max_bytes,json=memorySwapMaxBytes,proto3,oneof" json:"memory_swap_max_bytes,omitempty"`
@@ -1598,8 +1580,9 @@ type ResourceLimits struct {
 	// Open files of each process. Unlike the others it can only be set for the
 	// next start.
 	Nofile *uint64 `protobuf:"varint,25,opt,name=nofile,proto3,oneof" json:"nofile,omitempty"`
-	// Go on without the limits that this host cannot enforce, and name them in
-	// ServiceStatus.unenforced_limits, instead of refusing.
+	// Whether the service goes on without the limits that this host cannot enforce,
+	// which ServiceStatus.unenforced_limits then names. The definition says so: a
+	// request that says otherwise is refused.
 	BestEffort *bool `protobuf:"varint,26,opt,name=best_effort,json=bestEffort,proto3,oneof" json:"best_effort,omitempty"`
 	// Answers only: every limit as the kernel holds it.
 	Reports       []*LimitReport `protobuf:"bytes,30,rep,name=reports,proto3" json:"reports,omitempty"`
@@ -2004,7 +1987,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"totalCount\x12#\n" +
 	"\rrunning_count\x18\x03 \x01(\rR\frunningCount\x12#\n" +
 	"\rstopped_count\x18\x04 \x01(\rR\fstoppedCount\x12#\n" +
-	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\xbd\x03\n" +
+	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\xe0\x02\n" +
 	"\rServiceHealth\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x122\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.HealthStatusR\x06status\x12\x18\n" +
@@ -2014,10 +1997,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x14consecutive_failures\x18\x06 \x01(\rR\x13consecutiveFailures\x12%\n" +
 	"\x0echeck_strategy\x18\a \x01(\tR\rcheckStrategy\x12\x16\n" +
 	"\x06target\x18\x14 \x01(\tR\x06target\x12\x1c\n" +
-	"\tthreshold\x18\x15 \x01(\rR\tthreshold\x12\"\n" +
-	"\rsince_unix_ms\x18\x16 \x01(\x03R\vsinceUnixMs\x12&\n" +
-	"\flatency_usec\x18\x17 \x01(\x04H\x00R\vlatencyUsec\x88\x01\x01B\x0f\n" +
-	"\r_latency_usec\"\x92\x01\n" +
+	"\tthreshold\x18\x15 \x01(\rR\tthreshold\"\x92\x01\n" +
 	"\fHealthUpdate\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.gladsheim.v1.ServiceHealthR\x06health\x12(\n" +
 	"\x10update_time_unix\x18\x02 \x01(\x03R\x0eupdateTimeUnix\x12#\n" +
@@ -2212,7 +2192,6 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[2].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[13].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[15].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[17].OneofWrappers = []any{}

@@ -91,7 +91,10 @@ type GladsheimServiceClient interface {
 	//
 	// NOT_FOUND: no such service.
 	GetServiceStatus(ctx context.Context, in *ServiceStatusRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
-	// ListServices lists the registered services, ordered by name.
+	// ListServices lists the registered services, ordered by name. last_exit comes
+	// without last_lines. When the list would exceed 4 MiB, what does not fit is
+	// left out of entries: they keep name, state, phase, incarnation, main process,
+	// times and restarts.
 	ListServices(ctx context.Context, in *ListServicesRequest, opts ...grpc.CallOption) (*ServiceList, error)
 	// GetServiceHealth gives the latest verdict of the health checks.
 	//
@@ -271,7 +274,10 @@ type GladsheimServiceServer interface {
 	//
 	// NOT_FOUND: no such service.
 	GetServiceStatus(context.Context, *ServiceStatusRequest) (*ServiceStatus, error)
-	// ListServices lists the registered services, ordered by name.
+	// ListServices lists the registered services, ordered by name. last_exit comes
+	// without last_lines. When the list would exceed 4 MiB, what does not fit is
+	// left out of entries: they keep name, state, phase, incarnation, main process,
+	// times and restarts.
 	ListServices(context.Context, *ListServicesRequest) (*ServiceList, error)
 	// GetServiceHealth gives the latest verdict of the health checks.
 	//
