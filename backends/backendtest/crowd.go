@@ -87,12 +87,14 @@ func lawOneIncarnation(b *bench) {
 	i := b.start("sleep")
 	l := b.plan("sleep")
 	l.Name, l.Spec.Name = i.plan.Name, i.plan.Name
-	h, err := b.agent.Launch(b.within(), l, nothingToIdentify)
-	require.Nil(b, h)
-	b.wantPreviousAlive(err)
-	require.Zero(b, b.alive(l))
-	i.lives()
-	require.Equal(b, 1, b.alive(i.plan))
+	for _, agent := range []backends.Backend{b.agent, b.newAgent()} { // which knows of no other launch
+		h, err := agent.Launch(b.within(), l, nothingToIdentify)
+		require.Nil(b, h)
+		b.wantPreviousAlive(err)
+		require.Zero(b, b.alive(l))
+		i.lives()
+		require.Equal(b, 1, b.alive(i.plan))
+	}
 }
 
 // wantPreviousAlive wants a launch to be refused because of who lives already.

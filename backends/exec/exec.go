@@ -9,7 +9,8 @@
 // not take it away, an agent that was restarted finds it again, and so killing
 // reaches what has left the process group. It is no wall: a process may lower
 // its limits, and with them lose the brand, so KillAll is not claimed. One that
-// does is still found in the session of others that carry it.
+// does is still found in the session of others that carry it, and a main
+// process in the session that it leads.
 //
 // The process that uses this package becomes the subreaper of what it launches
 // (PR_SET_CHILD_SUBREAPER(2const)) and reaps orphans with a brand of its own.
@@ -21,6 +22,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -104,6 +106,9 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 }
 
 func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, identify func(service.Ref) error) (*handle, error) {
+	if err := b.refusePrevious(l, mark); err != nil {
+		return nil, err
+	}
 	child, err := launch.Start(b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark)})
 	if err != nil {
 		return nil, err
@@ -115,11 +120,47 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, iden
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
 	h := b.open(ref, mark, child.Process(), l.Limits)
-	return h, child.Open(ctx)
+	return h, h.begin(ctx, child.Open)
+}
+
+// refusePrevious looks for processes that carry the brand already, whoever
+// launched them: they could not be told from the new ones.
+func (b *Backend) refusePrevious(l service.Launch, mark brand) error {
+	alive, err := b.survey(mark, nil)
+	if err != nil {
+		return &service.Error{Op: "start", Service: l.Name, Kind: service.HostUnavailable, Err: err}
+	}
+	if len(alive) > 0 {
+		return &service.Error{Op: "start", Service: l.Name, Kind: service.Exists, Reason: service.ReasonPreviousAlive,
+			Err: fmt.Errorf("%d processes of incarnation %d live, the first is %d", len(alive), l.Incarnation, alive[0].PID)}
+	}
+	return nil
+}
+
+// cleanTime is how long the cleaning after a launch that was given up may take.
+const cleanTime = 10 * time.Second
+
+// begin opens the gate. A launch that is given up at the moment of the execve
+// ends the main process alone; what that has forked by then is killed here.
+func (h *handle) begin(ctx context.Context, open func(context.Context) error) error {
+	err := open(ctx)
+	if err == nil || ctx.Err() == nil {
+		return err
+	}
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
+	defer cancel()
+	left := h.kill(clean, "start")
+	if left == nil {
+		return err
+	}
+	return &service.Error{Op: "start", Service: h.ref.Name, Kind: service.KindOf(err), Reason: service.ReasonOf(left),
+		Err: fmt.Errorf("%w; then, while cleaning up: %w", err, left)}
 }
 
 // Adopt implements backends.Backend. Besides the identity, the brand must be
-// the incarnation's.
+// the incarnation's; a process that has given up its brand, as one does that
+// sets RLIMIT_RTTIME itself, must lead a session and process group of its own,
+// as all do that we launched.
 func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
 	if ctx.Err() != nil {
 		return nil, ended(ctx, "adopt", ref.Name, errors.New("before it was looked for"))
@@ -158,14 +199,20 @@ func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error
 	// main is held by now, so this can not be the brand of a successor, if
 	// the process still has not ended afterwards.
 	found, err := b.brandOf(ref.PID)
-	if err != nil || found != mark {
-		main.Close()
-		if errors.Is(err, procfs.ErrNoProcess) {
-			err = nil
-		}
-		return nil, err
+	if err == nil && (found == mark || found == 0 && leads(ref.PID)) {
+		return main, nil
 	}
-	return main, nil
+	main.Close()
+	if errors.Is(err, procfs.ErrNoProcess) {
+		err = nil
+	}
+	return nil, err
+}
+
+// leads tells whether pid leads a session and a process group.
+func leads(pid int) bool {
+	group, err := unix.Getpgid(pid)
+	return err == nil && group == pid && inSession(pid, pid)
 }
 
 // Leftovers implements backends.Backend: it knows services among known only.

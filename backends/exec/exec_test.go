@@ -155,6 +155,58 @@ func TestKillReachesAMateWithoutABrand(t *testing.T) {
 	require.Zero(t, zombies(t), "it was our orphan, and is reaped")
 }
 
+// A number that only a session still bears, since its leader was reaped, is
+// nobody, and no want of descriptors.
+func TestKillPassesOverAReapedLeader(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & exec sleep 1000"))
+	pids(t, h, 2)
+	require.NoError(t, h.main.Signal(syscall.SIGKILL))
+	awaitExit(t, h)
+	_, err := unix.PidfdOpen(h.main.PID(), 0)
+	require.Error(t, err)
+	hunt := hunt{handle: h}
+	hunt.strike(h.main.PID())
+	require.False(t, hunt.full, "%v", err)
+	require.NoError(t, hunt.killMate(mate{h.main.PID(), h.main.PID(), 1}))
+}
+
+func TestKillSaysThatItHasNoDescriptors(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "prlimit --rttime=1000000:1000000 sleep 1000 & exec sleep 1000"))
+	list := pids(t, h, 2)
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
+	hunt := hunt{handle: h}
+	hunt.strike(list[0])
+	err := hunt.killMate(mate{list[1], list[0], list[0]})
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.True(t, hunt.full)
+	require.ErrorIs(t, err, unix.EMFILE)
+	pids(t, h, 2)
+}
+
+// A launch that is given up when the program runs already leaves none of what
+// that has forked.
+func TestGivenUpAtTheExecve(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & setsid sleep 1000 & exec sleep 1000"))
+	pids(t, h, 3)
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := &service.Error{Op: "start", Service: h.ref.Name, Kind: service.Cancelled}
+	err := h.begin(ctx, func(context.Context) error {
+		cancel()
+		require.NoError(t, h.main.Signal(syscall.SIGKILL))
+		awaitExit(t, h)
+		return failed
+	})
+	require.Equal(t, error(failed), err)
+	left, err := b.survey(h.brand, nil)
+	require.NoError(t, err)
+	require.Empty(t, left)
+}
+
 // Rolling bombs, in which each member starts its successor and leaves, and
 // growing ones. Each chain ends by itself after a while, lest a test that
 // fails leaves a bomb behind.
@@ -334,6 +386,25 @@ func TestOneIncarnationRunsOnce(t *testing.T) {
 	_, err = h.Release(t.Context())
 	require.NoError(t, err)
 	start(t, b, l)
+}
+
+// So do programs that use real-time priorities.
+func TestAdoptionOfOneThatGaveUpItsBrand(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & exec sleep 1000"))
+	pids(t, h, 2)
+	require.NoError(t, unix.Prlimit(h.main.PID(), unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200_000, Max: 200_000}, nil))
+	again := newBackend(t)
+	adopted, err := again.Adopt(t.Context(), h.Ref(), service.Limits{})
+	require.NoError(t, err)
+	require.False(t, over(adopted.Exited()))
+	list, err := adopted.Processes(t.Context())
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	require.Equal(t, h.main.PID(), list[0].PID)
+	require.NoError(t, adopted.Kill(t.Context()))
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, awaitExit(t, h))
+	require.NoError(t, adopted.Close())
 }
 
 func TestAdoptionNeedsIdentityAndBrand(t *testing.T) {

@@ -99,7 +99,9 @@ func (h *hunt) first() (fresh int, conclusive bool, err error) {
 			return err
 		}
 		for _, m := range c.mates {
-			h.killMate(m)
+			if err := h.killMate(m); err != nil {
+				return err // the others live, so that the next Kill finds it again
+			}
 		}
 		if h.main != nil && !over(h.exited) {
 			// All of its process group at one moment, where the kernel can.
@@ -155,9 +157,9 @@ func (h *hunt) look(search func() error) (fresh int, conclusive bool, err error)
 // read once more, so that nobody is hit who was given the number of one that
 // ended.
 func (h *hunt) strike(pid int) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	pidfd, err := process.Open(pid)
 	if err != nil {
-		h.full = h.full || !errors.Is(err, unix.ESRCH)
+		h.full = h.full || !errors.Is(err, process.ErrGone)
 		return
 	}
 	if mark, err := h.backend.brandOf(pid); err != nil || mark != h.brand {
@@ -191,27 +193,36 @@ func (h *hunt) kill(pid, pidfd int) {
 }
 
 // killMate kills one that carries no brand, if its session is provably ours:
-// at one moment both it and its voucher are held, alive and in that session.
-func (h *hunt) killMate(m mate) {
-	pidfd, err := unix.PidfdOpen(m.pid, 0)
+// at one moment both it and its voucher are held, alive and in that session. It
+// fails when there is no descriptor to hold them by.
+func (h *hunt) killMate(m mate) error {
+	pidfd, err := process.Open(m.pid)
 	if err != nil {
-		return
+		return unlessGone(err)
 	}
-	voucher, err := unix.PidfdOpen(m.voucher, 0)
+	voucher, err := process.Open(m.voucher)
 	if err != nil {
 		unix.Close(pidfd)
-		return
+		return unlessGone(err)
 	}
 	defer unix.Close(voucher)
 	both := inSession(m.voucher, m.session) && inSession(m.pid, m.session) &&
 		h.vouches(m.voucher) && !process.Ended(voucher) && !process.Ended(pidfd)
 	if !both {
 		unix.Close(pidfd)
-		return
+		return nil
 	}
 	h.condemn(m.pid, h.leftOver)
 	_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 	h.mates = append(h.mates, prey{m.pid, pidfd})
+	return nil
+}
+
+func unlessGone(err error) error {
+	if errors.Is(err, process.ErrGone) {
+		return nil
+	}
+	return err
 }
 
 func inSession(pid, session int) bool {

@@ -72,6 +72,21 @@ func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
 	return hold(w, pid, pidfd, start)
 }
 
+// Open gives a pidfd of the process that has the number pid now; it is the
+// caller's to close. It fails with ErrGone when none has.
+func Open(pid int) (pidfd int, err error) {
+	pidfd, err = unix.PidfdOpen(pid, 0)
+	switch {
+	case err == nil:
+		return pidfd, nil
+	// EINVAL: the number is not free, because a session or process group still
+	// bears it, and no process has it any more.
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL):
+		return -1, ErrGone
+	}
+	return -1, fmt.Errorf("cannot open a pidfd of process %d: %w", pid, err)
+}
+
 // Find takes up a process that need not be a child of ours: pid, if it began
 // at startTicks. It fails with ErrGone when that process is no more. How it
 // ends is known if it is our child after all, or if the kernel tells
@@ -79,14 +94,9 @@ func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
 //
 // A zombie is found too; it has ended, and Exited tells so soon.
 func Find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process, error) {
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	// EINVAL: the number is not free, because a session or process group still
-	// bears it, and no process has it any more.
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil, ErrGone
-	}
+	pidfd, err := Open(pid)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open a pidfd of process %d: %w", pid, err)
+		return nil, err
 	}
 	// The ticks are read after the pidfd was opened: if they are right then
 	// so is the pidfd, for the number can not have been given away before.
