@@ -109,7 +109,7 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, iden
 	if err := b.refusePrevious(l, mark); err != nil {
 		return nil, err
 	}
-	child, err := launch.Start(b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark)})
+	child, err := launch.Start(ctx, b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark)})
 	if err != nil {
 		return nil, err
 	}

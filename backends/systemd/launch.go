@@ -76,7 +76,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 		return nil, err
 	}
 	var err error
-	a.child, err = launch.Start(b.watcher, launch.Request{Launch: l, CgroupFD: -1})
+	a.child, err = launch.Start(ctx, b.watcher, launch.Request{Launch: l, CgroupFD: -1})
 	if err != nil {
 		return nil, err
 	}

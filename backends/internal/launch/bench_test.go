@@ -16,7 +16,7 @@ func BenchmarkStart(b *testing.B) {
 	var start, open, raw []time.Duration
 	for b.Loop() {
 		began := time.Now()
-		c, err := Start(w, request("/bin/true"))
+		c, err := Start(b.Context(), w, request("/bin/true"))
 		require.NoError(b, err)
 		started := time.Now()
 		require.NoError(b, c.Open(b.Context()))

@@ -20,7 +20,7 @@ func attempt(t *testing.T, req Request) *service.Error {
 	t.Helper()
 	w := newWatcher(t)
 	before := openFiles(t)
-	c, err := Start(w, req)
+	c, err := Start(t.Context(), w, req)
 	if err == nil {
 		err = c.Open(t.Context())
 		require.Error(t, err)
@@ -231,7 +231,7 @@ func TestWantOfDescriptorsIsNotPermanent(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, unix.Close(lowest))
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(lowest) + spare, Max: old.Max}))
-		c, err := Start(w, request("/bin/true"))
+		c, err := Start(t.Context(), w, request("/bin/true"))
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
 		if err == nil {
 			started++
@@ -253,7 +253,7 @@ func TestChildThatCanNotBeWatchedIsReaped(t *testing.T) {
 	require.NoError(t, closed.Close())
 	files := openFiles(t)
 	for range 20 {
-		_, err := Start(closed, request("/bin/sleep", "1000"))
+		_, err := Start(t.Context(), closed, request("/bin/sleep", "1000"))
 		require.Equal(t, service.Unlaunchable, service.KindOf(err))
 		require.ErrorContains(t, err, "cannot watch process")
 	}

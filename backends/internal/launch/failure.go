@@ -41,8 +41,16 @@ func (c *Child) discard() {
 // discard kills and reaps a child that could not be taken up as a Process.
 func discard(pidfd int) {
 	_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
-	process.Await(pidfd)
-	unix.Close(pidfd)
+	reaped := make(chan struct{})
+	go func() {
+		process.Await(pidfd)
+		unix.Close(pidfd)
+		close(reaped)
+	}()
+	select {
+	case <-reaped:
+	case <-time.After(reapWait):
+	}
 }
 
 func failure(name service.Name, reason service.Reason, permanent bool, err error) error {

@@ -62,23 +62,24 @@ func (c *Child) StartTicks() uint64 { return c.process.StartTicks() }
 func (c *Child) Process() *process.Process { return c.process }
 
 // Start makes a child that waits at its gate. An error is a *service.Error of
-// Kind Unlaunchable, and then no child exists.
-func Start(w *watch.Watcher, req Request) (*Child, error) {
+// Kind Unlaunchable, or Timeout or Cancelled when ctx ended first, and then no
+// child exists.
+func Start(ctx context.Context, w *watch.Watcher, req Request) (*Child, error) {
 	plan, err := newPlan(req)
 	if err != nil {
 		return nil, err
 	}
-	return start(w, req, plan)
+	return start(ctx, w, req, plan)
 }
 
 // StartPause makes a child that, once its gate is opened, sleeps for ever,
 // also when the agent ends: it keeps a cgroup or scope alive. It is born in
 // the cgroup directory cgroupFD, if that is not -1. Any fatal signal ends it.
 func StartPause(w *watch.Watcher, cgroupFD int) (*Child, error) {
-	return start(w, Request{CgroupFD: cgroupFD}, gate.Plan{Pause: true})
+	return start(context.Background(), w, Request{CgroupFD: cgroupFD}, gate.Plan{Pause: true})
 }
 
-func start(w *watch.Watcher, req Request, plan gate.Plan) (*Child, error) {
+func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (*Child, error) {
 	name := req.Launch.Name
 	message, err := plan.Encode()
 	if err != nil {
@@ -107,14 +108,23 @@ func start(w *watch.Watcher, req Request, plan gate.Plan) (*Child, error) {
 	}
 	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,
 		pidfd: pidfd, process: held, socket: ours}
-	if _, err := ours.Write(message); err != nil {
-		// The gate is gone already; Open tells how.
-		if !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
-			c.Abandon()
-			return nil, resourceFailure(name, fmt.Errorf("send the plan: %w", err))
-		}
+	stop := hurry(ctx, ours)
+	_, err = ours.Write(message)
+	stop()
+	switch {
+	case err == nil, errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
+		return c, nil // it may be gone already; Open tells how
+	case ctx.Err() != nil:
+		c.Abandon()
+		return nil, c.interrupted(ctx)
 	}
-	return c, nil
+	c.Abandon()
+	return nil, resourceFailure(name, fmt.Errorf("send the plan: %w", err))
+}
+
+// hurry lets whoever reads or writes on socket give up when ctx ends.
+func hurry(ctx context.Context, socket *os.File) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { socket.SetDeadline(time.Unix(1, 0)) })
 }
 
 // fork executes this very program again as a gate, in a session of its own.
@@ -143,7 +153,7 @@ func (c *Child) Ready(ctx context.Context) error {
 	if c.socket == nil {
 		return c.notClosed()
 	}
-	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(time.Unix(1, 0)) })
+	stop := hurry(ctx, c.socket)
 	first := make([]byte, gate.AnswerSize)
 	_, err := io.ReadFull(c.socket, first)
 	stop()
@@ -183,7 +193,7 @@ func (c *Child) Open(ctx context.Context) error {
 	if c.socket == nil {
 		return c.notClosed()
 	}
-	stop := context.AfterFunc(ctx, func() { c.socket.SetDeadline(time.Unix(1, 0)) })
+	stop := hurry(ctx, c.socket)
 	answers, err := c.converse()
 	stop()
 	c.socket.Close()

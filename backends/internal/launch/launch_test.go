@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,7 +45,7 @@ func request(exec ...string) Request {
 // run starts req and opens its gate; the program is killed at the end.
 func run(t testing.TB, w *watch.Watcher, req Request) *Child {
 	t.Helper()
-	c, err := Start(w, req)
+	c, err := Start(t.Context(), w, req)
 	require.NoError(t, err)
 	require.NoError(t, c.Open(t.Context()))
 	t.Cleanup(func() { end(t, c) })
@@ -91,7 +92,7 @@ func TestProgramRunsAndItsExitIsExact(t *testing.T) {
 func TestNothingRunsBeforeTheGateOpens(t *testing.T) {
 	w := newWatcher(t)
 	mark := filepath.Join(t.TempDir(), "mark")
-	c, err := Start(w, request("/bin/sh", "-c", "touch "+mark))
+	c, err := Start(t.Context(), w, request("/bin/sh", "-c", "touch "+mark))
 	require.NoError(t, err)
 	require.Positive(t, c.PID())
 	require.NotZero(t, c.StartTicks())
@@ -123,7 +124,7 @@ func TestGateKilledBeforeItOpensReportsItsRealEnd(t *testing.T) {
 	w := newWatcher(t)
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGHUP} {
 		t.Run(service.SignalName(signal), func(t *testing.T) {
-			c, err := Start(w, request("/bin/true"))
+			c, err := Start(t.Context(), w, request("/bin/true"))
 			require.NoError(t, err)
 			awaitDefaultSignals(t, c.PID())
 			require.NoError(t, c.Process().Signal(signal))
@@ -148,7 +149,7 @@ func TestOpenGivesUpWithItsContext(t *testing.T) {
 			return context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 		}, service.Timeout},
 	} {
-		c, err := Start(w, request("/bin/sleep", "1000"))
+		c, err := Start(t.Context(), w, request("/bin/sleep", "1000"))
 		require.NoError(t, err)
 		// Stopped, so that it can not be done before the context is.
 		require.NoError(t, c.Process().Signal(syscall.SIGSTOP))
@@ -158,6 +159,32 @@ func TestOpenGivesUpWithItsContext(t *testing.T) {
 		require.Equal(t, row.want, service.KindOf(err), "%v", err)
 		require.NoDirExists(t, procPath(c.PID()))
 	}
+}
+
+// A plan that does not fit into the socket waits for the gate to read it, but
+// not longer than its caller.
+func TestStartGivesUpWithItsContext(t *testing.T) {
+	req := request("/bin/true")
+	req.Launch.Spec.Environment = map[string]string{}
+	for i := range 64 {
+		req.Launch.Spec.Environment[strconv.Itoa(i)] = strings.Repeat("x", 1<<20)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		for ctx.Err() == nil { // the test has no other child
+			for _, pid := range childPIDs() {
+				if name, _ := os.ReadFile(procPath(pid) + "/comm"); string(name) == "gladsheim-gate\n" {
+					_ = syscall.Kill(pid, syscall.SIGSTOP)
+					return
+				}
+			}
+		}
+	}()
+	_, err := Start(ctx, newWatcher(t), req)
+	cancel()
+	require.Equal(t, service.Cancelled, service.KindOf(err), "%v", err)
+	require.Zero(t, children(t))
 }
 
 func TestArgumentsAndEnvironmentArriveAsTheyAre(t *testing.T) {
@@ -209,7 +236,7 @@ func TestLogThatIsNotAPlainFileIsRefused(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			req := request("/bin/true")
 			req.Launch.LogFile = path(row.name)
-			_, err := Start(w, req)
+			_, err := Start(t.Context(), w, req)
 			require.Equal(t, service.Unlaunchable, service.KindOf(err))
 			require.ErrorContains(t, err, "cannot start web: open the log")
 			require.ErrorContains(t, err, row.want)

@@ -16,7 +16,7 @@ import (
 
 func TestReadyThenOpen(t *testing.T) {
 	w := newWatcher(t)
-	c, err := Start(w, request("/bin/sh", "-c", "exit 3"))
+	c, err := Start(t.Context(), w, request("/bin/sh", "-c", "exit 3"))
 	require.NoError(t, err)
 	require.NoError(t, c.Ready(t.Context()))
 	require.Equal(t, "0000000000000000", statusOf(t, c.PID())["SigCgt"], "it only waits")
@@ -37,13 +37,13 @@ func TestReadyTellsWhatOpenWould(t *testing.T) {
 
 	req := request("/bin/true")
 	req.Launch.Limits[service.NoFile] = service.Of(1 << 60) // more than fs.nr_open
-	c, err := Start(w, req)
+	c, err := Start(t.Context(), w, req)
 	require.NoError(t, err)
 	err = c.Ready(t.Context())
 	gone(c, err, service.Unlaunchable)
 	require.ErrorContains(t, err, "set the limit of open files")
 
-	c, err = Start(w, request("/bin/true"))
+	c, err = Start(t.Context(), w, request("/bin/true"))
 	require.NoError(t, err)
 	require.NoError(t, c.Process().Signal(syscall.SIGKILL))
 	awaitExit(t, c)
@@ -53,7 +53,7 @@ func TestReadyTellsWhatOpenWould(t *testing.T) {
 	}
 	gone(c, err, service.Unlaunchable)
 
-	c, err = Start(w, request("/bin/true"))
+	c, err = Start(t.Context(), w, request("/bin/true"))
 	require.NoError(t, err)
 	require.NoError(t, c.Process().Signal(syscall.SIGSTOP))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -108,7 +108,7 @@ func TestBornInACgroup(t *testing.T) {
 
 	req := request("/bin/sleep", "1000")
 	req.CgroupFD = fd
-	c, err := Start(w, req)
+	c, err := Start(t.Context(), w, req)
 	require.NoError(t, err)
 	inside(c)
 	require.NoError(t, c.Open(t.Context()))

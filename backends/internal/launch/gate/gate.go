@@ -6,7 +6,7 @@
 // the agent leaves or dies first, so does the gate, and the program never runs.
 //
 // Every program that imports this package can be its own gate. It imports
-// syscall alone, so that the Go runtime initialises it right after syscall and
+// little besides syscall, so that the Go runtime initialises it right after syscall and
 // a gate costs no more than the runtime's start; for the same reason it does
 // nothing through os, fmt or encoding/binary.
 package gate
