@@ -29,6 +29,16 @@ func (g Group) Populated() (bool, error) {
 	return event(text, "populated")
 }
 
+// Frozen tells whether the group is frozen, by itself or by one above it: then
+// no process in it runs, and one that is born inside stops before its execve.
+func (g Group) Frozen() (bool, error) {
+	text, err := g.read("cgroup.events")
+	if err != nil {
+		return false, err
+	}
+	return event(text, "frozen")
+}
+
 // event reads one line "key 0" or "key 1" of cgroup.events.
 func event(text, key string) (bool, error) {
 	for line := range strings.Lines(text) {

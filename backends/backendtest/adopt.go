@@ -2,6 +2,7 @@ package backendtest
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -21,6 +22,7 @@ func adoptLaws() []law {
 		{says: "a plain process with the number, the ticks and the boot id of the record is no incarnation", only: real, check: lawAdoptPlainProcess},
 		{says: "a process that got the number of one that ended is left alone", only: real, alone: true, check: lawNumberUsedAgain},
 		{says: "when the main process is gone the adopted exit is unknown at once, and Release removes the rest", check: lawAdoptRest},
+		{says: "a main process that somebody has moved out of its cgroup is adopted, and killed", only: caged, check: lawAdoptMoved},
 		{says: "an adoption whose context has ended adopts nothing and harms nothing", check: lawAdoptEnded},
 		{says: "closing a handle does not touch the incarnation, and another may adopt it", check: lawHandleClose},
 		{says: "closing the backend does not touch a single service", check: lawBackendClose},
@@ -244,6 +246,20 @@ func lawAdoptRest(b *bench) {
 	require.Equal(b, 3, b.alive(i.plan))
 	require.Equal(b, 3, i.release().Leftovers)
 	b.nothingOf(i.plan)
+}
+
+func lawAdoptMoved(b *bench) {
+	i := b.abandoned("fork", "2")
+	elsewhere := filepath.Join(b.CgroupRoot, "elsewhere-"+random())
+	require.NoError(b, os.Mkdir(elsewhere, 0o755))
+	require.NoError(b, os.WriteFile(filepath.Join(elsewhere, "cgroup.procs"), []byte(strconv.Itoa(i.Ref().PID)), 0))
+	i = i.adoptAnew()
+	i.lives()
+	require.NoError(b, i.Kill(b.within()))
+	b.unknownOr(service.Exit{Signal: syscall.SIGKILL}, i.exit())
+	require.Zero(b, b.alive(i.plan))
+	i.release()
+	b.eventually(func() bool { return os.Remove(elsewhere) == nil }, "somebody lives elsewhere")
 }
 
 func lawAdoptEnded(b *bench) {

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -67,7 +66,7 @@ type Backend struct {
 
 	mu        sync.Mutex
 	closed    bool
-	launching map[string]bool // cgroups that a Launch is making
+	launching map[service.Name]bool // services that a Launch is at work for
 }
 
 var _ backends.Backend = (*Backend)(nil)
@@ -77,7 +76,7 @@ var _ backends.Backend = (*Backend)(nil)
 func New(c Config) (*Backend, error) {
 	b := &Backend{
 		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore,
-		procfs: c.Procfs, watcher: c.Watcher, launching: map[string]bool{},
+		procfs: c.Procfs, watcher: c.Watcher, launching: map[service.Name]bool{},
 	}
 	if b.parent.Path() == "/" {
 		return nil, failure("use cgroups", service.Name{}, service.Invalid, errors.New("the root of the tree can not be the parent of services"))
@@ -185,16 +184,16 @@ func launchOf(name service.Name, incarnation uint64) service.Launch {
 }
 
 // Adopt finds the incarnation by its cgroup, and its main process by number and
-// start ticks within this boot, if that lives in the cgroup. A cgroup in which
-// nothing lives any more is adopted too: its counters tell whether memory ran
-// out.
+// start ticks within this boot, also where somebody has moved it elsewhere. A
+// cgroup in which nothing lives any more is adopted too: its counters tell
+// whether memory ran out.
 func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
 	const op = "adopt"
 	if ctx.Err() != nil {
 		return nil, gaveUp(ctx, op, ref.Name, "")
 	}
 	group := b.tree.Group(ref.Cgroup)
-	if ref.Backend != name || path.Base(group.Path()) != units.Dir(ref.Name, ref.Incarnation) {
+	if ref.Backend != name || group != b.group(launchOf(ref.Name, ref.Incarnation)) {
 		return nil, failure(op, ref.Name, service.Invalid, fmt.Errorf("%q of backend %q is not a cgroup of incarnation %d", ref.Cgroup, ref.Backend, ref.Incarnation))
 	}
 	there, err := group.Exists()
@@ -208,14 +207,14 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	if err := h.countFromNow(); err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
-	if h.main, err = b.findMain(group, ref); err != nil {
+	if h.main, err = b.findMain(ref); err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
 	return h, nil
 }
 
 // findMain takes up the main process of an incarnation, nil if it is gone.
-func (b *Backend) findMain(group cgroup.Group, ref service.Ref) (*process.Process, error) {
+func (b *Backend) findMain(ref service.Ref) (*process.Process, error) {
 	if ref.PID <= 0 {
 		return nil, nil
 	}
@@ -223,17 +222,7 @@ func (b *Backend) findMain(group cgroup.Group, ref service.Ref) (*process.Proces
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	at, err := b.procfs.Cgroup(ref.PID)
-	if err == nil && (at == group.Path() || strings.HasPrefix(at, group.Path()+"/")) {
-		return main, nil
-	}
-	if errors.Is(err, procfs.ErrNoProcess) {
-		err = nil
-	}
-	return nil, errors.Join(err, main.Close())
+	return main, err
 }
 
 // Close makes Launch fail from now on. There is nothing else to end.

@@ -25,7 +25,7 @@ type handle struct {
 	base    cgroup.OOMCounts // what the kernel had counted before
 	blurred bool             // part of what base should hold was counted while nobody looked
 
-	turn chan struct{} // full while a Release is at work
+	turn chan struct{} // full while a Release or a Limit is at work
 
 	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
@@ -108,6 +108,16 @@ func (h *handle) begin(ctx context.Context, op string) error {
 	return nil
 }
 
+// take waits for the turn.
+func (h *handle) take(ctx context.Context, op string) (done func(), err error) {
+	select {
+	case h.turn <- struct{}{}:
+		return func() { <-h.turn }, nil
+	case <-ctx.Done():
+		return nil, gaveUp(ctx, op, h.ref.Name, "")
+	}
+}
+
 func (h *handle) remains() *service.Remains {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -116,6 +126,11 @@ func (h *handle) remains() *service.Remains {
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
 	const op = "limit"
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return service.Applied{}, err
+	}
+	defer done()
 	if err := h.begin(ctx, op); err != nil {
 		return service.Applied{}, err
 	}

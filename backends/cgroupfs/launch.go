@@ -83,22 +83,21 @@ func (b *Backend) unenforceable(op string, name service.Name, missing []service.
 	}
 }
 
-// begin keeps two launches of one incarnation apart.
+// begin keeps two launches of one service apart.
 func (b *Backend) begin(l service.Launch) (done func(), err error) {
-	dir := units.Dir(l.Name, l.Incarnation)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case b.closed:
 		return nil, failure("start", l.Name, service.HostUnavailable, errors.New("the backend is closed"))
-	case b.launching[dir]:
-		return nil, previousAlive(l, fmt.Errorf("incarnation %d is being started already", l.Incarnation))
+	case b.launching[l.Name]:
+		return nil, previousAlive(l, errors.New("an instance of it is being started already"))
 	}
-	b.launching[dir] = true
+	b.launching[l.Name] = true
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		delete(b.launching, dir)
+		delete(b.launching, l.Name)
 	}, nil
 }
 
@@ -161,6 +160,9 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if err := h.enclose(now); err != nil {
 		return err
 	}
+	if err := h.refuseFrozen(); err != nil {
+		return err
+	}
 	dir, err := h.group.OpenDir()
 	if err != nil {
 		return err
@@ -184,6 +186,16 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	}
 	h.main = child.Process()
 	return nil
+}
+
+// refuseFrozen keeps a fork from waiting, with all forks that follow it, for
+// somebody to thaw what is above the cgroup.
+func (h *handle) refuseFrozen() error {
+	frozen, err := h.group.Frozen()
+	if err == nil && frozen {
+		err = fmt.Errorf("%s is frozen, or a cgroup above it (see cgroup.freeze): nothing can start there", h.group.Parent().Path())
+	}
+	return err
 }
 
 // enclose limits the cgroup and takes down what is counted so far.

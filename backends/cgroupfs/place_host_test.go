@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"syscall"
 	"testing"
@@ -95,6 +96,30 @@ func TestHostPreviousInstance(t *testing.T) {
 	start(t, b, limited(l, limits(service.PidsMax, 7)))
 }
 
+// What is born into a frozen cgroup stops before its execve, and the fork with
+// it; so it is not tried.
+func TestHostFrozenParent(t *testing.T) {
+	c := config(t)
+	ice := newBackend(t, c).parent.Child("ice")
+	require.NoError(t, ice.Create(cgroup.Wanted))
+	t.Cleanup(func() { require.NoError(t, ice.Remove()) })
+	c.Parent, c.Ours = ice.Path(), false
+	b := newBackend(t, c)
+	freeze := func(frozen string) {
+		require.NoError(t, os.WriteFile(cgroupRoot+ice.Path()+"/cgroup.freeze", []byte(frozen), 0))
+	}
+	freeze("1")
+	l := plan("/bin/sleep", "1000")
+	_, err := b.Launch(within(t), l, nil)
+	freeze("0")
+	require.Equal(t, service.HostUnavailable, service.KindOf(err))
+	require.ErrorContains(t, err, ice.Path()+" is frozen")
+	there, err := b.group(l).Exists()
+	require.NoError(t, err)
+	require.False(t, there)
+	start(t, b, l).release()
+}
+
 // Somebody moves the main process elsewhere.
 func TestHostMovedByOthers(t *testing.T) {
 	b := newBackend(t, config(t))
@@ -174,6 +199,7 @@ func TestHostForeignRefs(t *testing.T) {
 		"incarnation": func(ref *service.Ref) { ref.Incarnation++ },
 		"cgroup":      func(ref *service.Ref) { ref.Cgroup = b.parent.Path() },
 		"root":        func(ref *service.Ref) { ref.Cgroup = "/" },
+		"elsewhere":   func(ref *service.Ref) { ref.Cgroup = "/elsewhere/" + path.Base(ref.Cgroup) },
 	} {
 		ref := r.Ref()
 		change(&ref)

@@ -111,12 +111,11 @@ func (h *handle) awaitEmpty(ctx context.Context) error {
 
 func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	const op = "release"
-	select {
-	case h.turn <- struct{}{}:
-		defer func() { <-h.turn }()
-	case <-ctx.Done():
-		return service.Remains{}, gaveUp(ctx, op, h.ref.Name, "")
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return service.Remains{}, err
 	}
+	defer done()
 	if r := h.remains(); r != nil {
 		return *r, nil
 	}

@@ -157,29 +157,6 @@ func TestStoppedBySomebodyElse(t *testing.T) {
 	})
 }
 
-// TestMovedAway: root may move a process out of its scope; it is ours still.
-func TestMovedAway(t *testing.T) {
-	needSystemd(t)
-	b := newBackend(t, Config{})
-	l := planned(t, service.Limits{}, "fork", "2")
-	h, err := b.Launch(within(t), l, unrecorded)
-	require.NoError(t, err)
-	eventually(t, func() bool { p, _ := h.Processes(t.Context()); return len(p) == 3 }, "its children never came")
-	elsewhere := filepath.Join(cgroupRoot, "elsewhere")
-	require.NoError(t, os.Mkdir(elsewhere, 0o755))
-	pid := strconv.Itoa(h.Ref().PID)
-	require.NoError(t, os.WriteFile(filepath.Join(elsewhere, "cgroup.procs"), []byte(pid), 0o644))
-
-	require.NoError(t, h.Close())
-	fresh := newBackend(t, Config{})
-	adopted, err := fresh.Adopt(within(t), h.Ref(), service.Limits{})
-	require.NoError(t, err)
-	keep(t, adopted)
-	require.NoError(t, adopted.Kill(within(t)))
-	waitExit(t, adopted)
-	eventually(t, func() bool { return os.Remove(elsewhere) == nil }, "it lives on")
-}
-
 func TestAdoptNeedsARecordOfOurs(t *testing.T) {
 	needSystemd(t)
 	b := newBackend(t, Config{})
