@@ -1,14 +1,17 @@
 package config
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/test/unprivileged"
 )
 
 func definitionOf(name string) string {
@@ -192,52 +196,123 @@ func TestHalfWritten(t *testing.T) {
 	before := `{"name": "web", "exec": ["/bin/true", "before", "` + strings.Repeat("x", 200) + `"]}`
 	after := `{"name": "web", "exec": ["/bin/true", "after"]}`
 	path := write(t, dir, "web.json", before)
+	var reads atomic.Int64
 	var writer sync.WaitGroup
 	stop := make(chan struct{})
+	defer writer.Wait()
+	defer close(stop)
 	writer.Go(func() {
 		for {
 			for _, document := range []string{after, before} {
-				f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
-				if err != nil {
+				if err := writeByBytes(path, document); err != nil {
+					t.Error(err)
 					return
 				}
-				for i := range len(document) {
-					if _, err := f.WriteString(document[i : i+1]); err != nil {
-						break
+				// What is complete is there for one whole read.
+				for seen := reads.Load(); reads.Load() < seen+2; runtime.Gosched() {
+					select {
+					case <-stop:
+						return
+					default:
 					}
-				}
-				f.Close()
-				select {
-				case <-stop:
-					return
-				default:
 				}
 			}
 		}
 	})
-	accepted := map[string]bool{}
-	for deadline := time.Now().Add(300 * time.Millisecond); time.Now().Before(deadline); {
+	accepted, refused := map[string]int{}, 0
+	over := time.After(30 * time.Second)
+	for accepted[before] == 0 || accepted[after] == 0 || refused == 0 {
+		select {
+		case <-over:
+			t.Fatalf("accepted were %v, refused %d", accepted, refused)
+		default:
+		}
 		definitions, faults := ReadDefinitions(dir, service.Defaults(), OwnFile)
 		require.Equal(t, len(definitions) == 0, faults.Hide(dir, service.MustName("web")), "it is read or hidden, never gone")
-		for _, d := range definitions {
-			accepted[string(d.Document)] = true
+		if len(definitions) == 0 {
+			refused++
 		}
-	}
-	close(stop)
-	writer.Wait()
-	for document := range accepted {
-		require.Contains(t, []string{before, after}, document)
+		for _, d := range definitions {
+			require.Contains(t, []string{before, after}, string(d.Document))
+			accepted[string(d.Document)]++
+		}
+		reads.Add(1)
 	}
 }
 
+// writeByBytes writes as an editor must not.
+func writeByBytes(path, document string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		return err
+	}
+	for i := range len(document) {
+		if _, err := f.WriteString(document[i : i+1]); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	return f.Close()
+}
+
+// grantWrite lets another user write a file, by an access control list alone:
+// the mode of its owner, group and others stays what it was (acl(5)).
+func grantWrite(t *testing.T, path string) {
+	t.Helper()
+	const version, read, write, nobodys = 2, 4, 2, 1<<32 - 1
+	list := binary.LittleEndian.AppendUint32(nil, version)
+	for _, e := range []struct {
+		tag, may uint16
+		id       uint32
+	}{
+		{0x01, read | write, nobodys}, // the owner
+		{0x02, read | write, 12345},   // a user
+		{0x04, read, nobodys},         // the group
+		{0x10, read | write, nobodys}, // the mask
+		{0x20, read, nobodys},         // others
+	} {
+		list = binary.LittleEndian.AppendUint16(list, e.tag)
+		list = binary.LittleEndian.AppendUint16(list, e.may)
+		list = binary.LittleEndian.AppendUint32(list, e.id)
+	}
+	err := unix.Setxattr(path, "system.posix_acl_access", list, 0)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		t.Skip("this file system has no access control lists")
+	}
+	require.NoError(t, err)
+}
+
+func TestAccessControlLists(t *testing.T) {
+	dir := directory(t)
+	path := write(t, dir, "web.json", definitionOf("web"))
+	require.NoError(t, os.Chmod(path, 0o644))
+	_, faults := ReadDefinitions(dir, service.Defaults(), OwnFile)
+	require.Empty(t, faults)
+	grantWrite(t, path)
+	_, faults = ReadDefinitions(dir, service.Defaults(), OwnFile)
+	require.Equal(t, path+": its mode is 0664, which lets others write it; run: chmod go-w", faults.Error())
+	require.True(t, faults.Hide(dir, service.MustName("web")))
+	require.NoError(t, os.Chmod(path, 0o644), "which takes the list's rights away")
+	_, faults = ReadDefinitions(dir, service.Defaults(), OwnFile)
+	require.Empty(t, faults)
+
+	grantWrite(t, dir)
+	_, faults = ReadDefinitions(dir, service.Defaults(), OwnFile)
+	require.ErrorContains(t, faults, dir+": its mode is")
+}
+
 func TestUnreadable(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root may read every file")
+	if !unprivileged.User(t) {
+		return
 	}
 	dir := directory(t)
 	path := write(t, dir, "web.json", definitionOf("web"))
+	write(t, dir, "db.json", definitionOf("db"))
 	require.NoError(t, os.Chmod(path, 0))
-	_, faults := ReadDefinitions(dir, service.Defaults(), OwnFile)
+	definitions, faults := ReadDefinitions(dir, service.Defaults(), OwnFile)
 	require.Equal(t, path+": permission denied", faults.Error())
-	require.True(t, errors.Is(func() error { _, err := ReadFile(path, OwnFile); return err }(), fs.ErrPermission))
+	require.Equal(t, []string{"db"}, names(definitions), "the others are read")
+	require.True(t, faults.Hide(dir, service.MustName("web")))
+	_, err := ReadFile(path, OwnFile)
+	require.ErrorIs(t, err, fs.ErrPermission)
 }

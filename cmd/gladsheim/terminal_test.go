@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/test/unprivileged"
 )
 
 // Every kind has its exit code. One that is missing in the table would exit
@@ -66,24 +67,21 @@ func TestAHostThatIsIllIsNoMissingAgent(t *testing.T) {
 }
 
 func TestDenied(t *testing.T) {
+	if !unprivileged.User(t) {
+		return
+	}
 	a := &app{surroundings: surroundings{getenv: os.Getenv, err: os.Stderr}}
-	dir, err := os.MkdirTemp("", "cli")
-	require.NoError(t, err)
-	defer os.RemoveAll(dir)
-	a.host = "unix://" + filepath.Join(dir, "s")
+	socket := filepath.Join(t.TempDir(), "s")
+	a.host = "unix://" + socket
 	require.NoError(t, a.connect())
 	defer a.close()
 	// What a dial that the kernel refuses leaves behind.
 	unreachable := status.Error(codes.Unavailable, "connection error")
 	require.Equal(t, exitUnreachable, a.code(unreachable))
-	if os.Geteuid() == 0 {
-		t.Log("root is refused nothing; the rest needs a plain user")
-		return
-	}
-	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
 	defer l.Close()
-	require.NoError(t, os.Chmod(filepath.Join(dir, "s"), 0))
+	require.NoError(t, os.Chmod(socket, 0))
 	_, err = a.askHost(t.Context())
 	require.ErrorIs(t, a.client.DialError(), fs.ErrPermission)
 	require.Equal(t, exitDenied, a.code(err))

@@ -62,6 +62,15 @@ func TestSettings(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(`{"gladsheim":{"colour":1}}`), 0o600))
 	_, err = options{config: file}.settings(profile)
 	require.ErrorContains(t, err, "colour")
+	require.NoError(t, os.Chmod(file, 0o664))
+	_, err = options{config: file}.settings(profile)
+	require.ErrorContains(t, err, file+": its mode is 0664, which lets others write it; run: chmod go-w")
+	if os.Geteuid() == 0 {
+		require.NoError(t, os.Chmod(file, 0o600))
+		require.NoError(t, os.Chown(file, 12345, 0))
+		_, err = options{config: file}.settings(profile)
+		require.ErrorContains(t, err, file+": it belongs to user 12345")
+	}
 }
 
 func TestExitCodes(t *testing.T) {
