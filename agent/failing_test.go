@@ -3,6 +3,8 @@ package agent
 import (
 	"math/rand/v2"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,7 +122,8 @@ func TestUnregisterThatFails(t *testing.T) {
 	})
 }
 
-// TestCrowd has callers do everything at once; the race detector watches.
+// TestCrowd has callers do everything at once; the race detector watches. Each
+// gets an answer that the state of things may give, and none beside that.
 func TestCrowd(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {
 		h.define(db)
@@ -132,45 +135,65 @@ func TestCrowd(t *testing.T) {
 				dice := rand.New(rand.NewPCG(1, n))
 				name := []service.Name{web, db}[n%2]
 				ctx := t.Context()
+				// may wants err to be nil or of one of the kinds, with all its words.
+				may := func(call string, err error, kinds ...service.Kind) {
+					if err != nil && (!slices.Contains(kinds, service.KindOf(err)) || strings.Contains(err.Error(), "  ")) {
+						t.Errorf("%s of %s: %v: %v", call, name, service.KindOf(err), err)
+					}
+				}
 				for range 12 {
 					time.Sleep(time.Duration(dice.IntN(1000)) * time.Millisecond)
 					switch dice.IntN(14) {
 					case 0, 1, 2:
-						_, _ = h.Start(ctx, name, service.StartOptions{})
+						_, err := h.Start(ctx, name, service.StartOptions{})
+						may("start", err, service.NotFound, service.AlreadyRunning, service.Cancelled)
 					case 3:
-						_, _ = h.Stop(ctx, name, service.StopOptions{})
+						_, err := h.Stop(ctx, name, service.StopOptions{})
+						may("stop", err, service.NotFound, service.NotRunning)
 					case 4:
-						_, _ = h.Restart(ctx, name, service.StopOptions{})
+						_, err := h.Restart(ctx, name, service.StopOptions{})
+						may("restart", err, service.NotFound, service.Cancelled)
 					case 5:
-						_, _ = h.Register(ctx, "web.json", []byte(doc(web, `"umask": "0`+string('0'+byte(n%8))+`7"`)), true, "alice")
+						_, err := h.Register(ctx, "web.json", []byte(doc(web, `"umask": "0`+string('0'+byte(n%8))+`7"`)), true, "alice")
+						may("register", err)
 					case 6:
-						_ = h.Unregister(ctx, name, "alice")
+						may("unregister", h.Unregister(ctx, name, "alice"), service.NotFound, service.Conflict)
 					case 7:
-						_, _ = h.SetLimits(ctx, name, limits(pids, 10+n), service.Warnings{}, "dora")
+						_, err := h.SetLimits(ctx, name, limits(pids, 10+n), service.Warnings{}, "dora")
+						may("limit", err, service.NotFound)
 					case 8:
 						h.Reload(ctx, h.settings)
 					case 9:
 						h.Doctor(ctx)
-						_, _ = h.Host(ctx)
+						_, err := h.Host(ctx)
+						may("host", err)
 					case 10:
-						_, _, _ = h.Usage(ctx, name)
-						_, _ = h.Limits(ctx, name)
+						_, _, err := h.Usage(ctx, name)
+						may("usage", err, service.NotFound, service.NotRunning)
+						_, err = h.Limits(ctx, name)
+						may("limits", err, service.NotFound, service.NotRunning)
 					case 11:
 						h.List()
 						h.Definitions()
-						_, _ = h.Exits(name, 0)
+						_, err := h.Exits(name, 0)
+						may("exits", err, service.NotFound)
 					case 12:
-						_, _ = h.Apply(ctx, []service.File{{Name: "web.json", Content: []byte(doc(web))}}, n%2 == 0, "alice")
+						_, err := h.Apply(ctx, []service.File{{Name: "web.json", Content: []byte(doc(web))}}, n%2 == 0, "alice")
+						may("apply", err)
 					case 13:
 						h.Recent(10, time.Time{})
-						_, _ = h.Processes(ctx, name)
+						_, err := h.Processes(ctx, name)
+						may("processes", err, service.NotFound)
 					}
 				}
 			})
 		}
 		callers.Wait()
 		for _, name := range []service.Name{web, db} {
-			_, _ = h.Stop(t.Context(), name, service.StopOptions{Force: true})
+			_, err := h.Stop(t.Context(), name, service.StopOptions{Force: true})
+			if err != nil {
+				require.Contains(t, []service.Kind{service.NotFound, service.NotRunning}, service.KindOf(err), "%v", err)
+			}
 		}
 		pass(time.Hour)
 		require.Empty(t, h.host.Processes())

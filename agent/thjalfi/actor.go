@@ -1,6 +1,7 @@
 package thjalfi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -412,7 +413,7 @@ func (a *actor) settled(r request) (bool, error) {
 		return true, nil
 	case m.Incarnation < r.incarnation || a.failure == nil:
 		return true, &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.Cancelled,
-			Err: fmt.Errorf("%s asked for it to stop", a.actor)}
+			Err: fmt.Errorf("%s asked for it to stop", cmp.Or(a.actor, "somebody"))}
 	}
 	return true, a.failure
 }
