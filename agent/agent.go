@@ -149,8 +149,8 @@ func (a *Agent) Close() {
 // lock takes each directory for this agent alone, until the process ends.
 func (a *Agent) lock(dirs ...string) error {
 	for _, dir := range dirs {
-		if err := os.MkdirAll(dir, 0o750); err != nil {
-			return fmt.Errorf("cannot make %s: %w", dir, err)
+		if err := skirnir.MakeDir(dir, 0o750); err != nil {
+			return err
 		}
 		path := filepath.Join(dir, "agent.lock")
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)

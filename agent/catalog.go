@@ -36,13 +36,16 @@ func (a *Agent) Register(_ context.Context, file string, document []byte, replac
 	if err != nil {
 		return service.Change{}, err
 	}
-	change, err := a.plan(spec)
+	change, err := a.plan("register", spec)
 	if err != nil {
 		return service.Change{}, err
 	}
 	if change.Action == service.ActionChanged && !replace {
 		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists,
 			Err: fmt.Errorf("it is registered already, and differs in %s; ask for it to be replaced", strings.Join(change.Fields, ", "))}
+	}
+	if err := a.room("register", change); err != nil {
+		return service.Change{}, err
 	}
 	if err := a.carryOut("register", []registration{{spec, document, change}}, actor); err != nil {
 		return service.Change{}, err
@@ -70,13 +73,16 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 			continue
 		}
 		from[spec.Name] = f.Name
-		if changes[i], err = a.plan(spec); err != nil {
+		if changes[i], err = a.plan("apply", spec); err != nil {
 			faults = append(faults, faultsOf(f.Name, err)...)
 		}
 		all[i] = registration{spec, f.Content, changes[i]}
 	}
 	if len(faults) > 0 {
 		return nil, &service.Error{Op: "apply", Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+	}
+	if err := a.room("apply", changes...); err != nil {
+		return nil, err
 	}
 	if dryRun {
 		return changes, nil
@@ -103,18 +109,18 @@ func (a *Agent) parse(op, file string, document []byte) (service.Spec, error) {
 }
 
 // plan tells what registering a definition would change.
-func (a *Agent) plan(spec service.Spec) (service.Change, error) {
+func (a *Agent) plan(op string, spec service.Spec) (service.Change, error) {
 	a.mu.Lock()
 	known, defaults := a.definitions[spec.Name], a.settings.DefaultLimits()
 	a.mu.Unlock()
-	if _, err := a.planFor(spec, defaults, ""); err != nil {
+	if _, err := a.planFor(op, spec, defaults, ""); err != nil {
 		return service.Change{}, err // better told now than at the first start
 	}
 	switch {
 	case known == nil || known.Source == sourceGone:
 		return service.Change{Service: spec.Name, Action: service.ActionAdded, Effect: service.ReachNextStart}, nil
 	case known.ofHost():
-		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists,
+		return service.Change{}, &service.Error{Op: op, Service: spec.Name, Kind: service.Exists,
 			Err: fmt.Errorf("%s defines it; change that file instead", known.Source)}
 	}
 	fields := config.Changes(known.spec, spec)
@@ -122,6 +128,30 @@ func (a *Agent) plan(spec service.Spec) (service.Change, error) {
 		return service.Change{Service: spec.Name, Action: service.ActionUnchanged, Effect: service.ReachNone}, nil
 	}
 	return service.Change{Service: spec.Name, Action: service.ActionChanged, Fields: fields, Effect: service.ReachNextStart}, nil
+}
+
+// room refuses changes that would register more than the configuration allows.
+func (a *Agent) room(op string, changes ...service.Change) error {
+	added := 0
+	for _, c := range changes {
+		if c.Action == service.ActionAdded {
+			added++
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	registered := 0
+	for _, d := range a.definitions {
+		if d.Source == service.SourceAPI {
+			registered++
+		}
+	}
+	if added == 0 || registered+added <= a.settings.MaxDefinitions {
+		return nil
+	}
+	return &service.Error{Op: op, Kind: service.Exhausted,
+		Err: fmt.Errorf("%d definitions are registered, %d would come, and the configuration allows %d (resource_limits.max_definitions)",
+			registered, added, a.settings.MaxDefinitions)}
 }
 
 // registration is a change that plan told.

@@ -121,6 +121,28 @@ func TestRegisterWhileItRuns(t *testing.T) {
 	})
 }
 
+// Callers can not have the agent grow without end.
+func TestMaxDefinitions(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.settings.MaxDefinitions = 2
+		h.define(db)
+		h.open()
+		file := func(name string) service.File {
+			return service.File{Name: name, Content: []byte(doc(service.MustName(name)))}
+		}
+		_, err := h.Apply(t.Context(), []service.File{file("a"), file("b"), file("c")}, true, "alice")
+		refused(t, err, service.Exhausted, "3 would come", "max_definitions")
+		_, err = h.Apply(t.Context(), []service.File{file("a"), file("b")}, false, "alice")
+		require.NoError(t, err)
+		_, err = h.Register(t.Context(), "web", []byte(doc(web)), false, "alice")
+		refused(t, err, service.Exhausted, "2 definitions are registered")
+		_, err = h.Register(t.Context(), "a", []byte(doc(service.MustName("a"), `"umask": "077"`)), true, "alice")
+		require.NoError(t, err, "to replace one adds none")
+		require.NoError(t, h.Unregister(t.Context(), service.MustName("b"), "alice"))
+		h.register(web)
+	})
+}
+
 func TestUnregister(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		refused(t, h.Unregister(t.Context(), web, "alice"), service.NotFound)

@@ -144,18 +144,18 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 	if faults := spec.Validate(); len(faults) > 0 {
 		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
 	}
-	plan, err := a.planFor(spec, settings.DefaultLimits(), opts.Actor)
+	plan, err := a.planFor(op, spec, settings.DefaultLimits(), opts.Actor)
 	plan.Options = opts
 	return plan, err
 }
 
-func (a *Agent) planFor(spec service.Spec, defaults service.Limits, actor string) (thjalfi.Plan, error) {
+func (a *Agent) planFor(op string, spec service.Spec, defaults service.Limits, actor string) (thjalfi.Plan, error) {
 	backend, err := backends.Choose(a.cfg.Backends, spec.Launch)
 	if err != nil {
 		return thjalfi.Plan{}, err
 	}
 	host := byggvir.Host{Cores: a.cores, Defaults: defaults}
-	limits, err := byggvir.Plan(&spec, host, backend.Name(), backend.Enforces())
+	limits, err := byggvir.Plan(op, &spec, host, backend.Name(), backend.Enforces())
 	if err != nil {
 		return thjalfi.Plan{}, err
 	}

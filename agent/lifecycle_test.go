@@ -388,6 +388,7 @@ func TestCheckHealth(t *testing.T) {
 			health, err = h.CheckHealth(t.Context(), web)
 			require.NoError(t, err)
 			require.Equal(t, want, health.Status, "%s: %s", state, health.Message)
+			require.Equal(t, health, h.status(web).Health, "readers see it, too")
 		}
 		require.NoError(t, os.RemoveAll(h.path(fmt.Sprintf("proc/%d", pid))))
 		health, err = h.CheckHealth(t.Context(), web)

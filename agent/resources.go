@@ -164,6 +164,9 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 	default:
 		health.Status, health.Message = service.Healthy, "the main process runs"
 	}
+	if now, known := a.registry.Get(name); known && now.PID() == pid {
+		a.keepHealth(name, health) // so that others see it, too
+	}
 	return health, nil
 }
 

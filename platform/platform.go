@@ -49,7 +49,6 @@ func (l Layout) String() string { return [...]string{"none", "v1", "hybrid", "v2
 type Facts struct {
 	Hostname  string
 	Kernel    string // release
-	BootID    string
 	UID       int    // effective, of this process
 	Cores     int    // online
 	Container string // what kind of container this is, such as "docker"; "" for none that is known
@@ -84,7 +83,6 @@ func detect(root string, k kernel) Facts {
 	f := Facts{
 		Hostname:  h.text("/proc/sys/kernel/hostname"),
 		Kernel:    h.text("/proc/sys/kernel/osrelease"),
-		BootID:    h.text("/proc/sys/kernel/random/boot_id"),
 		UID:       k.uid(),
 		Cores:     h.cores(),
 		Container: h.container(),

@@ -26,28 +26,28 @@ func TestPlan(t *testing.T) {
 	spec := service.Defaults()
 	spec.Name = service.MustName("web")
 	spec.Limits[service.MemoryMax] = service.Of(64 << 20)
-	got, err := Plan(&spec, host, "cgroupfs", all)
+	got, err := Plan("start", &spec, host, "cgroupfs", all)
 	require.NoError(t, err)
 	require.Equal(t, service.Of(64<<20), got[service.MemoryMax], "the definition wins")
 	require.Equal(t, service.Of(512), got[service.PidsMax], "the default fills the gap")
 
-	_, err = Plan(&spec, host, "exec", enforcing(service.NoFile))
+	_, err = Plan("start", &spec, host, "exec", enforcing(service.NoFile))
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
 	require.ErrorContains(t, err, "memory_max")
 	require.NotContains(t, err.Error(), "pids_max", "nobody asked for the default")
 
 	spec.BestEffort = true
-	got, err = Plan(&spec, host, "exec", enforcing(service.NoFile))
+	got, err = Plan("start", &spec, host, "exec", enforcing(service.NoFile))
 	require.NoError(t, err)
 	require.Equal(t, service.Of(64<<20), got[service.MemoryMax], "kept, so that it is told as not enforced")
 	require.False(t, got[service.PidsMax].Set)
 
 	spec.Limits[service.CPUMax] = service.Of(201 * service.UsecPerPercent)
-	_, err = Plan(&spec, host, "cgroupfs", all)
+	_, err = Plan("start", &spec, host, "cgroupfs", all)
 	require.Equal(t, service.Invalid, service.KindOf(err))
 	require.ErrorContains(t, err, "200%")
 	spec.Limits[service.CPUMax] = service.Of(service.Unlimited)
-	_, err = Plan(&spec, host, "cgroupfs", all)
+	_, err = Plan("start", &spec, host, "cgroupfs", all)
 	require.NoError(t, err)
 }
 
@@ -61,6 +61,32 @@ func TestPercent(t *testing.T) {
 	require.InDelta(t, 100, m.Percent(web, 2, at(3*time.Second), at(4*time.Second), time.Second), 0.01)
 	m.Forget(web)
 	require.InDelta(t, 10, m.Percent(web, 2, at(3*time.Second), at(13*time.Second), time.Second), 0.01)
+}
+
+// The start of a service that an earlier agent launched is known by the clock
+// alone, and that may have been set back.
+func TestPercentAfterTheClockWasSetBack(t *testing.T) {
+	m, web, now := NewMeter(), service.MustName("web"), time.Now()
+	require.Zero(t, m.Percent(web, 1, now.Add(time.Hour), now, 5*time.Second))
+	require.InDelta(t, 50, m.Percent(web, 1, now.Add(time.Hour), now.Add(time.Second), 5500*time.Millisecond), 0.01)
+}
+
+// A high that is not above the limit in force is no use: it would be killed
+// before it is slowed down.
+func TestPlanComparesWithTheDefaults(t *testing.T) {
+	host := Host{Cores: 2}
+	host.Defaults[service.MemoryMax] = service.Of(512 << 20)
+	spec := service.Defaults()
+	spec.Name = service.MustName("web")
+	spec.Limits[service.MemoryHigh] = service.Of(1 << 30)
+	_, err := Plan("register", &spec, host, "cgroupfs", enforcing(service.MemoryMax, service.MemoryHigh))
+	require.Equal(t, service.Invalid, service.KindOf(err))
+	require.ErrorContains(t, err, "cannot register web: limits.memory_high: 1GiB is above memory_max, which is 512MiB on this platform")
+	_, err = Plan("register", &spec, host, "cgroupfs", enforcing(service.MemoryHigh))
+	require.NoError(t, err, "there is no memory_max here")
+	spec.Limits[service.MemoryMax] = service.Of(2 << 30)
+	_, err = Plan("register", &spec, host, "cgroupfs", enforcing(service.MemoryMax, service.MemoryHigh))
+	require.NoError(t, err)
 }
 
 func TestWarned(t *testing.T) {

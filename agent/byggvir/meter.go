@@ -42,6 +42,9 @@ func (m *Meter) Percent(name service.Name, incarnation uint64, started, now time
 	r := m.readings[name]
 	if r == nil || r.incarnation != incarnation {
 		begin := reading{at: started}
+		if !started.Before(now) { // the clock was set back since
+			begin = reading{at: now, time: cpu}
+		}
 		r = &readings{incarnation: incarnation, older: begin, newer: begin}
 		m.readings[name] = r
 	}

@@ -21,23 +21,38 @@ type Host struct {
 // enforce is refused with service.Unenforceable, never weakened in silence;
 // with spec.BestEffort it stays in the plan, so that it is told as not
 // enforced. A default that can not be enforced is left out: nobody asked for it.
-func Plan(spec *service.Spec, host Host, backend string, enforces service.Enforcement) (service.Limits, error) {
-	if most := service.Of(uint64(host.Cores) * 100 * service.UsecPerPercent); spec.Limits[service.CPUMax].Set &&
-		spec.Limits[service.CPUMax].Value != service.Unlimited && spec.Limits[service.CPUMax].Value > most.Value {
-		return service.Limits{}, &service.Error{Op: "start", Service: spec.Name, Kind: service.Invalid, Faults: []service.Fault{{
-			Field: "limits." + service.CPUMax.String(),
-			Message: fmt.Sprintf("%s is more than this host has: %d cores are %s", service.CPUMax.Format(spec.Limits[service.CPUMax]),
-				host.Cores, service.CPUMax.Format(most)),
-		}}}
-	}
+// op is what the plan is made for, to name it in an error.
+func Plan(op string, spec *service.Spec, host Host, backend string, enforces service.Enforcement) (service.Limits, error) {
 	if missing := enforces.Missing(spec.Limits); len(missing) > 0 && !spec.BestEffort {
-		return service.Limits{}, Unenforceable("start", spec.Name, backend, missing)
+		return service.Limits{}, Unenforceable(op, spec.Name, backend, missing)
 	}
 	defaults := host.Defaults
 	for _, r := range enforces.Missing(defaults) {
 		defaults[r] = service.Quota{}
 	}
-	return spec.Limits.Over(defaults), nil
+	limits := spec.Limits.Over(defaults)
+	if faults := misfits(spec, limits, host.Cores); len(faults) > 0 {
+		return service.Limits{}, &service.Error{Op: op, Service: spec.Name, Kind: service.Invalid, Faults: faults}
+	}
+	return limits, nil
+}
+
+// misfits tells what does not fit this host.
+func misfits(spec *service.Spec, limits service.Limits, cores int) []service.Fault {
+	var faults []service.Fault
+	add := func(r service.Resource, format string, args ...any) {
+		faults = append(faults, service.Fault{Field: "limits." + r.String(), Message: fmt.Sprintf(format, args...)})
+	}
+	cpu, most := spec.Limits[service.CPUMax], service.Of(uint64(cores)*100*service.UsecPerPercent)
+	if cpu.Set && cpu.Value != service.Unlimited && cpu.Value > most.Value {
+		add(service.CPUMax, "%s is more than this host has: %d cores are %s", service.CPUMax.Format(cpu), cores, service.CPUMax.Format(most))
+	}
+	high, top := limits[service.MemoryHigh], limits[service.MemoryMax]
+	if high.Set && top.Set && high.Value != service.Unlimited && high.Value > top.Value {
+		add(service.MemoryHigh, "%s is above memory_max, which is %s on this platform unless the definition sets it",
+			service.MemoryHigh.Format(high), service.MemoryMax.Format(top))
+	}
+	return faults
 }
 
 // Unenforceable is the refusal of limits that a backend does not enforce.

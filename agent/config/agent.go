@@ -16,10 +16,11 @@ import (
 type Agent struct {
 	GRPC *GRPC // nil: no TCP, the unix socket only
 
-	MaxServices   int           // most services that run at once, 0 for no cap
-	DefaultMemory service.Quota // service.MemoryMax of services that say nothing of it
-	DefaultCPU    service.Quota // service.CPUMax likewise
-	DefaultPids   service.Quota // service.PidsMax likewise
+	MaxServices    int           // most services that run at once, 0 for no cap
+	MaxDefinitions int           // most definitions that callers may register
+	DefaultMemory  service.Quota // service.MemoryMax of services that say nothing of it
+	DefaultCPU     service.Quota // service.CPUMax likewise
+	DefaultPids    service.Quota // service.PidsMax likewise
 
 	CheckInterval      time.Duration // health.interval of services that say nothing of it
 	AutoRestart        bool          // whether they are restarted on failure
@@ -44,11 +45,16 @@ type GRPC struct {
 // Address is host:port.
 func (g GRPC) Address() string { return net.JoinHostPort(g.Host, strconv.Itoa(int(g.Port))) }
 
+// maxDefinitions is enough for any host, and little enough for the agent: each
+// keeps its document, a status and a goroutine, whether it runs or not.
+const maxDefinitions = 1000
+
 // DefaultAgent is the configuration on a platform where no file says otherwise.
 func DefaultAgent(p platform.Profile) Agent {
 	s := service.Defaults()
 	return Agent{
 		MaxServices:           p.MaxServices,
+		MaxDefinitions:        maxDefinitions,
 		DefaultMemory:         p.Memory,
 		DefaultCPU:            p.CPU,
 		DefaultPids:           p.Pids,
@@ -118,6 +124,8 @@ var tcp = optional[GRPC]{
 var resourceLimits = object[Agent]{keys: []key[Agent]{
 	at("max_services", "Most services that run at once.",
 		whole[int]{low: 1, high: 100_000, zeroAbsent: true}, func(a *Agent) *int { return &a.MaxServices }),
+	at("max_definitions", "Most definitions that callers may register; files of the host do not count.",
+		whole[int]{low: 1, high: 100_000}, func(a *Agent) *int { return &a.MaxDefinitions }),
 	at("default_memory_mb", "Memory in MiB.",
 		mebibytes{}, func(a *Agent) *service.Quota { return &a.DefaultMemory }),
 	at("default_cpu_percent", "CPU time in percent of one core.",

@@ -23,7 +23,7 @@ func TestAgent(t *testing.T) {
 	a.Remarks = nil
 	require.Equal(t, Agent{
 		GRPC:        &GRPC{Host: "127.0.0.1", Port: 50060},
-		MaxServices: 15, DefaultMemory: service.Of(512 << 20), DefaultCPU: service.Of(250_000), DefaultPids: service.Of(512),
+		MaxServices: 15, MaxDefinitions: 1000, DefaultMemory: service.Of(512 << 20), DefaultCPU: service.Of(250_000), DefaultPids: service.Of(512),
 		CheckInterval: 2 * time.Second, AutoRestart: false, MaxRestartAttempts: 5, RestartBackoff: 2 * time.Minute,
 		StartupTimeout: 15 * time.Second, ShutdownTimeout: 5 * time.Second, ForceKillAfterTimeout: false,
 	}, a)
@@ -99,7 +99,7 @@ func FuzzParseAgent(f *testing.F) {
 			return
 		}
 		again, faults := ParseAgent("b.json", FormatAgent(a), Agent{})
-		if a.CheckInterval == 0 || a.StartupTimeout == 0 {
+		if a.CheckInterval == 0 || a.StartupTimeout == 0 || a.MaxDefinitions == 0 {
 			return // the base has no valid value, and neither has the document
 		}
 		require.Empty(t, faults)

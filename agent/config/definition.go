@@ -2,6 +2,7 @@ package config
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -99,8 +100,8 @@ var readiness = object[service.Check]{
 		at("timeout", "How long a start may take.",
 			duration{time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
 	),
-	check: matchTarget,
-	rules: targetRules,
+	check: matchTarget(users),
+	rules: targetRules(users),
 }
 
 var health = object[service.Check]{
@@ -109,15 +110,28 @@ var health = object[service.Check]{
 		"watchdog": "write process, http, grpc or tcp",
 	}),
 		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
-		at("interval", "From one check to the next.",
-			duration{100 * time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Interval }),
-		at("timeout", "How long an answer may take.",
-			duration{10 * time.Millisecond, time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
-		at("threshold", "Failures in a row that make the service unhealthy.",
-			whole[int]{low: 1, high: 1000}, func(c *service.Check) *int { return &c.Threshold }),
+		asked(at("interval", "From one check to the next.",
+			duration{100 * time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Interval })),
+		asked(at("timeout", "How long an answer may take.",
+			duration{10 * time.Millisecond, time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout })),
+		asked(at("threshold", "Failures in a row that make the service unhealthy.",
+			whole[int]{low: 1, high: 1000}, func(c *service.Check) *int { return &c.Threshold })),
 	),
-	check: matchTarget,
-	rules: targetRules,
+	check: matchTarget(healthUsers),
+	rules: targetRules(healthUsers),
+}
+
+// asked is a key that says nothing for type process: nobody is asked, since the
+// kernel tells of the end by itself.
+func asked(k key[service.Check]) key[service.Check] {
+	write := k.write
+	k.write = func(c service.Check) any {
+		if c.Type == service.CheckProcess {
+			return nil
+		}
+		return write(c)
+	}
+	return k
 }
 
 // target is what the two checks have in common.
@@ -136,44 +150,65 @@ func target(later map[string]string) []key[service.Check] {
 	}
 }
 
-// users are the types of check that each key of a target belongs to.
-var users = map[string][]service.CheckType{
-	"url":     {service.CheckHTTP},
-	"address": {service.CheckGRPC, service.CheckTCP},
-	"service": {service.CheckGRPC},
-}
+// users are the types of check that each key belongs to; other keys belong to
+// all.
+var (
+	users = map[string][]service.CheckType{
+		"url":     {service.CheckHTTP},
+		"address": {service.CheckGRPC, service.CheckTCP},
+		"service": {service.CheckGRPC},
+	}
+	healthUsers = map[string][]service.CheckType{
+		"url":       users["url"],
+		"address":   users["address"],
+		"service":   users["service"],
+		"interval":  {service.CheckHTTP, service.CheckGRPC, service.CheckTCP},
+		"timeout":   {service.CheckHTTP, service.CheckGRPC, service.CheckTCP},
+		"threshold": {service.CheckHTTP, service.CheckGRPC, service.CheckTCP},
+	}
+)
+
+// targets are the keys without which the types they belong to ask nobody.
+var targets = []string{"url", "address"}
 
 // matchTarget finds keys that the type of a check does not use, and those it
 // lacks.
-func matchTarget(d *document, path string, n *node, c *service.Check) {
-	if d.faulty(join(path, "type")) {
-		return
-	}
-	for _, name := range []string{"url", "address", "service"} {
-		used := false
-		var types []string
-		for _, t := range users[name] {
-			used = used || t == c.Type
-			types = append(types, t.String())
+func matchTarget(users map[string][]service.CheckType) func(*document, string, *node, *service.Check) {
+	return func(d *document, path string, n *node, c *service.Check) {
+		if d.faulty(join(path, "type")) {
+			return
 		}
-		offset, given := n.has(name)
-		switch {
-		case given && !used:
-			d.fault(offset, join(path, name), "belongs to type %s; the type here is %s", strings.Join(types, " or "), c.Type)
-		case used && !given && name != "service":
-			d.fault(n.offset, join(path, name), "is required by type %s", c.Type)
+		for name, types := range users {
+			used := slices.Contains(types, c.Type)
+			offset, given := n.has(name)
+			switch {
+			case given && !used:
+				d.fault(offset, join(path, name), "belongs to type %s; the type here is %s", alternatives(types), c.Type)
+			case used && !given && slices.Contains(targets, name):
+				d.fault(n.offset, join(path, name), "is required by type %s", c.Type)
+			}
 		}
 	}
 }
 
-// targetRules says in the schema what matchTarget says.
-func targetRules(s *jsonschema.Schema) {
-	s.DependentSchemas = map[string]*jsonschema.Schema{}
-	for name, types := range users {
-		s.DependentSchemas[name] = typeIs(types)
+func alternatives(types []service.CheckType) string {
+	words := make([]string, len(types))
+	for i, t := range types {
+		words[i] = t.String()
 	}
-	for _, name := range []string{"url", "address"} {
-		s.AllOf = append(s.AllOf, &jsonschema.Schema{If: typeIs(users[name]), Then: &jsonschema.Schema{Required: []string{name}}})
+	return strings.Join(words, " or ")
+}
+
+// targetRules says in the schema what matchTarget says.
+func targetRules(users map[string][]service.CheckType) func(*jsonschema.Schema) {
+	return func(s *jsonschema.Schema) {
+		s.DependentSchemas = map[string]*jsonschema.Schema{}
+		for name, types := range users {
+			s.DependentSchemas[name] = typeIs(types)
+		}
+		for _, name := range targets {
+			s.AllOf = append(s.AllOf, &jsonschema.Schema{If: typeIs(users[name]), Then: &jsonschema.Schema{Required: []string{name}}})
+		}
 	}
 }
 
@@ -281,10 +316,6 @@ func readDefinition(d *document, base service.Spec) service.Spec {
 	}
 	return spec
 }
-
-// FormatDefinition writes all that s says, defaults as well, as a document that
-// ParseDefinition reads back to the same Spec.
-func FormatDefinition(s service.Spec) []byte { return pretty(definition.write(s)) }
 
 // Changes lists the fields in which two definitions differ, as paths such as
 // "limits.memory_max".

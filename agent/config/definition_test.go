@@ -102,10 +102,11 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, address, service, pattern, exec, timeout"},
 		{`"ready": {"timeout": "25h"}`, "ready.timeout: is 25h; the range is 1ms to 24h"},
 		{`"health": {"type": "watchdog"}`, `health.type: "watchdog" is not served by this version: write process, http, grpc or tcp`},
+		{`"health": {"interval": "5s"}`, "health.interval: belongs to type http or grpc or tcp; the type here is process"},
 		{`"health": {"exec": ["/bin/true"]}`, "health.exec: is not served by this version: no program is run to ask"},
-		{`"health": {"interval": "-5s"}`, "health.interval: is -5s; the range is 100ms to 24h"},
-		{`"health": {"interval": "5sec"}`, `health.interval: "5sec" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
-		{`"health": {"interval": "9999999999h"}`, `health.interval: "9999999999h" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
+		{`"health": {"type": "tcp", "address": "a:1", "interval": "-5s"}`, "health.interval: is -5s; the range is 100ms to 24h"},
+		{`"health": {"type": "tcp", "address": "a:1", "interval": "5sec"}`, `health.interval: "5sec" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
+		{`"health": {"type": "tcp", "address": "a:1", "interval": "9999999999h"}`, `health.interval: "9999999999h" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
 		{`"restart": {"policy": "On-Failure"}`, `restart.policy: "On-Failure" is not one of on-failure, always, never`},
 		{`"restart": {"max_backoff": "10ms"}`, "restart.max_backoff: 10ms is less than backoff, 1s"},
 		{`"restart": {"max_attempts": 2.0}`, "restart.max_attempts: 2.0 is not written as a whole number"},
@@ -199,11 +200,11 @@ func TestRangesAgree(t *testing.T) {
 		low, high   int64
 	}{
 		{"oom_score_adj", `"oom_score_adj": %s`, func(s *service.Spec, n int64) { s.OOMScoreAdj = int(n) }, -1000, 1000},
-		{"health.threshold", `"health": {"threshold": %s}`, func(s *service.Spec, n int64) { s.Health.Threshold = int(n) }, 1, 1000},
+		{"health.threshold", `"health": {"type": "tcp", "address": "a:1", "threshold": %s}`, func(s *service.Spec, n int64) { s.Health.Threshold = int(n) }, 1, 1000},
 		{"restart.max_attempts", `"restart": {"max_attempts": %s}`, func(s *service.Spec, n int64) { s.Restart.MaxAttempts = int(n) }, 0, 1_000_000},
 		{"ready.timeout", `"ready": {"timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Ready.Timeout = time.Duration(n) }, 1e6, 24 * 3600e9},
-		{"health.interval", `"health": {"interval": "%sns"}`, func(s *service.Spec, n int64) { s.Health.Interval = time.Duration(n) }, 100e6, 24 * 3600e9},
-		{"health.timeout", `"health": {"timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Health.Timeout = time.Duration(n) }, 10e6, 3600e9},
+		{"health.interval", `"health": {"type": "tcp", "address": "a:1", "interval": "%sns"}`, func(s *service.Spec, n int64) { s.Health.Interval = time.Duration(n) }, 100e6, 24 * 3600e9},
+		{"health.timeout", `"health": {"type": "tcp", "address": "a:1", "timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Health.Timeout = time.Duration(n) }, 10e6, 3600e9},
 		{"restart.window", `"restart": {"window": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Window = time.Duration(n) }, 1e6, 365 * 24 * 3600e9},
 		{"restart.backoff", `"restart": {"max_backoff": "24h", "backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Backoff = time.Duration(n) }, 0, 24 * 3600e9},
 		{"restart.max_backoff", `"restart": {"backoff": "0", "max_backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.MaxBackoff = time.Duration(n) }, 0, 24 * 3600e9},
@@ -247,6 +248,9 @@ func TestHint(t *testing.T) {
 	}
 }
 
+// formatDefinition writes all that s says, defaults as well.
+func formatDefinition(s service.Spec) []byte { return pretty(definition.write(s)) }
+
 func FuzzParseDefinition(f *testing.F) {
 	for _, file := range []string{"testdata/web.json", "testdata/faulty.json", "../../examples/services/web.json"} {
 		if data, err := readAt(nil, file, AnyFile); err == nil {
@@ -273,7 +277,7 @@ func FuzzParseDefinition(f *testing.F) {
 			return
 		}
 		require.NoError(t, schema.Validate(decode(t, data)), "the schema refuses what is accepted")
-		document := FormatDefinition(spec)
+		document := formatDefinition(spec)
 		again, faults := ParseDefinition("b.json", document, otherBase)
 		require.Empty(t, faults, "%s", document)
 		require.Equal(t, spec, again)

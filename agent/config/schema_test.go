@@ -37,7 +37,7 @@ func TestSchemaAcceptsWhatIsServed(t *testing.T) {
 	require.NoError(t, definitions.Validate(decode(t, web)))
 	spec, faults := ParseDefinition("web.json", web, service.Defaults())
 	require.Empty(t, faults)
-	require.NoError(t, definitions.Validate(decode(t, FormatDefinition(spec))))
+	require.NoError(t, definitions.Validate(decode(t, formatDefinition(spec))))
 	require.NoError(t, agents.Validate(decode(t, FormatAgent(asgard(t)))))
 	require.NoError(t, agents.Validate(decode(t, read(t, "../../examples/gladsheim.json"))))
 }
@@ -51,8 +51,8 @@ func TestSchemaRefuses(t *testing.T) {
 		`"limits": {"memory_max": "256MB"}`, `"limits": {"memory_max": 5}`, `"limits": {"cpu_percent": 0.5}`, `"limits": {"pids_max": "many"}`,
 		`"limits": {"cpu_weight": 10001}`, `"limits": {"cpu_weight": "max"}`, `"limits": {"memory_warning_percent": 101}`,
 		`"ready": {"type": "http"}`, `"ready": {"type": "log", "pattern": "x"}`, `"ready": {"url": "http://a/"}`,
-		`"health": {"type": "tcp", "address": "a:1", "service": "b"}`, `"health": {"interval": 5}`, `"health": {"interval": "5 s"}`,
-		`"health": {"threshold": 0}`, `"restart": {"policy": "no"}`, `"stop": {"signal": "sigterm"}`, `"stop": {"signal": "65"}`,
+		`"health": {"type": "tcp", "address": "a:1", "service": "b"}`, `"health": {"type": "tcp", "address": "a:1", "interval": 5}`, `"health": {"type": "tcp", "address": "a:1", "interval": "5 s"}`,
+		`"health": {"type": "tcp", "address": "a:1", "threshold": 0}`, `"health": {"interval": "5s"}`, `"health": {"type": "process", "threshold": 3}`, `"restart": {"policy": "no"}`, `"stop": {"signal": "sigterm"}`, `"stop": {"signal": "65"}`,
 		`"umask": "1777"`, `"user": "0day"`, `"environment": {"A=B": ""}`, `"custom": {"a": 1}`, `"working_directory": "srv"`,
 	} {
 		document := []byte(`{"name": "a", "exec": ["/a"], ` + members + `}`)

@@ -30,11 +30,10 @@ const (
 	ActionAdded     Action = iota + 1 // it is new
 	ActionChanged                     // it was there and differs
 	ActionUnchanged                   // it was there and is the same
-	ActionRemoved                     // it is gone
 	NumActions
 )
 
-var actionNames = [NumActions]string{"", "added", "changed", "unchanged", "removed"}
+var actionNames = [NumActions]string{"", "added", "changed", "unchanged"}
 
 func (a Action) String() string { return actionNames[a] }
 

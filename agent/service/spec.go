@@ -271,32 +271,3 @@ func sortedKeys(m map[string]string) []string {
 	slices.Sort(keys)
 	return keys
 }
-
-// enum is a set of words with a number each; it gives the text forms of
-// LaunchMode, LogSink, CheckType and RestartWhen one implementation.
-func parseEnum[T ~uint8](what, text string, names []string) (T, error) {
-	if i := slices.Index(names, text); i >= 0 {
-		return T(i), nil
-	}
-	return 0, fmt.Errorf("%q is not a %s; it is one of %s", text, what, strings.Join(names, ", "))
-}
-
-// ParseLaunchMode reads auto, scope or cgroup.
-func ParseLaunchMode(text string) (LaunchMode, error) {
-	return parseEnum[LaunchMode]("launch mode", text, launchModeNames[:])
-}
-
-// ParseLogSink reads auto, file or null.
-func ParseLogSink(text string) (LogSink, error) {
-	return parseEnum[LogSink]("log sink", text, logSinkNames[:])
-}
-
-// ParseCheckType reads process, http, grpc or tcp.
-func ParseCheckType(text string) (CheckType, error) {
-	return parseEnum[CheckType]("check type", text, checkTypeNames[:])
-}
-
-// ParseRestartWhen reads on-failure, always or never.
-func ParseRestartWhen(text string) (RestartWhen, error) {
-	return parseEnum[RestartWhen]("restart policy", text, restartNames[:])
-}

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -61,14 +63,23 @@ type Store struct {
 // format is the version of the records; a newer one is refused, not guessed at.
 const format = 1
 
+// errNewer says that a record was written by a later version.
+var errNewer = errors.New("it was written by a later version")
+
 // record is the envelope of every file.
 type record struct {
 	Format int             `json:"format"`
-	CRC    uint32          `json:"crc32c"` // of Body
+	CRC    uint32          `json:"crc32c"` // see checksum
 	Body   json.RawMessage `json:"body"`
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is that of a record of any format, so that a later version is told
+// from damage.
+func checksum(format int, body []byte) uint32 {
+	return crc32.Update(crc32.Checksum(strconv.AppendInt(nil, int64(format), 10), castagnoli), castagnoli, body)
+}
 
 // OpenStore makes the directories, readable by nobody else.
 func OpenStore(stateDir, runDir string) (*Store, error) {
@@ -78,11 +89,33 @@ func OpenStore(stateDir, runDir string) (*Store, error) {
 		actual: filepath.Join(runDir, "services"),
 	}
 	for _, dir := range []string{s.wanted, s.exits, s.actual} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("cannot make the state directory: %w", err)
+		if err := MakeDir(dir, 0o700); err != nil {
+			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// MakeDir makes a directory, and those above it that there are none of, so that
+// they last as the records in it do.
+func MakeDir(dir string, mode fs.FileMode) error {
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && info.IsDir():
+		return nil
+	case err == nil:
+		return fmt.Errorf("cannot make the directory %s: %w", dir, syscall.ENOTDIR)
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot make the directory %s: %w", dir, err)
+	}
+	above := filepath.Dir(dir)
+	if err := MakeDir(above, mode); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("cannot make the directory %s: %w", dir, err)
+	}
+	return syncDir(above)
 }
 
 // SaveWanted writes w.
@@ -117,8 +150,9 @@ func (s *Store) Forget(name service.Name) error {
 	return all
 }
 
-// Loaded is everything the store holds. Faults names the files that could not
-// be read and were set aside under another name; nothing of theirs is in the
+// Loaded is everything the store holds. Faults names the files that hold no
+// record and were set aside under another name, and those that the host would
+// not let us read and that were left as they are; nothing of theirs is in the
 // other fields.
 type Loaded struct {
 	Wanted []Wanted
@@ -127,7 +161,8 @@ type Loaded struct {
 	Faults []error
 }
 
-// Load reads all records.
+// Load reads all records. Those of a later version are an error of Kind Invalid:
+// they are neither guessed at nor overwritten.
 func (s *Store) Load() (Loaded, error) {
 	l := Loaded{Exits: map[service.Name][]service.ExitRecord{}}
 	err := errors.Join(
@@ -158,9 +193,12 @@ func save(dir string, name service.Name, body any) error {
 	if err != nil {
 		return fmt.Errorf("cannot encode the record of %s: %w", name, err)
 	}
-	data, err := json.Marshal(record{Format: format, CRC: crc32.Checksum(raw, castagnoli), Body: raw})
+	data, err := json.Marshal(record{Format: format, CRC: checksum(format, raw), Body: raw})
 	if err != nil {
 		return fmt.Errorf("cannot encode the record of %s: %w", name, err)
+	}
+	if len(data) >= maxRecord {
+		return fmt.Errorf("the record of %s has %d bytes; fewer than %d are kept", name, len(data), maxRecord)
 	}
 	path := filepath.Join(dir, name.String()+".json")
 	if err := renameio.WriteFile(path, append(data, '\n'), 0o600, renameio.WithTempDir(dir)); err != nil {
@@ -209,11 +247,23 @@ func load[T any](dir string, faults *[]error, take func(service.Name, T) error) 
 		if err == nil {
 			err = take(name, body)
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case errors.Is(err, errNewer):
+			return &service.Error{Op: "use " + path, Kind: service.Invalid, Err: err}
+		case notServed(err):
+			*faults = append(*faults, fmt.Errorf("%w; it is left as it is", err))
+		default:
 			*faults = append(*faults, setAside(path, err))
 		}
 	}
 	return nil
+}
+
+// notServed tells whether the host would not let us look at a file, which says
+// nothing about what the file holds. A symbolic link is no record.
+func notServed(err error) bool {
+	return errors.As(err, new(*fs.PathError)) && !errors.Is(err, syscall.ELOOP)
 }
 
 // maxRecord is the size of the largest record worth reading.
@@ -238,11 +288,13 @@ func read(path string, body any) error {
 	if err := json.NewDecoder(f).Decode(&r); err != nil {
 		return err
 	}
-	if r.Format != format {
-		return fmt.Errorf("it has format %d, and this agent reads %d", r.Format, format)
-	}
-	if crc32.Checksum(r.Body, castagnoli) != r.CRC {
+	switch {
+	case checksum(r.Format, r.Body) != r.CRC:
 		return errors.New("its checksum is wrong")
+	case r.Format > format:
+		return fmt.Errorf("%w: it has format %d, and this agent reads %d", errNewer, r.Format, format)
+	case r.Format < format:
+		return fmt.Errorf("it has format %d, and this agent reads %d", r.Format, format)
 	}
 	return json.Unmarshal(r.Body, body)
 }

@@ -1,8 +1,12 @@
 package skirnir
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -108,6 +112,61 @@ func TestForeignFilesDoNoHarm(t *testing.T) {
 	l, err = s.Load()
 	require.NoError(t, err)
 	require.Empty(t, l.Faults, "what was set aside is not reported again")
+}
+
+// Records of a later version are neither guessed at nor lost.
+func TestLaterVersion(t *testing.T) {
+	s, state, _ := openStore(t)
+	path := filepath.Join(state, "services", "web.json")
+	later := fmt.Sprintf(`{"format":2,"crc32c":%d,"body":{}}`, checksum(2, []byte("{}")))
+	require.NoError(t, os.WriteFile(path, []byte(later), 0o600))
+	_, err := s.Load()
+	require.Equal(t, service.Invalid, service.KindOf(err))
+	require.ErrorContains(t, err, "later version")
+	kept, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, later, string(kept))
+}
+
+// What the host does not let us read now is told, and left for the next agent.
+func TestRecordThatCanNotBeReadNow(t *testing.T) {
+	s, state, _ := openStore(t)
+	web := service.MustName("web")
+	require.NoError(t, s.SaveWanted(Wanted{Name: web}))
+	err := &fs.PathError{Op: "read", Path: filepath.Join(state, "services", "web.json"), Err: syscall.EIO}
+	require.True(t, notServed(fmt.Errorf("x: %w", err)))
+	require.False(t, notServed(&fs.PathError{Op: "open", Path: "x", Err: syscall.ELOOP}), "a link is no record")
+	require.False(t, notServed(errors.New("its checksum is wrong")))
+	if os.Geteuid() == 0 {
+		return // root may read every file
+	}
+	require.NoError(t, os.Chmod(err.Path, 0))
+	l, loadErr := s.Load()
+	require.NoError(t, loadErr)
+	require.Len(t, l.Faults, 1)
+	require.FileExists(t, err.Path)
+}
+
+// A record that would not be read back is not written.
+func TestRecordThatIsTooLarge(t *testing.T) {
+	s, _, _ := openStore(t)
+	w := Wanted{Name: service.MustName("web"), Document: make([]byte, maxRecord)}
+	require.ErrorContains(t, s.SaveWanted(w), "bytes")
+	l, err := s.Load()
+	require.NoError(t, err)
+	require.Empty(t, l.Wanted)
+}
+
+func TestMakeDir(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, MakeDir(filepath.Join(dir, "a/b/c"), 0o700))
+	require.NoError(t, MakeDir(filepath.Join(dir, "a/b/c"), 0o700))
+	info, err := os.Stat(filepath.Join(dir, "a/b/c"))
+	require.NoError(t, err)
+	require.Equal(t, fs.ModeDir|0o700, info.Mode())
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	require.ErrorIs(t, MakeDir(filepath.Join(dir, "file"), 0o700), syscall.ENOTDIR)
+	require.Error(t, MakeDir(filepath.Join(dir, "file/x"), 0o700))
 }
 
 func TestAFailedWriteIsTold(t *testing.T) {
