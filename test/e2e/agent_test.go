@@ -17,12 +17,24 @@ import (
 )
 
 // TestTheOldClientsWork: a client made from nothing but the table of the wire
-// contract tells its own story.
+// contract tells its own story, of each real program in each mode, and once over
+// TCP.
 func TestTheOldClientsWork(t *testing.T) {
 	w := newWorld(t)
-	w.register(workload(t, "old", "old-token", "sleep").with(fields{"limits": limits(t, fields{"pids_max": 64})}))
-	out, err := exec.Command("wireclient", "-addr", "unix://"+w.socket, "-service", "old", "-patience", "2m").CombinedOutput()
-	require.NoError(t, err, "%s\n%s", out, w.daemonLog())
+	for _, p := range programs {
+		dir := w.path("work-" + p.name)
+		require.NoError(t, os.Mkdir(dir, 0o755))
+		def := p.def(t, dir)
+		for _, mode := range modes(t) {
+			name, addr := p.name+"-"+mode, "unix://"+w.socket
+			if p.name == "redis" {
+				addr = fmt.Sprintf("127.0.0.1:%d", tcpPort)
+			}
+			w.register(def.with(fields{"name": name, "launch": mode, "limits": limits(t, fields{"pids_max": 64})}))
+			out, err := exec.Command("wireclient", "-addr", addr, "-service", name, "-cpu", "150", "-memory-mb", "256", "-patience", "2m").CombinedOutput()
+			require.NoError(t, err, "%s: %s\n%s", name, out, w.daemonLog())
+		}
+	}
 }
 
 // TestAHundredStartsAtOnce all succeed.
@@ -32,8 +44,7 @@ func TestAHundredStartsAtOnce(t *testing.T) {
 		names := make([]string, many)
 		for i := range names {
 			names[i] = fmt.Sprintf("one-%d", i)
-			// Each waits for its turn at PID 1, and that counts as its start.
-			w.register(workload(t, names[i], "crowd-token", "sleep").with(fields{"launch": mode, "ready": fields{"timeout": "5m"}}))
+			w.register(workload(t, names[i], "crowd", "sleep").with(fields{"launch": mode}))
 		}
 		var wg sync.WaitGroup
 		errs := make([]error, many)
@@ -46,60 +57,13 @@ func TestAHundredStartsAtOnce(t *testing.T) {
 		for _, err := range errs {
 			require.NoError(t, err)
 		}
-		require.Len(t, marked(t, "crowd-token"), many)
-		require.EqualValues(t, many, byGRPC{w}.list().RunningCount)
-		r := w.cli(append([]string{"--timeout", "5m", "stop"}, names...)...)
-		require.Zero(t, r.code, r.stderr)
-		require.Empty(t, marked(t, "crowd-token"))
-		require.Empty(t, ourCgroups(t))
+		require.Len(t, marked(t, "crowd"), many)
+		list := byGRPC{w}.list()
+		require.EqualValues(t, many, list.RunningCount)
+		checkPlace(t, byGRPC{w}.status(names[many-1]), mode)
+		w.mustCLI(append([]string{"--timeout", "5m", "stop"}, names...)...)
+		w.nothingLeft()
 	})
-}
-
-// TestCyclesLeaveNothing: starts and stops, failing ones included, leave no fd,
-// no cgroup, no unit, no process and no file behind.
-func TestCyclesLeaveNothing(t *testing.T) {
-	eachMode(t, func(t *testing.T, w *world, mode string) {
-		w.register(workload(t, "good", "cycle-token", "sleep").with(fields{"launch": mode}))
-		w.register(fields{"name": "bad", "launch": mode, "exec": []string{"/nonexistent/program"}, "restart": fields{"policy": "never"}})
-		cycle := func() {
-			byGRPC{w}.start("good")
-			_, err := w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "bad"})
-			require.Equal(t, codes.FailedPrecondition, status.Code(err), "%v", err)
-			byGRPC{w}.stop("good")
-		}
-		for range 3 { // what is made once and kept is no leak
-			cycle()
-		}
-		fds, threads := w.fds(), w.goroutinesHint()
-		for range cycles(t) {
-			cycle()
-		}
-		require.Equal(t, fds, w.fds(), "open files of the daemon")
-		require.InDelta(t, threads, w.goroutinesHint(), 8, "threads of the daemon")
-		require.Empty(t, marked(t, "cycle-token"))
-		require.Empty(t, ourCgroups(t))
-	})
-}
-
-// cycles is how often to go round: 1,000 where the machine is real, fewer where
-// it is emulated and each costs twenty times as much.
-func cycles(t *testing.T) int {
-	if limited(t) {
-		return 40
-	}
-	return 1000
-}
-
-func (w *world) fds() int {
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", w.daemon.Process.Pid))
-	require.NoError(w.t, err)
-	return len(list)
-}
-
-func (w *world) goroutinesHint() int {
-	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", w.daemon.Process.Pid))
-	require.NoError(w.t, err)
-	return len(list)
 }
 
 // TestServicesOutliveTheAgent: killed or asked to leave, the agent takes no
@@ -108,10 +72,11 @@ func TestServicesOutliveTheAgent(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
 			eachMode(t, func(t *testing.T, w *world, mode string) {
-				w.register(workload(t, "lasting", "lasting-token", "sleep").with(fields{"launch": mode}))
+				w.register(workload(t, "lasting", "lasting", "sleep").with(fields{"launch": mode}))
 				before := byGRPC{w}.start("lasting")
+				checkPlace(t, before, mode)
 				w.leave(sig)
-				require.Equal(t, []int{int(before.ProcessId)}, marked(t, "lasting-token"))
+				require.Equal(t, []int{int(before.ProcessId)}, marked(t, "lasting"))
 				w.begin()
 				eventually(t, "it is taken up", func() bool {
 					return byGRPC{w}.status("lasting").State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
@@ -120,7 +85,7 @@ func TestServicesOutliveTheAgent(t *testing.T) {
 				require.Equal(t, before.ProcessId, after.ProcessId)
 				require.Equal(t, before.Incarnation, after.Incarnation)
 				byGRPC{w}.stop("lasting")
-				require.Empty(t, marked(t, "lasting-token"))
+				require.Empty(t, marked(t, "lasting"))
 			})
 		})
 	}
@@ -129,8 +94,7 @@ func TestServicesOutliveTheAgent(t *testing.T) {
 // TestASecondAgentIsRefused: it exits 3 and touches nothing.
 func TestASecondAgentIsRefused(t *testing.T) {
 	w := newWorld(t)
-	cmd := exec.Command("gladsheimd", "-config", w.path("gladsheim.json"), "-services-dir", w.path("services.d"),
-		"-state-dir", w.path("state"), "-run-dir", w.path("run"), "-log-dir", w.path("log"))
+	cmd := exec.Command("gladsheimd", w.flags()...)
 	out, err := cmd.CombinedOutput()
 	require.Error(t, err)
 	require.Equal(t, 3, cmd.ProcessState.ExitCode(), "%s", out)
@@ -141,7 +105,7 @@ func TestASecondAgentIsRefused(t *testing.T) {
 // to do.
 func TestRefusals(t *testing.T) {
 	w := newWorld(t)
-	w.register(workload(t, "there", "there-token", "sleep"))
+	w.register(workload(t, "there", "there", "sleep"))
 	bad := w.path("bad.json")
 	writeFile(t, bad, []byte("{\n  \"name\": \"bad\",\n  \"exec\": [\"relative\"],\n  \"limits\": {\"memory_max\": \"12MB\"},\n  \"colour\": 1\n}\n"))
 	for _, tt := range []struct {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ type driver interface {
 	list() *gladsheimv1.ServiceList
 	usage(name string) *gladsheimv1.ResourceUsage
 	health(name string) *gladsheimv1.ServiceHealth
-	setMemory(name string, bytes uint64) *gladsheimv1.ResourceLimits
+	set(name string, b bounds)
 	restart(name string) *gladsheimv1.ServiceStatus
 	stop(name string)
 	exits(name string) *gladsheimv1.ExitHistory
@@ -72,11 +73,17 @@ func (d byGRPC) health(name string) *gladsheimv1.ServiceHealth {
 	return must(d.t, h, err)
 }
 
-func (d byGRPC) setMemory(name string, bytes uint64) *gladsheimv1.ResourceLimits {
+func (d byGRPC) set(name string, b bounds) {
 	l, err := d.services().SetResourceLimits(contextFor(d.t), &gladsheimv1.ResourceLimitsRequest{
-		ServiceName: name, Limits: &gladsheimv1.ResourceLimits{MaxMemoryBytes: bytes},
+		ServiceName: name, Limits: &gladsheimv1.ResourceLimits{MaxMemoryBytes: b.memory, MaxCpuPercent: float32(b.cpu), PidsMax: &b.pids},
 	})
-	return must(d.t, l, err)
+	checkSet(d.t, must(d.t, l, err), b)
+}
+
+// checkSet holds the answer to a change of limits against what was asked for.
+func checkSet(t *testing.T, l *gladsheimv1.ResourceLimits, b bounds) {
+	t.Helper()
+	require.Equal(t, b, bounds{l.MaxMemoryBytes, uint64(l.MaxCpuPercent), l.GetPidsMax()})
 }
 
 func (d byGRPC) restart(name string) *gladsheimv1.ServiceStatus {
@@ -137,8 +144,10 @@ func (d byCLI) health(name string) *gladsheimv1.ServiceHealth {
 	return read(d, &gladsheimv1.ServiceHealth{}, "health", name)
 }
 
-func (d byCLI) setMemory(name string, bytes uint64) *gladsheimv1.ResourceLimits {
-	return read(d, &gladsheimv1.ResourceLimits{}, "set", name, "memory_max="+size(bytes))
+func (d byCLI) set(name string, b bounds) {
+	l := read(d, &gladsheimv1.ResourceLimits{}, "set", name,
+		"memory_max="+size(b.memory), fmt.Sprintf("cpu_percent=%d", b.cpu), fmt.Sprintf("pids_max=%d", b.pids))
+	checkSet(d.t, l, b)
 }
 
 func (d byCLI) restart(name string) *gladsheimv1.ServiceStatus {

@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,7 +16,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -73,7 +74,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, dir: dir, socket: filepath.Join(dir, "run", "gladsheim.sock")}
 	require.NoError(t, os.MkdirAll(w.path("services.d"), 0o755))
 	require.NoError(t, os.WriteFile(w.path("gladsheim.json"), []byte(
-		`{"gladsheim":{"resource_limits":{"max_services":300,"default_memory_mb":512,"default_cpu_percent":100}}}`), 0o600))
+		fmt.Sprintf(`{"gladsheim":{"grpc":{"port":%d},"resource_limits":{"max_services":300,"default_memory_mb":512,"default_cpu_percent":100}}}`, tcpPort)), 0o600))
 	w.log, err = os.Create(w.path("daemon.log"))
 	require.NoError(t, err)
 	t.Cleanup(w.end)
@@ -92,16 +93,30 @@ func (w *world) path(parts ...string) string {
 	return filepath.Join(append([]string{w.dir}, parts...)...)
 }
 
+// flags are the daemon's. A host that is somebody's machine may offer more than
+// the tests are to touch.
+func (w *world) flags() []string {
+	flags := []string{"-config", w.path("gladsheim.json"), "-services-dir", w.path("services.d"),
+		"-state-dir", w.path("state"), "-run-dir", w.path("run"), "-log-dir", w.path("log")}
+	if !limited(w.t) {
+		flags = append(flags, "-backend", "exec")
+	}
+	return flags
+}
+
+// tcpPort is where the agent listens besides its socket.
+var tcpPort = port(15060)
+
 // begin starts the daemon and waits until it answers.
 func (w *world) begin() {
-	w.daemon = exec.Command("gladsheimd", "-config", w.path("gladsheim.json"), "-services-dir", w.path("services.d"),
-		"-state-dir", w.path("state"), "-run-dir", w.path("run"), "-log-dir", w.path("log"))
+	w.daemon = exec.Command("gladsheimd", w.flags()...)
 	w.daemon.Stdout, w.daemon.Stderr = w.log, w.log
 	// It must outlive nobody and take no signal meant for the tests.
 	w.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	require.NoError(w.t, w.daemon.Start())
 	var err error
-	w.conn, err = grpc.NewClient("unix://"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	w.conn, err = grpc.NewClient("unix://"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 100 * time.Millisecond, Multiplier: 1.5}}))
 	require.NoError(w.t, err)
 	_, err = gladsheimv1.NewHostServiceClient(w.conn).GetHost(contextFor(w.t), &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
 	require.NoError(w.t, err, w.daemonLog())
@@ -121,28 +136,34 @@ func (w *world) end() {
 	if w.t.Failed() {
 		w.t.Logf("the daemon said:\n%s", w.daemonLog())
 	}
-	var refs []*gladsheimv1.ServiceStatus
 	if w.daemon.ProcessState == nil {
 		list, err := w.services().ListServices(contextFor(w.t), &gladsheimv1.ListServicesRequest{})
-		if err == nil {
-			refs = list.Services
-		}
-		for _, s := range refs {
-			_, _ = w.runtime().Kill(contextFor(w.t), &gladsheimv1.KillRequest{ServiceName: s.ServiceName})
+		require.NoError(w.t, err)
+		for _, s := range list.Services {
+			_, err := w.runtime().Kill(contextFor(w.t), &gladsheimv1.KillRequest{ServiceName: s.ServiceName})
+			if status.Code(err) != codes.FailedPrecondition { // it does not run
+				require.NoError(w.t, err)
+			}
 		}
 		w.leave(syscall.SIGTERM)
 	}
 	w.log.Close()
-	if !w.t.Failed() {
-		require.Empty(w.t, ourCgroups(w.t), "cgroups left behind")
-	}
+	w.nothingLeft()
 	require.NoError(w.t, os.RemoveAll(w.dir))
+}
+
+// nothingLeft holds that no cgroup, unit or process of a service is there.
+func (w *world) nothingLeft() {
+	w.t.Helper()
+	require.Empty(w.t, ourCgroups(w.t), "cgroups")
+	require.Empty(w.t, ourUnits(w.t), "units")
+	require.Empty(w.t, marked(w.t, ""), "processes")
 }
 
 // leave ends the daemon and waits for it. Asked politely, it must exit 0.
 func (w *world) leave(sig syscall.Signal) {
-	require.NoError(w.t, w.conn.Close())
 	require.NoError(w.t, w.daemon.Process.Signal(sig))
+	defer w.conn.Close()
 	done := make(chan error, 1)
 	go func() { done <- w.daemon.Wait() }()
 	select {
@@ -210,7 +231,7 @@ func workload(t *testing.T, name, token string, mode ...string) fields {
 
 // mine makes a token ours alone: on the host that is this machine as it is, the
 // tests run as root and as a plain user at the same time.
-func mine(token string) string { return fmt.Sprintf("%s-%d", token, os.Getpid()) }
+func mine(token string) string { return fmt.Sprintf("e2e-%d-%s", os.Getpid(), token) }
 
 // port is one that only we use, for the same reason.
 func port(n int) int {
@@ -254,93 +275,13 @@ func (w *world) mustCLI(args ...string) string {
 	return r.stdout
 }
 
-// marked lists the living processes whose command line holds token. It asks
-// /proc, and nobody else.
-func marked(t require.TestingT, token string) []int {
-	entries, err := os.ReadDir("/proc")
-	require.NoError(t, err)
-	var out []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && bytes.Contains(line, []byte(mine(token))) {
-			out = append(out, pid)
-		}
-	}
-	return out
-}
-
-// cgroupOf is the v2 path of a process, as /proc has it.
-func cgroupOf(t *testing.T, pid int32) string {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	require.NoError(t, err)
-	for line := range strings.SplitSeq(string(text), "\n") {
-		if path, ok := strings.CutPrefix(line, "0::"); ok {
-			return path
-		}
-	}
-	return ""
-}
-
-// cgroupFile reads a file of a cgroup as the kernel shows it.
-func cgroupFile(t *testing.T, group, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, name))
-	require.NoError(t, err)
-	return strings.TrimSpace(string(text))
-}
-
-// cgroupKey reads one line of a flat-keyed cgroup file.
-func cgroupKey(t *testing.T, group, name, key string) uint64 {
-	t.Helper()
-	for line := range strings.SplitSeq(cgroupFile(t, group, name), "\n") {
-		if value, ok := strings.CutPrefix(line, key+" "); ok {
-			n, err := strconv.ParseUint(value, 10, 64)
-			require.NoError(t, err)
-			return n
-		}
-	}
-	require.Fail(t, "missing", "%s in %s of %s", key, name, group)
-	return 0
-}
-
-// ourCgroups lists the cgroups of services, wherever they lie.
-func ourCgroups(t *testing.T) []string {
-	t.Helper()
-	var out []string
-	if !limited(t) {
-		return nil
-	}
-	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil // it went away while we looked
-		}
-		name := filepath.Base(path)
-		if strings.HasPrefix(name, "svc-") || strings.HasPrefix(name, "gladsheim-") && strings.HasSuffix(name, ".scope") && name != "gladsheim-cgroups.scope" {
-			out = append(out, path)
-		}
-		return nil
-	})
-	require.NoError(t, err)
-	return out
-}
-
-// systemctl asks systemd for one property of a unit.
-func systemctl(t *testing.T, unit, property string) string {
-	t.Helper()
-	out, err := exec.Command("systemctl", "show", unit, "-p", property, "--value").Output()
-	require.NoError(t, err)
-	return strings.TrimSpace(string(out))
-}
-
-// eventually polls a condition that nothing tells of.
+// eventually polls a condition that nothing tells of. It does so on the test's
+// own goroutine, where a condition may end the test.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	require.Eventually(t, condition, patience, 20*time.Millisecond, what)
+	for end := time.Now().Add(patience); !condition(); <-time.After(20 * time.Millisecond) {
+		require.True(t, time.Now().Before(end), "in vain: %s", what)
+	}
 }
 
 func isRoot(t *testing.T) bool {

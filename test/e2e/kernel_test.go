@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,7 +39,7 @@ func needsLimits(t *testing.T, def fields) (ok bool) {
 // TestMemoryHogIsKilledByTheKernel: the verdict, the level and the peak of an
 // OOM kill come from the kernel's counters.
 func TestMemoryHogIsKilledByTheKernel(t *testing.T) {
-	def := workload(t, "hog", "hog-token", "hog-memory", fmt.Sprint(256*mebibyte)).
+	def := workload(t, "hog", "hog", "hog-memory", fmt.Sprint(256*mebibyte)).
 		with(fields{"limits": fields{"memory_max": "48MiB", "memory_swap_max": "0"}})
 	if !needsLimits(t, def) {
 		return
@@ -56,8 +57,8 @@ func TestMemoryHogIsKilledByTheKernel(t *testing.T) {
 		require.EqualValues(t, 9, x.GetSignal())
 		require.NotNil(t, x.MemoryPeakBytes, "%v", x)
 		require.InDelta(t, 48*mebibyte, float64(x.GetMemoryPeakBytes()), 2*mebibyte)
-		require.Contains(t, x.OomLevel, "hog")
-		require.Empty(t, marked(t, "hog-token"))
+		require.Equal(t, s.Cgroup, x.OomLevel)
+		require.Empty(t, marked(t, "hog"))
 		r := w.cli("status", "hog")
 		require.Equal(t, 3, r.code)
 		require.Contains(t, strings.ToLower(r.stdout), "oom")
@@ -66,7 +67,7 @@ func TestMemoryHogIsKilledByTheKernel(t *testing.T) {
 
 // TestCPUHogGetsItsShare measures by cpu.stat over five seconds.
 func TestCPUHogGetsItsShare(t *testing.T) {
-	def := workload(t, "spin", "spin-token", "hog-cpu", "2").with(fields{"limits": fields{"cpu_percent": 20}})
+	def := workload(t, "spin", "spin", "hog-cpu", "2").with(fields{"limits": fields{"cpu_percent": 20}})
 	if !needsLimits(t, def) {
 		return
 	}
@@ -101,30 +102,38 @@ func TestCPUHogGetsItsShare(t *testing.T) {
 	})
 }
 
-// TestForkBombIsGoneWithinASecond: of kill, no process survives.
+// TestForkBombIsGoneWithinASecond: a bomb that has reached its limit of tasks is
+// gone within a second of kill, and no process survives. An emulated machine on
+// a busy one may lose that second to its neighbours, so of some rounds the best
+// one counts; that nothing survives is true of every round.
 func TestForkBombIsGoneWithinASecond(t *testing.T) {
 	eachMode(t, func(t *testing.T, w *world, mode string) {
-		// Where nothing bounds it the bomb bounds itself, for the sake of the machine.
+		const most = 100
 		bound := "0"
-		if !limited(t) {
-			bound = "200"
+		if !limited(t) { // where nothing bounds it the bomb bounds itself
+			bound = fmt.Sprint(most)
 		}
-		// The bomb may have half a core: what is measured is the kill.
-		w.register(workload(t, "bomb", "bomb-token", "fork-bomb", "setsid", bound).with(fields{
-			"launch": mode, "limits": limits(t, fields{"pids_max": 100, "cpu_percent": 50}),
+		w.register(workload(t, "bomb", "bomb", "fork-bomb", "setsid", bound).with(fields{
+			"launch": mode, "limits": limits(t, fields{"pids_max": most}),
 		}))
-		w.mustCLI("start", "bomb")
-		eventually(t, "the bomb goes off", func() bool { return len(marked(t, "bomb-token")) > 10 })
-		took := stopwatch(func() {
-			_, err := w.runtime().Kill(contextFor(t), &gladsheimv1.KillRequest{ServiceName: "bomb"})
-			require.NoError(t, err)
-		})
-		require.Empty(t, marked(t, "bomb-token"), "survivors")
-		patient := time.Second
-		if limited(t) { // an emulated machine is ten times slower, and more when it is not alone
-			patient = 10 * time.Second
+		best := patience
+		for round := 0; round < 5 && best > time.Second; round++ {
+			s := byGRPC{w}.start("bomb")
+			checkPlace(t, s, mode)
+			eventually(t, "the bomb goes off", func() bool { return len(marked(t, "bomb")) >= most*9/10 })
+			best = min(best, stopwatch(func() {
+				if round%2 == 0 {
+					_, err := w.runtime().Kill(contextFor(t), &gladsheimv1.KillRequest{ServiceName: "bomb"})
+					require.NoError(t, err)
+				} else {
+					w.mustCLI("kill", "bomb")
+				}
+			}))
+			require.Empty(t, marked(t, "bomb"), "survivors")
 		}
-		require.LessOrEqual(t, took, patient)
+		require.LessOrEqual(t, best, time.Second)
+		x := byGRPC{w}.exits("bomb").Exits[0]
+		require.Equal(t, gladsheimv1.Verdict_VERDICT_STOPPED, x.Verdict, "%v", x)
 	})
 }
 
@@ -132,11 +141,11 @@ func TestForkBombIsGoneWithinASecond(t *testing.T) {
 // do not outlive a stop, and the record tells of them.
 func TestStubbornTreeIsGoneAfterStop(t *testing.T) {
 	eachMode(t, func(t *testing.T, w *world, mode string) {
-		w.register(workload(t, "tree", "tree-token", "tree", "3").with(fields{"launch": mode, "stop": fields{"timeout": "500ms"}}))
-		w.mustCLI("start", "tree")
-		eventually(t, "the tree has grown", func() bool { return len(marked(t, "tree-token")) >= 4 })
+		w.register(workload(t, "tree", "tree", "tree", "3").with(fields{"launch": mode, "stop": fields{"timeout": "500ms"}}))
+		checkPlace(t, byGRPC{w}.start("tree"), mode)
+		eventually(t, "the tree has grown", func() bool { return len(marked(t, "tree")) == 1+2+4+8 })
 		w.mustCLI("stop", "tree")
-		require.Empty(t, marked(t, "tree-token"), "survivors")
+		require.Empty(t, marked(t, "tree"), "survivors")
 		x := byGRPC{w}.exits("tree").Exits[0]
 		require.True(t, x.KilledAfterTimeout, "%v", x)
 		require.Equal(t, gladsheimv1.Verdict_VERDICT_STOPPED, x.Verdict)
@@ -147,48 +156,56 @@ func TestStubbornTreeIsGoneAfterStop(t *testing.T) {
 // takes them along.
 func TestLeftoversOfACrashAreKilled(t *testing.T) {
 	eachMode(t, func(t *testing.T, w *world, mode string) {
-		w.register(workload(t, "forker", "left-token", "double-fork").with(fields{"launch": mode}))
+		w.register(workload(t, "forker", "left", "double-fork").with(fields{"launch": mode}))
 		w.mustCLI("start", "forker")
-		var x *gladsheimv1.ExitRecord
-		eventually(t, "the end is recorded", func() bool {
-			exits := byGRPC{w}.exits("forker").Exits
-			if len(exits) > 0 {
-				x = exits[0]
-			}
-			return x != nil
-		})
+		x := w.ended("forker")
 		require.NotZero(t, x.LeftoversKilled, "%v", x)
-		require.Empty(t, marked(t, "left-token"))
+		require.Empty(t, marked(t, "left"))
 	})
+}
+
+// ended waits for a record of the service's end.
+func (w *world) ended(name string) *gladsheimv1.ExitRecord {
+	w.t.Helper()
+	var x *gladsheimv1.ExitRecord
+	eventually(w.t, "the end of "+name+" is recorded", func() bool {
+		if exits := (byGRPC{w}).exits(name).Exits; len(exits) > 0 {
+			x = exits[0]
+		}
+		return x != nil
+	})
+	return x
 }
 
 // TestExitsAreExact: a code is that code, a signal is that signal.
 func TestExitsAreExact(t *testing.T) {
-	w := newWorld(t)
-	for i, want := range []struct {
-		mode    []string
-		code    int32
-		signal  int32
-		verdict gladsheimv1.Verdict
-	}{
-		{[]string{"exit", "0"}, 0, 0, gladsheimv1.Verdict_VERDICT_CLEAN},
-		{[]string{"exit", "7"}, 7, 0, gladsheimv1.Verdict_VERDICT_CRASH},
-		{[]string{"exit", "137"}, 137, 0, gladsheimv1.Verdict_VERDICT_CRASH},
-		{[]string{"signal", "11"}, 0, 11, gladsheimv1.Verdict_VERDICT_CRASH},
-	} {
-		name := fmt.Sprintf("end%d", i)
-		w.register(workload(t, name, name+"-token", want.mode...))
-		_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: name})
-		var x *gladsheimv1.ExitRecord
-		eventually(t, "the end is recorded", func() bool {
-			exits := byGRPC{w}.exits(name).Exits
-			if len(exits) > 0 {
-				x = exits[0]
-			}
-			return x != nil
-		})
-		require.Equal(t, want.code, x.GetExitCode(), "%v", x)
-		require.Equal(t, want.signal, x.GetSignal())
-		require.Equal(t, want.verdict, x.Verdict)
-	}
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		for i, want := range []struct {
+			mode    []string
+			code    int32
+			signal  int32
+			verdict gladsheimv1.Verdict
+		}{
+			{[]string{"exit", "0"}, 0, 0, gladsheimv1.Verdict_VERDICT_CLEAN},
+			{[]string{"exit", "1"}, 1, 0, gladsheimv1.Verdict_VERDICT_CRASH},
+			{[]string{"exit", "137"}, 137, 0, gladsheimv1.Verdict_VERDICT_CRASH},
+			{[]string{"exit", "255"}, 255, 0, gladsheimv1.Verdict_VERDICT_CRASH},
+			{[]string{"signal", "6"}, 0, 6, gladsheimv1.Verdict_VERDICT_CRASH},
+			{[]string{"signal", "11"}, 0, 11, gladsheimv1.Verdict_VERDICT_CRASH},
+		} {
+			name := fmt.Sprintf("end%d", i)
+			w.register(workload(t, name, name, want.mode...).with(fields{"launch": mode}))
+			_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: name})
+			x := w.ended(name)
+			require.Equal(t, want.code, x.GetExitCode(), "%v", x)
+			require.Equal(t, want.signal, x.GetSignal())
+			require.Equal(t, want.verdict, x.Verdict)
+		}
+		w.register(workload(t, "victim", "victim", "sleep").with(fields{"launch": mode}))
+		s := byGRPC{w}.start("victim")
+		require.NoError(t, syscall.Kill(int(s.ProcessId), syscall.SIGKILL))
+		x := w.ended("victim")
+		require.EqualValues(t, 9, x.GetSignal())
+		require.Equal(t, gladsheimv1.Verdict_VERDICT_KILLED_FROM_OUTSIDE, x.Verdict, "%v", x)
+	})
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -25,18 +26,33 @@ func writeFile(t *testing.T, path string, content []byte) {
 	require.NoError(t, os.WriteFile(path, content, 0o644))
 }
 
-// program is a real one: how to prepare and define it, and how to tell that it
-// serves.
+// program is a real one: how to prepare and define it, how to tell that it
+// serves, and how to make it eat memory without end.
 type program struct {
 	name  string
 	def   func(t *testing.T, dir string) fields
 	works func() error
+	eat   func() error
 }
 
 var programs = []program{
-	{"nginx", defineNginx, func() error { return get(nginxURL) }},
-	{"redis", defineRedis, func() error { return run("redis-cli", "-p", redisPort, "ping") }},
-	{"postgres", definePostgres, func() error { return run(postgres("pg_isready"), "-h", "127.0.0.1", "-p", postgresPort) }},
+	{"nginx", defineNginx, func() error { return get(nginxURL) }, func() error { return post(nginxURL+"eat", feast) }},
+	{"redis", defineRedis, func() error { return redis("ping") }, func() error { return redis("setrange", "feast", fmt.Sprint(feast), "x") }},
+	{"postgres", definePostgres, func() error { return sql("select 1") }, func() error { return sql(fmt.Sprintf("select length(repeat('x', %d))", feast)) }},
+}
+
+// feast is more than the limit under which a program is to eat it.
+const (
+	feast    = 256 * mebibyte
+	starving = 80 * mebibyte
+)
+
+func redis(args ...string) error {
+	return run(append([]string{"redis-cli", "-e", "-p", redisPort}, args...)...)
+}
+
+func sql(command string) error {
+	return run(postgres("psql"), "-h", "127.0.0.1", "-p", postgresPort, "-U", "postgres", "-c", command)
 }
 
 var (
@@ -57,6 +73,25 @@ func get(url string) error {
 	return nil
 }
 
+// post sends that many zeros.
+func post(url string, size int64) error {
+	zeros, err := os.Open("/dev/zero")
+	if err != nil {
+		return err
+	}
+	defer zeros.Close()
+	request, err := http.NewRequest(http.MethodPost, url, io.LimitReader(zeros, size))
+	if err != nil {
+		return err
+	}
+	request.ContentLength = size
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	return answer.Body.Close()
+}
+
 func run(args ...string) error {
 	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	if err != nil {
@@ -68,7 +103,9 @@ func run(args ...string) error {
 func defineNginx(t *testing.T, dir string) fields {
 	conf := fmt.Sprintf("daemon off; pid %[1]s/nginx.pid; error_log stderr; worker_processes 2;\nevents {}\nhttp {\n"+
 		"access_log off; client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fcgi; "+
-		"uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;\nserver { listen 127.0.0.1:%[2]d; location / { return 200 'well'; } }\n}\n", dir, port(18080))
+		"uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;\nserver { listen 127.0.0.1:%[2]d; location / { return 200 'well'; }\n"+
+		// It takes a whole request into memory before it passes it on.
+		"location /eat { client_max_body_size 0; client_body_buffer_size 1000m; proxy_pass http://127.0.0.1:%[2]d/; } }\n}\n", dir, port(18080))
 	writeFile(t, filepath.Join(dir, "nginx.conf"), []byte(conf))
 	return fields{
 		"exec":   []string{"/usr/sbin/nginx", "-e", "stderr", "-c", filepath.Join(dir, "nginx.conf")},
@@ -148,89 +185,79 @@ func TestRealPrograms(t *testing.T) {
 }
 
 func tell(t *testing.T, d driver, p program, def fields) {
-	name := def["name"].(string)
+	name, mode := def["name"].(string), def["launch"].(string)
+	works := func() { // PostgreSQL accepts connections before it serves them
+		t.Helper()
+		eventually(t, p.name+" works", func() bool { return p.works() == nil })
+	}
 	d.register(def)
 	s := d.start(name)
 	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, s.State)
-	// PostgreSQL accepts connections before it serves them.
-	eventually(t, p.name+" works", func() bool { return p.works() == nil })
+	works()
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.ProcessId))
 	if err == nil { // of another user's process a plain user may not ask
 		want, err := filepath.EvalSymlinks(def["exec"].([]string)[0])
 		require.NoError(t, err)
 		require.Equal(t, want, exe)
 	}
-	checkLimits(t, s, "268435456")
+	checkPlace(t, s, mode)
+	checkLimits(t, s, bounds{memory: 256 * mebibyte, cpu: 150, pids: 100})
 
 	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, d.health(name).Status)
-	u := d.usage(name)
-	require.Greater(t, u.MemoryBytes, uint64(mebibyte))
-	require.InDelta(t, float64(u.MemoryBytes)/mebibyte, u.MemoryMb, 0.01)
-	if limited(t) { // /proc counts in hundredths of a second
-		require.NotZero(t, u.CpuTimeUsec)
-	}
-	list := d.list()
-	require.EqualValues(t, 1, list.RunningCount)
+	checkUsage(t, s, func() *gladsheimv1.ResourceUsage { return d.usage(name) })
+	require.EqualValues(t, 1, d.list().RunningCount)
 
+	ends := 0
 	if limited(t) {
-		l := d.setMemory(name, 192*mebibyte)
-		require.EqualValues(t, 192*mebibyte, l.MaxMemoryBytes)
+		d.set(name, bounds{starving, 120, 64})
 		after := d.status(name)
 		require.Equal(t, s.ProcessId, after.ProcessId, "a live change restarts nothing")
-		checkLimits(t, after, "201326592")
+		checkLimits(t, after, bounds{starving, 120, 64})
+		s = starve(t, d, p, name)
+		works()
+		ends++
 	}
 
+	before := family(t, s)
 	fresh := d.restart(name)
-	require.NotEqual(t, s.ProcessId, fresh.ProcessId)
+	ends++
+	checkGone(t, s, before)
 	require.Greater(t, fresh.Incarnation, s.Incarnation)
-	eventually(t, p.name+" works", func() bool { return p.works() == nil })
+	works()
+	checkPlace(t, fresh, mode)
+	checkLimits(t, fresh, bounds{starving, 120, 64})
 
+	before = family(t, fresh)
 	d.stop(name)
+	ends++
 	require.Error(t, p.works())
-	checkGone(t, fresh)
+	checkGone(t, fresh, before)
 	exits := d.exits(name).Exits
-	require.Len(t, exits, 2)
+	require.Len(t, exits, ends)
 	require.Equal(t, gladsheimv1.Verdict_VERDICT_STOPPED, exits[0].Verdict, "%v", exits[0])
 	require.NotEmpty(t, exits[0].RequestedBy)
 	require.False(t, exits[0].KilledAfterTimeout)
 	d.unregister(name)
 }
 
-// checkLimits holds the limits of a running service against the kernel and
-// systemd.
-func checkLimits(t *testing.T, s *gladsheimv1.ServiceStatus, memory string) {
+// starve makes a program eat more than its limit. The kernel kills it, which is
+// told as that, and it comes back by itself, limits and all.
+func starve(t *testing.T, d driver, p program, name string) *gladsheimv1.ServiceStatus {
 	t.Helper()
-	if !limited(t) {
-		require.ElementsMatch(t, []string{"memory_max", "memory_swap_max", "cpu_percent", "pids_max"}, s.UnenforcedLimits)
-		return
-	}
-	require.Empty(t, s.UnenforcedLimits)
-	require.NotEmpty(t, s.Cgroup)
-	require.Equal(t, s.Cgroup, cgroupOf(t, s.ProcessId))
-	require.Equal(t, memory, cgroupFile(t, s.Cgroup, "memory.max"))
-	require.Equal(t, "0", cgroupFile(t, s.Cgroup, "memory.swap.max"))
-	require.Equal(t, "150000 100000", cgroupFile(t, s.Cgroup, "cpu.max"))
-	require.Equal(t, "100", cgroupFile(t, s.Cgroup, "pids.max"))
-	require.Equal(t, "1", cgroupFile(t, s.Cgroup, "memory.oom.group"))
-	if s.Unit == "" {
-		return
-	}
-	require.Equal(t, "active", systemctl(t, s.Unit, "ActiveState"))
-	require.True(t, strings.HasPrefix(systemctl(t, s.Unit, "ControlGroup"), "/gladsheim.slice/"))
-	require.Equal(t, s.Cgroup, systemctl(t, s.Unit, "ControlGroup"))
-	require.Equal(t, memory, systemctl(t, s.Unit, "MemoryMax"))
-	require.Equal(t, "1.500000s", systemctl(t, s.Unit, "CPUQuotaPerSecUSec"))
-	require.Equal(t, "100", systemctl(t, s.Unit, "TasksMax"))
-}
-
-// checkGone holds that nothing of an incarnation is left.
-func checkGone(t *testing.T, s *gladsheimv1.ServiceStatus) {
-	t.Helper()
-	require.NoDirExists(t, "/proc/"+strconv.Itoa(int(s.ProcessId)))
-	if s.Cgroup != "" {
-		require.NoDirExists(t, filepath.Join("/sys/fs/cgroup", s.Cgroup))
-	}
-	if s.Unit != "" {
-		require.Equal(t, "not-found", systemctl(t, s.Unit, "LoadState"))
-	}
+	before := d.status(name)
+	relatives := family(t, before)
+	require.Error(t, p.eat(), "the meal of %d bytes", feast)
+	var after *gladsheimv1.ServiceStatus
+	eventually(t, name+" is back", func() bool {
+		after = d.status(name)
+		return after.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && after.Incarnation > before.Incarnation
+	})
+	checkGone(t, before, relatives)
+	x := after.LastExit
+	require.Equal(t, gladsheimv1.Verdict_VERDICT_OWN_LIMIT_OOM, x.GetVerdict(), "%v", x)
+	require.Equal(t, before.Cgroup, x.OomLevel)
+	require.InDelta(t, starving, x.GetMemoryPeakBytes(), mebibyte)
+	require.EqualValues(t, 1, after.RestartCount)
+	checkLimits(t, after, bounds{starving, 120, 64})
+	return after
 }

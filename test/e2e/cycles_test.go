@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// cycled are the services of the cycles, all at once. A start that fails has
+// nothing to stop.
+func cycled(t *testing.T, mode string) map[string]struct {
+	def   fields
+	fails bool
+} {
+	nobodyThere := fields{"type": "tcp", "address": "127.0.0.1:1"}
+	kinds := map[string]struct {
+		def   fields
+		fails bool
+	}{
+		"no-program":   {fields{"exec": []string{"/nonexistent/program"}}, true},
+		"no-directory": {fields{"exec": []string{"/bin/true"}, "working_directory": "/nonexistent"}, true},
+		"never-ready":  {workload(t, "", "cycle", "sleep").with(fields{"ready": nobodyThere.with(fields{"timeout": "100ms"})}), true},
+		"early-death":  {workload(t, "", "cycle", "exit", "3").with(fields{"ready": nobodyThere}), true},
+		"stubborn":     {workload(t, "", "cycle", "tree", "1").with(fields{"stop": fields{"timeout": "1ms"}}), false},
+		"plain-a":      {workload(t, "", "cycle", "sleep"), false},
+		"plain-b":      {workload(t, "", "cycle", "sleep"), false},
+		"plain-c":      {workload(t, "", "cycle", "sleep"), false},
+		"plain-d":      {workload(t, "", "cycle", "sleep"), false},
+		"plain-e":      {workload(t, "", "cycle", "sleep"), false},
+	}
+	for name, k := range kinds {
+		k.def = k.def.with(fields{"name": name, "launch": mode, "restart": fields{"policy": "never"}})
+		kinds[name] = k
+	}
+	return kinds
+}
+
+// TestCyclesLeaveNothing: a thousand starts and stops, failing ones included,
+// leave no fd, no goroutine, no cgroup, no unit, no process and no file behind.
+func TestCyclesLeaveNothing(t *testing.T) {
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		kinds := cycled(t, mode)
+		for _, k := range kinds {
+			w.register(k.def)
+		}
+		cycle := func(times int) {
+			var all errgroup.Group
+			for name, k := range kinds {
+				all.Go(func() error {
+					for range times {
+						_, err := w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: name})
+						if k.fails != (err != nil) {
+							return fmt.Errorf("start %s: %v", name, err)
+						}
+						if k.fails {
+							continue
+						}
+						if _, err = w.services().StopService(contextFor(t), &gladsheimv1.StopServiceRequest{ServiceName: name}); err != nil {
+							return fmt.Errorf("stop %s: %w", name, err)
+						}
+					}
+					return nil
+				})
+			}
+			require.NoError(t, all.Wait())
+		}
+		const few = 3
+		cycle(few)
+		idle := w.goroutines()
+		w.begin()
+		cycle(few) // what is made once and kept is no leak
+		fds, files := w.fds(), w.files()
+		cycle(cycles() / len(kinds))
+		require.Equal(t, fds, w.fds(), "open files of the agent")
+		require.Equal(t, files, w.files())
+		w.nothingLeft()
+		require.LessOrEqual(t, w.goroutines(), idle, "goroutines of the agent")
+		w.begin()
+	})
+}
+
+// cycles is how often to go round: a thousand times, but on some emulated
+// machines, where each costs twenty times as much and has been seen on others.
+func cycles() int {
+	if host := os.Getenv("GLADSHEIM_TEST_HOST"); host == "systemd-old" || host == "systemd-new" {
+		return 100
+	}
+	return 1000
+}
+
+func (w *world) fds() int {
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", w.daemon.Process.Pid))
+	require.NoError(w.t, err)
+	return len(list)
+}
+
+// files are those that the agent keeps.
+func (w *world) files() []string {
+	var out []string
+	for _, dir := range []string{"state", "run", "log"} {
+		err := filepath.WalkDir(w.path(dir), func(path string, _ fs.DirEntry, err error) error {
+			out = append(out, path)
+			return err
+		})
+		require.NoError(w.t, err)
+	}
+	return out
+}
+
+// goroutines ends the agent in the one way that makes a Go program tell of its
+// goroutines, and counts them.
+func (w *world) goroutines() int {
+	before := len(w.daemonLog())
+	w.leave(syscall.SIGQUIT)
+	n := strings.Count(w.daemonLog()[before:], "\ngoroutine ")
+	require.NotZero(w.t, n, w.daemonLog())
+	return n
+}
