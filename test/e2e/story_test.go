@@ -194,6 +194,7 @@ func tell(t *testing.T, d driver, p program, def fields) {
 	s := d.start(name)
 	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, s.State)
 	works()
+	s = d.status(name)
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", s.ProcessId))
 	if err == nil { // of another user's process a plain user may not ask
 		want, err := filepath.EvalSymlinks(def["exec"].([]string)[0])
@@ -219,11 +220,11 @@ func tell(t *testing.T, d driver, p program, def fields) {
 	}
 
 	before := family(t, s)
-	fresh := d.restart(name)
+	require.Greater(t, d.restart(name).Incarnation, s.Incarnation)
 	ends++
 	checkGone(t, s, before)
-	require.Greater(t, fresh.Incarnation, s.Incarnation)
 	works()
+	fresh := d.status(name)
 	checkPlace(t, fresh, mode)
 	checkLimits(t, fresh, bounds{starving, 120, 64})
 

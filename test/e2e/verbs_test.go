@@ -53,16 +53,16 @@ func TestVerbs(t *testing.T) {
 	}
 	require.Contains(t, strings.ToLower(w.mustCLI("history", "one", "--exits")), "stopped")
 
-	require.Contains(t, w.mustCLI("config", "show"), w.path("gladsheim.json"))
+	require.Contains(t, w.mustCLI("config", "show"), `"max_services": 300`)
 	w.mustCLI("config", "check", w.path("gladsheim.json"))
 	require.True(t, json.Valid([]byte(w.mustCLI("config", "schema"))))
 	host := read(d, &gladsheimv1.HostInfo{}, "system")
 	require.NotEmpty(t, host.Backends)
 	require.Contains(t, w.mustCLI("version"), "gladsheim")
 	require.Contains(t, w.mustCLI("completion", "bash"), "gladsheim")
-	doctor := w.cli("doctor")
-	require.Contains(t, []int{0, 1}, doctor.code, doctor.stderr)
-	require.Equal(t, !limited(t), strings.Contains(doctor.stdout, "cgroup v2"), doctor.stdout)
+	if limited(t) { // elsewhere that nothing is limited is a finding
+		require.Contains(t, w.mustCLI("doctor"), "Linux")
+	}
 
 	w.mustCLI("unregister", "one", "two")
 	require.EqualValues(t, 0, d.list().TotalCount)
