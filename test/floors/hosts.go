@@ -21,9 +21,11 @@ var machinesOf = []struct {
 	pkg   string
 	hosts []string
 }{
-	{"agent/config", []string{"bare"}},
 	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}},
 	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}},
+	{"backends/internal/process", []string{"systemd-old", "systemd-new"}},
+	{"backends/internal/launch", []string{"systemd-old", "systemd-new"}},
+	{"backends/exec", []string{"cgroup2", "bare"}},
 	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}},
 	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}},
 	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}},

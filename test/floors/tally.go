@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,6 +35,13 @@ type tally struct {
 	floors []string
 	tests  map[string]map[string]string // floor → test → outcome
 	shaky  []string                     // what passed only when it was run again
+	slow   []timed
+}
+
+// timed is a whole test of some floor, and how long it took.
+type timed struct {
+	floor, test string
+	seconds     float64
 }
 
 func (t *tally) unsteady(floor, test string) {
@@ -57,6 +65,7 @@ func (t *tally) add(floor, test, outcome string) {
 // event is one line of `go test -json` (go doc cmd/test2json).
 type event struct {
 	Action, Package, Test, Output string
+	Elapsed                       float64 // seconds
 }
 
 // read runs a command that prints test events, and counts them. The output of a
@@ -67,7 +76,8 @@ type event struct {
 // which says nothing about the tests, is replaced. Tests that failed are run
 // again by themselves, since an emulated machine on a busy one can be too slow
 // for any patience; one that passes then is told as unsteady in the closing
-// lines, where it has to be looked after.
+// lines, where it has to be looked after. A race, a leak or a panic is no matter
+// of patience, and final; a panic also hides the tests behind it.
 func (t *tally) read(floor, what string, command func(again []string) *exec.Cmd) {
 	start := time.Now()
 	defer func() { fmt.Printf("%-14s %-20s took %s\n", floor, what, time.Since(start).Round(time.Second)) }()
@@ -77,7 +87,7 @@ func (t *tally) read(floor, what string, command func(again []string) *exec.Cmd)
 		r = runTests(floor, command(nil))
 	}
 	r.show()
-	if failed := r.failed(); len(failed) > 0 {
+	if failed := r.failed(); len(failed) > 0 && !r.final() {
 		second := runTests(floor, command(failed))
 		second.show()
 		for name, o := range second.outcomes {
@@ -93,6 +103,9 @@ func (t *tally) read(floor, what string, command func(again []string) *exec.Cmd)
 	for test, outcome := range r.outcomes {
 		t.add(floor, test, outcome)
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.slow = append(t.slow, r.slow...)
 }
 
 // results is what one command said.
@@ -101,6 +114,7 @@ type results struct {
 	cmd      *exec.Cmd
 	outcomes map[string]string
 	outputs  map[string]*strings.Builder // of tests that failed
+	slow     []timed
 	stderr   string
 	err      error
 }
@@ -142,6 +156,9 @@ func (r *results) count(out io.Reader) {
 		if e.Test != "" {
 			name += "." + e.Test
 		}
+		if e.Elapsed > 0 && e.Test != "" && !strings.Contains(e.Test, "/") {
+			r.slow = append(r.slow, timed{r.floor, name, e.Elapsed})
+		}
 		switch e.Action {
 		case "output", "build-output":
 			if texts[name] == nil {
@@ -173,6 +190,18 @@ func (r *results) failed() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// final tells that what failed is not to be tried again.
+func (r *results) final() bool {
+	for _, text := range r.outputs {
+		for _, sign := range []string{"DATA RACE", "panic: ", "fatal error: ", "found unexpected goroutines"} {
+			if text != nil && strings.Contains(text.String(), sign) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func isPackage(name string) bool {
@@ -240,6 +269,10 @@ func (t *tally) print(w io.Writer, whole bool) {
 			counts[o]++
 		}
 		fmt.Fprintf(w, "%-16s %5d passed %3d failed %4d of another host\n", floor, counts[pass], counts[fail], counts[skip])
+	}
+	slices.SortFunc(t.slow, func(a, b timed) int { return cmp.Compare(b.seconds, a.seconds) })
+	for _, s := range t.slow[:min(len(t.slow), 12)] {
+		fmt.Fprintf(w, "slow: %3.0f s on %s: %s\n", s.seconds, s.floor, s.test)
 	}
 	slices.Sort(t.shaky)
 	for _, name := range t.shaky {

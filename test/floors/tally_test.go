@@ -68,3 +68,15 @@ func TestAgain(t *testing.T) {
 	require.Equal(t, "x", pattern("x", nil))
 	require.Equal(t, []string{"./agent/skirnir", "./api"}, packages(again))
 }
+
+func TestARaceIsFinal(t *testing.T) {
+	y := newTally()
+	runs := 0
+	y.read("unit", "room", func([]string) *exec.Cmd {
+		runs++
+		return script("1", `{"Action":"output",`+pkg+`,"Test":"TestA","Output":"WARNING: DATA RACE\n"}`, `{"Action":"fail",`+pkg+`,"Test":"TestA"}`)
+	})
+	require.Equal(t, 1, runs)
+	_, failed, _ := y.total()
+	require.Equal(t, 1, failed)
+}
