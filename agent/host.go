@@ -28,7 +28,7 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 	a.mu.Unlock()
 	info := service.HostInfo{
 		Hostname: a.cfg.Facts.Hostname, Kernel: a.cfg.Facts.Kernel, Version: a.cfg.Version, Started: a.started,
-		Platform: a.cfg.Platform, Backends: a.cfg.Facts.Backends(), MaxServices: settings.MaxServices,
+		States: a.registry.Statistics(), Platform: a.cfg.Platform, Backends: a.cfg.Facts.Backends(), MaxServices: settings.MaxServices,
 		System: service.SystemUsage{
 			MemoryTotal: sys.MemoryTotal, MemoryAvailable: sys.MemoryAvailable, Cores: sys.Cores, Measured: now,
 			CPUPercent: a.meter.Percent(hostName, 0, a.started, now, sys.CPUBusy-a.busyAtStart),

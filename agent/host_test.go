@@ -18,6 +18,9 @@ func TestHost(t *testing.T) {
 		h.backends = []backends.Backend{execNamed{fake.New(fake.Config{Host: h.host})}}
 		h.open()
 		started := time.Now()
+		h.register(web)
+		h.register(db)
+		h.start(db)
 		pass(10 * time.Second)
 		h.write("proc/stat", "cpu  1100 0 100 800 0 0 0 0 0 0\ncpu0 550 0 50 400 0 0 0 0 0 0\ncpu1 550 0 50 400 0 0 0 0 0 0\n")
 		info, err := h.Host(t.Context())
@@ -27,6 +30,8 @@ func TestHost(t *testing.T) {
 		require.Equal(t, "1.2.3", info.Version)
 		require.Equal(t, "asgard", info.Platform)
 		require.Equal(t, 25, info.MaxServices)
+		require.Equal(t, [service.NumPublic]int{service.PublicRunning: 1, service.PublicStopped: 1}, info.States)
+		require.Equal(t, db, h.List(service.PublicRunning, service.PublicCrashed)[0].Name)
 		require.Equal(t, started, info.Started)
 		require.EqualValues(t, 4096000<<10, info.System.MemoryTotal)
 		require.EqualValues(t, 2048000<<10, info.System.MemoryAvailable)

@@ -80,8 +80,9 @@ func (a *Agent) Status(name service.Name) (*service.Status, error) {
 		Err: errors.New("no such service is registered")}
 }
 
-// List is the status of every service, ordered by name.
-func (a *Agent) List() []*service.Status { return a.registry.List() }
+// List is the status of every service whose public state is one of states, or
+// of every service if none is given, ordered by name.
+func (a *Agent) List(states ...service.Public) []*service.Status { return a.registry.List(states...) }
 
 // admit refuses a launch beyond the number of services that may run. One that
 // is admitted has its place until admitted is called, and as long as it runs.

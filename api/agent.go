@@ -32,8 +32,9 @@ type Lifecycle interface {
 // Registry tells what is known without asking the host.
 type Registry interface {
 	Status(service.Name) (*service.Status, error)
-	// List is ordered by name.
-	List() []*service.Status
+	// List is every service whose public state is one of states, or every one
+	// if none is given, ordered by name.
+	List(states ...service.Public) []*service.Status
 	// Exits gives the latest n ends, latest first; n < 1 means all that are kept.
 	Exits(name service.Name, n int) ([]service.ExitRecord, error)
 	// LogFile is where the output of a service goes. That its output is not

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -83,15 +82,14 @@ func (g *gladsheim) GetServiceStatus(ctx context.Context, req *gladsheimv1.Servi
 }
 
 func (g *gladsheim) ListServices(ctx context.Context, req *gladsheimv1.ListServicesRequest) (*gladsheimv1.ServiceList, error) {
+	var states []service.Public
 	for _, s := range req.GetFilterStates() {
 		if _, known := gladsheimv1.ServiceState_name[int32(s)]; !known {
 			return nil, &service.Error{Op: "list services", Kind: service.Invalid, Err: fmt.Errorf("%d is no state", s)}
 		}
+		states = append(states, service.Public(s))
 	}
-	listed := slices.DeleteFunc(g.agent.List(), func(st *service.Status) bool {
-		filter := req.GetFilterStates()
-		return len(filter) > 0 && !slices.Contains(filter, toState(st.Machine))
-	})
+	listed := g.agent.List(states...)
 	out := &gladsheimv1.ServiceList{}
 	room := maxSend - len(listed)*maxBrief
 	for _, st := range listed {

@@ -2,8 +2,6 @@ package api
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -32,7 +30,7 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		Platform:        info.Platform,
 		MaxServices:     uint32(max(0, info.MaxServices)),
 		Usage:           toSystemUsage(info.System),
-		StateCounts:     countStates(h.agent.List()),
+		StateCounts:     countStates(info.States),
 	}
 	for _, b := range info.Backends {
 		out.Backends = append(out.Backends, &gladsheimv1.BackendInfo{
@@ -53,14 +51,12 @@ func toSystemUsage(u service.SystemUsage) *gladsheimv1.SystemUsage {
 	}
 }
 
-func countStates(services []*service.Status) []*gladsheimv1.StateCount {
-	counts := map[gladsheimv1.ServiceState]uint32{}
-	for _, st := range services {
-		counts[toState(st.Machine)]++
-	}
+func countStates(counts [service.NumPublic]int) []*gladsheimv1.StateCount {
 	var out []*gladsheimv1.StateCount
-	for _, state := range slices.Sorted(maps.Keys(counts)) {
-		out = append(out, &gladsheimv1.StateCount{State: state, Count: counts[state]})
+	for state, n := range counts {
+		if n > 0 {
+			out = append(out, &gladsheimv1.StateCount{State: gladsheimv1.ServiceState(state), Count: uint32(n)})
+		}
 	}
 	return out
 }

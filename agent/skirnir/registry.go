@@ -44,8 +44,9 @@ type entry struct {
 }
 
 // NewRegistry returns an empty registry that numbers its notices from after+1.
-// An agent gives a number that grows from one agent to the next, so that a
-// subscriber of an earlier one finds a hole and not a repetition.
+// An agent gives a number that grows from one agent to the next unless the clock
+// is set back, so that a subscriber of an earlier one finds a hole and not a
+// repetition.
 func NewRegistry(after uint64) *Registry {
 	r := &Registry{sequence: after, keptSince: time.Now(), subscribers: map[chan service.Notice]struct{}{}}
 	r.index.Store(&index{byName: map[service.Name]*entry{}})
@@ -83,9 +84,6 @@ func (r *Registry) Statistics() [service.NumPublic]int {
 	}
 	return counts
 }
-
-// Len is the number of known services.
-func (r *Registry) Len() int { return len(r.index.Load().sorted) }
 
 // News is what a change has to tell; the zero value tells nothing.
 type News struct {

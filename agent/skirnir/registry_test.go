@@ -24,7 +24,7 @@ func TestListIsSortedAndFiltered(t *testing.T) {
 	r := NewRegistry(0)
 	r.Add(status("web", service.Running), status("db", service.Stopped), status("api", service.Crashed))
 	r.Add(status("web", service.Stopped)) // known: keeps its status
-	require.Equal(t, 3, r.Len())
+	require.Len(t, r.List(), 3)
 	require.Equal(t, []string{"api", "db", "web"}, names(r.List()))
 	require.Equal(t, []string{"db"}, names(r.List(service.PublicStopped)))
 	counts := r.Statistics()

@@ -216,13 +216,15 @@ func (a *Agent) Status(name service.Name) (*service.Status, error) {
 	return &st, nil
 }
 
-// List gives all services, ordered by name.
-func (a *Agent) List() []*service.Status {
+// List gives services in some states, or all, ordered by name.
+func (a *Agent) List(states ...service.Public) []*service.Status {
 	if err := a.enter(context.Background(), "List"); err != nil {
 		return nil
 	}
 	defer a.mu.Unlock()
-	return a.list()
+	return slices.DeleteFunc(a.list(), func(st *service.Status) bool {
+		return len(states) > 0 && !slices.Contains(states, st.Machine.Public())
+	})
 }
 
 func (a *Agent) list() []*service.Status {
@@ -383,13 +385,17 @@ func (a *Agent) Sequence() uint64 {
 // KeptSince is Now: time stands still.
 func (a *Agent) KeptSince() time.Time { return a.Now }
 
-// Host tells what Info holds.
+// Host tells what Info holds, and counts the services.
 func (a *Agent) Host(ctx context.Context) (service.HostInfo, error) {
 	if err := a.enter(ctx, "Host"); err != nil {
 		return service.HostInfo{}, err
 	}
 	defer a.mu.Unlock()
-	return a.Info, nil
+	info := a.Info
+	for _, st := range a.list() {
+		info.States[st.Machine.Public()]++
+	}
+	return info, nil
 }
 
 // Doctor tells what Found holds.
