@@ -6,6 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
@@ -33,20 +37,27 @@ const Auto = "auto"
 type Offer struct {
 	Backends []backends.Backend // the preferred one first
 	watcher  *watch.Watcher
+	lock     *os.File // of the tree of cgroups, nil when none is used
 }
 
 // parent is the cgroup that holds services where systemd does not run.
 const parent = "/gladsheim"
 
 // Open opens what c names. On a systemd host the cgroup backend is opened
-// beside the systemd backend, for definitions that ask for it.
+// beside the systemd backend, for definitions that ask for it. Where another
+// agent uses the same cgroups the error is a *service.Error of Kind Conflict:
+// two would take each other's services for leftovers.
 func Open(ctx context.Context, c Config) (*Offer, error) {
+	names, err := choose(c.Backend, c.Facts)
+	if err != nil {
+		return nil, err
+	}
 	w, err := watch.New()
 	if err != nil {
 		return nil, err
 	}
 	o := &Offer{watcher: w}
-	if err := o.open(ctx, c); err != nil {
+	if err := o.open(ctx, c, names); err != nil {
 		return nil, errors.Join(err, o.Close())
 	}
 	return o, nil
@@ -57,6 +68,9 @@ func (o *Offer) Close() error {
 	var all error
 	for _, b := range o.Backends {
 		all = errors.Join(all, b.Close())
+	}
+	if o.lock != nil {
+		all = errors.Join(all, o.lock.Close())
 	}
 	return errors.Join(all, o.watcher.Close())
 }
@@ -70,24 +84,61 @@ func (o *Offer) Names() []string {
 	return names
 }
 
-func (o *Offer) open(ctx context.Context, c Config) error {
+// choose names the backends to open, the preferred one first.
+func choose(wanted string, facts platform.Facts) ([]string, error) {
 	can := map[string]service.BackendInfo{}
-	for _, b := range c.Facts.Backends() {
+	for _, b := range facts.Backends() {
 		can[b.Name] = b
 	}
-	if named, known := can[c.Backend]; c.Backend != Auto && (!known || !named.Available) {
-		return fmt.Errorf("the %s backend is not to be had: %s", c.Backend, named.Reason)
+	if named, known := can[wanted]; wanted != Auto && (!known || !named.Available) {
+		return nil, fmt.Errorf("the %s backend is not to be had: %s", wanted, named.Reason)
 	}
+	scopes, cgroups := can["systemd"].Available, can["cgroupfs"].Available
 	switch {
-	case c.Backend == "exec", c.Backend == Auto && !can["cgroupfs"].Available:
-		return o.openExec(c)
-	case can["systemd"].Available:
-		return o.openSystemd(ctx, c)
-	case c.Facts.Systemd.Has:
+	case wanted == "exec", !scopes && !cgroups:
+		return []string{"exec"}, nil
+	case scopes && !cgroups:
+		return []string{"systemd"}, nil
+	case scopes && wanted == "cgroupfs":
+		return []string{"cgroupfs", "systemd"}, nil
+	case scopes:
+		return []string{"systemd", "cgroupfs"}, nil
+	case facts.Systemd.Has:
 		// The cgroup tree is systemd's; without its leave we may not write there.
-		return fmt.Errorf("cgroups are systemd's on this host, and the systemd backend is not to be had: %s", can["systemd"].Reason)
+		return nil, fmt.Errorf("cgroups are systemd's on this host, and the systemd backend is not to be had: %s", can["systemd"].Reason)
 	}
-	return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
+	return []string{"cgroupfs"}, nil
+}
+
+func (o *Offer) open(ctx context.Context, c Config, names []string) error {
+	if names[0] == "exec" {
+		return o.openExec(c)
+	}
+	if err := o.own(c.Facts.CgroupRoot); err != nil {
+		return err
+	}
+	if !slices.Contains(names, "systemd") {
+		return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
+	}
+	return o.openSystemd(ctx, c, names)
+}
+
+// own keeps other agents out of the tree of cgroups: the names of scopes and
+// cgroups do not tell whose they are.
+func (o *Offer) own(root string) error {
+	f, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	o.lock = f
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return &service.Error{Op: "open the backends", Kind: service.Conflict, Err: fmt.Errorf("another agent has its services in %s", root)}
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", root, err)
+	}
+	return nil
 }
 
 func (o *Offer) openExec(c Config) error {
@@ -99,9 +150,10 @@ func (o *Offer) openExec(c Config) error {
 	return nil
 }
 
-// openSystemd opens both; cgroups lie below a scope of ours that systemd has
-// delegated, since the rest of the tree is systemd's.
-func (o *Offer) openSystemd(ctx context.Context, c Config) error {
+// openSystemd opens systemd and, if it is named, cgroupfs: its cgroups lie below
+// a scope of ours that systemd has delegated, since the rest of the tree is
+// systemd's.
+func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error {
 	tree, err := cgroup.Open(c.Facts.CgroupRoot)
 	if err != nil {
 		return err
@@ -110,23 +162,22 @@ func (o *Offer) openSystemd(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
+	o.Backends = append(o.Backends, b)
+	if !slices.Contains(names, "cgroupfs") {
+		return nil
+	}
 	anchor, err := b.EnsureAnchor(ctx)
 	if err != nil {
-		return errors.Join(err, b.Close())
+		return err
 	}
-	below := cgroupfs.Config{Parent: anchor, Restore: func(ctx context.Context) error {
+	err = o.openCgroupfs(c, cgroupfs.Config{Parent: anchor, Restore: func(ctx context.Context) error {
 		_, err := b.EnsureAnchor(ctx)
 		return err
-	}}
-	if c.Backend != "cgroupfs" {
-		o.Backends = append(o.Backends, b)
-		return o.openCgroupfs(c, below)
+	}})
+	if names[0] == "cgroupfs" {
+		slices.Reverse(o.Backends)
 	}
-	if err := o.openCgroupfs(c, below); err != nil {
-		return errors.Join(err, b.Close())
-	}
-	o.Backends = append(o.Backends, b)
-	return nil
+	return err
 }
 
 // openCgroupfs opens the cgroups below the parent that how names.

@@ -20,9 +20,11 @@ const (
 // configuration has to change.
 type unfit struct{ error }
 
+func (u unfit) Unwrap() error { return u.error }
+
 func exitCode(err error) int {
 	switch kind := service.KindOf(err); {
-	case errors.Is(err, agent.ErrTaken), kind == service.Conflict: // who answers on our socket
+	case errors.Is(err, agent.ErrTaken), kind == service.Conflict: // who answers on our socket, or uses our cgroups
 		return exitTaken
 	case errors.As(err, new(unfit)), kind == service.Invalid, denied(err): // an address that can not be meant
 		return exitUnfit

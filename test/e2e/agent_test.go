@@ -101,6 +101,22 @@ func TestASecondAgentIsRefused(t *testing.T) {
 	w.mustCLI("list")
 }
 
+// TestASecondAgentWithDirectoriesOfItsOwnIsRefused where the two would share
+// cgroups: neither could tell the other's services from leftovers.
+func TestASecondAgentWithDirectoriesOfItsOwnIsRefused(t *testing.T) {
+	w := newWorld(t)
+	if !limited(t) {
+		return // two may run side by side without cgroups
+	}
+	cmd := exec.Command("gladsheimd", "-config", w.path("gladsheim.json"), "-services-dir", w.path("other.d"),
+		"-state-dir", w.path("other-state"), "-run-dir", w.path("other-run"), "-log-dir", w.path("other-log"))
+	out, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	require.Equal(t, 3, cmd.ProcessState.ExitCode(), "%s", out)
+	require.Contains(t, string(out), "another agent has its services in")
+	w.mustCLI("list")
+}
+
 // TestRefusals: bad input gets its own exit code, and a sentence that says what
 // to do.
 func TestRefusals(t *testing.T) {
