@@ -38,6 +38,7 @@ func TestScopeAsSystemdShowsIt(t *testing.T) {
 		} {
 			require.Equal(t, want, show(t, h.ref.Unit, property), property)
 		}
+		require.Contains(t, show(t, h.ref.Unit, "Before"), "gladsheimd.service", "at a shutdown the agent ends first")
 		for property, want := range map[string]string{
 			"ActiveState": "active", "Slice": units.Slice, "ControlGroup": filepath.Dir(h.ref.Cgroup),
 			"CPUWeight": "321", "IOWeight": "123", "MemoryMax": "infinity", "TasksMax": "infinity", "CPUQuotaPerSecUSec": "infinity",

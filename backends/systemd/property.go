@@ -47,6 +47,9 @@ func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPo
 		property("KillSignal", int32(stop.Signal)),
 		property("TimeoutStopUSec", uint64(max(stop.Timeout, time.Second)/time.Microsecond)),
 		property("SendSIGHUP", false),
+		// When the host goes down the agent is ended first: it would take the
+		// end of the scope for one that calls for a restart.
+		property("Before", []string{"gladsheimd.service"}),
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
