@@ -63,7 +63,7 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogNull},
 			later:  map[string]string{"journal": `output goes to a file; write "auto" or "file"`},
 		}, func(s *service.Spec) *service.LogSink { return &s.Log }),
-	at("custom", "Notes of your own; the agent passes them on and reads none of them.",
+	at("custom", "Notes of your own; the agent keeps them with the definition and reads none of them.",
 		dictionary{key: text{form: regexp.MustCompile("^.+$"), say: "a key of at least one letter", max: 128, line: true}, value: text{max: 4096, line: true}, max: 64},
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
 }}

@@ -37,12 +37,12 @@ func (f Faults) Err(op string) error {
 }
 
 // Hide tells whether faults of dir hide what the definition of name is now: the
-// directory or the name's own file could not be read. What is known of such a
-// service is then to be kept, since it was not removed.
+// directory or the name's own file could not be read, or it is in a file of another
+// name. What is known of such a service is then to be kept, since it was not removed.
 func (f Faults) Hide(dir string, name service.Name) bool {
 	file := filepath.Join(dir, name.String()+suffix)
 	return slices.ContainsFunc(f, func(fault Fault) bool {
-		return fault.File == printable(dir) || fault.File == printable(file)
+		return fault.File == printable(dir) || fault.File == printable(file) || fault.Stray == name
 	})
 }
 

@@ -110,7 +110,9 @@ func (s *stray) fault(files []string, all []*stray) Fault {
 			message += fmt.Sprintf("; %s:%d:%d has the same name", other.doc.file, line, column)
 		}
 	}
-	return s.doc.remark(s.doc.place("name"), "name", "%s", message)
+	fault := s.doc.remark(s.doc.place("name"), "name", "%s", message)
+	fault.Stray = s.name
+	return fault
 }
 
 // ReadFile reads a regular file of at most 1 MiB, such as the agent's

@@ -58,6 +58,9 @@ func TestReadDefinitions(t *testing.T) {
 	require.Equal(t, filepath.Join(dir, "half.json")+":1:18: a string begins here and has no end", faults.Error())
 	require.True(t, faults.Hide(dir, service.MustName("half")), "what is known of it stays")
 	require.False(t, faults.Hide(dir, service.MustName("gone")))
+	write(t, dir, "new-name.json", definitionOf("moved"))
+	_, faults = ReadDefinitions(dir, service.Defaults(), OwnFile)
+	require.True(t, faults.Hide(dir, service.MustName("moved")), "it is there, in the wrong file")
 }
 
 func TestReadDefinitionsWithoutDirectory(t *testing.T) {

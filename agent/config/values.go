@@ -301,7 +301,7 @@ func (t duration) read(d *document, path string, n *node, v *time.Duration) {
 	}
 	parsed, err := time.ParseDuration(n.text)
 	switch {
-	case err != nil:
+	case err != nil || parsed >= 0 && !durationForm.MatchString(n.text):
 		d.fault(n.offset, path, `%.100q is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`, n.text)
 	case parsed < t.low || parsed > t.high:
 		d.fault(n.offset, path, "is %s; the range is %s to %s", n.text, formatDuration(t.low), formatDuration(t.high))
@@ -310,11 +310,15 @@ func (t duration) read(d *document, path string, n *node, v *time.Duration) {
 	}
 }
 
+// durationForm leaves out what time.ParseDuration reads besides, such as +5s and
+// .5s, so that the schema says what holds.
+var durationForm = regexp.MustCompile(`^(0|([0-9]+(\.[0-9]*)?(h|m|s|ms|us|µs|ns))+)$`)
+
 func (t duration) write(v time.Duration) any { return formatDuration(v) }
 
 func (t duration) schema(time.Duration) *jsonschema.Schema {
 	return &jsonschema.Schema{
-		Type: "string", Pattern: `^(0|([0-9]+(\.[0-9]*)?(h|m|s|ms|us|µs|ns))+)$`, Examples: []any{"500ms", "1m30s"},
+		Type: "string", Pattern: durationForm.String(), Examples: []any{"500ms", "1m30s"},
 	}
 }
 
@@ -361,6 +365,8 @@ func (signal) read(d *document, path string, n *node, v *syscall.Signal) {
 		d.fault(n.offset, path, "%v", err)
 	case strings.ToUpper(n.text) != n.text:
 		d.fault(n.offset, path, "%q is written %s", n.text, strings.ToUpper(n.text))
+	case !signalForm.MatchString(n.text):
+		d.fault(n.offset, path, "%q is written %d", n.text, int(parsed))
 	default:
 		*v = parsed
 	}
@@ -373,14 +379,17 @@ func (signal) write(v syscall.Signal) any {
 	return service.SignalName(v)
 }
 
-func (signal) schema(syscall.Signal) *jsonschema.Schema {
+// signalForm is that of a name or a number, without a sign or leading zeros.
+var signalForm = func() *regexp.Regexp {
 	var names []string
 	for s := syscall.Signal(1); s <= 31; s++ {
 		names = append(names, strings.TrimPrefix(service.SignalName(s), "SIG"))
 	}
-	return &jsonschema.Schema{
-		Type: "string", Pattern: `^((SIG)?(` + strings.Join(names, "|") + `)|[1-9]|[1-5][0-9]|6[0-4])$`,
-	}
+	return regexp.MustCompile(`^((SIG)?(` + strings.Join(names, "|") + `)|[1-9]|[1-5][0-9]|6[0-4])$`)
+}()
+
+func (signal) schema(syscall.Signal) *jsonschema.Schema {
+	return &jsonschema.Schema{Type: "string", Pattern: signalForm.String()}
 }
 
 // octal is a file mode mask. JSON has no octal numbers, so it is a string.

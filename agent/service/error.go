@@ -130,6 +130,7 @@ type Fault struct {
 	Column  int    // byte in the line, from 1; 0 when unknown
 	Field   string // path in the JSON document, e.g. "limits.memory_max" or "exec[0]"
 	Message string
+	Stray   Name // the service that the document defines where it has no effect, zero for none
 }
 
 // String writes "file:line:column: field: message", leaving out what is unknown.
