@@ -59,6 +59,7 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	var faults []service.Fault
+	var refusal error // the first of a definition that can not be planned
 	all := make([]registration, len(files))
 	changes := make([]service.Change, len(files))
 	from := map[service.Name]string{}
@@ -74,12 +75,18 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 		}
 		from[spec.Name] = f.Name
 		if changes[i], err = a.plan("apply", spec); err != nil {
+			if refusal == nil {
+				refusal = err
+			}
 			faults = append(faults, faultsOf(f.Name, err)...)
 		}
 		all[i] = registration{spec, f.Content, changes[i]}
 	}
 	if len(faults) > 0 {
 		return nil, &service.Error{Op: "apply", Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+	}
+	if refusal != nil {
+		return nil, refusal
 	}
 	if err := a.room("apply", changes...); err != nil {
 		return nil, err
@@ -93,11 +100,17 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 	return changes, nil
 }
 
+// faultsOf are those of the definition in a file.
 func faultsOf(file string, err error) []service.Fault {
-	if e, ok := errors.AsType[*service.Error](err); ok && len(e.Faults) > 0 {
-		return e.Faults
+	e, ok := errors.AsType[*service.Error](err)
+	if !ok {
+		return nil
 	}
-	return []service.Fault{{File: file, Message: err.Error()}}
+	faults := slices.Clone(e.Faults)
+	for i := range faults {
+		faults[i].File = file
+	}
+	return faults
 }
 
 func (a *Agent) parse(op, file string, document []byte) (service.Spec, error) {
@@ -114,13 +127,16 @@ func (a *Agent) plan(op string, spec service.Spec) (service.Change, error) {
 	known, defaults := a.definitions[spec.Name], a.settings.DefaultLimits()
 	a.mu.Unlock()
 	if _, err := a.planFor(op, spec, defaults, ""); err != nil {
+		if e, ok := errors.AsType[*service.Error](err); ok && e.Kind == service.Invalid {
+			e.Reason = service.ReasonBadDefinition
+		}
 		return service.Change{}, err // better told now than at the first start
 	}
 	switch {
 	case known == nil || known.Source == sourceGone:
 		return service.Change{Service: spec.Name, Action: service.ActionAdded, Effect: service.ReachNextStart}, nil
 	case known.ofHost():
-		return service.Change{}, &service.Error{Op: op, Service: spec.Name, Kind: service.Exists,
+		return service.Change{}, &service.Error{Op: op, Service: spec.Name, Kind: service.Conflict,
 			Err: fmt.Errorf("%s defines it; change that file instead", known.Source)}
 	}
 	fields := config.Changes(known.spec, spec)

@@ -72,7 +72,10 @@ func TestRegisterRefuses(t *testing.T) {
 		_, err := h.Register(t.Context(), "x.json", []byte(`{"name": "web", "exec": ["relative"], "colour": 1}`), false, "alice")
 		refused(t, err, service.Invalid, "x.json:1:", "colour", "not an absolute path")
 		_, err = h.Register(t.Context(), "db.json", []byte(doc(db)), true, "alice")
-		refused(t, err, service.Exists, "services.d/db.json defines it")
+		refused(t, err, service.Conflict, "services.d/db.json defines it")
+		_, err = h.Register(t.Context(), "web.json", []byte(doc(web, `"limits": {"cpu_percent": 300}`)), true, "alice")
+		refused(t, err, service.Invalid, "cpu_percent")
+		require.Equal(t, service.ReasonBadDefinition, service.ReasonOf(err))
 		_, err = h.Register(t.Context(), "web.json", []byte(doc(web, `"limits": {"io_weight": 50}`)), true, "alice")
 		refused(t, err, service.Unenforceable, "io_weight")
 		_, err = h.Register(t.Context(), "web.json", []byte(doc(web, `"launch": "scope"`)), true, "alice")
@@ -255,14 +258,18 @@ func TestApplyOfSomethingFaulty(t *testing.T) {
 			file service.File
 			say  []string
 		}{
-			"faults":  {service.File{Name: "w.json", Content: []byte(`{"name": "web", "exec": []}`)}, []string{"w.json:1:", "exec"}},
-			"twice":   {service.File{Name: "again.json", Content: []byte(doc(db))}, []string{"again.json", "db is defined in db.json, too"}},
-			"of host": {service.File{Name: "h.json", Content: []byte(doc(service.MustName("host")))}, []string{"h.json", "change that file instead"}},
+			"faults":                {service.File{Name: "w.json", Content: []byte(`{"name": "web", "exec": []}`)}, []string{"w.json:1:", "exec"}},
+			"twice":                 {service.File{Name: "again.json", Content: []byte(doc(db))}, []string{"again.json", "db is defined in db.json, too"}},
+			"too much for the host": {service.File{Name: "w.json", Content: []byte(doc(web, `"limits": {"cpu_percent": 300}`))}, []string{"w.json", "cpu_percent"}},
 		} {
 			_, err := h.Apply(t.Context(), []service.File{good, tt.file}, false, "alice")
 			refused(t, err, service.Invalid, tt.say...)
 			require.Equal(t, service.ReasonBadDefinition, service.ReasonOf(err), name)
 		}
+		// What is no fault of the definition is told as what it is.
+		ofHost := service.File{Name: "h.json", Content: []byte(doc(service.MustName("host")))}
+		_, err := h.Apply(t.Context(), []service.File{good, ofHost}, false, "alice")
+		refused(t, err, service.Conflict, "cannot apply host", "change that file instead")
 		require.Equal(t, before, h.tree())
 		require.Len(t, h.Definitions(), 1)
 	})

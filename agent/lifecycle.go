@@ -143,7 +143,7 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 		spec.Exec = append([]string{spec.Exec[0]}, opts.Args...)
 	}
 	if faults := spec.Validate(); len(faults) > 0 {
-		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Faults: faults}
 	}
 	plan, err := a.planFor(op, spec, settings.DefaultLimits(), opts.Actor)
 	plan.Options = opts

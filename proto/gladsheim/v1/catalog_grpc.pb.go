@@ -44,7 +44,8 @@ type CatalogServiceClient interface {
 	//
 	// ALREADY_EXISTS: the name is taken, and replace was not asked for.
 	// FAILED_PRECONDITION: the name belongs to a definition file, which is
-	// changed by changing the file. RESOURCE_EXHAUSTED: no more services fit.
+	// changed by changing the file; or a limit cannot be enforced on this host.
+	// RESOURCE_EXHAUSTED: no more services fit.
 	Register(ctx context.Context, in *RegisterRequest, opts ...grpc.CallOption) (*RegisterResponse, error)
 	// Unregister removes a definition that was registered here, and answers with
 	// it as it was.
@@ -62,8 +63,8 @@ type CatalogServiceClient interface {
 	// them or, when one is faulty, none. Running services go on; the answer says
 	// for each change when it takes effect.
 	//
-	// FAILED_PRECONDITION: a name belongs to a definition file of the host.
-	// RESOURCE_EXHAUSTED: not all of them fit.
+	// FAILED_PRECONDITION: a name belongs to a definition file of the host, or a
+	// limit cannot be enforced on this host. RESOURCE_EXHAUSTED: not all of them fit.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 }
 
@@ -141,7 +142,8 @@ type CatalogServiceServer interface {
 	//
 	// ALREADY_EXISTS: the name is taken, and replace was not asked for.
 	// FAILED_PRECONDITION: the name belongs to a definition file, which is
-	// changed by changing the file. RESOURCE_EXHAUSTED: no more services fit.
+	// changed by changing the file; or a limit cannot be enforced on this host.
+	// RESOURCE_EXHAUSTED: no more services fit.
 	Register(context.Context, *RegisterRequest) (*RegisterResponse, error)
 	// Unregister removes a definition that was registered here, and answers with
 	// it as it was.
@@ -159,8 +161,8 @@ type CatalogServiceServer interface {
 	// them or, when one is faulty, none. Running services go on; the answer says
 	// for each change when it takes effect.
 	//
-	// FAILED_PRECONDITION: a name belongs to a definition file of the host.
-	// RESOURCE_EXHAUSTED: not all of them fit.
+	// FAILED_PRECONDITION: a name belongs to a definition file of the host, or a
+	// limit cannot be enforced on this host. RESOURCE_EXHAUSTED: not all of them fit.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
 	mustEmbedUnimplementedCatalogServiceServer()
 }

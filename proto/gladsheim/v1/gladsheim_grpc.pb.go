@@ -67,8 +67,8 @@ type GladsheimServiceClient interface {
 	// StartService starts a registered service and answers once it is ready.
 	//
 	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already.
-	// FAILED_PRECONDITION: a limit cannot be enforced on this host, or what the
-	// service requires is missing. RESOURCE_EXHAUSTED: the host has no room for it.
+	// FAILED_PRECONDITION: a limit cannot be enforced on this host.
+	// RESOURCE_EXHAUSTED: as many services run as the configuration allows.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
 	// ended again. FAILED_PRECONDITION with a reason of its own: it could not be
 	// launched, or ended while it started.
@@ -120,7 +120,8 @@ type GladsheimServiceClient interface {
 	// GetResourceLimits tells which limits a service has, and, in reports, what
 	// the kernel really holds it to.
 	//
-	// NOT_FOUND: no such service.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, and this
+	// host could not enforce what its definition asks for.
 	GetResourceLimits(ctx context.Context, in *ServiceRequest, opts ...grpc.CallOption) (*ResourceLimits, error)
 }
 
@@ -250,8 +251,8 @@ type GladsheimServiceServer interface {
 	// StartService starts a registered service and answers once it is ready.
 	//
 	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already.
-	// FAILED_PRECONDITION: a limit cannot be enforced on this host, or what the
-	// service requires is missing. RESOURCE_EXHAUSTED: the host has no room for it.
+	// FAILED_PRECONDITION: a limit cannot be enforced on this host.
+	// RESOURCE_EXHAUSTED: as many services run as the configuration allows.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
 	// ended again. FAILED_PRECONDITION with a reason of its own: it could not be
 	// launched, or ended while it started.
@@ -303,7 +304,8 @@ type GladsheimServiceServer interface {
 	// GetResourceLimits tells which limits a service has, and, in reports, what
 	// the kernel really holds it to.
 	//
-	// NOT_FOUND: no such service.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, and this
+	// host could not enforce what its definition asks for.
 	GetResourceLimits(context.Context, *ServiceRequest) (*ResourceLimits, error)
 	mustEmbedUnimplementedGladsheimServiceServer()
 }
