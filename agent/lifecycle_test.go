@@ -382,12 +382,19 @@ func TestCheckHealth(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, service.HealthUnknown, health.Status)
 		pid := h.start(web).PID()
-		for state, want := range map[string]service.HealthStatus{"S": service.Healthy, "R": service.Healthy, "Z": service.Ill, "T": service.Ill} {
-			h.write(fmt.Sprintf("proc/%d/stat", pid), fmt.Sprintf("%d (web) %s 1 1 1 0 -1 4194560 100 0 0 0 0 0 0 0 20 0 1 0 100100 1000 10", pid, state)+
+		for _, is := range []struct {
+			state   string
+			threads int
+			want    service.HealthStatus
+		}{
+			{"S", 1, service.Healthy}, {"R", 1, service.Healthy}, {"Z", 1, service.Ill}, {"T", 1, service.Ill},
+			{"Z", 2, service.Healthy}, // another thread lives, and may be about to execute a program
+		} {
+			h.write(fmt.Sprintf("proc/%d/stat", pid), fmt.Sprintf("%d (web) %s 1 1 1 0 -1 4194560 100 0 0 0 0 0 0 0 20 0 %d 0 100100 1000 10", pid, is.state, is.threads)+
 				" 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n")
 			health, err = h.CheckHealth(t.Context(), web)
 			require.NoError(t, err)
-			require.Equal(t, want, health.Status, "%s: %s", state, health.Message)
+			require.Equal(t, is.want, health.Status, "%v: %s", is, health.Message)
 			require.Equal(t, health, h.status(web).Health, "readers see it, too")
 		}
 		require.NoError(t, os.RemoveAll(h.path(fmt.Sprintf("proc/%d", pid))))

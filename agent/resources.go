@@ -155,11 +155,11 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 	}
 	health.LastCheck = time.Now()
 	health.Status, health.Message = service.Ill, "the main process is gone"
-	switch state, err := a.cfg.Procfs.State(pid); {
+	switch p, err := a.cfg.Procfs.Process(pid); {
 	case err != nil: // its end is on the way to us
-	case state == 'Z':
+	case !p.Alive():
 		health.Message = "the main process is a zombie"
-	case state == 'T' || state == 't':
+	case p.State == 'T' || p.State == 't':
 		health.Message = "the main process is stopped"
 	default:
 		health.Status, health.Message = service.Healthy, "the main process runs"

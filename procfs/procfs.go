@@ -90,12 +90,6 @@ func (f FS) StartTicks(pid int) (uint64, error) {
 	return p.Start, err
 }
 
-// State is the letter of pid's state: R, S, D, T, t, Z, X or I.
-func (f FS) State(pid int) (byte, error) {
-	p, err := f.Process(pid)
-	return p.State, err
-}
-
 // CPUTime is the user and system time that pid has used, without its children.
 func (f FS) CPUTime(pid int) (time.Duration, error) {
 	p, err := f.Process(pid)

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// define writes a definition of the host.
+func (d *gladsheimd) define(name string, mode []string, more ...fields) {
+	d.t.Helper()
+	d.write("services.d/"+name+".json", doc(name, d.mode(mode...), more...))
+}
+
+// hangUp sends SIGHUP and waits until the daemon has said something about it.
+func (d *gladsheimd) hangUp(says string) {
+	d.t.Helper()
+	before := strings.Count(d.log(), says)
+	require.NoError(d.t, d.process.Signal(syscall.SIGHUP))
+	d.eventually(says, func() bool { return strings.Count(d.log(), says) > before })
+}
+
+func (d *gladsheimd) maxServices() int {
+	d.t.Helper()
+	info, err := d.GetHost(d.t.Context(), &gladsheimv1.GetHostRequest{})
+	require.NoError(d.t, err)
+	return int(info.MaxServices)
+}
+
+// What is faulty when SIGHUP comes leaves what was in force, and says where it
+// is faulty (C1); what is gone leaves what runs (C5).
+func TestReload(t *testing.T) {
+	d := start(t, func(d *gladsheimd) { d.define("a", []string{"sleep"}, fields{"description": "first"}) })
+	pid := d.start("a").ProcessId
+	same := func(description string) {
+		t.Helper()
+		s := d.status("a")
+		require.Equal(t, pid, s.ProcessId)
+		require.Equal(t, running, s.State)
+		require.Equal(t, description, s.Description)
+	}
+	require.Equal(t, 200, d.maxServices())
+
+	d.write("gladsheim.json", `{"gladsheim": {"resource_limits": {"max_services": 7},}}`)
+	d.hangUp("gladsheim.json:1:54: ")
+	require.Equal(t, 200, d.maxServices())
+	d.settle(9)
+	d.hangUp("msg=reloaded")
+	require.Equal(t, 9, d.maxServices())
+	same("first")
+
+	d.write("services.d/a.json", `{"name": "a"`)
+	d.hangUp("a.json:1:13: ")
+	same("first")
+	d.define("a", []string{"sleep"}, fields{"description": "second"})
+	d.hangUp("msg=reloaded")
+	same("second")
+
+	require.NoError(t, os.Rename(d.path("services.d"), d.path("aside")))
+	d.hangUp("has lost its definition")
+	same("second")
+	require.NoError(t, os.Rename(d.path("aside"), d.path("services.d")))
+	d.define("b", []string{"sleep"})
+	d.hangUp("msg=reloaded")
+	same("second")
+	require.Equal(t, d.path("services.d/a.json"), d.status("a").Source)
+	d.start("b")
+}
+
+// A thousand SIGHUPs a second are few reloads, of which the last sees what is
+// written last, and nothing that runs feels any (C10).
+func TestAStormOfReloads(t *testing.T) {
+	d := start(t, func(d *gladsheimd) {
+		d.define("steady", []string{"sleep"})
+		d.define("changing", []string{"sleep"})
+	})
+	steady, before := d.start("steady"), d.cpu()
+	for n := range 1000 {
+		require.NoError(t, d.process.Signal(syscall.SIGHUP))
+		if n%50 == 0 {
+			d.define("steady", []string{"sleep"}, fields{"description": fmt.Sprintf("round %d", n)})
+			d.start("changing")
+			d.stop("changing")
+		}
+	}
+	d.define("steady", []string{"sleep"}, fields{"description": "the last"})
+	require.NoError(t, d.process.Signal(syscall.SIGHUP))
+	d.eventually("the last file counts", func() bool { return d.status("steady").Description == "the last" })
+	now := d.status("steady")
+	require.Equal(t, steady.ProcessId, now.ProcessId)
+	require.Equal(t, steady.Incarnation, now.Incarnation)
+	reloads := strings.Count(d.log(), "msg=reloaded")
+	t.Logf("%d reloads, and 20 starts and stops, for %v of CPU time", reloads, d.cpu()-before)
+	require.Less(t, reloads, 1001)
+	if !emulated() {
+		require.Less(t, d.cpu()-before, 5*time.Second)
+	}
+}
+
+// A definition that is replaced reaches nothing that runs, and all of the next
+// incarnation (C11).
+func TestAReplacedDefinitionWaitsForTheNextStart(t *testing.T) {
+	d := start(t)
+	other := d.path("other")
+	program, err := os.ReadFile(d.workload)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(other, program, 0o755))
+	limit := func(bytes, files int) fields {
+		l := fields{"nofile": files}
+		if caged() {
+			l["memory_max"] = bytes
+		}
+		return fields{"limits": l}
+	}
+	is := func(s *gladsheimv1.ServiceStatus, exe string, bytes, files int, user string) {
+		t.Helper()
+		proc := fmt.Sprintf("/proc/%d", s.ProcessId)
+		link, err := os.Readlink(proc + "/exe")
+		require.NoError(t, err)
+		require.Equal(t, exe, link)
+		limits, err := os.ReadFile(proc + "/limits")
+		require.NoError(t, err)
+		require.Regexp(t, fmt.Sprintf(`Max open files +%d +%d`, files, files), string(limits))
+		status, err := os.ReadFile(proc + "/status")
+		require.NoError(t, err)
+		require.Contains(t, string(status), "\nUid:\t"+user+"\t")
+		if caged() {
+			held, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", s.Cgroup, "memory.max"))
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprint(bytes), strings.TrimSpace(string(held)))
+		}
+	}
+	me := fmt.Sprint(os.Geteuid())
+	first := d.run("web", []string{"sleep"}, limit(64<<20, 300))
+	is(first, d.workload, 64<<20, 300, me)
+
+	then, next := me, fields{}
+	if os.Geteuid() == 0 {
+		then, next["user"] = "65534", "nobody"
+	}
+	change := d.register("web", []string{other, "-t", d.token, "sleep"}, limit(96<<20, 400), next)
+	require.Equal(t, gladsheimv1.DefinitionChange_ACTION_CHANGED, change.Action)
+	require.Equal(t, gladsheimv1.DefinitionChange_EFFECT_NEXT_START, change.Effect)
+	require.Contains(t, change.Fields, "exec")
+	now := d.status("web")
+	require.Equal(t, first.ProcessId, now.ProcessId)
+	is(now, d.workload, 64<<20, 300, me)
+
+	now, err = d.RestartService(t.Context(), &gladsheimv1.RestartServiceRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.NotEqual(t, first.ProcessId, now.ProcessId)
+	is(now, other, 96<<20, 400, then)
+}
