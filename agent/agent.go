@@ -68,6 +68,7 @@ type Agent struct {
 	writing     sync.Mutex // see want
 	mu          sync.Mutex // of what follows; never held across a wait for a service
 	settings    config.Agent
+	refused     string // why those of the last reload were not taken
 	definitions map[service.Name]*definition
 	wanted      map[service.Name]skirnir.Wanted       // as last written
 	exits       map[service.Name][]service.ExitRecord // see brief

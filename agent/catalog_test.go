@@ -419,7 +419,7 @@ func TestReloadTakesSettings(t *testing.T) {
 		require.Equal(t, 3*time.Second, h.status(web).Spec.Stop.Timeout)
 		require.Equal(t, 3*time.Second, h.status(db).Spec.Stop.Timeout)
 		require.EqualValues(t, 1, h.status(web).Generation, "its definition is what it was")
-		require.Contains(t, string(h.Configuration()), `"shutdown_timeout_ms": 3000`)
+		require.Contains(t, string(h.Configuration().Document), `"shutdown_timeout_ms": 3000`)
 		h.start(web)
 		_, err := h.Start(t.Context(), db, service.StartOptions{})
 		refused(t, err, service.Exhausted)

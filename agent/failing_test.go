@@ -162,7 +162,7 @@ func TestCrowd(t *testing.T) {
 						_, err := h.SetLimits(ctx, name, limits(pids, 10+n), service.Warnings{}, "dora")
 						may("limit", err, service.NotFound)
 					case 8:
-						h.Reload(ctx, h.settings)
+						h.Reload(ctx, h.settings, nil)
 					case 9:
 						h.Doctor(ctx)
 						_, err := h.Host(ctx)

@@ -65,6 +65,12 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 	findings := a.cfg.Facts.Findings()
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
+	if a.refused != "" {
+		findings = append(findings, service.Finding{
+			Level: service.SeverityProblem, Title: "the configuration was refused at the last reload", Detail: a.refused,
+			Fix: "Mend the file, then reload the agent.",
+		})
+	}
 	for _, remark := range a.settings.Remarks {
 		findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "a setting has no effect", Detail: remark.String()})
 	}
@@ -105,9 +111,11 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 	return findings
 }
 
-// Configuration is the configuration in force, defaults filled in, as JSON.
-func (a *Agent) Configuration() []byte {
+// Configuration is the configuration in force.
+func (a *Agent) Configuration() service.Configuration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return config.FormatAgent(a.settings)
+	return service.Configuration{
+		Document: config.FormatAgent(a.settings), Source: a.settings.Source, Loaded: a.settings.Loaded, Refused: a.refused,
+	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
@@ -59,11 +60,22 @@ func (execNamed) Name() string { return "exec" }
 func TestConfiguration(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		var whole map[string]any
-		require.NoError(t, json.Unmarshal(h.Configuration(), &whole))
+		require.NoError(t, json.Unmarshal(h.Configuration().Document, &whole))
 		require.Contains(t, whole, "gladsheim")
-		again, faults := config.ParseAgent("x", h.Configuration(), h.settings)
+		again, faults := config.ParseAgent("x", h.Configuration().Document, h.settings)
 		require.Empty(t, faults)
 		require.Equal(t, h.settings, again)
+
+		h.settings.Source, h.settings.Loaded = "/etc/gladsheim/gladsheim.json", time.Now()
+		h.reload()
+		require.Equal(t, h.settings.Source, h.Configuration().Source)
+		h.Reload(t.Context(), config.Agent{}, errors.New("no such key"))
+		require.Equal(t, h.settings.Loaded, h.Configuration().Loaded)
+		require.Equal(t, "no such key", h.Configuration().Refused)
+		require.Contains(t, h.doctor()[0], "no such key")
+		h.reload()
+		require.Empty(t, h.Configuration().Refused)
+		require.Empty(t, h.doctor())
 	})
 }
 

@@ -162,7 +162,7 @@ func (h *house) register(name service.Name, keys ...string) service.Change {
 
 func (h *house) reload() {
 	h.t.Helper()
-	h.Reload(h.t.Context(), h.settings)
+	h.Reload(h.t.Context(), h.settings, nil)
 	synctest.Wait()
 }
 

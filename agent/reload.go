@@ -17,10 +17,15 @@ import (
 // Reload reads the definitions of the host and takes settings, both without
 // touching a service that runs. A file that became faulty leaves its service
 // as it was; one that went away leaves a running service known until it ends.
-func (a *Agent) Reload(ctx context.Context, settings config.Agent) {
+// With refused, which says why there are no new settings, the old ones stay.
+func (a *Agent) Reload(ctx context.Context, settings config.Agent, refused error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	a.mu.Lock()
+	a.refused = ""
+	if refused != nil {
+		a.refused, settings = refused.Error(), a.settings
+	}
 	a.settings = settings
 	registered := slices.SortedFunc(maps.Values(a.wanted), func(x, y skirnir.Wanted) int { return byName(x.Name, y.Name) })
 	a.mu.Unlock()

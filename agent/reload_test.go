@@ -61,7 +61,7 @@ func TestReloadStorm(t *testing.T) {
 				if n%50 == 49 {
 					h.define(web, fmt.Sprintf(`"description": "round %d"`, n))
 				}
-				h.Reload(t.Context(), h.settings)
+				h.Reload(t.Context(), h.settings, nil)
 				time.Sleep(time.Millisecond)
 			}
 		})

@@ -91,6 +91,5 @@ type Catalog interface {
 type Machine interface {
 	Host(context.Context) (service.HostInfo, error)
 	Doctor(context.Context) []service.Finding
-	// Configuration is the JSON document in force, defaults filled in.
-	Configuration() []byte
+	Configuration() service.Configuration
 }

@@ -250,11 +250,16 @@ var stateWords = [...]string{
 	service.Crashed: "crashed",
 }
 
+// asides are the reasons of notices about a service whose state stays.
+var asides = []string{"stuck", "unrecorded", "restored"}
+
 // eventKind is the word for a notice on the wire.
 func eventKind(n service.Notice) string {
 	switch {
 	case n.Kind == service.NoticeState && n.Reason == "signal": // it changed no state
 		return "signalled"
+	case n.Kind == service.NoticeState && slices.Contains(asides, n.Reason):
+		return n.Reason
 	case n.Kind == service.NoticeState && n.Status != nil:
 		return stateWords[n.Status.Machine.State]
 	case n.Kind == service.NoticeExit && n.Status != nil && n.Status.LastExit != nil:

@@ -36,7 +36,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := patient(ctx, st.Spec.Ready.Timeout)
+	ctx, cancel := patient(ctx, st.Spec.Stop.Timeout+st.Spec.Ready.Timeout) // one that still ends is waited for
 	defer cancel()
 	return answer(g.agent.Start(ctx, st.Name, service.StartOptions{
 		Environment:      req.GetEnvironmentVars(),

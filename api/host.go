@@ -72,5 +72,8 @@ func (h *host) Doctor(ctx context.Context, _ *gladsheimv1.DoctorRequest) (*glads
 }
 
 func (h *host) GetConfig(context.Context, *gladsheimv1.GetConfigRequest) (*gladsheimv1.AgentConfig, error) {
-	return &gladsheimv1.AgentConfig{Json: utf8(string(h.agent.Configuration()))}, nil
+	c := h.agent.Configuration()
+	return &gladsheimv1.AgentConfig{
+		Json: utf8(string(c.Document)), Source: utf8(c.Source), LoadedUnixMs: millis(c.Loaded), ReloadError: clip(c.Refused, maxText),
+	}, nil
 }

@@ -111,6 +111,8 @@ func TestHost(t *testing.T) {
 	cfg, err := c.GetConfig(callContext(t), &gladsheimv1.GetConfigRequest{})
 	require.NoError(t, err)
 	require.Equal(t, `{"gladsheim":{}}`, cfg.GetJson())
+	require.Equal(t, "/etc/gladsheim/gladsheim.json", cfg.GetSource())
+	require.Equal(t, testTime.UnixMilli(), cfg.GetLoadedUnixMs())
 	f.agent.Before = func(context.Context, string) error {
 		return &service.Error{Op: "look at the host", Kind: service.HostUnavailable}
 	}

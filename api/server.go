@@ -57,8 +57,7 @@ type Server struct {
 	leave   context.CancelFunc
 }
 
-// New makes a Server. grpc.health.v1 answers SERVING from the first moment;
-// see SetServing.
+// New makes a Server. grpc.health.v1 answers SERVING until Stop.
 func New(c Config) *Server {
 	if c.Crash == nil {
 		c.Crash = func() { os.Exit(2) }
@@ -103,15 +102,6 @@ func (s *Server) Serve(l net.Listener) error {
 		return err
 	}
 	return nil
-}
-
-// SetServing sets what grpc.health.v1 answers for the agent as a whole.
-func (s *Server) SetServing(serving bool) {
-	answer := grpc_health_v1.HealthCheckResponse_NOT_SERVING
-	if serving {
-		answer = grpc_health_v1.HealthCheckResponse_SERVING
-	}
-	s.health.SetServingStatus("", answer)
 }
 
 // Stop takes no more calls, ends the streams with UNAVAILABLE, and waits for the

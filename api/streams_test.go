@@ -222,6 +222,7 @@ func TestEventWords(t *testing.T) {
 	exited.LastExit = &service.ExitRecord{Verdict: service.VerdictHostOOM}
 	for want, n := range map[string]service.Notice{
 		"ready":          {Kind: service.NoticeState, Status: status(service.Running)},
+		"unrecorded":     {Kind: service.NoticeState, Reason: "unrecorded", Status: status(service.Running)},
 		"crashed":        {Kind: service.NoticeState, Status: status(service.Crashed)},
 		"oom-killed":     {Kind: service.NoticeExit, Status: exited},
 		"exited":         {Kind: service.NoticeExit, Status: status(service.Clearing)},

@@ -14,6 +14,9 @@ import (
 
 // Agent is the agent's configuration with every default filled in.
 type Agent struct {
+	Source string    // the file it was read from; empty when there is none
+	Loaded time.Time // when it was read
+
 	GRPC *GRPC // nil: no TCP, the unix socket only
 
 	MaxServices    int           // most services that run at once, 0 for no cap

@@ -62,3 +62,11 @@ type Finding struct {
 	Detail string // what follows from it, "" for nothing
 	Fix    string // what to do, "" when all is well
 }
+
+// Configuration is the agent's configuration in force.
+type Configuration struct {
+	Document []byte // JSON, defaults filled in
+	Source   string // the file it was read from; empty when there is none
+	Loaded   time.Time
+	Refused  string // why the file as it is now was not taken; empty when it was
+}

@@ -408,10 +408,10 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 }
 
 // Configuration tells what Config holds.
-func (a *Agent) Configuration() []byte {
+func (a *Agent) Configuration() service.Configuration {
 	if err := a.enter(context.Background(), "Configuration"); err != nil {
-		return nil
+		return service.Configuration{}
 	}
 	defer a.mu.Unlock()
-	return a.Config
+	return service.Configuration{Document: a.Config, Source: "/etc/gladsheim/gladsheim.json", Loaded: a.Now}
 }

@@ -55,15 +55,32 @@ and ` + servicesDir + `.`,
 				checked, faults = checked+n, append(faults, found...)
 			}
 			for _, f := range faults {
-				fmt.Fprintln(a.err, plain(f.String()))
+				if err := a.showFault(f); err != nil {
+					return err
+				}
 			}
 			if len(faults) > 0 {
 				return &failure{exitInvalid, fmt.Errorf("cannot accept this: %s", plural(len(faults), "fault"))}
+			}
+			if a.machine() {
+				return nil
 			}
 			_, err := fmt.Fprintf(a.out, "%s checked, nothing is wrong\n", plural(checked, "file"))
 			return err
 		},
 	}
+}
+
+// showFault shows one fault: to people beside the data, to programs as the
+// message by which the agent tells it.
+func (a *app) showFault(f service.Fault) error {
+	if a.machine() {
+		return a.printJSON(&gladsheimv1.DefinitionFault{
+			File: f.File, Line: uint32(f.Line), Column: uint32(f.Column), Field: f.Field, Message: f.Message,
+		})
+	}
+	_, err := fmt.Fprintln(a.err, plain(f.String()))
+	return err
 }
 
 // check checks a file or a directory, and counts the files.

@@ -115,6 +115,10 @@ services it is the highest of theirs.`,
 	add(groupHost, a.systemCommand(), a.statsCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID(groupHost)
 	root.SetCompletionCommandGroupID(groupHost)
+	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	help.Args = aCommand
 	strict(root)
 	return root
 }
@@ -167,6 +171,14 @@ func noWords(cmd *cobra.Command, args []string) error {
 		return errors.New(text)
 	}
 	return fmt.Errorf("%q is not expected", args[0])
+}
+
+// aCommand wants the words of one, or none.
+func aCommand(cmd *cobra.Command, args []string) error {
+	if _, rest, err := cmd.Root().Find(args); err != nil || len(rest) > 0 {
+		return fmt.Errorf("%q is no command", strings.Join(args, " "))
+	}
+	return nil
 }
 
 // connect prepares the client.

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,7 +21,8 @@ func (a *app) setCommand() *cobra.Command {
 
 LIMIT is memory_max, memory_high, memory_swap_max (bytes, or with KiB, MiB, GiB),
 cpu_percent (of one core), cpu_weight, io_weight (1 to 10000), pids_max or nofile
-(from the next start). "max" lifts a limit.`,
+(from the next start). "max" lifts a limit. memory_warning_percent and
+cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`,
 		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max",
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
@@ -53,10 +56,30 @@ cpu_percent (of one core), cpu_weight, io_weight (1 to 10000), pids_max or nofil
 					defer cancel()
 					return a.client.SetResourceLimits(ctx, &gladsheimv1.ResourceLimitsRequest{ServiceName: name, Limits: limits})
 				},
-				show: func(l *gladsheimv1.ResourceLimits) error { return a.limitTable(l.GetReports(), asked) },
+				show: func(l *gladsheimv1.ResourceLimits) error { return a.showSet(l, asked) },
 			})
 		},
 	}
+}
+
+// The levels of warning, which are no limits.
+const (
+	memoryWarning = "memory_warning_percent"
+	cpuWarning    = "cpu_warning_percent"
+)
+
+// showSet shows what was asked for, as it is now.
+func (a *app) showSet(l *gladsheimv1.ResourceLimits, asked map[string]bool) error {
+	for name, level := range map[string]float32{memoryWarning: l.GetMemoryWarningPercent(), cpuWarning: l.GetCpuWarningPercent()} {
+		if asked[name] {
+			delete(asked, name)
+			fmt.Fprintf(a.out, "%s is %g\n", name, level)
+		}
+	}
+	if len(asked) == 0 {
+		return nil
+	}
+	return a.limitTable(l.GetReports(), asked)
 }
 
 // parseLimits reads LIMIT=VALUE as a definition does, all faults at once.
@@ -68,6 +91,12 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 	var faults []string
 	for _, pair := range pairs {
 		name, value, _ := strings.Cut(pair, "=")
+		if name == memoryWarning || name == cpuWarning {
+			if err := putWarning(out, name, value); err != nil {
+				faults = append(faults, err.Error())
+			}
+			continue
+		}
 		r, err := service.ParseResource(name)
 		if err != nil {
 			faults = append(faults, err.Error())
@@ -84,6 +113,23 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 		return nil, usage(errors.New("cannot set limits: " + strings.Join(faults, "; ")))
 	}
 	return out, nil
+}
+
+func putWarning(out *gladsheimv1.ResourceLimits, name, value string) error {
+	percent, err := strconv.ParseFloat(value, 32)
+	if err != nil {
+		return fmt.Errorf("%s: %q is not a number of percent", name, value)
+	}
+	if err := service.CheckWarning(percent); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	level := float32(percent)
+	if name == memoryWarning {
+		out.MemoryWarningPercent = &level
+	} else {
+		out.CpuWarningPercent = &level
+	}
+	return nil
 }
 
 func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {

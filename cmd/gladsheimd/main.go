@@ -89,7 +89,7 @@ func serve(o options, log *slog.Logger) error {
 		log.Info("listening", "address", address)
 		group.Go(func() error { return server.Serve(l) })
 	}
-	group.Go(func() error { return reloads(ctx, hangups, o, profile, settings, a, log) })
+	group.Go(func() error { return reloads(ctx, hangups, o, profile, a, log) })
 	group.Go(func() error {
 		<-ctx.Done()
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)

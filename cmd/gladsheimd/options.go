@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
@@ -43,8 +44,8 @@ func parseOptions(args []string, env func(string) (string, bool)) (options, erro
 	set.StringVar(&o.stateDir, "state-dir", dirs.state, "`directory` of what is wanted; survives a reboot")
 	set.StringVar(&o.runDir, "run-dir", dirs.run, "`directory` of what is; does not")
 	set.StringVar(&o.logDir, "log-dir", dirs.log, "`directory` of the services' output")
-	set.Func("listen", "`address` to serve, unix:///PATH or tcp://127.0.0.1:PORT; repeatable (default the socket in run-dir)", func(v string) error {
-		o.listen = append(o.listen, v)
+	set.Func("listen", "`address` to serve, unix:///PATH or tcp://127.0.0.1:PORT; several with commas, or repeated (default the socket in run-dir)", func(v string) error {
+		o.listen = append(o.listen, strings.Split(v, ",")...)
 		return nil
 	})
 	set.BoolVar(&o.version, "version", false, "print the version and exit")
@@ -113,8 +114,10 @@ func (o options) settings(profile platform.Profile) (config.Agent, error) {
 			return base, err
 		}
 		settings, faults := config.ParseAgent(file, data, base)
+		settings.Source, settings.Loaded = file, time.Now()
 		return settings, faults.Err("read the configuration")
 	}
+	base.Loaded = time.Now()
 	return base, nil
 }
 
@@ -137,7 +140,7 @@ func (o options) addresses(settings config.Agent) []string {
 
 // reloads reads configuration and definitions again at each hangup, until ctx
 // ends. What is faulty leaves what was in force. Addresses do not change.
-func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile platform.Profile, settings config.Agent, a *agent.Agent, log *slog.Logger) error {
+func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile platform.Profile, a *agent.Agent, log *slog.Logger) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -145,12 +148,11 @@ func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile p
 		case <-hangups:
 		}
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
-		if fresh, err := o.settings(profile); err != nil {
+		settings, err := o.settings(profile)
+		if err != nil {
 			log.Error("the configuration stays as it was", "error", err)
-		} else {
-			settings = fresh
 		}
-		a.Reload(ctx, settings)
+		a.Reload(ctx, settings, err)
 		log.Info("reloaded", "services", len(a.List()))
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
 	}

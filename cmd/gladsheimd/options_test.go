@@ -30,6 +30,12 @@ func TestFlagsWinOverTheEnvironment(t *testing.T) {
 	require.Equal(t, []string{"unix:///a", "unix:///b"}, o.listen)
 }
 
+func TestSeveralAddressesInTheEnvironment(t *testing.T) {
+	o, err := parseOptions(nil, environment(map[string]string{"GLADSHEIMD_LISTEN": "unix:///a,tcp://127.0.0.1:50060"}))
+	require.NoError(t, err)
+	require.Equal(t, []string{"unix:///a", "tcp://127.0.0.1:50060"}, o.listen)
+}
+
 func TestDirectoriesBecomeAbsolute(t *testing.T) {
 	o, err := parseOptions([]string{"-run-dir", "run", "-state-dir", "state", "-log-dir", "log", "-services-dir", "s"}, environment(nil))
 	require.NoError(t, err)

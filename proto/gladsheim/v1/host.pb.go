@@ -676,7 +676,7 @@ type AgentConfig struct {
 	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	// When it was read.
 	LoadedUnixMs int64 `protobuf:"varint,3,opt,name=loaded_unix_ms,json=loadedUnixMs,proto3" json:"loaded_unix_ms,omitempty"`
-	// Why the latest reload was refused; empty when it was not.
+	// Why the file was not taken at the latest reload; empty when it was.
 	ReloadError   string `protobuf:"bytes,4,opt,name=reload_error,json=reloadError,proto3" json:"reload_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
