@@ -309,29 +309,6 @@ func TestAutostartThatIsRefused(t *testing.T) {
 	})
 }
 
-// Until it is known how a service is that an earlier agent left, it is not shown
-// as stopped.
-func TestUnknownIsNotStopped(t *testing.T) {
-	inside(t, func(t *testing.T, h *house) {
-		h.define(web)
-		h.open()
-		h.start(web)
-		h.close()
-		release := make(chan struct{})
-		h.fault = func(operation string, _ service.Ref) error {
-			if operation == "adopt" {
-				<-release
-			}
-			return nil
-		}
-		h.open()
-		require.Equal(t, service.Adopting, h.status(web).Machine.State)
-		close(release)
-		synctest.Wait()
-		h.is(web, service.Running)
-	})
-}
-
 // A launch that the agent did not live through is made again, whether its
 // definition is there or not.
 func TestDeathDuringLaunch(t *testing.T) {

@@ -163,7 +163,7 @@ func (a *actor) timeout() {
 		return
 	}
 	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
-		a.forced = a.machine.ForceKill && !a.machine.Killing
+		a.forced = a.machine.ForceKill
 		if !a.machine.ForceKill {
 			a.fail(&service.Error{Op: "stop", Service: a.name, Kind: service.Timeout, Reason: service.ReasonStopTimeout,
 				Err: fmt.Errorf("it did not end within %v, and its definition forbids to kill it (stop.force_kill)", a.grace)})

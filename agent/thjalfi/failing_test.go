@@ -186,26 +186,6 @@ func TestUnrecordedStopCanBeRepeated(t *testing.T) {
 	})
 }
 
-// What an earlier record could not do says nothing about a later stop.
-func TestStopAfterAnUnrecordedState(t *testing.T) {
-	play(t, func(t *testing.T, s *stage) {
-		s.lax = true
-		full := true
-		s.disk.failWith(func(r Record) error {
-			if full && r.Machine.State != service.Launching {
-				return errors.New("no space left on device")
-			}
-			return nil
-		})
-		s.ok(s.start())
-		s.crash(service.Exit{Code: 1})
-		full = false
-		pass(time.Second)
-		s.is(service.Running)
-		s.ok(s.stop())
-	})
-}
-
 // Whoever waits for what is to follow an end hears that the end can not be had.
 func TestRestartOfWhatWillNotEnd(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {

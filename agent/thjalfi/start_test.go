@@ -299,6 +299,19 @@ func TestStartWhileStoppingWaitsForAFreshIncarnation(t *testing.T) {
 	})
 }
 
+// Who asked for the end does not wait for what follows it.
+func TestStopIsToldBeforeTheNextLaunch(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Term: &fake.End{After: time.Second}}, fake.Script{LaunchTime: time.Minute})
+		s.running()
+		stop := s.stop()
+		start := s.start()
+		pass(time.Second)
+		s.ok(stop)
+		s.pending(start)
+	})
+}
+
 // A start taken while it stops uses the plan of that start.
 func TestStartWhileStoppingUsesItsOwnPlan(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {

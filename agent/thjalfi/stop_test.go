@@ -119,6 +119,19 @@ func TestStubbornServiceIsKilledAfterItsGrace(t *testing.T) {
 	})
 }
 
+// Limits hold, and warnings count, as long as what they are of.
+func TestLimitsEndWithTheService(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running(func(d *service.Spec) { d.Limits[service.PidsMax] = service.Of(9); d.Warnings.Memory = 33 })
+		require.Equal(t, service.Of(9), s.status().Applied[service.PidsMax].Applied)
+		require.InDelta(t, 33, s.status().Warnings.Memory, 0)
+		s.disk.Publish(web, service.NoticeWarning, "memory high", "", func(s *service.Status) { s.Warned.Memory = true })
+		s.ok(s.stop())
+		require.Zero(t, s.status().Applied)
+		require.Zero(t, s.status().Warned)
+	})
+}
+
 func TestStopWithATimeoutOfItsOwn(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.script(fake.Script{Stubborn: true})
