@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -296,7 +297,7 @@ func forest(t *testing.T, g Group) *exec.Cmd {
 }
 
 func TestHostKill(t *testing.T) {
-	for name, kill := range map[string]func(Group) error{"cgroup.kill": Group.Kill, "freezer": Group.killFrozen} {
+	for name, kill := range ways {
 		t.Run(name, func(t *testing.T) {
 			g := hostGroup(t)
 			require.NoError(t, g.Child("a").Create(nil))
@@ -332,16 +333,47 @@ func TestHostKillFrozen(t *testing.T) {
 	require.NoError(t, g.WaitEmpty(t.Context()), "SIGKILL reaches the frozen")
 }
 
+// ways are the two ways to kill a group.
+var ways = map[string]func(Group) error{"cgroup.kill": Group.Kill, "freezer": Group.killFrozen}
+
+// TestHostForkBomb wants every bomb gone soon, and one of the first three within
+// a second: a machine with other work may be slow once.
 func TestHostForkBomb(t *testing.T) {
-	g := hostGroup(t)
+	for name, kill := range ways {
+		t.Run(name, func(t *testing.T) {
+			house := hostGroup(t)
+			neighbour := house.Child("neighbour")
+			require.NoError(t, neighbour.Create(Wanted))
+			inside(t, neighbour, nil, "sleep", "1000")
+			best := time.Duration(math.MaxInt64)
+			for try := 0; try < 3 && best > time.Second; try++ {
+				best = min(best, killBomb(t, house.Child("bomb"), kill))
+				require.Len(t, processes(t, neighbour), 1)
+			}
+			require.NoError(t, neighbour.Kill())
+			require.NoError(t, neighbour.WaitEmpty(t.Context()))
+			require.NoError(t, neighbour.Remove())
+			require.LessOrEqual(t, best, time.Second)
+		})
+	}
+}
+
+func killBomb(t *testing.T, g Group, kill func(Group) error) (took time.Duration) {
+	t.Helper()
+	require.NoError(t, g.Create(Wanted))
 	require.NoError(t, g.Apply(service.Limits{service.PidsMax: service.Of(100)}))
 	inside(t, g, nil, "sh", "-c", `f() { f 2>/dev/null & f 2>/dev/null & sleep 1; }; while :; do f; done 2>/dev/null`)
 	eventually(t, func() bool { return len(processes(t, g)) > 60 }, "the bomb never went off")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
 	began := time.Now()
-	require.NoError(t, g.Kill())
-	require.NoError(t, g.WaitEmpty(t.Context()))
-	t.Logf("the bomb was gone after %v", time.Since(began))
+	require.NoError(t, kill(g))
+	require.NoError(t, g.WaitEmpty(ctx))
+	took = time.Since(began)
+	t.Logf("the bomb was gone after %v", took)
 	require.Empty(t, processes(t, g))
+	require.NoError(t, g.Remove())
+	return took
 }
 
 func TestHostKillRefusesOwnGroup(t *testing.T) {
