@@ -108,7 +108,7 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 			})
 		}
 	}
-	return findings
+	return append(findings, a.escapes()...)
 }
 
 // Configuration is the configuration in force.

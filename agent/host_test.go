@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -95,5 +96,33 @@ func TestDoctor(t *testing.T) {
 			require.NotEmpty(t, f.Title)
 			require.NotZero(t, f.Level)
 		}
+	})
+}
+
+// What has left the cgroup of its service is named (P24).
+func TestDoctorNamesWhatHasLeftItsCgroup(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.register(db)
+		h.start(db)
+		s := h.start(web)
+		process := func(pid, parent int, state, cgroup string) {
+			h.write(fmt.Sprintf("proc/%d/stat", pid), fmt.Sprintf("%d (web) %s %d 1 1 0 -1 4194560 100 0 0 0 0 0 0 0 20 0 1 0 100100 1000 10", pid, state, parent)+
+				" 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n")
+			h.write(fmt.Sprintf("proc/%d/cgroup", pid), "0::"+cgroup+"\n")
+		}
+		process(s.PID(), 1, "S", s.Ref.Cgroup)
+		process(9001, s.PID(), "S", s.Ref.Cgroup+"/of-its-own")
+		process(9002, 1, "S", "/elsewhere") // of somebody else
+		process(9003, 9001, "Z", "/elsewhere")
+		require.Empty(t, h.doctor())
+		process(9004, 9001, "S", "/elsewhere")
+		process(9005, 9004, "S", s.Ref.Cgroup+"0")
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], fmt.Sprintf("processes of web have left its cgroup: 9004 in /elsewhere, 9005 in %s0:", s.Ref.Cgroup))
+		h.remove("proc/9004/stat")
+		h.remove("proc/9005/stat")
+		process(s.PID(), 1, "S", "/")
+		require.Contains(t, h.doctor()[0], fmt.Sprintf("have left its cgroup: %d in /:", s.PID()))
 	})
 }

@@ -292,7 +292,7 @@ func CheckWarning(percent float64) error {
 type Enforcement struct {
 	Limits     [NumResources]bool // the kernel enforces this limit on the whole service
 	OOMVerdict bool               // an OOM kill is told from a SIGKILL, with its level
-	KillAll    bool               // no process can escape a kill
+	KillAll    bool               // no process escapes a kill by forking, by a session of its own or by losing its parent
 	BornInside bool               // limits hold before the first instruction, with no move after the fork
 }
 

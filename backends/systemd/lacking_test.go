@@ -45,5 +45,5 @@ func TestLimitsThatTheHostLacks(t *testing.T) {
 	l.Spec.BestEffort = true
 	h = start(t, b, l)
 	require.Equal(t, "40", file(t, h.scope, "pids.max"))
-	require.Equal(t, "default 100", file(t, h.cell, "io.weight"))
+	require.Equal(t, "[not set]", show(t, h.ref.Unit, "IOWeight"))
 }

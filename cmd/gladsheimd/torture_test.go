@@ -260,7 +260,7 @@ func TestAHundredExitsAtOnce(t *testing.T) {
 	d := start(t)
 	services := 100
 	if emulated() {
-		services = 30
+		services = 15
 	}
 	name := func(n int) string { return fmt.Sprintf("brief-%d", n) }
 	var all sync.WaitGroup
@@ -315,8 +315,11 @@ func TestCores(t *testing.T) {
 // stdout (P25).
 func TestAnExitIsToldAtOnce(t *testing.T) {
 	d := start(t)
-	best := time.Duration(math.MaxInt64)
-	for try := 0; try < 5 && best > 100*time.Millisecond; try++ {
+	best, bound := time.Duration(math.MaxInt64), 100*time.Millisecond
+	if emulated() {
+		bound = time.Second
+	}
+	for try := 0; try < 5 && best > bound; try++ {
 		name := fmt.Sprintf("brief-%d", try)
 		d.register(name, d.mode("hand-stdout", "500ms"))
 		events, err := d.Watch(t.Context(), &gladsheimv1.WatchRequest{ServiceNames: []string{name}})
@@ -331,7 +334,7 @@ func TestAnExitIsToldAtOnce(t *testing.T) {
 		}
 		best = min(best, time.Since(ended))
 	}
-	require.LessOrEqual(t, best, 100*time.Millisecond)
+	require.LessOrEqual(t, best, bound)
 }
 
 // A service of another user gets nowhere near the agent (P30).
@@ -360,4 +363,33 @@ func TestTrespassing(t *testing.T) {
 	d.stop("trespasser")
 	d.eventually("no descriptor is left", func() bool { return d.descriptors() <= before })
 	require.Equal(t, victim.ProcessId, d.status("victim").ProcessId)
+}
+
+// A child that a service of root has moved elsewhere is named by the doctor
+// (P24).
+func TestTheDoctorNamesWhatHasEscaped(t *testing.T) {
+	if !caged() || os.Geteuid() != 0 {
+		t.Skip("there are no cgroups to escape from")
+	}
+	d := start(t)
+	const elsewhere = "/sys/fs/cgroup/gladsheimd-test-elsewhere"
+	require.NoError(t, os.Mkdir(elsewhere, 0o755))
+	s := d.run("escaper", []string{"escape", elsewhere})
+	require.Contains(t, d.said("escaper"), "escaped")
+	var child int
+	for _, pid := range d.processes() {
+		if pid != int(s.ProcessId) {
+			child = pid
+		}
+	}
+	report, err := d.Doctor(t.Context(), &gladsheimv1.DoctorRequest{})
+	require.NoError(t, err)
+	var said []string
+	for _, f := range report.Findings {
+		said = append(said, f.Title)
+	}
+	require.Contains(t, said, fmt.Sprintf("processes of escaper have left its cgroup: %d in /gladsheimd-test-elsewhere", child))
+	require.Equal(t, stopped, d.stop("escaper").State)
+	require.NoError(t, syscall.Kill(child, syscall.SIGKILL))
+	d.eventually("it can be removed", func() bool { return os.Remove(elsewhere) == nil })
 }
