@@ -168,14 +168,48 @@ func checkInner(d *dir) error {
 	if err != nil || !inner {
 		return err
 	}
-	text, err := d.read("cgroup.procs")
+	pids, err := d.processes()
 	if err != nil {
 		return err
 	}
-	if pids := strings.Fields(text); len(pids) > 0 {
-		return fmt.Errorf("%s holds %d processes, %s the first: %s", d.Name(), len(pids), pids[0], innerAdvice)
+	if len(pids) > 0 {
+		return fmt.Errorf("%s holds %d processes, %d the first: %s", d.Name(), len(pids), pids[0], innerAdvice)
 	}
 	return nil
+}
+
+// Own lists the processes in g itself that keep it from passing controllers on:
+// none for the root of the host, which may have some.
+func (g Group) Own() ([]int, error) {
+	d, err := g.open()
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	if inner, err := d.has("cgroup.type"); err != nil || !inner {
+		return nil, err
+	}
+	return d.processes()
+}
+
+// Vacate moves what is Own to g into the group to, and what is forked meanwhile.
+func (g Group) Vacate(to Group) error {
+	const passes = 100 // each reaches a generation of forks
+	for range passes {
+		pids, err := g.Own()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if pid == 0 {
+				return fmt.Errorf("%s holds processes that can not be seen from here, of another PID namespace", g.file(""))
+			}
+			if err := to.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("move process %d from %s to %s: %w", pid, g.path, to.path, err)
+			}
+		}
+	}
+	return fmt.Errorf("processes are forked in %s faster than they can be moved away", g.file(""))
 }
 
 // checkDomain refuses a group in which no process can be started because it is

@@ -127,10 +127,17 @@ func TestHostInnerProcesses(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "domain", kind)
 
+	own, err := g.Own()
+	require.NoError(t, err)
+	require.Equal(t, []int{c.Process.Pid}, own)
+	root, err := g.Root().Own()
+	require.NoError(t, err)
+	require.Empty(t, root, "the root of the host may have processes")
+
 	// What it says to do helps.
 	leaf := g.Child("leaf")
 	require.NoError(t, leaf.Create(nil))
-	require.NoError(t, leaf.Add(c.Process.Pid))
+	require.NoError(t, g.Vacate(leaf))
 	require.Equal(t, []int{c.Process.Pid}, processes(t, leaf))
 	require.NoError(t, g.Child("a").Create(Wanted))
 }

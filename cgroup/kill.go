@@ -57,24 +57,31 @@ func event(text, key string) (bool, error) {
 func (g Group) Processes() ([]int, error) {
 	var pids []int
 	err := g.walk(func(d *dir) error {
-		text, err := d.read("cgroup.procs")
+		here, err := d.processes()
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return nil // a threaded group: its processes are listed in the domain above
 		}
-		if err != nil {
-			return err
-		}
-		for field := range strings.FieldsSeq(text) {
-			pid, err := strconv.Atoi(field)
-			if err != nil {
-				return fmt.Errorf("%s/cgroup.procs holds %q", d.Name(), field)
-			}
-			pids = append(pids, pid)
-		}
-		return nil
+		pids = append(pids, here...)
+		return err
 	})
 	slices.Sort(pids)
 	return slices.Compact(pids), err
+}
+
+// processes lists those in d itself.
+func (d *dir) processes() (pids []int, err error) {
+	text, err := d.read("cgroup.procs")
+	if err != nil {
+		return nil, err
+	}
+	for field := range strings.FieldsSeq(text) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("%s/cgroup.procs holds %q", d.Name(), field)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
 }
 
 // walk calls f on the group and every one below it, parents first. Groups that

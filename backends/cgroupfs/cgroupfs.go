@@ -7,6 +7,8 @@
 // No process may live in the parent itself. On a host without systemd the whole
 // tree is ours and the parent is made when it is missing; on a systemd host the
 // parent is a scope that systemd has delegated, and nothing above it is written.
+// In a container that has a tree of its own without systemd, everything that
+// lives in its root is moved into a leaf beside the services first.
 package cgroupfs
 
 import (
@@ -107,11 +109,33 @@ func prepare(parent cgroup.Group, ours bool) ([]string, error) {
 	}
 	controllers := slices.DeleteFunc(slices.Clone(cgroup.Wanted), func(c string) bool { return !slices.Contains(offered, c) })
 	if ours {
+		if err := vacate(parent); err != nil {
+			return nil, err
+		}
 		if err := createAll(parent, controllers); err != nil {
 			return nil, err
 		}
 	}
 	return controllers, parent.Enable(controllers)
+}
+
+// supervisor is the leaf below the parent for the agent, and whoever else lives
+// in the root of a container.
+const supervisor = "supervisor"
+
+// vacate lets the root of the tree pass controllers on. In a container it is a
+// cgroup like any other, in which all begin to live, the agent too.
+func vacate(parent cgroup.Group) error {
+	root := parent.Root()
+	own, err := root.Own()
+	if err != nil || len(own) == 0 {
+		return err
+	}
+	leaf := parent.Child(supervisor)
+	if err := createAll(leaf, nil); err != nil {
+		return err
+	}
+	return root.Vacate(leaf)
 }
 
 // createAll makes g and what is missing above it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path"
 	"strconv"
 	"syscall"
@@ -37,6 +38,30 @@ func TestHostUnusableParents(t *testing.T) {
 	require.Equal(t, service.HostUnavailable, service.KindOf(err))
 	require.ErrorContains(t, err, "move them into a leaf below it first")
 	require.ErrorContains(t, err, strconv.Itoa(r.Ref().PID))
+}
+
+// In a container the root of the tree is a cgroup in which everything lives.
+func TestHostRootOfAContainer(t *testing.T) {
+	c := config(t)
+	box := newBackend(t, c).parent.Child("box")
+	require.NoError(t, box.Create(cgroup.Wanted))
+	t.Cleanup(func() { require.NoError(t, box.Remove()) })
+	init := exec.Command("/bin/sleep", "1000")
+	require.NoError(t, init.Start())
+	t.Cleanup(func() { _ = init.Process.Kill(); _ = init.Wait() })
+	require.NoError(t, box.Add(init.Process.Pid))
+
+	var err error
+	c.Tree, err = cgroup.Open(cgroupRoot + box.Path())
+	require.NoError(t, err)
+	c.Parent, c.Ours = "/gladsheim", true
+	for range 2 {
+		e := newBackend(t, c).Enforces()
+		require.True(t, e.Limits[service.MemoryMax] && e.Limits[service.PidsMax])
+		pids, err := box.Child("gladsheim").Child("supervisor").Processes()
+		require.NoError(t, err)
+		require.Equal(t, []int{init.Process.Pid}, pids)
+	}
 }
 
 // A parent that somebody has removed is made again.
