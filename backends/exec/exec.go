@@ -41,7 +41,7 @@ type Backend struct {
 	proc    procfs.FS
 	agentID string
 	boot    string
-	reaper  *reaper
+	reaper  *process.Reaper
 
 	mu      sync.Mutex
 	handles map[brand]*handle // open ones; nil while one is launched
@@ -64,7 +64,7 @@ func New(w *watch.Watcher, fs procfs.FS, agentID string) (*Backend, error) {
 		return nil, fmt.Errorf("cannot open the exec backend: become the subreaper: %w", err)
 	}
 	b := &Backend{watch: w, proc: fs, agentID: agentID, boot: boot, handles: map[brand]*handle{}}
-	b.reaper = startReaper(b)
+	b.reaper = process.StartReaper(fs, b.reap)
 	return b, nil
 }
 
@@ -247,7 +247,7 @@ func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]servic
 
 // Close implements backends.Backend.
 func (b *Backend) Close() error {
-	b.reaper.stop()
+	b.reaper.Stop()
 	return nil
 }
 

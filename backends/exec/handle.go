@@ -103,7 +103,7 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	hunt := hunt{handle: h, leftOver: over(h.exited)}
 	err := hunt.run(ctx)
 	if len(hunt.mates) > 0 { // while their session is known as ours
-		h.backend.reaper.reapBehind()
+		h.backend.reaper.ReapBehind()
 	}
 	if err == nil && !over(h.exited) {
 		// It is a zombie at most; whoever asks from now on hears its exit.

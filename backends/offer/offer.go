@@ -15,6 +15,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/cgroupfs"
 	"github.com/gladsheim/gladsheim/backends/exec"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/backends/systemd"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -37,7 +38,8 @@ const Auto = "auto"
 type Offer struct {
 	Backends []backends.Backend // the preferred one first
 	watcher  *watch.Watcher
-	lock     *os.File // of the tree of cgroups, nil when none is used
+	lock     *os.File        // of the tree of cgroups, nil when none is used
+	reaper   *process.Reaper // of all orphans, nil when that is not our task
 }
 
 // parent is the cgroup that holds services where systemd does not run.
@@ -68,6 +70,9 @@ func (o *Offer) Close() error {
 	var all error
 	for _, b := range o.Backends {
 		all = errors.Join(all, b.Close())
+	}
+	if o.reaper != nil {
+		o.reaper.Stop()
 	}
 	if o.lock != nil {
 		all = errors.Join(all, o.lock.Close())
@@ -117,10 +122,18 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 	if err := o.own(c.Facts.CgroupRoot); err != nil {
 		return err
 	}
+	if os.Getpid() == 1 { // as in a container; the exec backend does so itself
+		o.reaper = process.StartReaper(c.Procfs, reapAny)
+	}
 	if !slices.Contains(names, "systemd") {
 		return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
 	}
 	return o.openSystemd(ctx, c, names)
+}
+
+func reapAny(pid int) bool {
+	_, ok := process.Reap(pid)
+	return ok
 }
 
 // own keeps other agents out of the tree of cgroups: the names of scopes and

@@ -427,6 +427,25 @@ func TestChildThatCanNotBeWatchedStaysTheCallers(t *testing.T) {
 	require.ErrorIs(t, unix.Close(next), unix.EBADF, "nobody else has this one")
 }
 
+// All orphans are reaped, and a child that is held is left to its Process.
+func TestReaperSparesWhatIsHeld(t *testing.T) {
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	defer func() { require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)) }()
+	w := newWatcher(t)
+	r := StartReaper(proc(t), func(pid int) bool {
+		_, ok := Reap(pid)
+		return ok
+	})
+	defer r.Stop()
+	held := child(t, w, "for i in 1 2 3 4 5 6 7 8 9; do (sleep 0 & sleep 0 &) ; done; wait; exit 7")
+	require.Equal(t, service.Exit{Code: 7}, awaitExit(t, held))
+	require.Eventually(t, func() bool {
+		_, _, zombie := Zombie()
+		return !zombie
+	}, deadline, time.Millisecond)
+	r.Stop()
+}
+
 // reuse makes the kernel give the number pid to a new process.
 func reuse(t *testing.T, pid int) *exec.Cmd {
 	t.Helper()

@@ -1,0 +1,83 @@
+package process
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Reaper lets orphans be reaped that were given to this OS process. It leaves
+// alone what a Process holds, whose exit is somebody's news.
+type Reaper struct {
+	fs   procfs.FS
+	reap func(pid int) bool
+	quit chan struct{}
+	once sync.Once // closes quit
+	done chan struct{}
+}
+
+// StartReaper calls reap for children that have ended and that no Process
+// holds, whenever one ends. reap calls Reap, or tells false for one that is not
+// its to reap. It may be called by several goroutines at once.
+func StartReaper(fs procfs.FS, reap func(pid int) bool) *Reaper {
+	r := &Reaper{fs: fs, reap: reap, quit: make(chan struct{}), done: make(chan struct{})}
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, unix.SIGCHLD)
+	released := make(chan struct{}, 1)
+	stop := Released(released)
+	go func() {
+		defer close(r.done)
+		defer signal.Stop(died)
+		defer stop()
+		for {
+			select {
+			case <-died:
+			case <-released:
+			case <-r.quit:
+				return
+			}
+			r.reapAll()
+		}
+	}()
+	return r
+}
+
+// Stop ends the reaper and waits for that. Idempotent.
+func (r *Reaper) Stop() {
+	r.once.Do(func() { close(r.quit) })
+	<-r.done
+}
+
+// reapAll reaps every orphan that has ended.
+func (r *Reaper) reapAll() {
+	for {
+		pid, held, found := Zombie()
+		switch {
+		case !found:
+			return
+		case held:
+			return // once it is reaped, released tells, and we look behind it
+		case !r.reap(pid):
+			r.ReapBehind()
+			return
+		}
+	}
+}
+
+// ReapBehind looks through all processes, because the kernel shows only the
+// first of our zombies, and that one may be another's to reap.
+func (r *Reaper) ReapBehind() {
+	processes, err := r.fs.Processes()
+	if err != nil {
+		return // the next death tries again
+	}
+	for _, p := range processes {
+		if p.PPID == os.Getpid() && !p.Alive() {
+			r.reap(p.PID)
+		}
+	}
+}
