@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -74,8 +75,23 @@ func (a *app) showStatus(r *report) error {
 	a.sayProcesses(s, r.GetProcesses())
 	a.sayEvents(s, r)
 	a.sayLines(s, r)
+	if text := advice(r.ServiceStatus); text != "" {
+		fmt.Fprintf(s, "Hint: %s\n", plain(text))
+	}
 	_, err := fmt.Fprint(a.out, s.String())
 	return err
+}
+
+// advice is what to do about a service, "" when it needs nothing.
+func advice(st *gladsheimv1.ServiceStatus) string {
+	name := st.GetServiceName()
+	switch {
+	case st.GetLastExit().GetVerdict() == gladsheimv1.Verdict_VERDICT_OWN_LIMIT_OOM:
+		return fmt.Sprintf("it needs more memory than it may have; try: gladsheim set %s memory_max=SIZE", name)
+	case st.GetState() == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED:
+		return fmt.Sprintf("how it ended before: gladsheim history %s --exits; to start it again: gladsheim start %s", name, name)
+	}
+	return ""
 }
 
 func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
@@ -91,7 +107,7 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	s.line("Runner", and(st.GetBackend(), other(st.GetLaunch(), st.GetBackend()), st.GetUnit()))
 	s.line("Cgroup", st.GetCgroup())
 	if pid := st.GetProcessId(); pid != 0 {
-		s.line("Main PID", and(number(pid), in(labelled("user", st.GetUser()))))
+		s.line("Main PID", and(number(pid), in(programOf(pid, st.GetProcesses()), labelled("user", st.GetUser()))))
 	}
 	s.line("Restarts", and(number(st.GetRestartCount()), in(maybe(st.RestartsLeft, func(n uint32) string { return number(n) + " left" }))))
 	s.line("Asked by", st.GetLastActor())
@@ -109,6 +125,16 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	}
 }
 
+// programOf is the name of the program that a process runs, "" if that is unknown.
+func programOf(pid int32, processes []*gladsheimv1.Process) string {
+	for _, p := range processes {
+		if words := strings.Fields(p.GetCommand()); p.GetPid() == pid && len(words) > 0 {
+			return filepath.Base(words[0])
+		}
+	}
+	return ""
+}
+
 // active is the state, since when, and how long that is.
 func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 	text := stateWord(st.GetState())
@@ -124,7 +150,11 @@ func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 	default:
 		return text
 	}
-	text += " since " + moment(since) + "; " + ago(a.now(), since)
+	began := " since "
+	if st.GetState() == gladsheimv1.ServiceState_SERVICE_STATE_STOPPING { // nobody keeps when that began
+		began = "; started "
+	}
+	text += began + moment(since) + "; " + ago(a.now(), since)
 	if next := st.GetNextAttemptUnixMs(); next != 0 {
 		text += "; next start " + ago(a.now(), fromMillis(next))
 	}
