@@ -5,8 +5,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 .PHONY: build run test check bench generate clean
 
+# The linker sets the version; go's own look at the repository would fail for root
+# in a checkout of somebody else.
 build: ## bin/gladsheimd and bin/gladsheim, static
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gladsheimd ./cmd/gladsheim
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gladsheimd ./cmd/gladsheim
 
 run: build ## an agent in the foreground, with the sample services of examples/services
 	@tools/run

@@ -71,7 +71,7 @@ func build(jobs []job) error {
 	env := append(os.Environ(), "CGO_ENABLED=0")
 	cover := []string{"-cover", "-covermode=atomic", "-coverpkg=./..."}
 	for _, p := range programs {
-		args := []string{"build", "-o", filepath.Join(work, "bin", p.name)}
+		args := []string{"build", "-buildvcs=false", "-o", filepath.Join(work, "bin", p.name)}
 		if p.cover {
 			args = append(args, cover...)
 		}
