@@ -74,7 +74,9 @@ type Handle interface {
 
 	// Kill kills every process of the incarnation and returns when none is
 	// left, or with an error of Kind Timeout and the processes that would not
-	// die when ctx ends first. Idempotent.
+	// die when ctx ends first. Idempotent. Where a cgroup holds it, that is what
+	// lives in there, and the main process wherever it is: children that a
+	// service of root has moved elsewhere are no more of it, and live on.
 	Kill(ctx context.Context) error
 
 	// Limit changes limits of the running incarnation: those set in l; the

@@ -437,7 +437,7 @@ func TestHostRemove(t *testing.T) {
 	require.ErrorIs(t, err, unix.EBUSY)
 	require.ErrorContains(t, err, "processes ["+strconv.Itoa(c.Process.Pid)+"] live in it")
 
-	events, err := inner.OpenEvents()
+	events, err := inner.openEvents()
 	require.NoError(t, err)
 	defer events.Close()
 	dir, err := inner.open()

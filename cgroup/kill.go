@@ -203,7 +203,7 @@ func (g Group) WaitEmpty(ctx context.Context) error {
 // waitEvent waits until key in cgroup.events has the value wanted. It looks once
 // even when ctx has ended.
 func (g Group) waitEvent(ctx context.Context, key string, want bool) error {
-	f, err := g.OpenEvents()
+	f, err := g.openEvents()
 	if gone(err) {
 		return nil
 	}

@@ -90,12 +90,6 @@ func (f FS) StartTicks(pid int) (uint64, error) {
 	return p.Start, err
 }
 
-// CPUTime is the user and system time that pid has used, without its children.
-func (f FS) CPUTime(pid int) (time.Duration, error) {
-	p, err := f.Process(pid)
-	return p.CPUTime, err
-}
-
 // RSS is the resident memory of pid in bytes.
 func (f FS) RSS(pid int) (uint64, error) {
 	p, err := f.Process(pid)

@@ -310,7 +310,7 @@ func unenforceable(op string, name service.Name, missing []service.Resource) err
 		words[i] = r.String()
 	}
 	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
-		Err: fmt.Errorf("this host has no cgroup v2, so it can not enforce %s; remove the limit, or set best_effort to run without it",
+		Err: fmt.Errorf("the exec backend, which uses no cgroups, can not enforce %s; remove the limit, or set best_effort to run without it",
 			strings.Join(words, ", "))}
 }
 

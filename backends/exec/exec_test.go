@@ -352,7 +352,7 @@ func TestLimitOfOpenFilesReachesTheWholeTree(t *testing.T) {
 
 	_, err = h.Limit(t.Context(), service.Limits{service.NoFile: service.Of(100), service.MemoryMax: service.Of(64 << 20), service.PidsMax: service.Of(5)})
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
-	require.ErrorContains(t, err, "cannot limit web: this host has no cgroup v2, so it can not enforce memory_max, pids_max")
+	require.ErrorContains(t, err, "cannot limit web: the exec backend, which uses no cgroups, can not enforce memory_max, pids_max")
 	applied, err = h.Limits(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, want, applied[service.NoFile], "nothing was changed")
