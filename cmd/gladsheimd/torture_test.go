@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -392,4 +393,20 @@ func TestTheDoctorNamesWhatHasEscaped(t *testing.T) {
 	require.Equal(t, stopped, d.stop("escaper").State)
 	require.NoError(t, syscall.Kill(child, syscall.SIGKILL))
 	d.eventually("it can be removed", func() bool { return os.Remove(elsewhere) == nil })
+}
+
+// A service whose health check fails is restarted, and its record says why.
+func TestAnUnhealthyServiceIsRestarted(t *testing.T) {
+	d := start(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := l.Addr().String()
+	require.NoError(t, l.Close())
+	d.run("ill", []string{"http", address, "2s"}, fields{
+		"health":  fields{"type": "http", "url": "http://" + address + "/health", "interval": "100ms"},
+		"restart": fields{"policy": "on-failure", "backoff": "100ms"},
+	})
+	d.eventually("it is restarted", func() bool { return len(d.exits("ill")) > 0 })
+	require.Equal(t, gladsheimv1.Verdict_VERDICT_UNHEALTHY, d.exits("ill")[0].Verdict)
+	d.eventually("it runs again", func() bool { s := d.status("ill"); return s.State == running && s.Incarnation > 1 })
 }

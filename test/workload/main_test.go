@@ -1,8 +1,10 @@
 package main
 
 import (
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,4 +25,22 @@ func TestReadmeListsEveryMode(t *testing.T) {
 		}
 	}
 	require.ElementsMatch(t, slices.Collect(maps.Keys(modes())), listed)
+}
+
+// A mode that no test launches proves nothing, whatever row stands beside it.
+func TestEveryModeIsUsed(t *testing.T) {
+	var tests strings.Builder
+	require.NoError(t, filepath.WalkDir("../..", func(path string, e fs.DirEntry, err error) error {
+		suite := strings.Contains(path, "backends/backendtest") && strings.HasSuffix(path, ".go")
+		if err != nil || e.IsDir() || strings.Contains(path, "test/workload") || (!suite && !strings.HasSuffix(path, "_test.go")) {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		tests.Write(text)
+		return err
+	}))
+	for mode := range modes() {
+		launched := regexp.MustCompile(`[({,]\s*"` + mode + `"\s*[,)}]`)
+		require.True(t, launched.MatchString(tests.String()), "no test launches the mode %s", mode)
+	}
 }
