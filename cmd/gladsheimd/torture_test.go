@@ -38,7 +38,8 @@ func wantReason(t *testing.T, err error, code codes.Code, reason service.Reason)
 }
 
 // Each way in which a program can not be executed is told as itself, over the
-// wire, and leaves nothing (P9 to P18).
+// wire, and leaves nothing (P9 to P18). One is not to be had here: what a
+// definition can say is never too big for execve(2).
 func TestEachLaunchErrorHasItsReason(t *testing.T) {
 	d := start(t)
 	file := func(name, content string, mode os.FileMode) string {
