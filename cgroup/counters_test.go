@@ -188,3 +188,38 @@ func TestKillRefusesItsOwnGroup(t *testing.T) {
 	require.Equal(t, "1\n"[:1], content(t, root, "g/cgroup.kill")[:1])
 	require.NoError(t, tree.Group("/gone").Kill())
 }
+
+// When the counts from before are lost, an ancestor's may tell of something that
+// happened long before the kill.
+func TestVerdictWithoutABase(t *testing.T) {
+	for name, tc := range map[string]struct {
+		own, ownLocal, parentLocal string
+		verdict                    service.OOM
+		level                      string
+	}{
+		"own":     {"oom 1\noom_kill 1", "oom 1", "oom 7", service.OOMOwn, "/p/g"},
+		"host":    {"oom 0\noom_kill 1", "oom 0", "oom 0", service.OOMHost, ""},
+		"unknown": {"oom 0\noom_kill 1", "oom 0", "oom 7", service.OOMNone, UnknownLevel},
+		"none":    {"oom 0\noom_kill 0", "oom 0", "oom 7", service.OOMNone, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			for file, text := range map[string]string{
+				"p/memory.events.local": tc.parentLocal, "p/g/memory.events": tc.own, "p/g/memory.events.local": tc.ownLocal,
+			} {
+				full := filepath.Join(root, file)
+				require.NoError(t, os.MkdirAll(filepath.Dir(full), 0o755))
+				require.NoError(t, os.WriteFile(full, []byte(text+"\n"), 0o644))
+			}
+			tree, err := OpenFixture(root)
+			require.NoError(t, err)
+			g := tree.Group("/p/g")
+			found, err := g.OOMCounts()
+			require.NoError(t, err)
+			verdict, level, _, err := g.OOMSince(found.Base())
+			require.NoError(t, err)
+			require.Equal(t, tc.verdict, verdict)
+			require.Equal(t, tc.level, level)
+		})
+	}
+}

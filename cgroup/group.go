@@ -264,17 +264,21 @@ func (g Group) Add(pid int) error {
 }
 
 // SetOOMGroup tells the kernel to kill the group as a whole when it runs out of
-// memory (memory.oom.group), or only one process of it.
+// memory (memory.oom.group), or only one process of it. It writes nothing when
+// that is so already.
 func (g Group) SetOOMGroup(whole bool) error {
 	want := "0"
 	if whole {
 		want = "1"
 	}
+	got, err := g.read("memory.oom.group")
+	if err != nil || got == want {
+		return err
+	}
 	if err := g.write("memory.oom.group", want); err != nil {
 		return err
 	}
-	got, err := g.read("memory.oom.group")
-	if err != nil {
+	if got, err = g.read("memory.oom.group"); err != nil {
 		return err
 	}
 	if got != want {

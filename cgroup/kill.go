@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
 )
 
 // Populated tells whether a process lives in the group or below it. Of a group
@@ -108,6 +110,20 @@ func (g Group) walk(f func(*dir) error) error {
 		}
 	}
 	return nil
+}
+
+// deathCPU is more CPU time than any machine has. It is not Unlimited because
+// lifting the last such limit of a host makes the kernel patch its scheduler.
+const deathCPU = 100 * service.UsecPerPercent * 4096
+
+// Unthrottle raises the group's limit on CPU time above all need, for those who
+// are to be killed: dying takes some too, and who is out of it would wait for
+// the next period. If that fails they die more slowly, so it tells no error.
+func (g Group) Unthrottle() {
+	now, err := g.Limits(service.Limits{})
+	if cpu := now[service.CPUMax].Applied; err == nil && cpu.Set && cpu.Value < deathCPU {
+		_ = g.Apply(service.Limits{service.CPUMax: service.Of(deathCPU)})
+	}
 }
 
 // Kill sends SIGKILL to every process in the group and below it, those being

@@ -16,6 +16,9 @@ import (
 // ancestors never ran out of memory.
 type OOMCounts struct {
 	levels []oomLevel // the group first, the root last
+
+	// A base of which nothing is known, also not of the ancestors; see Base.
+	lost bool
 }
 
 // oomLevel is what one group counts.
@@ -53,6 +56,17 @@ func (c OOMCounts) Kills() service.Quota {
 		return service.Of(0)
 	}
 	return c.levels[0].kills
+}
+
+// Base is what to compare later readings with when the counts from before the
+// group's first process are lost. If nothing was killed in it yet, c serves as
+// well. Otherwise all that the group has ever counted is compared; its ancestors
+// may have counted something else long ago, so none of them is blamed.
+func (c OOMCounts) Base() OOMCounts {
+	if c.Kills().Value > 0 {
+		return OOMCounts{lost: true}
+	}
+	return c
 }
 
 // TellsLevel tells whether the kernel counts kills in this group, and at which
@@ -104,8 +118,8 @@ func readEvents(d *dir, name string) (map[string]service.Quota, error) {
 // OOMSince tells whether the OOM killer took processes of the group since base
 // was read, how many, and at which level memory ran out: level is the path of
 // the group whose limit was the reason, "" for the host. Where the kernel does
-// not tell the level, it is UnknownLevel and the verdict OOMNone. Read it after
-// the exit and before the removal of the group.
+// not tell the level, or base is lost, it is UnknownLevel and the verdict OOMNone.
+// Read it after the exit and before the removal of the group.
 func (g Group) OOMSince(base OOMCounts) (verdict service.OOM, level string, kills uint64, err error) {
 	now, err := g.OOMCounts()
 	if err != nil {
@@ -139,6 +153,9 @@ func (c OOMCounts) since(base OOMCounts) (verdict service.OOM, level string, kil
 			return service.OOMNone, UnknownLevel, kills
 		}
 		if delta(l.local, before(i+1).local) > 0 {
+			if base.lost {
+				return service.OOMNone, UnknownLevel, kills
+			}
 			return service.OOMAncestor, l.path, kills
 		}
 	}

@@ -99,12 +99,14 @@ type ExitRecord struct {
 // Judge derives the verdict from what is known. cause is why we were ending
 // the service, CauseNone if we were not.
 func Judge(x Exit, r Remains, cause Cause) Verdict {
+	// Of an end that nobody saw, the kernel's counters still tell.
+	mayBeOOM := x.Signal == syscall.SIGKILL || x.Unknown != ""
 	switch {
-	case x.Signal == syscall.SIGKILL && r.OOM == OOMOwn:
+	case mayBeOOM && r.OOM == OOMOwn:
 		return VerdictOwnOOM
-	case x.Signal == syscall.SIGKILL && r.OOM == OOMAncestor:
+	case mayBeOOM && r.OOM == OOMAncestor:
 		return VerdictAncestorOOM
-	case x.Signal == syscall.SIGKILL && r.OOM == OOMHost:
+	case mayBeOOM && r.OOM == OOMHost:
 		return VerdictHostOOM
 	case cause == CauseAsked:
 		return VerdictStopped

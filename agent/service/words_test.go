@@ -182,6 +182,8 @@ func TestJudge(t *testing.T) {
 		{killed, Remains{}, CauseUnhealthy, VerdictUnhealthy},
 		{killed, Remains{}, CauseStartup, VerdictStartupTime},
 		{Exit{Unknown: "agent_was_down"}, Remains{}, CauseNone, VerdictUnknown},
+		{Exit{Unknown: "agent_was_down"}, oom(OOMOwn), CauseNone, VerdictOwnOOM},
+		{Exit{Unknown: "agent_was_down"}, oom(OOMHost), CauseAsked, VerdictHostOOM},
 	} {
 		require.Equal(t, tt.want, Judge(tt.exit, tt.rest, tt.cause), "%+v", tt)
 	}

@@ -27,6 +27,7 @@ func killLaws() []law {
 		{says: "Kill, Signal, Usage, Processes, Limits and Release may come all at once", check: lawAllAtOnce},
 		{says: "Kill does not hang when its context has ended", check: lawKillEnded},
 	}
+	all = append(all, law{says: "Kill ends at once who may use one percent of a core", only: real, alone: true, check: lawKillThrottled})
 	for _, kind := range []string{"plain", "setsid", "vfork", "churn", "exec"} {
 		all = append(all, law{
 			says: "Kill ends a fork bomb, kind " + kind + ", within a second", only: real, alone: true,
@@ -157,6 +158,20 @@ func lawKillEnded(b *bench) {
 		require.Contains(b, []service.Kind{service.Timeout, service.Cancelled}, e.Kind)
 	}
 	require.NoError(b, i.Kill(b.within()), "it may be called again")
+	require.Zero(b, b.alive(i.plan))
+}
+
+// lawKillThrottled kills many who wait for CPU time, of which dying takes some.
+func lawKillThrottled(b *bench) {
+	if !b.agent.Enforces().Limits[service.CPUMax] {
+		return
+	}
+	i := b.start("fork", "40")
+	_, err := i.Limit(b.within(), service.Limits{service.CPUMax: service.Of(service.UsecPerPercent)})
+	require.NoError(b, err)
+	began := time.Now()
+	require.NoError(b, i.Kill(b.within()))
+	require.Less(b, time.Since(began), 5*time.Second)
 	require.Zero(b, b.alive(i.plan))
 }
 

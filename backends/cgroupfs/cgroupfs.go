@@ -228,9 +228,11 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		return nil, backends.ErrGone
 	}
 	h := &handle{backend: b, group: group, ref: ref, requested: requested, turn: make(chan struct{}, 1)}
-	if err := h.countFromNow(); err != nil {
+	counts, err := group.OOMCounts()
+	if err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
+	h.base = counts.Base()
 	if h.main, err = b.findMain(ref); err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}

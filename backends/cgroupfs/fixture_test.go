@@ -64,37 +64,3 @@ func TestRoomForGate(t *testing.T) {
 	require.Equal(t, limits(service.MemoryMax, 1<<20, service.PidsMax, 5, service.CPUMax, 10_000), atOpening)
 	require.Equal(t, asked, atOpening.Over(now))
 }
-
-// After the agent was away, an ancestor's counters may tell of something that
-// happened long before the kill.
-func TestVerdictAfterAdoption(t *testing.T) {
-	for name, tc := range map[string]struct {
-		own, ownLocal, parentLocal string
-		verdict                    service.OOM
-		level                      string
-	}{
-		"own":     {"oom 1\noom_kill 1", "oom 1", "oom 7", service.OOMOwn, "/p/g"},
-		"host":    {"oom 0\noom_kill 1", "oom 0", "oom 0", service.OOMHost, ""},
-		"unknown": {"oom 0\noom_kill 1", "oom 0", "oom 7", service.OOMNone, cgroup.UnknownLevel},
-		"none":    {"oom 0\noom_kill 0", "oom 0", "oom 7", service.OOMNone, ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			root := t.TempDir()
-			for file, text := range map[string]string{
-				"p/memory.events.local": tc.parentLocal, "p/g/memory.events": tc.own, "p/g/memory.events.local": tc.ownLocal,
-			} {
-				full := filepath.Join(root, file)
-				require.NoError(t, os.MkdirAll(filepath.Dir(full), 0o755))
-				require.NoError(t, os.WriteFile(full, []byte(text+"\n"), 0o644))
-			}
-			tree, err := cgroup.OpenFixture(root)
-			require.NoError(t, err)
-			h := &handle{backend: &Backend{}, group: tree.Group("/p/g")}
-			require.NoError(t, h.countFromNow())
-			r, err := h.read()
-			require.NoError(t, err)
-			require.Equal(t, tc.verdict, r.OOM)
-			require.Equal(t, tc.level, r.OOMLevel)
-		})
-	}
-}

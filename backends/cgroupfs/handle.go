@@ -22,8 +22,7 @@ type handle struct {
 	ref     service.Ref
 	main    *process.Process // nil when it had ended before the incarnation was adopted
 
-	base    cgroup.OOMCounts // what the kernel had counted before
-	blurred bool             // part of what base should hold was counted while nobody looked
+	base cgroup.OOMCounts // what the kernel had counted before
 
 	turn chan struct{} // full while a Release or a Limit is at work
 

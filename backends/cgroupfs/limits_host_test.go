@@ -153,18 +153,3 @@ func TestHostForkBomb(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, list)
 }
-
-// Who may use one percent of a core still dies at once.
-func TestHostKillThrottled(t *testing.T) {
-	b := newBackend(t, config(t))
-	r := start(t, b, limited(plan(backendtest.Workload(t), "hog-cpu", "8"), limits(service.CPUMax, service.UsecPerPercent)))
-	require.Eventually(t, func() bool {
-		u, err := r.Usage(within(t))
-		require.NoError(t, err)
-		return u.ThrottledPeriods.Value > 3
-	}, time.Minute, 10*time.Millisecond)
-	began := time.Now()
-	require.NoError(t, r.Kill(within(t)))
-	t.Logf("gone after %v", time.Since(began))
-	require.Less(t, time.Since(began), 5*time.Second)
-}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/cgroup"
 )
 
 func (h *handle) Kill(ctx context.Context) error {
@@ -66,7 +65,7 @@ const killAgain = time.Second
 // empty kills until nothing lives: neither in the cgroup, nor the main process,
 // should somebody have moved it elsewhere.
 func (h *handle) empty(ctx context.Context) error {
-	h.letDie()
+	h.group.Unthrottle()
 	for {
 		if err := h.group.Kill(); err != nil {
 			return err
@@ -82,18 +81,6 @@ func (h *handle) empty(ctx context.Context) error {
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}
-	}
-}
-
-// deathCPU is more CPU time than any machine has. It is not Unlimited because
-// lifting the last such limit of a host makes the kernel patch its scheduler.
-const deathCPU = 100 * service.UsecPerPercent * 4096
-
-// letDie raises a limit on CPU time: dying takes some too, and who is out of it
-// would wait for the next period. If that fails, they die more slowly.
-func (h *handle) letDie() {
-	if now, err := h.group.Limits(service.Limits{}); err == nil && now[service.CPUMax].Applied.Value < deathCPU && now[service.CPUMax].Applied.Set {
-		_ = h.group.Apply(service.Limits{service.CPUMax: service.Of(deathCPU)})
 	}
 }
 
@@ -150,25 +137,5 @@ func (h *handle) read() (service.Remains, error) {
 	if r.OOM, r.OOMLevel, _, err = h.group.OOMSince(h.base); err != nil {
 		return service.Remains{}, err
 	}
-	if h.blurred && r.OOM == service.OOMAncestor {
-		r.OOM, r.OOMLevel = service.OOMNone, cgroup.UnknownLevel
-	}
 	return r, nil
-}
-
-// countFromNow sets the base of an incarnation that was launched by an earlier
-// agent, whose base is lost. If nothing was killed yet, the present counters
-// serve as well. Otherwise all that was ever counted must be taken into account,
-// and an ancestor's counters may tell of something else long ago.
-func (h *handle) countFromNow() error {
-	now, err := h.group.OOMCounts()
-	if err != nil {
-		return err
-	}
-	if now.Kills().Value > 0 {
-		h.blurred = true
-		return nil
-	}
-	h.base = now
-	return nil
 }
