@@ -38,15 +38,14 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	if err := h.find(); err != nil {
 		return nil, failure(op, ref.Name, err)
 	}
+	counts, err := h.cell.OOMCounts()
+	if err != nil && !gone(err) {
+		return nil, errors.Join(failure(op, ref.Name, err), h.Close())
+	}
+	h.before = counts.Base()
 	if h.main != nil {
-		now, err := h.cell.OOMCounts()
-		if err != nil && !gone(err) {
+		if err := groupKill(h.scope); err != nil {
 			return nil, errors.Join(failure(op, ref.Name, err), h.Close())
-		}
-		// What its ancestors have counted so far is no news; but if memory has
-		// run out here, that is how it ended or is about to.
-		if now.Kills().Value == 0 {
-			h.before = now
 		}
 		return h, nil
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/units"
 )
@@ -36,10 +37,23 @@ func (b *Backend) EnsureAnchor(ctx context.Context) (cgroupPath string, err erro
 	case <-ctx.Done():
 		return "", failure(op, service.Name{}, ctx.Err())
 	}
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		anchor, err := b.ensureAnchor(ctx)
+		switch {
+		case err == nil:
+			return anchor.Path(), nil
+		case service.ReasonOf(err) != service.ReasonPreviousAlive || sleep(ctx, pause) != nil:
+			return "", failure(op, service.Name{}, err)
+		}
+		// Another agent makes it at this moment.
+	}
+}
+
+func (b *Backend) ensureAnchor(ctx context.Context) (cgroup.Group, error) {
 	anchor := b.tree.Group("/" + units.Slice).Child(units.AnchorScope)
 	held, err := anchor.Child(pauseLeaf).Populated()
 	if err != nil {
-		return "", failure(op, service.Name{}, err)
+		return anchor, err
 	}
 	if !held {
 		inhabited, err := anchor.Populated()
@@ -49,13 +63,10 @@ func (b *Backend) EnsureAnchor(ctx context.Context) (cgroupPath string, err erro
 			anchor, err = b.makeAnchor(ctx, anchor)
 		}
 		if err != nil {
-			return "", failure(op, service.Name{}, err)
+			return anchor, err
 		}
 	}
-	if err := passOn(anchor); err != nil {
-		return "", failure(op, service.Name{}, err)
-	}
-	return anchor.Path(), nil
+	return anchor, passOn(anchor)
 }
 
 const pauseLeaf = "pause"
@@ -90,23 +101,21 @@ func (b *Backend) repairAnchor(ctx context.Context, anchor cgroup.Group) error {
 // makeAnchor makes the scope anew around a process that then moves to the leaf:
 // only a group without processes of its own can pass controllers on.
 func (b *Backend) makeAnchor(ctx context.Context, anchor cgroup.Group) (cgroup.Group, error) {
-	select {
-	case b.slots <- struct{}{}:
-	case <-ctx.Done():
-		return anchor, ctx.Err()
-	}
 	a := &attempt{
 		b: b, scope: units.AnchorScope, units: []string{units.AnchorScope}, path: anchor.Path(), root: anchor.Path(),
 		describe: func(can *link) ([]sd.Property, []sd.PropertyCollection) {
 			return anchorProperties(can.oomPolicy), []sd.PropertyCollection{}
 		},
 	}
+	if err := a.begin(ctx); err != nil {
+		return anchor, err
+	}
 	made, err := b.anchor(ctx, a)
 	if err != nil {
 		a.undo(ctx)
 		return anchor, err
 	}
-	<-b.slots
+	a.end()
 	return made, nil
 }
 
@@ -134,8 +143,21 @@ func (b *Backend) pause(ctx context.Context, child *launch.Child) error {
 	if err := child.Open(ctx); err != nil {
 		return fmt.Errorf("start the process that keeps it: %w", err)
 	}
-	b.pauses = append(b.pauses, child.Process())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pauses = append(slices.DeleteFunc(b.pauses, ended), child.Process())
 	return nil
+}
+
+// ended lets go of a process that has ended.
+func ended(p *process.Process) bool {
+	select {
+	case <-p.Exited():
+		p.Close()
+		return true
+	default:
+		return false
+	}
 }
 
 func anchorProperties(oomPolicy bool) []sd.Property {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/cgroup"
 )
 
 // attempt puts one child into a new scope, or leaves nothing.
@@ -25,16 +26,15 @@ type attempt struct {
 	describe func(*link) ([]sd.Property, []sd.PropertyCollection)
 
 	child  *launch.Child
-	asked  bool         // systemd was asked for the scope
-	byPID  bool         // and the child named by its number
-	answer <-chan error // of systemd; nil when it was heard
+	asked  bool              // the units may be there, or come, because of us
+	lost   bool              // a request went without an answer
+	byPID  bool              // the child was named by its number
+	answer <-chan *dbus.Call // of systemd; nil when it was heard
 }
 
-// refusePrevious refuses to launch where processes of the same incarnation
-// live, whatever systemd knows about their unit: it would take the cgroup over
-// with all that is in it.
-func (a *attempt) refusePrevious() error {
-	at := a.b.tree.Group(a.root)
+// refuseLiving refuses to launch where something lives, whatever systemd knows
+// about its unit: it would take the cgroup over with all that is in it.
+func (b *Backend) refuseLiving(name service.Name, at cgroup.Group) error {
 	populated, err := at.Populated()
 	if err != nil || !populated {
 		return err
@@ -43,8 +43,32 @@ func (a *attempt) refusePrevious() error {
 	if err != nil {
 		return err
 	}
-	return &service.Error{Op: "start", Service: a.name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
-		Err: fmt.Errorf("processes %v of the same incarnation live in %s; adopt or kill them first", pids, at.Path())}
+	return previousAlive(name, fmt.Errorf("processes %v of it live in %s; adopt or kill them first", pids, at.Path()))
+}
+
+func previousAlive(name service.Name, err error) error {
+	return &service.Error{Op: "start", Service: name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive, Err: err}
+}
+
+// begin waits for one of the slots. Two attempts for one scope are kept apart,
+// also from the undoing of one.
+func (a *attempt) begin(ctx context.Context) error {
+	select {
+	case a.b.slots <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for one of %d launches under way to end: %w", inFlight, ctx.Err())
+	}
+	if _, underWay := a.b.making.LoadOrStore(a.scope, a); underWay {
+		<-a.b.slots
+		return previousAlive(a.name, fmt.Errorf("%s is being made, or undone, already", a.scope))
+	}
+	return nil
+}
+
+// end gives back what begin took.
+func (a *attempt) end() {
+	a.b.making.Delete(a.scope)
+	<-a.b.slots
 }
 
 // enter puts the child into its scope.
@@ -62,13 +86,18 @@ func (a *attempt) enter(ctx context.Context) error {
 			return nil
 		case errorIs(err, unitExists) && !cleared:
 			cleared = true
+			// Undone is only what is ours, perhaps by a request that was lost.
+			a.asked = a.lost
 			if err := a.clear(ctx); err != nil {
 				return err
 			}
 		case !lostAnswer(err):
 			return fmt.Errorf("make %s: %w", a.scope, err)
-		case sleep(ctx, pause) != nil:
-			return fmt.Errorf("make %s: %w", a.scope, errors.Join(ctx.Err(), err))
+		default:
+			a.lost = true
+			if sleep(ctx, pause) != nil {
+				return fmt.Errorf("make %s: %w", a.scope, errors.Join(ctx.Err(), err))
+			}
 		}
 	}
 }
@@ -77,22 +106,26 @@ func (a *attempt) enter(ctx context.Context) error {
 func (a *attempt) ask(ctx context.Context, l *link) error {
 	ended, forget := a.b.bus.ends.expect(a.scope)
 	defer forget()
-	a.request(l)
+	if err := a.request(ctx, l); err != nil {
+		return err
+	}
 	defer a.heard()
 	look := time.NewTimer(recheck)
 	defer look.Stop()
+	var job dbus.ObjectPath // that moves the child; the answer names it
+	results := make(map[dbus.ObjectPath]string)
 	for patience := recheck; ; {
 		select {
-		case err := <-a.answer:
+		case call := <-a.answer:
 			a.answer = nil
-			if err != nil {
+			if err := call.Store(&job); err != nil {
 				return err
 			}
-		case result := <-ended:
+		case end := <-ended:
 			if a.inside() {
 				return nil
 			}
-			return fmt.Errorf("systemd's job ended with %q, and the child is not in the scope", result)
+			results[end.job] = end.result
 		case <-look.C:
 			// The signal, or the answer, may have been lost.
 			if a.inside() {
@@ -102,9 +135,9 @@ func (a *attempt) ask(ctx context.Context, l *link) error {
 			look.Reset(patience)
 		case <-l.lost():
 			if a.answer != nil {
-				err := <-a.answer
+				call := <-a.answer
 				a.answer = nil
-				return errors.Join(dbus.ErrClosed, err)
+				return errors.Join(dbus.ErrClosed, call.Err)
 			}
 			return dbus.ErrClosed
 		case <-a.child.Process().Exited():
@@ -112,15 +145,17 @@ func (a *attempt) ask(ctx context.Context, l *link) error {
 		case <-ctx.Done():
 			return fmt.Errorf("systemd has not answered yet: %w", ctx.Err())
 		}
+		if result, ours := results[job]; ours {
+			return fmt.Errorf("systemd's job ended with %q, and the child is not in the scope", result)
+		}
 	}
 }
 
 // request sends the request for the scope. The call goes on when the caller has
 // given up: what is queued at PID 1 is carried out however late, so its answer
 // must be heard.
-func (a *attempt) request(l *link) {
+func (a *attempt) request(ctx context.Context, l *link) error {
 	properties, aux := a.describe(l)
-	a.asked, a.byPID = true, !l.pidfds
 	if l.pidfds {
 		properties = append(properties, property("PIDFDs", []dbus.UnixFD{dbus.UnixFD(a.child.PIDFD())}))
 	} else {
@@ -128,12 +163,12 @@ func (a *attempt) request(l *link) {
 		// gate stays shut, and the child there, until the answer has come.
 		properties = append(properties, sd.PropPids(uint32(a.child.PID())))
 	}
-	answer := make(chan error, 1)
-	a.answer = answer
-	a.b.tasks.Go(func() {
-		_, err := l.systemd.StartTransientUnitAux(a.b.ctx, a.scope, "fail", properties, aux, nil)
-		answer <- err
-	})
+	call, err := l.send(ctx, context.Background(), manager, "systemd1.Manager.StartTransientUnit", a.scope, "fail", properties, aux)
+	if err != nil {
+		return err
+	}
+	a.asked, a.byPID, a.answer = true, !l.pidfds, call.Done
+	return nil
 }
 
 // heard notes the answer if it has come meanwhile.
@@ -155,10 +190,41 @@ func (a *attempt) inside() bool {
 	return true
 }
 
+// errLetGo says that systemd takes the scope for dead, while the child is in
+// its cgroup. Up to systemd 257 a scope that was just started may be taken for
+// empty (systemd#36781). Such a one has no limits that could be changed.
+var errLetGo = errors.New("systemd has let go of it at once")
+
+// held wants systemd to hold the scope that the child is in.
+func (a *attempt) held(ctx context.Context) error {
+	var state string
+	err := a.b.bus.do(ctx, func(ctx context.Context, l *link) (err error) {
+		state, err = l.activeState(ctx, unitPath(a.scope))
+		return err
+	})
+	if err == nil && state != "active" {
+		err = errLetGo
+	}
+	if err != nil {
+		return fmt.Errorf("make %s: %w", a.scope, err)
+	}
+	return nil
+}
+
 // clear removes units that have the names of ours and hold nobody: what an
-// earlier attempt, or a service that ended, has left.
+// earlier attempt, or a service that ended, has left. One that is about to be
+// started holds nobody yet, but will.
 func (a *attempt) clear(ctx context.Context) error {
-	if err := a.refusePrevious(); err != nil {
+	if !a.lost {
+		starts, err := a.b.bus.starting(ctx, a.scope)
+		if err != nil {
+			return err
+		}
+		if starts {
+			return previousAlive(a.name, fmt.Errorf("somebody else is starting %s", a.scope))
+		}
+	}
+	if err := a.b.refuseLiving(a.name, a.b.tree.Group(a.root)); err != nil {
 		return err
 	}
 	return a.b.bus.removeAll(ctx, a.units)
@@ -179,14 +245,14 @@ func (a *attempt) undo(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
 	if a.removed(ctx) == nil {
-		<-a.b.slots
+		a.end()
 		return
 	}
 	a.b.tasks.Go(a.undoLater)
 }
 
 func (a *attempt) undoLater() {
-	defer func() { <-a.b.slots }()
+	defer a.end()
 	defer a.child.Abandon()
 	began := time.Now()
 	log := a.b.log.With("service", a.name.String(), "unit", a.scope)

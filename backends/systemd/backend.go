@@ -52,8 +52,11 @@ type Backend struct {
 
 	bus       *bus
 	slots     chan struct{} // inFlight of them
+	making    sync.Map      // attempts that hold a slot, by their scopes
 	anchoring chan struct{} // held by the one who makes the anchor
-	pauses    []*process.Process
+
+	mu     sync.Mutex
+	pauses []*process.Process // that keep anchors
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -111,6 +114,8 @@ func (b *Backend) Close() error {
 	b.cancel()
 	b.tasks.Wait()
 	b.bus.close()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	var failures []error
 	for _, p := range b.pauses {
 		failures = append(failures, p.Close())

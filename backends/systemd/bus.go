@@ -41,9 +41,11 @@ const (
 // would open one for each; then the one that carries the signals can die while
 // calls still work, and nobody notices.
 type link struct {
-	conn    *dbus.Conn
-	systemd *sd.Conn // on conn
-	route   Route
+	raw   *net.UnixConn // below conn
+	conn  *dbus.Conn
+	route Route
+
+	writing chan struct{} // held by the one who writes a message
 
 	pidfds    bool // scopes take PIDFDs (systemd 255)
 	oomPolicy bool // scopes take OOMPolicy (systemd 253)
@@ -52,16 +54,51 @@ type link struct {
 // lost is closed when the connection is.
 func (l *link) lost() <-chan struct{} { return l.conn.Context().Done() }
 
+// close frees who writes first: godbus waits for them.
+func (l *link) close() {
+	l.raw.Close()
+	l.conn.Close()
+}
+
 // manager is the object that most calls go to.
-func (l *link) manager() dbus.BusObject {
-	return l.conn.Object("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+const manager dbus.ObjectPath = "/org/freedesktop/systemd1"
+
+// call calls a method of an object of PID 1 and stores its results in into.
+func (l *link) call(ctx context.Context, object dbus.ObjectPath, method string, args []any, into ...any) error {
+	call, err := l.send(ctx, ctx, object, method, args...)
+	if err != nil {
+		return err
+	}
+	answer := <-call.Done
+	if answer.Err != nil || len(into) == 0 {
+		return answer.Err
+	}
+	return answer.Store(into...)
+}
+
+// send writes a call. The answer comes in its Done, or why there is none: heed
+// has ended, or the connection.
+//
+// godbus would write without a deadline, and holds locks meanwhile that its
+// Close needs. So when PID 1 reads nothing any more and the socket is full, the
+// one who writes ends the connection as soon as ctx ends.
+func (l *link) send(ctx, heed context.Context, object dbus.ObjectPath, method string, args ...any) (*dbus.Call, error) {
+	select {
+	case l.writing <- struct{}{}:
+		defer func() { <-l.writing }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("systemd reads nothing any more: %w", ctx.Err())
+	}
+	stop := context.AfterFunc(ctx, func() { l.raw.Close() })
+	defer stop()
+	to := l.conn.Object("org.freedesktop.systemd1", object)
+	return to.GoWithContext(heed, "org.freedesktop."+method, 0, make(chan *dbus.Call, 1), args...), nil
 }
 
 // bus keeps one link, and makes another when it is lost.
 type bus struct {
 	sockets []socket // in order of preference
 	ends    jobEnds
-	readers sync.WaitGroup // goroutines that read signals
 
 	turn chan struct{} // held by the one who dials
 
@@ -130,7 +167,7 @@ func (b *bus) link(ctx context.Context) (*link, error) {
 			return l, b.keep(l)
 		}
 		if sleep(ctx, pause) != nil {
-			return nil, err
+			return nil, errors.Join(ctx.Err(), err)
 		}
 	}
 }
@@ -154,22 +191,21 @@ func (b *bus) keep(l *link) error {
 	b.current = l
 	b.mu.Unlock()
 	if closed {
-		l.conn.Close()
+		l.close()
 		return net.ErrClosed
 	}
 	return nil
 }
 
-// close ends the link and waits for its goroutines.
+// close ends the link.
 func (b *bus) close() {
 	b.mu.Lock()
 	b.closed = true
 	l := b.current
 	b.mu.Unlock()
 	if l != nil {
-		l.conn.Close()
+		l.close()
 	}
-	b.readers.Wait()
 }
 
 func (b *bus) dialAny(ctx context.Context) (*link, error) {
@@ -192,52 +228,51 @@ func (b *bus) dial(ctx context.Context, s socket) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	// godbus reads without a deadline while it authenticates.
-	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	// godbus has no deadline while it authenticates.
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	// The connection outlives ctx, so it is not given to it.
-	conn, err := dbus.DialUnix(raw.(*net.UnixConn), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	conn, err := dbus.DialUnix(raw.(*net.UnixConn), dbus.WithSignalHandler(&b.ends))
 	if err != nil {
 		raw.Close()
 		return nil, err
 	}
-	l := &link{conn: conn, route: s.route}
-	if err := b.greet(ctx, l); err != nil {
-		conn.Close()
-		return nil, err
+	l := &link{raw: raw.(*net.UnixConn), conn: conn, route: s.route, writing: make(chan struct{}, 1)}
+	if err := l.greet(ctx); err != nil {
+		l.close()
+		return nil, errors.Join(ctx.Err(), err)
 	}
 	if !stop() {
-		conn.Close()
+		l.close()
 		return nil, ctx.Err()
 	}
 	return l, nil
 }
 
-func (b *bus) greet(ctx context.Context, l *link) error {
+func (l *link) greet(ctx context.Context) error {
 	if err := l.conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
 		return fmt.Errorf("authenticate: %w", err)
 	}
-	if l.route == RouteBus { // systemd's own socket knows no Hello
+	if l.route == RouteBus { // systemd's own socket knows neither
 		if err := l.conn.Hello(); err != nil {
 			return fmt.Errorf("say Hello: %w", err)
 		}
+		err := l.conn.AddMatchSignalContext(ctx, dbus.WithMatchInterface(managerInterface), dbus.WithMatchMember(jobRemoved))
+		if err != nil {
+			return fmt.Errorf("ask the bus for the ends of jobs: %w", err)
+		}
 	}
-	signals := make(chan *dbus.Signal, 64)
-	l.conn.Signal(signals)
-	b.readers.Go(func() { b.ends.read(signals) })
-	// NewConnection asks the bus for JobRemoved on the second of the two
-	// connections that it wants; here both are the same.
-	var err error
-	l.systemd, err = sd.NewConnection(func() (*dbus.Conn, error) { return l.conn, nil })
-	if err != nil {
+	// The probe is long and comes first: on its own socket systemd reads up to
+	// 256 bytes at a time while it authenticates, and if they hold the whole
+	// first message it lets that lie until more comes.
+	if err := l.probe(ctx); err != nil {
 		return err
 	}
-	// go-systemd's Subscribe would ask for every change of every unit, too.
-	// Without any, systemd sends nothing, also on its own socket.
-	if err := l.manager().CallWithContext(ctx, "org.freedesktop.systemd1.Manager.Subscribe", 0).Err; err != nil {
+	// Without a subscription systemd sends no signal, also on its own socket.
+	if err := l.call(ctx, manager, "systemd1.Manager.Subscribe", nil); err != nil {
 		return fmt.Errorf("subscribe to jobs: %w", err)
 	}
-	return l.probe(ctx)
+	return nil
 }
 
 // probeScope is a unit that never is: its request lacks the processes.
@@ -258,7 +293,7 @@ func (l *link) probe(ctx context.Context) error {
 }
 
 func (l *link) takes(ctx context.Context, properties ...sd.Property) (bool, error) {
-	_, err := l.systemd.StartTransientUnitContext(ctx, probeScope, "fail", properties, nil)
+	err := l.call(ctx, manager, "systemd1.Manager.StartTransientUnit", []any{probeScope, "fail", properties, []sd.PropertyCollection{}})
 	switch {
 	case errorIs(err, "org.freedesktop.DBus.Error.PropertyReadOnly"):
 		return false, nil
@@ -277,8 +312,11 @@ func (b *bus) do(ctx context.Context, call func(context.Context, *link) error) e
 			return err
 		}
 		err = call(ctx, l)
-		if err == nil || !lostAnswer(err) || sleep(ctx, pause) != nil {
+		if err == nil || !lostAnswer(err) {
 			return err
+		}
+		if sleep(ctx, pause) != nil {
+			return errors.Join(ctx.Err(), err)
 		}
 	}
 }

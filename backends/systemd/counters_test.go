@@ -16,11 +16,11 @@ import (
 
 const mebi = 1 << 20
 
-// TestNoOOMIsMissed ends a hundred services by want of memory, on a host that
+// TestNoOOMIsMissed ends fifty services by want of memory, on a host that
 // has no CPU time to spare, and wants each verdict, each peak and each CPU time.
 func TestNoOOMIsMissed(t *testing.T) {
 	needSystemd(t)
-	const many, together = 100, 8
+	const many, together = 50, 8
 	b := newBackend(t, Config{})
 	busy(t, 3)
 	limits := service.Limits{service.MemoryMax: service.Of(24 * mebi), service.MemorySwapMax: service.Of(0)}
@@ -153,7 +153,7 @@ func TestLimitsStayThroughReloads(t *testing.T) {
 		require.Contains(t, before, "memory.max 79998976\n")
 		require.Contains(t, before, "cpu.max 21000 100000\n")
 		require.Contains(t, before, "cell 78 default 79")
-		for range 5 {
+		for range 2 {
 			systemctl(t, "daemon-reload")
 			require.Equal(t, before, files())
 		}

@@ -28,6 +28,13 @@
 //
 // The D-Bus answers and signals are taken as news, never as the truth: whether
 // a child is in its scope is read from /proc/PID/cgroup, whether something is
-// left from cgroup.events, limits from the cgroup's files. Limits are changed
-// through SetUnitProperties alone, because systemd rewrites what others wrote.
+// left from cgroup.events, limits from the cgroup's files.
+//
+// # What is written
+//
+// Limits are changed through SetUnitProperties alone, because systemd rewrites
+// what others wrote. Two files are written all the same: memory.oom.group, where
+// systemd (before 253) has no property for it, again whenever it is found
+// rewritten; and cpu.max of those who are about to be killed, who need CPU time
+// to die, even when PID 1 does not answer.
 package systemd

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -31,9 +32,9 @@ func TestLaunchWhenTheAnswerIsLost(t *testing.T) {
 	needSystemd(t)
 	p := newProxy(t)
 	b := newBackend(t, p.config())
-	p.dropReplies.Store(true)
+	p.dropReplies.Store(1) // the first call is the request
 	h := start(t, b, planned(t, service.Limits{}, "sleep"))
-	p.dropReplies.Store(false)
+	require.Zero(t, p.dropReplies.Load())
 	release(t, h)
 }
 
@@ -61,6 +62,7 @@ func TestLaunchWhenTheConnectionBreaks(t *testing.T) {
 			_, err := h.Limit(within(t), service.Limits{service.PidsMax: service.Of(50)})
 			require.NoError(t, err)
 			release(t, h)
+			require.Zero(t, p.cutAt.Load(), "the connection was never cut")
 		})
 	}
 }
@@ -192,25 +194,57 @@ func TestOlderSystemd(t *testing.T) {
 		_, err := h.Limit(within(t), service.Limits{service.MemoryMax: service.Of(48 << 20)})
 		require.NoError(t, err)
 		require.Equal(t, "1", file(t, h.scope, "memory.oom.group"))
+
+		// Somebody else sets a property, and systemd writes 0 again.
+		for _, look := range []func() error{
+			func() error { _, err := h.Limits(t.Context()); return err },
+			func() error { _, err := h.Usage(t.Context()); return err },
+			func() error {
+				again, err := newBackend(t, cfg).Adopt(within(t), h.ref, service.Limits{})
+				if err == nil {
+					err = again.Close()
+				}
+				return err
+			},
+		} {
+			path := filepath.Join(cgroupRoot, h.ref.Cgroup, "memory.oom.group")
+			require.NoError(t, os.WriteFile(path, []byte("0"), 0o644))
+			require.NoError(t, look())
+			require.Equal(t, "1", file(t, h.scope, "memory.oom.group"))
+		}
 	})
 }
 
 func TestFiftyCyclesLeaveNothing(t *testing.T) {
 	needSystemd(t)
 	b := newBackend(t, Config{})
-	cycle := func() service.Ref {
-		h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "exit", "0"))
-		waitExit(t, h)
-		release(t, h)
-		return h.ref
+	const together = 5
+	cycles := func() service.Ref {
+		var last service.Ref
+		var wait sync.WaitGroup
+		for range together {
+			l := planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "exit", "0")
+			last = b.Plan(l)
+			wait.Go(func() {
+				h, err := b.Launch(within(t), l, unrecorded)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				<-h.Exited()
+				if _, err := h.Release(within(t)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wait.Wait()
+		return last
 	}
-	cycle()
+	cycles()
 	goroutines, fds := runtime.NumGoroutine(), openFiles(t)
-	var last service.Ref
-	for range 50 {
-		last = cycle()
+	for range 50 / together {
+		nothingOf(t, cycles())
 	}
-	nothingOf(t, last)
 	eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines }, "there were %d goroutines; now: %v", goroutines, lazyStacks{})
 	require.Equal(t, fds, openFiles(t))
 }

@@ -119,7 +119,7 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(onlyWeights(l))); err != nil {
 		return err
 	}
-	if err := h.b.groupKill(ctx, h.scope); err != nil {
+	if err := groupKill(h.scope); err != nil {
 		return err
 	}
 	if err := h.verifyLimits(l); err != nil {
@@ -163,6 +163,9 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	requested := h.requested
 	h.mu.Unlock()
 	applied, err := h.scope.Limits(requested)
+	if err == nil {
+		err = groupKill(h.scope)
+	}
 	if gone(err) {
 		return applied, &service.Error{Op: "read limits of", Service: h.ref.Name, Kind: service.NotRunning, Err: err}
 	}
@@ -191,6 +194,7 @@ func (h *handle) openFiles() (service.Quota, error) {
 }
 
 func (h *handle) Usage(context.Context) (service.Usage, error) {
+	_ = groupKill(h.scope) // the scope may be gone; to put this right is not what was asked
 	u, err := h.usage()
 	if gone(err) {
 		return u, &service.Error{Op: "read usage of", Service: h.ref.Name, Kind: service.NotRunning, Err: err}

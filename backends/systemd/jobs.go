@@ -8,26 +8,37 @@ import (
 
 // jobEnds tells those who wait for a job of a unit that it has ended. Waiters
 // are known by the name of the unit, which they know before the call; the
-// job's own number comes with the answer, and the signal may be faster.
+// job's own path comes with the answer, and the signal may be faster.
 //
 // An end is news, not proof: it can be lost, come twice, or be of another job.
 type jobEnds struct {
 	mu      sync.Mutex
-	waiting map[string]map[chan string]struct{}
+	waiting map[string]map[chan jobEnd]struct{}
 }
 
-// expect returns the results of the jobs of a unit that end from now on. Call
-// forget when they matter no more.
-func (j *jobEnds) expect(unit string) (results <-chan string, forget func()) {
+// jobEnd is how a job has ended: "done", "failed", "canceled", …
+type jobEnd struct {
+	job    dbus.ObjectPath
+	result string
+}
+
+const (
+	managerInterface = "org.freedesktop.systemd1.Manager"
+	jobRemoved       = "JobRemoved"
+)
+
+// expect returns the ends of the jobs of a unit from now on. Call forget when
+// they matter no more.
+func (j *jobEnds) expect(unit string) (ends <-chan jobEnd, forget func()) {
 	// Nobody waits for two jobs at once; what does not fit adds nothing.
-	c := make(chan string, 4)
+	c := make(chan jobEnd, 4)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.waiting == nil {
-		j.waiting = make(map[string]map[chan string]struct{})
+		j.waiting = make(map[string]map[chan jobEnd]struct{})
 	}
 	if j.waiting[unit] == nil {
-		j.waiting[unit] = make(map[chan string]struct{})
+		j.waiting[unit] = make(map[chan jobEnd]struct{})
 	}
 	j.waiting[unit][c] = struct{}{}
 	return c, func() {
@@ -40,28 +51,27 @@ func (j *jobEnds) expect(unit string) (results <-chan string, forget func()) {
 	}
 }
 
-// read hands on what comes in, until the connection is closed.
-func (j *jobEnds) read(signals <-chan *dbus.Signal) {
-	for s := range signals {
-		if s.Name != "org.freedesktop.systemd1.Manager.JobRemoved" {
-			continue
-		}
-		var id uint32
-		var job dbus.ObjectPath
-		var unit, result string
-		if dbus.Store(s.Body, &id, &job, &unit, &result) == nil {
-			j.deliver(unit, result)
-		}
+// DeliverSignal hands on the end of a job. godbus calls it in the goroutine
+// that also reads the answers, so signals and answers keep their order.
+func (j *jobEnds) DeliverSignal(iface, name string, s *dbus.Signal) {
+	if iface != managerInterface || name != jobRemoved {
+		return
+	}
+	var id uint32
+	var end jobEnd
+	var unit string
+	if dbus.Store(s.Body, &id, &end.job, &unit, &end.result) == nil {
+		j.deliver(unit, end)
 	}
 }
 
 // deliver never blocks: one slow waiter must not hold up the others.
-func (j *jobEnds) deliver(unit, result string) {
+func (j *jobEnds) deliver(unit string, end jobEnd) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for c := range j.waiting[unit] {
 		select {
-		case c <- result:
+		case c <- end:
 		default:
 		}
 	}

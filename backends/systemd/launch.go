@@ -2,7 +2,9 @@ package systemd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 
 	sd "github.com/coreos/go-systemd/v22/dbus"
@@ -11,6 +13,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/units"
 )
 
 // Launch brings l to life in a scope of its own; see backends.Backend.
@@ -29,18 +32,28 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case b.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, failure(op, l.Name, fmt.Errorf("wait for one of %d launches under way to end: %w", inFlight, ctx.Err()))
+	h, err := b.try(ctx, l, limits, identify)
+	if errors.Is(err, errLetGo) {
+		h, err = b.try(ctx, l, limits, identify)
 	}
+	if err != nil {
+		return nil, failure(op, l.Name, err)
+	}
+	return h, nil
+}
+
+// try launches l, or leaves nothing.
+func (b *Backend) try(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) (*handle, error) {
 	a := b.newAttempt(l, limits)
+	if err := a.begin(ctx); err != nil {
+		return nil, err
+	}
 	h, err := b.launch(ctx, a, l, limits, identify)
 	if err != nil {
 		a.undo(ctx)
-		return nil, failure(op, l.Name, err)
+		return nil, err
 	}
-	<-b.slots
+	a.end()
 	return h, nil
 }
 
@@ -72,7 +85,7 @@ func (b *Backend) newAttempt(l service.Launch, limits service.Limits) *attempt {
 func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limits service.Limits,
 	identify func(service.Ref) error,
 ) (*handle, error) {
-	if err := a.refusePrevious(); err != nil {
+	if err := b.refuseInstances(l.Name); err != nil {
 		return nil, err
 	}
 	var err error
@@ -83,11 +96,14 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 	if err := a.enter(ctx); err != nil {
 		return nil, err
 	}
+	if err := a.held(ctx); err != nil {
+		return nil, err
+	}
 	h := b.newHandle(service.Ref{
 		Backend: b.Name(), Name: l.Name, Incarnation: l.Incarnation, Unit: a.scope, Cgroup: a.path,
 		PID: a.child.PID(), StartTicks: a.child.StartTicks(), BootID: b.bootID,
 	}, l.Limits)
-	if err := b.groupKill(ctx, h.scope); err != nil {
+	if err := groupKill(h.scope); err != nil {
 		return nil, err
 	}
 	if err := h.verifyLimits(limits); err != nil {
@@ -106,13 +122,32 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 	return h, nil
 }
 
-// groupKill makes the kernel kill the whole group when it runs out of memory,
-// where scopes take no OOMPolicy. systemd writes 0 again whenever it applies
-// properties, so this is called after each change.
-func (b *Backend) groupKill(ctx context.Context, g cgroup.Group) error {
-	l, err := b.bus.link(ctx)
-	if err != nil || l.oomPolicy {
+// refuseInstances refuses a service of which something lives, of whatever
+// incarnation.
+func (b *Backend) refuseInstances(name service.Name) error {
+	slice := b.tree.Group("/" + units.Slice)
+	cells, err := slice.Children()
+	if err != nil && !gone(err) {
 		return err
 	}
-	return g.SetOOMGroup(true)
+	for _, cell := range cells {
+		if of, _, ok := parseUnit(cell); ok && of == name {
+			if err := b.refuseLiving(name, slice.Child(cell)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// groupKill makes the kernel kill the whole group when it runs out of memory.
+// From systemd 253 on that is done by OOMPolicy. Before, scopes take none, and
+// systemd writes 0 whenever it applies properties, also those that somebody
+// else has set; so this is called after each change and again later.
+func groupKill(scope cgroup.Group) error {
+	err := scope.SetOOMGroup(true)
+	if errors.Is(err, fs.ErrNotExist) { // a host without the memory controller
+		return nil
+	}
+	return err
 }

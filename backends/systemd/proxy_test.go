@@ -25,7 +25,7 @@ type proxy struct {
 
 	dropSignals atomic.Bool  // JobRemoved never arrives
 	twice       atomic.Bool  // every signal arrives twice
-	dropReplies atomic.Bool  // answers never arrive
+	dropReplies atomic.Int64 // that many answers never arrive
 	cutAt       atomic.Int64 // the connection breaks after that many more requests; 0: never
 	requests    atomic.Int64 // requests for scopes that were let through
 
@@ -168,7 +168,8 @@ func (p *proxy) answer(message []byte) (times int, goes bool) {
 		return 0, true
 	case kind == signal && p.twice.Load():
 		return 2, true
-	case (kind == reply || kind == failed) && p.dropReplies.Load():
+	case (kind == reply || kind == failed) && p.dropReplies.Load() > 0:
+		p.dropReplies.Add(-1)
 		return 0, true
 	}
 	return 1, true

@@ -41,6 +41,7 @@ func (h *handle) killOnce(ctx context.Context) error {
 			return err
 		}
 	}
+	h.scope.Unthrottle()
 	if err := h.cell.Kill(); err != nil {
 		return err
 	}

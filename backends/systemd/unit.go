@@ -45,6 +45,8 @@ func parseUnit(name string) (service.Name, uint64, bool) {
 const (
 	noSuchUnit = "org.freedesktop.systemd1.NoSuchUnit"
 	unitExists = "org.freedesktop.systemd1.UnitExists"
+
+	unknownObject = "org.freedesktop.DBus.Error.UnknownObject"
 )
 
 // activeState asks for the state of a unit, such as "active" or "failed"; ""
@@ -53,25 +55,80 @@ func (b *bus) activeState(ctx context.Context, name string) (state string, err e
 	err = b.do(ctx, func(ctx context.Context, l *link) error {
 		// To ask for a property of a unit that is not there would make
 		// systemd load an empty one.
-		var path dbus.ObjectPath
-		err := l.manager().CallWithContext(ctx, "org.freedesktop.systemd1.Manager.GetUnit", 0, name).Store(&path)
-		if errorIs(err, noSuchUnit) {
-			state = ""
-			return nil
-		}
-		if err != nil {
+		state = ""
+		path, err := l.unit(ctx, name)
+		if err != nil || path == "" {
 			return err
 		}
-		p, err := l.systemd.GetUnitPropertyContext(ctx, name, "ActiveState")
-		if err != nil {
-			return err
-		}
-		return p.Value.Store(&state)
+		state, err = l.activeState(ctx, path)
+		return err
 	})
 	if err != nil {
 		return "", fmt.Errorf("ask for the state of %s: %w", name, err)
 	}
 	return state, nil
+}
+
+// unit finds the object of a unit; "" if systemd does not know it.
+func (l *link) unit(ctx context.Context, name string) (dbus.ObjectPath, error) {
+	var path dbus.ObjectPath
+	err := l.call(ctx, manager, "systemd1.Manager.GetUnit", []any{name}, &path)
+	if errorIs(err, noSuchUnit) {
+		return "", nil
+	}
+	return path, err
+}
+
+// unitPath is the object of a unit that is loaded.
+func unitPath(name string) dbus.ObjectPath {
+	return manager + "/unit/" + dbus.ObjectPath(sd.PathBusEscape(name))
+}
+
+func (l *link) activeState(ctx context.Context, unit dbus.ObjectPath) (state string, err error) {
+	err = l.property(ctx, unit, "Unit", "ActiveState", &state)
+	return state, err
+}
+
+// property reads a property of an object of systemd.
+func (l *link) property(ctx context.Context, object dbus.ObjectPath, iface, name string, into any) error {
+	var value dbus.Variant
+	err := l.call(ctx, object, "DBus.Properties.Get", []any{"org.freedesktop.systemd1." + iface, name}, &value)
+	if err != nil {
+		return err
+	}
+	return value.Store(into)
+}
+
+// job names a job of a unit; its ID is 0 when there is none.
+type job struct {
+	ID   uint32
+	Path dbus.ObjectPath
+}
+
+// starting tells whether a unit is about to be started by somebody.
+func (b *bus) starting(ctx context.Context, name string) (starts bool, err error) {
+	err = b.do(ctx, func(ctx context.Context, l *link) error {
+		starts = false
+		path, err := l.unit(ctx, name)
+		if err != nil || path == "" {
+			return err
+		}
+		var j job
+		if err := l.property(ctx, path, "Unit", "Job", &j); err != nil || j.ID == 0 {
+			return err
+		}
+		var kind string
+		err = l.property(ctx, j.Path, "Job", "JobType", &kind)
+		if errorIs(err, unknownObject) { // it has ended
+			return nil
+		}
+		starts = kind == "start"
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("ask for the job of %s: %w", name, err)
+	}
+	return starts, nil
 }
 
 // recheck is how long news is waited for before the state itself is looked at;
@@ -84,8 +141,7 @@ func (b *bus) remove(ctx context.Context, name string) error {
 	ended, forget := b.ends.expect(name)
 	defer forget()
 	err := b.do(ctx, func(ctx context.Context, l *link) error {
-		_, err := l.systemd.StopUnitContext(ctx, name, "replace", nil)
-		return err
+		return l.call(ctx, manager, "systemd1.Manager.StopUnit", []any{name, "replace"})
 	})
 	if errorIs(err, noSuchUnit) {
 		return nil
@@ -110,7 +166,7 @@ func (b *bus) remove(ctx context.Context, name string) error {
 }
 
 // await waits for news, for d at most.
-func await(ctx context.Context, news <-chan string, d time.Duration) error {
+func await(ctx context.Context, news <-chan jobEnd, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -125,7 +181,7 @@ func await(ctx context.Context, news <-chan string, d time.Duration) error {
 // reset makes systemd forget that a unit has failed, and then the unit.
 func (b *bus) reset(ctx context.Context, name string) error {
 	err := b.do(ctx, func(ctx context.Context, l *link) error {
-		return l.systemd.ResetFailedUnitContext(ctx, name)
+		return l.call(ctx, manager, "systemd1.Manager.ResetFailedUnit", []any{name})
 	})
 	if err != nil && !errorIs(err, noSuchUnit) {
 		return fmt.Errorf("reset %s: %w", name, err)
@@ -139,7 +195,7 @@ func (b *bus) set(ctx context.Context, name string, properties []sd.Property) er
 		return nil
 	}
 	err := b.do(ctx, func(ctx context.Context, l *link) error {
-		return l.systemd.SetUnitPropertiesContext(ctx, name, true, properties...)
+		return l.call(ctx, manager, "systemd1.Manager.SetUnitProperties", []any{name, true, properties})
 	})
 	if err != nil {
 		return fmt.Errorf("set properties of %s: %w", name, err)
@@ -160,7 +216,8 @@ func (b *bus) removeAll(ctx context.Context, names []string) error {
 // list names the loaded units that match one of the patterns.
 func (b *bus) list(ctx context.Context, patterns ...string) (names []string, err error) {
 	err = b.do(ctx, func(ctx context.Context, l *link) error {
-		found, err := l.systemd.ListUnitsByPatternsContext(ctx, nil, patterns)
+		var found []sd.UnitStatus
+		err := l.call(ctx, manager, "systemd1.Manager.ListUnitsByPatterns", []any{[]string{}, patterns}, &found)
 		names = names[:0]
 		for _, u := range found {
 			names = append(names, u.Name)

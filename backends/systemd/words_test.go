@@ -71,26 +71,22 @@ func TestJobEndsReachOnlyWhoWaits(t *testing.T) {
 	var ends jobEnds
 	one, forgetOne := ends.expect("a.scope")
 	other, forgetOther := ends.expect("a.scope")
-	signals := make(chan *dbus.Signal, 100)
 	for _, unit := range []string{"b.scope", "a.scope"} {
-		signals <- &dbus.Signal{Name: "org.freedesktop.systemd1.Manager.JobRemoved",
-			Body: []any{uint32(7), dbus.ObjectPath("/job/7"), unit, "done"}}
+		ends.DeliverSignal(managerInterface, jobRemoved, &dbus.Signal{Body: []any{uint32(7), dbus.ObjectPath("/job/7"), unit, "done"}})
 	}
-	signals <- &dbus.Signal{Name: "org.freedesktop.systemd1.Manager.JobRemoved", Body: []any{"of another form"}}
-	signals <- &dbus.Signal{Name: "org.freedesktop.systemd1.Manager.UnitNew", Body: []any{"a.scope", dbus.ObjectPath("/a")}}
-	close(signals)
-	ends.read(signals)
-	for _, c := range []<-chan string{one, other} {
+	ends.DeliverSignal(managerInterface, jobRemoved, &dbus.Signal{Body: []any{"of another form"}})
+	ends.DeliverSignal(managerInterface, "UnitNew", &dbus.Signal{Body: []any{"a.scope", dbus.ObjectPath("/a")}})
+	for _, c := range []<-chan jobEnd{one, other} {
 		require.Len(t, c, 1)
-		require.Equal(t, "done", <-c)
+		require.Equal(t, jobEnd{"/job/7", "done"}, <-c)
 	}
 	forgetOne()
-	ends.deliver("a.scope", "canceled")
+	ends.deliver("a.scope", jobEnd{result: "canceled"})
 	require.Empty(t, one)
 	for range 100 { // who does not read holds up nobody
-		ends.deliver("a.scope", "canceled")
+		ends.deliver("a.scope", jobEnd{result: "canceled"})
 	}
-	require.Equal(t, "canceled", <-other)
+	require.Equal(t, "canceled", (<-other).result)
 	forgetOther()
 	require.Empty(t, ends.waiting)
 }
