@@ -36,6 +36,7 @@ type Config struct {
 	LogDir      string             // output of services
 	ServicesDir string             // definitions of the host
 	Backends    []backends.Backend // that the host offers, the preferred one first
+	Findings    []service.Finding  // of who opened them
 	Procfs      procfs.FS
 	Facts       platform.Facts
 	Platform    string // whose profile the settings began with

@@ -62,7 +62,7 @@ func capabilities(e service.Enforcement) []string {
 
 // Doctor tells what it found of the host, of the definitions and of services.
 func (a *Agent) Doctor(context.Context) []service.Finding {
-	findings := a.cfg.Facts.Findings()
+	findings := append(a.cfg.Facts.Findings(), a.cfg.Findings...)
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
 	if a.refused != "" {

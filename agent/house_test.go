@@ -39,6 +39,7 @@ type house struct {
 	boots    int // as the host counts them
 	log      *lockedBuffer
 	settings config.Agent
+	findings []service.Finding
 	backends []backends.Backend                            // nil: one fake on host
 	fault    func(operation string, ref service.Ref) error // of that
 	enforces *service.Enforcement                          // by that
@@ -112,7 +113,7 @@ func (h *house) config() Config {
 	}
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), LogDir: h.path("log"), ServicesDir: h.path("services.d"),
-		Backends: offered, Procfs: proc, Facts: facts,
+		Backends: offered, Findings: h.findings, Procfs: proc, Facts: facts,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	}
 }

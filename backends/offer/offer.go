@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -29,6 +30,7 @@ type Config struct {
 	Facts   platform.Facts
 	Procfs  procfs.FS
 	AgentID string // names this agent among those of the host; the same after a restart
+	Log     *slog.Logger
 }
 
 // Auto takes every backend with real limits, or plain exec where there is none.
@@ -37,10 +39,20 @@ const Auto = "auto"
 // Offer is what was opened.
 type Offer struct {
 	Backends []backends.Backend // the preferred one first
+	Findings []service.Finding  // what is missing that the host should have
 	watcher  *watch.Watcher
 	lock     *os.File        // of the tree of cgroups, nil when none is used
 	reaper   *process.Reaper // of all orphans, nil when that is not our task
 }
+
+// NotYet is an error of PID 1, which the host has and which does not serve now.
+// Trying again may help, as nothing else does.
+type NotYet struct{ Err error }
+
+func (e NotYet) Error() string { return e.Err.Error() }
+
+// Unwrap gives Err.
+func (e NotYet) Unwrap() error { return e.Err }
 
 // parent is the cgroup that holds services where systemd does not run.
 const parent = "/gladsheim"
@@ -48,7 +60,8 @@ const parent = "/gladsheim"
 // Open opens what c names. On a systemd host the cgroup backend is opened
 // beside the systemd backend, for definitions that ask for it. Where another
 // agent uses the same cgroups the error is a *service.Error of Kind Conflict:
-// two would take each other's services for leftovers.
+// two would take each other's services for leftovers. A NotYet may be tried
+// again; any other error is of a host that lacks what c names.
 func Open(ctx context.Context, c Config) (*Offer, error) {
 	names, err := choose(c.Backend, c.Facts)
 	if err != nil {
@@ -171,8 +184,11 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 	if err != nil {
 		return err
 	}
-	b, err := systemd.New(ctx, systemd.Config{Watcher: o.watcher, Procfs: c.Procfs, Tree: tree})
-	if err != nil {
+	b, err := systemd.New(ctx, systemd.Config{Watcher: o.watcher, Procfs: c.Procfs, Tree: tree, Log: c.Log})
+	switch kind := service.KindOf(err); {
+	case kind == service.Timeout, kind == service.Cancelled, kind == service.HostUnavailable:
+		return NotYet{err}
+	case err != nil:
 		return err
 	}
 	o.Backends = append(o.Backends, b)
@@ -180,8 +196,15 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 		return nil
 	}
 	anchor, err := b.EnsureAnchor(ctx)
-	if err != nil {
+	switch kind := service.KindOf(err); {
+	case err == nil:
+	case kind == service.Timeout, kind == service.Cancelled:
+		return NotYet{err}
+	case names[0] == "cgroupfs":
 		return err
+	default: // services in scopes do without it
+		o.Findings = append(o.Findings, noAnchor(err))
+		return nil
 	}
 	err = o.openCgroupfs(c, cgroupfs.Config{Parent: anchor, Restore: func(ctx context.Context) error {
 		_, err := b.EnsureAnchor(ctx)
@@ -191,6 +214,13 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 		slices.Reverse(o.Backends)
 	}
 	return err
+}
+
+func noAnchor(err error) service.Finding {
+	return service.Finding{
+		Level: service.SeverityProblem, Title: `services with "launch": "cgroup" can not be started or taken up`,
+		Detail: err.Error(), Fix: "Mend that, then restart the agent; services run on meanwhile.",
+	}
 }
 
 // openCgroupfs opens the cgroups below the parent that how names.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent"
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/offer"
 )
 
 // The exit codes that a unit file or a person can act on (sysexits.h for the last).
@@ -21,6 +22,15 @@ const (
 type unfit struct{ error }
 
 func (u unfit) Unwrap() error { return u.error }
+
+// unready is the error of a start that got no further than the host. One that
+// lacks nothing but PID 1's answer is worth another try.
+func unready(ours, host error) error {
+	if ours == nil && errors.As(host, new(offer.NotYet)) {
+		return host
+	}
+	return unfit{errors.Join(ours, host)}
+}
 
 func exitCode(err error) int {
 	switch kind := service.KindOf(err); {

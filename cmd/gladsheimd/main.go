@@ -64,16 +64,16 @@ func serve(o options, log *slog.Logger) error {
 	}
 	settings, configErr := o.settings(profile)
 	runErr := api.MakeRunDir(o.runDir)
-	host, hostErr := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID()})
+	host, hostErr := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID(), Log: log})
 	if hostErr == nil {
 		defer host.Close()
 	}
-	if err := errors.Join(configErr, runErr, hostErr); err != nil {
-		return unfit{err}
+	if err := errors.Join(configErr, runErr); err != nil || hostErr != nil {
+		return unready(err, hostErr)
 	}
 	a, err := agent.Open(ctx, agent.Config{
 		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, ServicesDir: o.servicesDir,
-		Backends: host.Backends, Procfs: proc, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
+		Backends: host.Backends, Findings: host.Findings, Procfs: proc, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {
 		return err

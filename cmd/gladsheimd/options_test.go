@@ -13,6 +13,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent"
 	"github.com/gladsheim/gladsheim/agent/config"
 	"github.com/gladsheim/gladsheim/api"
+	"github.com/gladsheim/gladsheim/backends/offer"
 	"github.com/gladsheim/gladsheim/platform"
 )
 
@@ -94,4 +95,19 @@ func TestExitCodes(t *testing.T) {
 	_, err = api.Listen("unix://" + socket)
 	require.Equal(t, 3, exitCode(err), "%v", err)
 	require.Equal(t, 78, exitCode(fmt.Errorf("cannot make it: %w", os.Mkdir(socket+"/state", 0o700))))
+}
+
+func TestStartIsTriedAgain(t *testing.T) {
+	notYet := fmt.Errorf("open it: %w", offer.NotYet{Err: errors.New("PID 1 does not answer")})
+	for _, tc := range []struct {
+		err  error
+		want int
+	}{
+		{unready(nil, errors.New("no such backend")), 78},
+		{unready(errors.New("bad configuration"), nil), 78},
+		{unready(nil, notYet), 1}, // the unit starts it again
+		{unready(errors.New("bad configuration"), notYet), 78},
+	} {
+		require.Equal(t, tc.want, exitCode(tc.err), "%v", tc.err)
+	}
 }
