@@ -43,6 +43,7 @@ func main() {
 		memory:   *memory << 20,
 		cpu:      float32(*cpu),
 		patience: *patience,
+		environ:  func(pid int32) ([]byte, error) { return os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) },
 		alive:    func(pid int32) bool { return syscall.Kill(int(pid), 0) != syscall.ESRCH },
 	}
 	if err := s.tell(context.Background(), func(line string) { fmt.Println(line) }); err != nil {

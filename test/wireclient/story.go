@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type story struct {
 	cpu      float32
 	patience time.Duration
 	alive    func(pid int32) bool
+	environ  func(pid int32) ([]byte, error) // as /proc has it
 
 	updates *updates
 	running *oldpb.ServiceStatus  // the instance last seen running
@@ -65,7 +67,7 @@ func (s *story) tell(ctx context.Context, say func(string)) error {
 		{"its limits are those of the start", s.limitsAreThoseOfTheStart},
 		{"limits are set in megabytes, and answered in both units", s.setLimitsInMegabytes},
 		{"limits left out stay as they are", s.limitsLeftOutStay},
-		{"it restarts as a new process, with its limits", s.restarts},
+		{"it restarts as a new process, with its limits and environment", s.restarts},
 		{"it stops, and nothing is left", s.stops},
 		{"the subscription tells of the end", s.updatesTellOfTheEnd},
 		{"what needs it running is FAILED_PRECONDITION", s.stoppedIsRefused},
@@ -132,7 +134,7 @@ func (s *story) startWithLimits(ctx context.Context) error {
 	before := time.Now()
 	st, err := s.agent.StartService(ctx, &oldpb.StartServiceRequest{
 		ServiceName:     s.name,
-		EnvironmentVars: map[string]string{"WIRECLIENT": "1"},
+		EnvironmentVars: map[string]string{variable: "1"},
 		ResourceLimits:  &oldpb.ResourceLimits{MaxMemoryBytes: s.memory, MaxCpuPercent: s.cpu},
 	})
 	if err != nil {
@@ -340,7 +342,19 @@ func (s *story) restarts(ctx context.Context) error {
 		want(st.GetProcessId() != before.GetProcessId(), "it is still process %d", st.GetProcessId()),
 		want(!s.alive(before.GetProcessId()), "the former process %d is still there", before.GetProcessId()),
 		s.limitsAreNow(ctx, s.limits),
+		s.wantVariable(st),
 	)
+}
+
+// variable is what the start puts into the environment.
+const variable = "WIRECLIENT"
+
+func (s *story) wantVariable(st *oldpb.ServiceStatus) error {
+	environ, err := s.environ(st.GetProcessId())
+	if err != nil {
+		return err
+	}
+	return want(bytes.Contains(environ, []byte(variable+"=1\x00")), "its environment lacks what it was started with: %q", environ)
 }
 
 func (s *story) stops(ctx context.Context) error {

@@ -57,6 +57,7 @@ func TestTheStoryFindsEveryLie(t *testing.T) {
 		"only megabytes":  {"its limits are those of the start", on(func(l *oldpb.ResourceLimits) { l.MaxMemoryBytes = 0 })},
 		"only bytes":      {"its limits are those of the start", on(func(l *oldpb.ResourceLimits) { l.MaxMemoryMb = 0 })},
 		"CPU as a share":  {"its limits are those of the start", on(func(l *oldpb.ResourceLimits) { l.MaxCpuPercent /= 100 })},
+		"forgetful":       {"it restarts as a new process, with its limits and environment", on(func(r *oldpb.StartServiceRequest) { r.EnvironmentVars = nil })},
 		"bare refusals":   {"a stranger is NOT_FOUND in every call", on(func(e *oldpb.GladsheimError) { e.Code = "" })},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +97,7 @@ func tellTo(t *testing.T, lie func(any)) (steps int, err error) {
 		memory:   64 * mib,
 		cpu:      20,
 		patience: 10 * time.Second,
+		environ:  a.environ,
 		alive:    func(pid int32) bool { a.mu.Lock(); defer a.mu.Unlock(); return pid == a.pid },
 	}
 	err = s.tell(t.Context(), func(string) { steps++ })
@@ -115,6 +117,18 @@ type agent struct {
 	stopped      int64
 	memory       uint64
 	cpu, warning float32
+	environment  map[string]string // of the process
+}
+
+// environ is that of the process, as /proc would have it.
+func (a *agent) environ(int32) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []byte
+	for name, value := range a.environment {
+		out = append(out, name+"="+value+"\x00"...)
+	}
+	return out, nil
 }
 
 // answer is the interceptor through which all but health updates pass.
@@ -148,7 +162,7 @@ func (a *agent) StartService(_ context.Context, req *oldpb.StartServiceRequest) 
 		return nil, a.refuse(codes.AlreadyExists, req.GetServiceName())
 	}
 	a.limit(req.GetResourceLimits())
-	a.warning = 80
+	a.warning, a.environment = 80, req.GetEnvironmentVars()
 	return a.launch(), nil
 }
 
@@ -161,6 +175,11 @@ func (a *agent) StopService(_ context.Context, req *oldpb.StopServiceRequest) (*
 }
 
 func (a *agent) RestartService(context.Context, *oldpb.RestartServiceRequest) (*oldpb.ServiceStatus, error) {
+	again := &oldpb.StartServiceRequest{EnvironmentVars: a.environment}
+	if a.lie != nil {
+		a.lie(again)
+	}
+	a.environment = again.EnvironmentVars
 	return a.launch(), nil
 }
 
