@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -63,13 +64,25 @@ func countStates(counts [service.NumPublic]int) []*gladsheimv1.StateCount {
 
 func (h *host) Doctor(ctx context.Context, _ *gladsheimv1.DoctorRequest) (*gladsheimv1.DoctorReport, error) {
 	out := &gladsheimv1.DoctorReport{}
-	for _, f := range h.agent.Doctor(ctx) {
+	found := h.agent.Doctor(ctx)
+	for i, f := range found {
+		if i == maxFindings {
+			f = service.Finding{Level: service.SeverityProblem, Title: fmt.Sprintf("%d more findings are not shown", len(found)-i)}
+		} else if i > maxFindings {
+			break
+		}
 		out.Findings = append(out.Findings, &gladsheimv1.Finding{
-			Level: gladsheimv1.Finding_Level(f.Level), Title: utf8(f.Title), Detail: utf8(f.Detail), Fix: utf8(f.Fix),
+			Level: gladsheimv1.Finding_Level(f.Level), Title: clip(f.Title, maxFinding), Detail: clip(f.Detail, maxFinding), Fix: clip(f.Fix, maxFinding),
 		})
 	}
 	return out, nil
 }
+
+// Caps on a report, so that it fits in an answer however much is wrong.
+const (
+	maxFindings = 500
+	maxFinding  = 2 << 10 // bytes of each of its texts
+)
 
 func (h *host) GetConfig(context.Context, *gladsheimv1.GetConfigRequest) (*gladsheimv1.AgentConfig, error) {
 	c := h.agent.Configuration()

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -108,6 +109,14 @@ func TestHost(t *testing.T) {
 	d, err := c.Doctor(callContext(t), &gladsheimv1.DoctorRequest{})
 	require.NoError(t, err)
 	require.Equal(t, gladsheimv1.Finding_LEVEL_PROBLEM, d.GetFindings()[0].GetLevel())
+	f.agent.Found = make([]service.Finding, 10_000)
+	for i := range f.agent.Found {
+		f.agent.Found[i] = service.Finding{Title: "wrong", Detail: strings.Repeat("x", 64<<10)}
+	}
+	d, err = c.Doctor(callContext(t), &gladsheimv1.DoctorRequest{})
+	require.NoError(t, err)
+	require.Len(t, d.GetFindings(), maxFindings+1)
+	require.Equal(t, "9500 more findings are not shown", d.GetFindings()[maxFindings].GetTitle())
 	cfg, err := c.GetConfig(callContext(t), &gladsheimv1.GetConfigRequest{})
 	require.NoError(t, err)
 	require.Equal(t, `{"gladsheim":{}}`, cfg.GetJson())
