@@ -59,6 +59,7 @@ type world struct {
 	dir    string // readable by everybody: PostgreSQL runs as another user
 	socket string
 	daemon *exec.Cmd
+	gone   chan error // what became of the daemon, told once
 	log    *os.File
 	conn   *grpc.ClientConn
 }
@@ -114,9 +115,11 @@ func (w *world) begin() {
 	// It must outlive nobody and take no signal meant for the tests.
 	w.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	require.NoError(w.t, w.daemon.Start())
+	w.gone = make(chan error, 1)
+	go func(daemon *exec.Cmd, gone chan<- error) { gone <- daemon.Wait() }(w.daemon, w.gone)
 	var err error
 	w.conn, err = grpc.NewClient("unix://"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 100 * time.Millisecond, Multiplier: 1.5}}))
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: patience, Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 100 * time.Millisecond, Multiplier: 1.5}}))
 	require.NoError(w.t, err)
 	_, err = gladsheimv1.NewHostServiceClient(w.conn).GetHost(contextFor(w.t), &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
 	require.NoError(w.t, err, w.daemonLog())
@@ -136,17 +139,20 @@ func (w *world) end() {
 	if w.t.Failed() {
 		w.t.Logf("the daemon said:\n%s", w.daemonLog())
 	}
-	if w.daemon.ProcessState == nil {
-		list, err := w.services().ListServices(contextFor(w.t), &gladsheimv1.ListServicesRequest{})
-		require.NoError(w.t, err)
-		for _, s := range list.Services {
-			_, err := w.runtime().Kill(contextFor(w.t), &gladsheimv1.KillRequest{ServiceName: s.ServiceName})
-			if status.Code(err) != codes.FailedPrecondition { // it does not run
-				require.NoError(w.t, err)
-			}
-		}
-		w.leave(syscall.SIGTERM)
+	select {
+	case err := <-w.gone:
+		require.Fail(w.t, "the agent ended by itself", "%v", err)
+	default:
 	}
+	list, err := w.services().ListServices(contextFor(w.t), &gladsheimv1.ListServicesRequest{})
+	require.NoError(w.t, err)
+	for _, s := range list.Services {
+		_, err := w.runtime().Kill(contextFor(w.t), &gladsheimv1.KillRequest{ServiceName: s.ServiceName})
+		if status.Code(err) != codes.FailedPrecondition { // it does not run
+			require.NoError(w.t, err)
+		}
+	}
+	w.leave(syscall.SIGTERM)
 	w.log.Close()
 	w.nothingLeft()
 	require.NoError(w.t, os.RemoveAll(w.dir))
@@ -164,16 +170,14 @@ func (w *world) nothingLeft() {
 func (w *world) leave(sig syscall.Signal) {
 	require.NoError(w.t, w.daemon.Process.Signal(sig))
 	defer w.conn.Close()
-	done := make(chan error, 1)
-	go func() { done <- w.daemon.Wait() }()
 	select {
-	case err := <-done:
+	case err := <-w.gone:
 		if sig == syscall.SIGTERM {
 			require.NoError(w.t, err, w.daemonLog())
 		}
 	case <-time.After(patience):
 		_ = w.daemon.Process.Kill()
-		<-done
+		<-w.gone
 		require.Fail(w.t, "the daemon does not leave", w.daemonLog())
 	}
 }
