@@ -23,8 +23,6 @@ import (
 // the request later is removed as soon as it answers.
 func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
 	const op = "start"
-	ctx, cancel := bounded(ctx)
-	defer cancel()
 	if ctx.Err() != nil {
 		return nil, failure(op, l.Name, ctx.Err())
 	}
@@ -48,6 +46,8 @@ func (b *Backend) try(ctx context.Context, l service.Launch, limits service.Limi
 	if err := a.begin(ctx); err != nil {
 		return nil, err
 	}
+	ctx, cancel := bounded(ctx) // a turn may be long in coming, and no call has been made yet
+	defer cancel()
 	h, err := b.launch(ctx, a, l, limits, identify)
 	if err != nil {
 		a.undo(ctx)
