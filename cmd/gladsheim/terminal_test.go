@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 	"github.com/gladsheim/gladsheim/test/unprivileged"
 )
 
@@ -116,6 +117,16 @@ func TestTimeoutOfStreams(t *testing.T) {
 		code, _, errs := c.run(append([]string{"--timeout", "50ms"}, args...)...)
 		require.Equal(t, exitTimeout, code, errs)
 	}
+}
+
+// When a service was started is not told as when it began to stop.
+func TestActive(t *testing.T) {
+	t.Setenv("TZ", "UTC")
+	a := &app{surroundings: surroundings{now: func() time.Time { return now }}}
+	st := &gladsheimv1.ServiceStatus{State: gladsheimv1.ServiceState_SERVICE_STATE_STOPPING, StartTimeUnixMs: now.Add(-time.Minute).UnixMilli()}
+	require.Regexp(t, `^stopping; started .*; 1m 0s ago$`, a.active(st))
+	st.State = gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+	require.Regexp(t, `^running since .*; 1m 0s ago$`, a.active(st))
 }
 
 // A plain user means his own agent, if he has one.
