@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -42,6 +43,10 @@ effect.`,
 				}
 				req.Files = append(req.Files, &gladsheimv1.DefinitionFile{Name: name, Content: content})
 			}
+		}
+		if size := proto.Size(req); size > maxDefinition {
+			return fmt.Errorf("cannot apply %s at once: they have %s, and the agent takes %s; apply them in parts",
+				plural(len(req.GetFiles()), "definition"), bytesOf(uint64(size)), bytesOf(uint64(maxDefinition)))
 		}
 		if err := a.connect(); err != nil {
 			return err

@@ -60,7 +60,7 @@ func (a *app) register(cmd *cobra.Command, file string, replace bool) error {
 	return a.present(r, func() error { return a.showChange(r.GetChange()) })
 }
 
-// maxDefinition is more than the agent takes.
+// maxDefinition is as much as the agent takes at once, in bytes.
 const maxDefinition = 1 << 20
 
 // readFile reads a file, or stdin for -, and says what to call it. Nobody can be

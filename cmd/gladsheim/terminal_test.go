@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -117,6 +118,17 @@ func TestTimeoutOfStreams(t *testing.T) {
 		code, _, errs := c.run(append([]string{"--timeout", "50ms"}, args...)...)
 		require.Equal(t, exitTimeout, code, errs)
 	}
+}
+
+func TestApplyOfTooMuch(t *testing.T) {
+	c, dir := newCLI(t), t.TempDir()
+	for i := range 20 {
+		file := filepath.Join(dir, fmt.Sprintf("s%d.json", i))
+		require.NoError(t, os.WriteFile(file, []byte(strings.Repeat(" ", 64<<10)), 0o600))
+	}
+	code, _, errs := c.run("apply", "-f", dir)
+	require.Equal(t, exitFailure, code)
+	require.Contains(t, errs, "cannot apply 20 definitions at once: they have 1.3 MiB, and the agent takes 1 MiB; apply them in parts")
 }
 
 // When a service was started is not told as when it began to stop.
