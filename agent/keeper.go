@@ -206,8 +206,8 @@ func readTail(path string, from int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cut := bytes.IndexByte(tail, '\n'); begin > from && cut >= 0 {
-		tail = tail[cut+1:] // what is left of a line that began earlier
+	if _, whole, more := bytes.Cut(tail, []byte("\n")); begin > from && more && len(whole) > 0 {
+		tail = whole // without what is left of a line that began earlier
 	}
 	return tail, nil
 }

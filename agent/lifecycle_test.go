@@ -348,6 +348,7 @@ func TestLastLines(t *testing.T) {
 		{"no line break at the end", "one\ntwo", 2, "one", "two"},
 		{"many", many, 20, "line 80", "line 99"},
 		{"NUL and invalid UTF-8", "a\x00b\xff\n", 1, "a\x00b\uFFFD", "a\x00b\uFFFD"},
+		{"nothing but a long line", string(long) + "\n", 1, string(long[:16<<10-1]), string(long[:16<<10-1])},
 		{"a long line before", string(long) + "\nend\n", 1, "end", "end"},
 	} {
 		require.NoError(t, os.WriteFile(path, []byte(tt.content), 0o600))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
@@ -410,4 +411,51 @@ func TestAnUnhealthyServiceIsRestarted(t *testing.T) {
 	d.eventually("it is restarted", func() bool { return len(d.exits("ill")) > 0 })
 	require.Equal(t, gladsheimv1.Verdict_VERDICT_UNHEALTHY, d.exits("ill")[0].Verdict)
 	d.eventually("it runs again", func() bool { s := d.status("ill"); return s.State == running && s.Incarnation > 1 })
+}
+
+// A line of any length and of any bytes harms neither its log nor its record
+// (P27).
+func TestALineOfOddBytes(t *testing.T) {
+	d := start(t)
+	d.register("odd", d.mode("long-line", "1000000"))
+	_, err := d.StartService(t.Context(), &gladsheimv1.StartServiceRequest{ServiceName: "odd"})
+	if err != nil {
+		require.Equal(t, service.ReasonExitedEarly, client.ReasonOf(err), "%v", err)
+	}
+	d.eventually("its exit is recorded", func() bool { return len(d.exits("odd")) > 0 })
+	x := d.exits("odd")[0]
+	require.Equal(t, gladsheimv1.Verdict_VERDICT_CLEAN, x.Verdict)
+	require.Len(t, x.LastLines, 1)
+	require.Less(t, len(x.LastLines[0]), 32<<10)
+	require.Contains(t, string(x.LastLines[0]), "\x1b[31mred\r")
+	require.Len(t, d.said("odd"), 1_000_001, "the log holds every byte")
+	lines, err := d.Tail(t.Context(), &gladsheimv1.TailRequest{ServiceName: "odd"})
+	require.NoError(t, err)
+	var whole []byte
+	for more := true; more; {
+		part, err := lines.Recv()
+		require.NoError(t, err)
+		whole, more = append(whole, part.Line...), part.Truncated
+	}
+	require.Equal(t, d.said("odd"), string(whole)+"\n")
+	_, err = lines.Recv()
+	require.ErrorIs(t, err, io.EOF)
+}
+
+// A name that breaks parsers, and a command line of 120 KiB, are told as what
+// can be printed (P28).
+func TestAnOddName(t *testing.T) {
+	d := start(t)
+	pid := d.run("odd", []string{"odd-name"}).ProcessId
+	for range 20 {
+		s := d.status("odd")
+		require.Equal(t, pid, s.ProcessId)
+		require.Len(t, s.Processes, 1)
+		require.Equal(t, pid, s.Processes[0].Pid)
+		require.Less(t, len(s.Processes[0].Command), 8<<10)
+		for _, r := range s.Processes[0].Command {
+			require.True(t, strconv.IsPrint(r), "%q in %q", r, s.Processes[0].Command)
+		}
+	}
+	require.Equal(t, stopped, d.stop("odd").State)
 }
