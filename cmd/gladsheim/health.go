@@ -56,6 +56,9 @@ func (a *app) healthOfAll(ctx context.Context, t *table) error {
 	worst := exitOK
 	for _, s := range services.GetServices() {
 		h := s.GetHealthStatus()
+		if h == nil { // left out of a list that is too long
+			h = &gladsheimv1.ServiceHealth{ServiceName: s.GetServiceName()}
+		}
 		if err := a.present(h, func() error { a.addHealth(t, h); return nil }); err != nil {
 			return err
 		}
