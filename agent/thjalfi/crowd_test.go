@@ -245,7 +245,8 @@ func (d *teller) watch() {
 		d.failf("I5: a stop was acknowledged, and it runs")
 	}
 	for _, x := range d.disk.exitsOf(web) {
-		if x.Verdict == service.VerdictNone || x.Verdict == service.VerdictUnknown && x.Exit.Unknown == "" {
+		unknown := x.Exit.Unknown != "" || x.Remains.Lost // of which an agent that died knew no more
+		if x.Verdict == service.VerdictNone || x.Verdict == service.VerdictUnknown && !unknown {
 			d.failf("I6: %+v", x)
 		}
 	}

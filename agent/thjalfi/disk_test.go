@@ -153,6 +153,12 @@ func (d *disk) failWith(f func(Record) error) {
 	d.fails = f
 }
 
+func (d *disk) buryWith(f func() error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.buries = f
+}
+
 func (d *disk) told() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

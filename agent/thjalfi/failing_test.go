@@ -257,9 +257,9 @@ func TestCountersThatWereLost(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Signal: 9}, OOM: service.OOMOwn}})
 		s.running(never)
-		s.disk.buries = func() error { s.life.Store(0); return errDead }
+		s.disk.buryWith(func() error { s.life.Store(0); return errDead })
 		pass(time.Second)
-		s.disk.buries = nil
+		s.disk.buryWith(nil)
 		s.succeed(forEver)
 		s.is(service.Crashed)
 		x := s.lastExit()
@@ -268,13 +268,13 @@ func TestCountersThatWereLost(t *testing.T) {
 	})
 	play(t, func(t *testing.T, s *stage) { // one that leaves in order writes them down first
 		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Signal: 9}, OOM: service.OOMOwn}})
-		s.running(never)
 		s.fault = func(operation string) error {
 			if operation == "release" {
 				s.Thjalfi.stop()
 			}
 			return nil
 		}
+		s.running(never)
 		pass(time.Second)
 		s.succeed(forEver)
 		s.is(service.Crashed)
@@ -285,7 +285,7 @@ func TestCountersThatWereLost(t *testing.T) {
 func TestUnwritableExitRecord(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.running()
-		s.disk.buries = func() error { return errors.New("no space left on device") }
+		s.disk.buryWith(func() error { return errors.New("no space left on device") })
 		s.ok(s.stop())
 		require.NotNil(t, s.status().LastExit)
 		require.Contains(t, s.status().LastExit.Message, "could not be written: no space left on device")
