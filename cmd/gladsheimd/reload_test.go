@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,4 +159,30 @@ func TestAReplacedDefinitionWaitsForTheNextStart(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, first.ProcessId, now.ProcessId)
 	is(now, other, 96<<20, 400, then)
+}
+
+// Where the agent can not be asked it starts nothing.
+func TestATakenAddressStartsNothing(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	dir := t.TempDir()
+	in := func(path string) string { return filepath.Join(dir, path) }
+	require.NoError(t, os.Mkdir(in("services.d"), 0o755))
+	require.NoError(t, os.WriteFile(in("services.d/a.json"), []byte(doc("a", []string{"/bin/true"}, fields{"autostart": true})), 0o644))
+	log, err := os.Create(in("daemon.log"))
+	require.NoError(t, err)
+	defer log.Close()
+	p, err := os.StartProcess("/proc/self/exe", []string{
+		"gladsheimd", "-backend", "exec", "-listen", "tcp://" + l.Addr().String(), "-services-dir", in("services.d"),
+		"-state-dir", in("state"), "-run-dir", in("run"), "-log-dir", in("log"),
+	}, &os.ProcAttr{Env: append(os.Environ(), daemonVariable+"=1"), Files: []*os.File{nil, log, log}})
+	require.NoError(t, err)
+	state, err := p.Wait()
+	require.NoError(t, err)
+	said, err := os.ReadFile(in("daemon.log"))
+	require.NoError(t, err)
+	require.NotZero(t, state.ExitCode())
+	require.Contains(t, string(said), "address already in use")
+	require.NoFileExists(t, in("run/services/a.json"), "%s", said)
 }
