@@ -292,7 +292,7 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 		return err
 	}
 	name := st.Name
-	notices, err := g.follow(ss.Context())
+	last, notices, err := g.follow(ss.Context())
 	if err != nil {
 		return err
 	}
@@ -304,7 +304,7 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 	}
 	told := service.NumHealth // nothing yet
 	for due := true; ; {
-		// Read anew each time: a notice may have been left out for a slow reader.
+		// Read anew each time, not from the notice: it may be old already.
 		if st, err = g.agent.Status(name); err != nil {
 			return err
 		}
@@ -321,19 +321,24 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 			told = now
 		}
 		due = false
-		select {
-		case _, open := <-notices:
-			if !open {
-				return ss.Context().Err()
+		for waiting := true; waiting; {
+			select {
+			case n, open := <-notices:
+				if !open {
+					return ss.Context().Err()
+				}
+				waiting = n.Service != name && n.Sequence == last+1 // else one of its own may have been left out
+				last = n.Sequence
+			case <-tick:
+				due, waiting = true, false
 			}
-		case <-tick:
-			due = true
 		}
 	}
 }
 
-// follow gives all notices from now on.
-func (s *Server) follow(ctx context.Context) (<-chan service.Notice, error) {
-	_, notices, err := s.agent.Watch(ctx, s.agent.Sequence())
-	return notices, err
+// follow gives all notices after the one of the sequence that is the latest now.
+func (s *Server) follow(ctx context.Context) (after uint64, notices <-chan service.Notice, err error) {
+	after = s.agent.Sequence()
+	_, notices, err = s.agent.Watch(ctx, after)
+	return after, notices, err
 }

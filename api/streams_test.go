@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,6 +149,30 @@ func TestTheFirstEvents(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "1 web ready", said(ev), "no gap before it")
 	}
+}
+
+// What happens to others costs a subscriber no look at its own service.
+func TestASubscriberLooksWhenItIsConcerned(t *testing.T) {
+	f := newFixture(t)
+	var looks atomic.Int32
+	f.agent.Before = func(_ context.Context, method string) error {
+		if method == "CheckHealth" {
+			looks.Add(1)
+		}
+		return nil
+	}
+	s, err := f.gladsheim().SubscribeServiceHealth(callContext(t), &gladsheimv1.HealthSubscribeRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	_, err = s.Recv()
+	require.NoError(t, err)
+	for range 50 {
+		f.agent.Change("db", service.NoticeState, "", "", to(service.Running))
+	}
+	f.agent.Change("web", service.NoticeHealth, "", "", func(st *service.Status) { st.Health.Status = service.Ill })
+	u, err := s.Recv()
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_UNHEALTHY, u.GetHealth().GetStatus())
+	require.EqualValues(t, 2, looks.Load())
 }
 
 // A client has one connection for all its calls. Its subscriptions, one for each
