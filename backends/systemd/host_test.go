@@ -3,6 +3,7 @@ package systemd
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -244,6 +245,20 @@ func show(t testing.TB, unit, property string) string {
 	text, err := exec.Command("systemctl", "show", "--value", "-p", property, unit).Output()
 	require.NoError(t, err)
 	return strings.TrimSpace(string(text))
+}
+
+// showsAll compares properties of a unit with what systemctl shows at once.
+func showsAll(t testing.TB, unit string, want map[string]string) {
+	t.Helper()
+	names := strings.Join(slices.Collect(maps.Keys(want)), ",")
+	text, err := exec.Command("systemctl", "show", "-p", names, unit).Output()
+	require.NoError(t, err)
+	got := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		got[name] = value
+	}
+	require.Equal(t, want, got)
 }
 
 func systemctl(t testing.TB, args ...string) {
