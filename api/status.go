@@ -134,13 +134,14 @@ func toExit(r *service.ExitRecord) *gladsheimv1.ExitRecord {
 		Message:            clip(r.Message, maxText),
 	}
 	switch {
+	case r.Exit == service.NeverRan: // there was nothing to end
 	case r.Exit.Unknown != "":
 		reason := utf8(r.Exit.Unknown)
 		out.UnknownReason = &reason
 	case r.Exit.Signal != 0:
 		signal := int32(r.Exit.Signal)
 		out.Signal = &signal
-	case r.Verdict != service.VerdictLaunchFailed:
+	default:
 		code := int32(r.Exit.Code)
 		out.ExitCode = &code
 	}

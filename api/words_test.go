@@ -58,3 +58,30 @@ func distinct(values any) map[any]bool {
 	}
 	return out
 }
+
+// Exactly one of the three is told of an end, and none where nothing ran.
+func TestHowItEndedIsToldOnce(t *testing.T) {
+	for _, tt := range []struct {
+		x    service.ExitRecord
+		told string
+	}{
+		{service.ExitRecord{Verdict: service.VerdictClean}, "code"},
+		{service.ExitRecord{Exit: service.Exit{Signal: 9}, Verdict: service.VerdictKilled}, "signal"},
+		{service.ExitRecord{Exit: service.Exit{Unknown: "agent_was_down"}, Verdict: service.VerdictUnknown}, "unknown"},
+		{service.ExitRecord{Exit: service.NeverRan, Verdict: service.VerdictLaunchFailed}, ""},
+		{service.ExitRecord{Exit: service.NeverRan, Verdict: service.VerdictStopped}, ""},
+		{service.ExitRecord{Exit: service.NeverRan, Verdict: service.VerdictStartupTime}, ""},
+	} {
+		told, out := "", toExit(&tt.x)
+		if out.ExitCode != nil {
+			told += "code"
+		}
+		if out.Signal != nil {
+			told += "signal"
+		}
+		if out.UnknownReason != nil {
+			told += "unknown"
+		}
+		require.Equal(t, tt.told, told, "%+v", tt.x)
+	}
+}

@@ -45,7 +45,7 @@ const (
 	Verdict_VERDICT_WATCHDOG Verdict = 7
 	// Its health checks failed, and the agent ended it.
 	Verdict_VERDICT_UNHEALTHY Verdict = 8
-	// Somebody else sent it a deadly signal.
+	// It was sent a deadly signal: by requested_by through this API, else by somebody else.
 	Verdict_VERDICT_KILLED_FROM_OUTSIDE Verdict = 9
 	// It was not ready in time.
 	Verdict_VERDICT_STARTUP_TIMEOUT Verdict = 10
@@ -113,8 +113,8 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 }
 
 // ExitRecord is what is left of an instance. Exactly one of exit_code, signal and
-// unknown_reason is set, save for a launch that failed before there was a process:
-// then message says why.
+// unknown_reason is set, save for an instance whose program never ran: then message
+// says why.
 type ExitRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which instance.
