@@ -176,6 +176,11 @@ func TestListServices(t *testing.T) {
 	require.NotNil(t, web.GetHealthStatus())
 	require.Len(t, web.GetProcesses(), 2)
 	require.NotEmpty(t, web.GetLimits())
+	measured, err := f.gladsheim().ListServices(callContext(t), &gladsheimv1.ListServicesRequest{IncludeResources: true})
+	require.NoError(t, err)
+	require.NotEmpty(t, measured.GetServices()[2].GetLimits())
+	require.Empty(t, measured.GetServices()[2].GetProcesses())
+	require.Empty(t, measured.GetServices()[0].GetLimits(), "it does not run")
 	counts := func(l *gladsheimv1.ServiceList) []uint32 { // of what is listed
 		return []uint32{l.GetTotalCount(), l.GetRunningCount(), l.GetStoppedCount(), l.GetCrashedCount()}
 	}

@@ -117,8 +117,9 @@ func (g *gladsheim) entry(ctx context.Context, st *service.Status, req *gladshei
 	} else {
 		one.HealthStatus = nil
 	}
-	if req.GetIncludeResources() {
+	if req.GetIncludeResources() && st.PID() != 0 {
 		g.measure(ctx, st, one)
+		one.Limits = toReports(st.Applied)
 	}
 	if req.GetIncludeDetails() {
 		g.detail(ctx, st, one)

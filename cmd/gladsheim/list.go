@@ -72,6 +72,8 @@ func (a *app) showList(services *gladsheimv1.ServiceList) error {
 		}
 		if u := s.GetResourceUsage(); u != nil {
 			cpu, memory, tasks = percent(float64(u.GetCpuPercent())), bytesOf(u.GetMemoryBytes()), maybe(u.PidsCurrent, number)
+			memory = and(memory, labelled("/", held(s, "memory_max", size)))
+			tasks = and(tasks, labelled("/", held(s, "pids_max", whole)))
 		}
 		t.add(signOf(s.GetState()), s.GetServiceName(), stateWord(s.GetState()), health, s.GetLaunch(), pid, uptime,
 			number(s.GetRestartCount()), cpu, memory, tasks, a.note(s))

@@ -183,19 +183,22 @@ func (a *app) lastEnd(x *gladsheimv1.ExitRecord) string {
 		labelled("limit of", x.GetOomLevel()), leftOver(x)))
 }
 
+// held is what of a limit holds, "" when there is none.
+func held(st *gladsheimv1.ServiceStatus, name string, format func(float64) string) string {
+	for _, l := range st.GetLimits() {
+		if l.GetName() == name && l.GetEnforced() && l.Effective != nil && !math.IsInf(l.GetEffective(), 1) {
+			return format(l.GetEffective())
+		}
+	}
+	return ""
+}
+
 func (a *app) sayUsage(s *sheet, st *gladsheimv1.ServiceStatus) {
 	u := st.GetResourceUsage()
 	if u == nil {
 		return
 	}
-	held := func(name string, format func(float64) string) string { // what of a limit holds
-		for _, l := range st.GetLimits() {
-			if l.GetName() == name && l.GetEnforced() && l.Effective != nil && !math.IsInf(l.GetEffective(), 1) {
-				return format(l.GetEffective())
-			}
-		}
-		return ""
-	}
+	held := func(name string, format func(float64) string) string { return held(st, name, format) }
 	s.line("CPU", list(and(percent(float64(u.GetCpuPercent())), labelled("of", held("cpu_percent", percent))),
 		usecOf(u.GetCpuTimeUsec())+" in all", labelled("throttled", maybe(u.ThrottledUsec, usecOf))))
 	s.line("Memory", and(bytesOf(u.GetMemoryBytes()), labelled("of", held("memory_max", size)),

@@ -440,7 +440,8 @@ type ListServicesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only services in one of these states; none means all.
 	FilterStates []ServiceState `protobuf:"varint,1,rep,packed,name=filter_states,json=filterStates,proto3,enum=gladsheim.v1.ServiceState" json:"filter_states,omitempty"`
-	// Measure and fill in resource_usage of those that run.
+	// Measure and fill in resource_usage of those that run, and limits as they were
+	// last read from the kernel.
 	IncludeResources bool `protobuf:"varint,2,opt,name=include_resources,json=includeResources,proto3" json:"include_resources,omitempty"`
 	// Fill in health_status.
 	IncludeHealth bool `protobuf:"varint,3,opt,name=include_health,json=includeHealth,proto3" json:"include_health,omitempty"`
