@@ -41,7 +41,23 @@ func TestHostEnforcesWhatTheParentHas(t *testing.T) {
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
 	require.ErrorContains(t, err, "this host does not enforce [memory_max]: the controller is not available in "+parent.Path())
 
+	l := limited(plan("/bin/sleep", "1000"), limits(service.PidsMax, 7, service.MemoryMax, 64<<20))
+	l.Spec.BestEffort = true
+	with := start(t, b, l)
+	applied, err := with.Limits(within(t))
+	require.NoError(t, err)
+	require.Equal(t, []service.Resource{service.MemoryMax}, applied.Unenforced())
+	require.Equal(t, service.Of(7), applied[service.PidsMax].Applied)
+	with.release()
+
 	r := start(t, b, limited(plan("/bin/sleep", "1000"), limits(service.PidsMax, 5)))
+	before, err := r.Limits(within(t))
+	require.NoError(t, err)
+	_, err = r.Limit(within(t), limits(service.PidsMax, 3, service.MemoryMax, 64<<20))
+	require.Equal(t, service.Unenforceable, service.KindOf(err))
+	after, err := r.Limits(within(t))
+	require.NoError(t, err)
+	require.Equal(t, before, after, "nothing of a change is made that can not be made as a whole")
 	var u service.Usage
 	require.Eventually(t, func() bool { // nothing while it is still on its way through exec
 		u, err = r.Usage(within(t))

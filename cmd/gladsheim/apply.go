@@ -81,9 +81,16 @@ func definitionFiles(place string) ([]string, error) {
 	}
 	var files []string
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) == ".json" && !strings.HasPrefix(e.Name(), ".") {
-			files = append(files, filepath.Join(place, e.Name()))
+		if filepath.Ext(e.Name()) != ".json" || strings.HasPrefix(e.Name(), ".") {
+			continue
 		}
+		file := filepath.Join(place, e.Name())
+		if info, err := os.Stat(file); err != nil {
+			return nil, fmt.Errorf("cannot read the definitions: %w", err)
+		} else if !info.Mode().IsRegular() {
+			return nil, fmt.Errorf("cannot read the definitions: %s is no regular file", file)
+		}
+		files = append(files, file)
 	}
 	if len(files) == 0 {
 		return nil, fmt.Errorf("cannot apply %s: there is no NAME.json in it", place)

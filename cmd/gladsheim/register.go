@@ -64,16 +64,11 @@ func (a *app) register(cmd *cobra.Command, file string, replace bool) error {
 const maxDefinition = 1 << 20
 
 // readFile reads a file, or stdin for -, and says what to call it. Nobody can be
-// kept from leaving by a stdin that does not end.
+// kept from leaving by a stdin that does not end, or a pipe that nobody writes.
 func (a *app) readFile(ctx context.Context, path string) (content []byte, name string, err error) {
-	source, name := a.in, "stdin"
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, "", fmt.Errorf("cannot read the definition: %w", err)
-		}
-		defer f.Close()
-		source, name = f, path
+	name = path
+	if path == "-" {
+		name = "stdin"
 	}
 	type result struct {
 		content []byte
@@ -81,7 +76,7 @@ func (a *app) readFile(ctx context.Context, path string) (content []byte, name s
 	}
 	read := make(chan result, 1)
 	go func() {
-		content, err := io.ReadAll(io.LimitReader(source, maxDefinition+1))
+		content, err := a.read(path)
 		read <- result{content, err}
 	}()
 	select {
@@ -96,6 +91,20 @@ func (a *app) readFile(ctx context.Context, path string) (content []byte, name s
 		}
 		return r.content, name, nil
 	}
+}
+
+// read reads a file, or stdin for -, and no more than shows that it is too big.
+func (a *app) read(path string) ([]byte, error) {
+	source := a.in
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		source = f
+	}
+	return io.ReadAll(io.LimitReader(source, maxDefinition+1))
 }
 
 // showChange shows what became of a definition, in a line.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -333,4 +334,28 @@ func TestNoLeaks(t *testing.T) {
 		c.run(strings.Fields(args)...)
 	}
 	goleak.VerifyNone(t, before)
+}
+
+// A pipe that nobody writes keeps nobody from leaving, and is no definition of
+// a directory's.
+func TestInterruptedAtAPipe(t *testing.T) {
+	c := newCLI(t)
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "web.json")
+	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
+	for _, verb := range []string{"register", "apply"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		code, _, errs := c.runWith(ctx, verb, "-f", fifo)
+		require.Equal(t, exitInterrupted, code, "%s: %s", verb, errs)
+		writer, err := os.OpenFile(fifo, os.O_WRONLY, 0) // lets the one go who waits for it
+		require.NoError(t, err)
+		require.NoError(t, writer.Close())
+	}
+	code, _, errs := c.run("apply", "-f", dir)
+	require.NotZero(t, code)
+	require.Contains(t, errs, fifo+" is no regular file")
+	code, _, errs = c.run("register", "-f", "/dev/zero")
+	require.NotZero(t, code)
+	require.Contains(t, errs, "more than 1048576 bytes")
 }
