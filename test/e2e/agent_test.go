@@ -17,23 +17,21 @@ import (
 )
 
 // TestTheOldClientsWork: a client made from nothing but the table of the wire
-// contract tells its own story, of each real program in each mode, and once over
-// TCP.
+// contract tells its own story, of each real program, in each mode, and once
+// over TCP.
 func TestTheOldClientsWork(t *testing.T) {
 	w := newWorld(t)
-	for _, p := range programs {
+	tell := func(def fields, flags ...string) {
+		w.register(def.with(fields{"limits": limits(t, fields{"pids_max": 64})}))
+		out, err := exec.Command("wireclient", append([]string{"-service", def["name"].(string), "-cpu", "150", "-memory-mb", "256", "-patience", "2m"}, flags...)...).CombinedOutput()
+		require.NoError(t, err, "%s: %s\n%s", def["name"], out, w.daemonLog())
+	}
+	tell(workload(t, "old", "old", "sleep"), "-addr", fmt.Sprintf("127.0.0.1:%d", tcpPort))
+	for i, p := range programs {
 		dir := w.path("work-" + p.name)
 		require.NoError(t, os.Mkdir(dir, 0o755))
-		def := p.def(t, dir)
-		for _, mode := range modes(t) {
-			name, addr := p.name+"-"+mode, "unix://"+w.socket
-			if p.name == "redis" {
-				addr = fmt.Sprintf("127.0.0.1:%d", tcpPort)
-			}
-			w.register(def.with(fields{"name": name, "launch": mode, "limits": limits(t, fields{"pids_max": 64})}))
-			out, err := exec.Command("wireclient", "-addr", addr, "-service", name, "-cpu", "150", "-memory-mb", "256", "-patience", "2m").CombinedOutput()
-			require.NoError(t, err, "%s: %s\n%s", name, out, w.daemonLog())
-		}
+		mode := modes(t)[i%len(modes(t))]
+		tell(p.def(t, dir).with(fields{"name": p.name, "launch": mode}), "-titled", "-addr", "unix://"+w.socket)
 	}
 }
 

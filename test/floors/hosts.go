@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -16,19 +17,21 @@ type job struct {
 	env  []string
 }
 
-// machinesOf says on which machines a package's tests run, besides the unit floor.
+// machinesOf says on which machines a package's tests run, besides the unit
+// floor, and with which programs. What takes longest comes first.
 var machinesOf = []struct {
-	pkg   string
-	hosts []string
+	pkg      string
+	hosts    []string
+	programs []string
 }{
-	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}},
-	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}},
-	{"backends/internal/process", []string{"systemd-old", "systemd-new"}},
-	{"backends/internal/launch", []string{"systemd-old", "systemd-new"}},
-	{"backends/exec", []string{"cgroup2", "bare"}},
-	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}},
-	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}},
-	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}},
+	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, []string{"gladsheimd", "gladsheim", "workload", "wireclient"}},
+	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, []string{"workload"}},
+	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}, []string{"workload"}},
+	{"backends/exec", []string{"cgroup2", "bare"}, []string{"workload"}},
+	{"backends/internal/process", []string{"systemd-old", "systemd-new"}, []string{"workload"}},
+	{"backends/internal/launch", []string{"systemd-old", "systemd-new"}, []string{"workload"}},
+	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}, nil},
+	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil},
 }
 
 func hostFloors() []job {
@@ -53,46 +56,45 @@ func (j job) label() string {
 
 func (j job) binary() string { return strings.ReplaceAll(j.pkg, "/", "-") + ".test" }
 
-// programs are what the tests on hosts start besides themselves. The first two
-// tell what they covered.
-var programs = []struct {
-	name, pkg string
-	cover     bool
-}{
-	{"gladsheimd", "./cmd/gladsheimd", true},
-	{"gladsheim", "./cmd/gladsheim", true},
-	{"workload", "./test/workload", false},
-	{"wireclient", "./test/wireclient", false},
-}
+// bin is the folder of everything that the tests of a package execute. A machine
+// is given no more than that: it has to read it all in.
+func bin(pkg string) string { return filepath.Join(work, "bin", filepath.FromSlash(pkg)) }
 
 // build makes the programs and test binaries that the jobs need, static, so
-// that they run on every host.
+// that they run on every host. They tell what they covered, but for the tests'
+// own programs.
 func build(jobs []job) error {
-	env := append(os.Environ(), "CGO_ENABLED=0")
-	cover := []string{"-cover", "-covermode=atomic", "-coverpkg=./..."}
-	for _, p := range programs {
-		args := []string{"build", "-buildvcs=false", "-o", filepath.Join(work, "bin", p.name)}
-		if p.cover {
-			args = append(args, cover...)
-		}
-		cmd := command("go", append(args, p.pkg)...)
-		cmd.Env = env
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("cannot build %s: %w", p.name, err)
+	made := filepath.Join(work, "programs")
+	for name, cover := range map[string]bool{"cmd/gladsheimd": true, "cmd/gladsheim": true, "test/workload": false, "test/wireclient": false} {
+		if err := compile(filepath.Join(made, filepath.Base(name)), name, cover, "build"); err != nil {
+			return err
 		}
 	}
-	built := map[string]bool{}
-	for _, j := range jobs {
-		if built[j.pkg] {
+	for _, m := range machinesOf {
+		if !slices.ContainsFunc(jobs, func(j job) bool { return j.pkg == m.pkg }) {
 			continue
 		}
-		built[j.pkg] = true
-		args := append([]string{"test", "-c", "-o", filepath.Join(work, "bin", j.binary())}, cover...)
-		cmd := command("go", append(args, "./"+j.pkg)...)
-		cmd.Env = env
-		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("cannot build the tests of %s: %w", j.pkg, err)
+		if err := compile(filepath.Join(bin(m.pkg), job{pkg: m.pkg}.binary()), m.pkg, true, "test", "-c"); err != nil {
+			return err
 		}
+		for _, program := range m.programs {
+			if err := os.Link(filepath.Join(made, program), filepath.Join(bin(m.pkg), program)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func compile(to, pkg string, cover bool, verb ...string) error {
+	args := append(verb, "-ldflags=-s -w", "-o", to)
+	if cover {
+		args = append(args, "-cover", "-covermode=atomic", "-coverpkg=./...")
+	}
+	cmd := command("go", append(args, "./"+pkg)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("cannot build %s: %w", pkg, err)
 	}
 	return nil
 }
@@ -101,7 +103,7 @@ func build(jobs []job) error {
 // `go test -json` would print.
 func (j job) command(run string) *exec.Cmd {
 	data := coverDir(strings.NewReplacer("/", "-", " ", "-").Replace(j.label() + "-" + j.pkg))
-	args := []string{"-timeout", "20m", "-bin", filepath.Join(work, "bin"), "-out", "cover:" + data}
+	args := []string{"-timeout", "20m", "-bin", bin(j.pkg), "-out", "cover:" + data}
 	if j.user {
 		args = append(args, "-user")
 	}

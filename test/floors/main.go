@@ -40,7 +40,7 @@ func floors(only []string, run string, machines int) error {
 	if err := os.RemoveAll(work); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(work, "bin"), 0o755); err != nil {
+	if err := os.MkdirAll(work, 0o755); err != nil {
 		return err
 	}
 	if err := command("test/host/install").Run(); err != nil {
@@ -150,8 +150,8 @@ func onHosts(t *tally, wanted func(string) bool, run string, machines int) error
 	slots := make(chan struct{}, machines)
 	var wg sync.WaitGroup
 	for _, j := range jobs {
+		slots <- struct{}{}
 		wg.Go(func() {
-			slots <- struct{}{}
 			defer func() { <-slots }()
 			t.read(j.label(), j.pkg, func(again []string) *exec.Cmd { return j.command(pattern(run, again)) })
 		})

@@ -26,6 +26,7 @@ func main() {
 	memory := flag.Uint64("memory-mb", 64, "memory limit to start with, in `MiB`")
 	cpu := flag.Float64("cpu", 20, "CPU limit to start with, in `percent` of a core, at least 2")
 	patience := flag.Duration("patience", 30*time.Second, "how long any one step may take")
+	titled := flag.Bool("titled", false, "the program writes its title over its environment, which is then not looked at")
 	flag.Parse()
 	if *name == "" || *cpu < 2 || flag.NArg() > 0 {
 		flag.Usage()
@@ -45,6 +46,9 @@ func main() {
 		patience: *patience,
 		environ:  func(pid int32) ([]byte, error) { return os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) },
 		alive:    func(pid int32) bool { return syscall.Kill(int(pid), 0) != syscall.ESRCH },
+	}
+	if *titled {
+		s.environ = nil
 	}
 	if err := s.tell(context.Background(), func(line string) { fmt.Println(line) }); err != nil {
 		fmt.Fprintln(os.Stderr, "wireclient:", err)
