@@ -38,6 +38,8 @@ func TestLimitsThatTheHostLacks(t *testing.T) {
 	refused(err)
 	after, err := h.Limits(within(t))
 	require.NoError(t, err)
+	// A Go program raises its own limit on open files as it starts.
+	before[service.NoFile], after[service.NoFile] = service.LimitReport{}, service.LimitReport{}
 	require.Equal(t, before, after)
 	require.Equal(t, "70", file(t, h.scope, "pids.max"))
 
