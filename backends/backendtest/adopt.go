@@ -173,6 +173,8 @@ func lawAdoptPlainProcess(b *bench) {
 	p, err := os.StartProcess(b.Workload, l.Spec.Exec, &os.ProcAttr{Files: []*os.File{nil, nil, nil}})
 	require.NoError(b, err)
 	defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+	// In the midst of its execve it has no command line.
+	b.eventually(func() bool { return len(processesWith(token(l))) == 1 }, "it never came")
 	s, ok := statOf(p.Pid)
 	require.True(b, ok)
 	ref := b.agent.Plan(l)
