@@ -1730,7 +1730,8 @@ type LimitReport struct {
 	// What the service can really have: the tightest of its own limit and those
 	// of everything above it. Absent like applied.
 	Effective *float64 `protobuf:"fixed64,4,opt,name=effective,proto3,oneof" json:"effective,omitempty"`
-	// Who sets the effective value: the path of the tightest cgroup, or "host".
+	// The cgroup above the service that makes the effective value tighter than the
+	// applied one, as a path; empty when it is the service's own.
 	SetBy string `protobuf:"bytes,5,opt,name=set_by,json=setBy,proto3" json:"set_by,omitempty"`
 	// Whether this host enforces it.
 	Enforced bool `protobuf:"varint,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
