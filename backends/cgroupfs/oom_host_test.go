@@ -22,7 +22,7 @@ import (
 func TestHostOOMInTheSmallest(t *testing.T) {
 	b := newBackend(t, config(t))
 	l := hog(t, 16)
-	l.Limits[service.MemoryMax] = service.Of(4 << 20)
+	l.Limits[service.MemoryMax] = service.Of(6 << 20)
 	r := start(t, b, l)
 	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, r.wait())
 	require.Equal(t, service.OOMOwn, r.release().OOM)
