@@ -52,7 +52,7 @@ func lawReleaseLeftovers(b *bench) {
 
 func lawReleaseAlive(b *bench) {
 	i := b.start("fork", "3")
-	i.release()
+	require.Zero(b, i.release().Leftovers, "what is killed together with the main process is not left over")
 	require.Equal(b, service.Exit{Signal: syscall.SIGKILL}, i.exit())
 	b.nothingOf(i.plan)
 }

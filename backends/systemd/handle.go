@@ -31,9 +31,10 @@ type handle struct {
 	main   *process.Process // nil if it had ended before it was adopted
 	exited <-chan struct{}
 
+	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
 	requested service.Limits
-	leftovers int // most that were seen after the end of the main process
+	leftovers int
 
 	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
 	releasing chan struct{} // held by the one who releases, and guards what follows

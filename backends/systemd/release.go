@@ -17,6 +17,7 @@ const killAgain = time.Second
 
 // Kill kills every process of the incarnation; see backends.Handle.
 func (h *handle) Kill(ctx context.Context) error {
+	h.count.Do(h.countLeftovers)
 	for {
 		err := h.killOnce(ctx)
 		if err == nil {
@@ -36,11 +37,6 @@ func (h *handle) Kill(ctx context.Context) error {
 func (h *handle) killOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, killAgain)
 	defer cancel()
-	if h.ended() {
-		if err := h.countLeftovers(); err != nil {
-			return err
-		}
-	}
 	h.scope.Unthrottle()
 	if err := h.cell.Kill(); err != nil {
 		return err
@@ -106,7 +102,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if h.released {
 		return h.remains, nil
 	}
-	if err := h.empty(ctx); err != nil {
+	if err := h.Kill(ctx); err != nil {
 		return service.Remains{}, err
 	}
 	if err := h.read(); err != nil {
@@ -126,28 +122,20 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	return h.remains, h.Close()
 }
 
-// empty kills the main process if it lives, and then, counting them, all others.
-func (h *handle) empty(ctx context.Context) error {
-	if err := h.killMain(ctx); err != nil {
-		if ctx.Err() != nil {
-			return h.unkillable(ctx.Err())
-		}
-		return failure("kill", h.ref.Name, err)
+// countLeftovers counts who outlived the main process. What is killed together
+// with it is not left over.
+func (h *handle) countLeftovers() {
+	if !h.ended() {
+		return
 	}
-	return h.Kill(ctx)
-}
-
-// countLeftovers counts who outlived the main process.
-func (h *handle) countLeftovers() error {
 	pids, err := h.cell.Processes()
 	if err != nil {
-		return err
+		return
 	}
 	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == h.ref.PID })
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.leftovers = max(h.leftovers, len(pids))
-	return nil
+	h.leftovers = len(pids)
 }
 
 // read fills remains from the cell, the first time: after a removal that
