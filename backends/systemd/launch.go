@@ -93,6 +93,11 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 	if err != nil {
 		return nil, err
 	}
+	// Under the limits of the scope it might not get to where it waits: it needs
+	// threads for that, and memory.
+	if err := a.child.Ready(ctx); err != nil {
+		return nil, err
+	}
 	if err := a.enter(ctx); err != nil {
 		return nil, err
 	}
