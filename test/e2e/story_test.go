@@ -257,7 +257,9 @@ func starve(t *testing.T, d driver, p program, name string) *gladsheimv1.Service
 	x := after.LastExit
 	require.Equal(t, gladsheimv1.Verdict_VERDICT_OWN_LIMIT_OOM, x.GetVerdict(), "%v", x)
 	require.Equal(t, before.Cgroup, x.OomLevel)
-	require.InDelta(t, starving, x.GetMemoryPeakBytes(), mebibyte)
+	// The kernel lets received data over the limit (memory.peak of cgroup-v2.rst).
+	require.GreaterOrEqual(t, x.GetMemoryPeakBytes(), uint64(starving-mebibyte))
+	require.Less(t, x.GetMemoryPeakBytes(), uint64(starving+16*mebibyte))
 	require.EqualValues(t, 1, after.RestartCount)
 	checkLimits(t, after, bounds{starving, 120, 64})
 	return after
