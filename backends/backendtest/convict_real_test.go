@@ -148,16 +148,8 @@ func killsNeighbours(b backends.Backend) backends.Backend {
 	}}
 }
 
-// TestOnTrialWithProcesses is the suite with an exec backend that commits the
-// crime which the environment names. Without one it is innocent, which
-// backends/exec shows.
-func TestOnTrialWithProcesses(t *testing.T) {
-	name := os.Getenv(crimeVariable)
-	all := realCrimes()
-	i := slices.IndexFunc(all, func(c realCrime) bool { return c.name == name })
-	if i < 0 {
-		t.Skip("TestConvictionsWithProcesses runs it")
-	}
+// tryWithProcesses is the suite with an exec backend that commits a crime.
+func tryWithProcesses(t *testing.T, c realCrime) {
 	backendtest.Run(t, backendtest.Subject{
 		New: func(t *testing.T) backends.Backend {
 			w, err := watch.New()
@@ -167,7 +159,7 @@ func TestOnTrialWithProcesses(t *testing.T) {
 			b, err := exec.New(w, fs, "agent")
 			require.NoError(t, err)
 			t.Cleanup(func() { _ = b.Close(); _ = w.Close() })
-			return all[i].commit(b)
+			return c.commit(b)
 		},
 		Workload: backendtest.Workload(t),
 	})
@@ -180,7 +172,7 @@ func TestConvictionsWithProcesses(t *testing.T) {
 	for _, c := range realCrimes() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			convict(t, "TestOnTrialWithProcesses", c.law, crimeVariable+"="+c.name, "GLADSHEIM_WORKLOAD="+workload)
+			convict(t, c.law, crimeVariable+"="+c.name, "GLADSHEIM_WORKLOAD="+workload)
 		})
 	}
 }
