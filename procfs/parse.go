@@ -36,6 +36,11 @@ const (
 	fieldsRead              = 22
 )
 
+// errReleased is what the kernel says of a task in the moment it lets go of it
+// (do_task_stat without a sighand): it has no group and no session any more.
+// The number itself may live on, as another thread's that executes a program.
+var errReleased = errors.New("it is being released")
+
 // parseStat reads /proc/PID/stat. The name in it is the process's own choice
 // and may hold anything, ") R 1\n" too: it ends at the last parenthesis,
 // because nothing after it holds one.
@@ -62,6 +67,9 @@ func parseStat(data []byte) (Process, error) {
 	}
 	if len(fields[fieldState]) != 1 {
 		return Process{}, fmt.Errorf("%.20q is not a state", fields[fieldState])
+	}
+	if fields[fieldPGID] == "-1" && fields[fieldSID] == "-1" {
+		return Process{}, errReleased
 	}
 	numbers := fieldReader{fields: &fields}
 	p := Process{

@@ -72,16 +72,25 @@ func (p Process) Alive() bool {
 
 // Process reads /proc/PID/stat. It fails with ErrNoProcess when there is none.
 func (f FS) Process(pid int) (Process, error) {
-	data, err := f.read(pid, "stat")
-	if err != nil {
-		return Process{}, err
+	for range releaseReads {
+		data, err := f.read(pid, "stat")
+		if err != nil {
+			return Process{}, err
+		}
+		p, err := parseStat(data)
+		if err == nil {
+			return p, nil
+		}
+		if !errors.Is(err, errReleased) {
+			return Process{}, fmt.Errorf("cannot read %s: %w", f.path(pid, "stat"), err)
+		}
 	}
-	p, err := parseStat(data)
-	if err != nil {
-		return Process{}, fmt.Errorf("cannot read %s: %w", f.path(pid, "stat"), err)
-	}
-	return p, nil
+	return Process{}, fmt.Errorf("%s: %w", f.path(pid, "stat"), ErrNoProcess)
 }
+
+// releaseReads is how often a process is looked at that is being released: each
+// time another one would have to be met in a moment of nanoseconds.
+const releaseReads = 100
 
 // StartTicks is when pid began, in ticks since boot. With the boot ID and the
 // number itself it names one process for ever.

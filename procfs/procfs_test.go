@@ -1,6 +1,7 @@
 package procfs
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 const testBootID = "7c4ad5c1-4a8c-4f7e-9d0e-2b1f3c5a6d70"
@@ -108,6 +110,33 @@ func TestNoProcess(t *testing.T) {
 	_, err = fs.MemoryPeak(8)
 	require.ErrorIs(t, err, ErrNoProcess)
 	require.Empty(t, fs.Command(8))
+}
+
+// TestWhoIsBeingReleasedIsLookedAtAgain: for a moment the kernel has neither
+// group nor session to tell of; then the number is gone, or another thread's.
+func TestWhoIsBeingReleasedIsLookedAtAgain(t *testing.T) {
+	released := stat(7, "web", 'R', 0, -1, -1)
+	fs := tree(t, map[string]string{"8/stat": released, "7/comm": "web\n"})
+	_, err := fs.Process(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+
+	path := filepath.Join(fs.root, "7/stat")
+	require.NoError(t, unix.Mkfifo(path, 0o600))
+	require.NoError(t, os.WriteFile(path+".next", []byte(stat(7, "web", 'R', 1, 7, 7)), 0o600))
+	wrote := make(chan error, 1)
+	go func() {
+		fifo, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = fifo.WriteString(released)
+			// Before the end of the first reading, so that the second one finds it.
+			err = errors.Join(err, os.Rename(path+".next", path), fifo.Close())
+		}
+		wrote <- err
+	}()
+	p, err := fs.Process(7)
+	require.NoError(t, <-wrote)
+	require.NoError(t, err)
+	require.Equal(t, 7, p.SID)
 }
 
 func TestBrokenFilesAreErrorsThatNameThem(t *testing.T) {
