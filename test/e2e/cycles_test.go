@@ -84,7 +84,9 @@ func TestCyclesLeaveNothing(t *testing.T) {
 		require.Equal(t, fds, w.fds(), "open files of the agent")
 		require.Equal(t, files, w.files())
 		w.nothingLeft()
-		require.LessOrEqual(t, w.goroutines(), idle, "goroutines of the agent")
+		for by, n := range w.goroutines() {
+			require.LessOrEqual(t, n, idle[by], "goroutines of the agent made by %s", by)
+		}
 		w.begin()
 	})
 }
@@ -124,11 +126,19 @@ func (w *world) files() []string {
 }
 
 // goroutines ends the agent in the one way that makes a Go program tell of its
-// goroutines, and counts them.
-func (w *world) goroutines() int {
+// goroutines, and counts them by who made them.
+func (w *world) goroutines() map[string]int {
 	before := len(w.daemonLog())
 	w.leave(syscall.SIGQUIT)
-	n := strings.Count(w.daemonLog()[before:], "\ngoroutine ")
-	require.NotZero(w.t, n, w.daemonLog())
-	return n
+	made := map[string]int{}
+	for goroutine := range strings.SplitSeq(w.daemonLog()[before:], "\n\n") {
+		if !strings.HasPrefix(goroutine, "goroutine ") {
+			continue
+		}
+		_, by, _ := strings.Cut(goroutine, "\ncreated by ") // none for the first
+		by, _, _ = strings.Cut(by, " in goroutine ")
+		made[by]++
+	}
+	require.NotEmpty(w.t, made, w.daemonLog())
+	return made
 }

@@ -39,12 +39,14 @@ type hardware struct {
 	wake                 bool   // wait for the state of a frozen machine
 }
 
-// quiet are kernel arguments that save time: checks of the (emulated) hardware, and mitigations for faults it does not have.
-const quiet = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable no_timer_check nokaslr cryptomgr.notests audit=0 mitigations=off random.trust_cpu=on"
+// quiet are kernel arguments that save time: checks of the (emulated) hardware, mitigations for faults it does not have, memory
+// zeroed twice, and huge pages, for which the emulator forgets all translations whenever a program gives back a small one.
+const quiet = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable no_timer_check nokaslr cryptomgr.notests audit=0 mitigations=off random.trust_cpu=on transparent_hugepage=never init_on_alloc=0"
 
-// processor is everything the emulator has, but for CMPXCHG16B: QEMU 7.2 leaves rubbish in EFLAGS after it, and an interrupt at
-// that moment is a double fault of the guest's kernel (in its allocator, within a minute of many forks).
-const processor = "max,-cx16"
+// processor is a plain one: what it lacks (wide registers, SMAP, a fifth level of page tables) costs time to emulate. It has no
+// CMPXCHG16B either: QEMU 7.2 leaves rubbish in EFLAGS after it, and an interrupt at that moment is a double fault of the guest's
+// kernel (in its allocator, within a minute of many forks).
+const processor = "qemu64,-cx16,+rdrand,+rdtscp,+fsgsbase"
 
 // arguments is the emulator's command line. QMP is on descriptor 3, the port on 4.
 func (h hardware) arguments() []string {
