@@ -60,6 +60,19 @@ func (g Group) Usage() (service.Usage, error) {
 	}, nil
 }
 
+// Throttled reads how long, in microseconds, and in how many periods the group's
+// own cpu.max has held it back (cpu.stat). Both are unset where the group has no
+// cpu controller.
+func (g Group) Throttled() (usec, periods service.Quota, err error) {
+	d, err := g.open()
+	if err != nil {
+		return usec, periods, err
+	}
+	defer d.Close()
+	stat, err := readEvents(d, "cpu.stat")
+	return stat["throttled_usec"], stat["nr_throttled"], err
+}
+
 var usageFiles = []string{
 	"memory.peak", "memory.swap.current", "memory.stat", "memory.events", "cpu.max", "pids.current",
 }

@@ -142,6 +142,9 @@ func lawCPUMax(b *bench) {
 	require.True(b, usage.Throttled.Set)
 	require.NotZero(b, usage.Throttled.Value)
 	require.NotZero(b, usage.ThrottledPeriods.Value)
+	last := i.release().Usage // with a last reading before the kill
+	require.GreaterOrEqual(b, last.Throttled.Value, usage.Throttled.Value)
+	require.GreaterOrEqual(b, last.ThrottledPeriods.Value, usage.ThrottledPeriods.Value)
 }
 
 func lawCPUChange(b *bench) {

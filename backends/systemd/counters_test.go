@@ -78,7 +78,7 @@ func TestCountersOfAShortLife(t *testing.T) {
 		require.Equal(t, service.OOMNone, remains.OOM)
 		require.NotZero(t, remains.Usage.CPUTime)
 		require.NotZero(t, remains.Usage.MemoryPeak.Value)
-		require.False(t, remains.Usage.Throttled.Set, "it went with the scope")
+		require.False(t, remains.Usage.Throttled.Set, "it went with the scope, and nobody had read it")
 		require.Equal(t, u.CPUTime, remains.Usage.CPUTime)
 	}
 }

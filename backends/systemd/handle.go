@@ -35,12 +35,17 @@ type handle struct {
 	mu        sync.Mutex
 	requested service.Limits
 	leftovers int
+	throttled throttled
 
 	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
 	releasing chan struct{} // held by the one who releases, and guards what follows
 	released  bool
 	remains   service.Remains
 }
+
+// throttled is how often and how long the scope was held back, as last read:
+// that is counted where the quota is, and goes with the scope.
+type throttled struct{ usec, periods service.Quota }
 
 var _ backends.Handle = (*handle)(nil)
 
@@ -72,6 +77,7 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	if h.ended() {
 		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
 	}
+	h.readThrottled() // it may be the end of the scope
 	if err := h.main.Signal(sig); err != nil {
 		return failure("signal", h.ref.Name, err)
 	}
@@ -207,16 +213,33 @@ func (h *handle) Usage(context.Context) (service.Usage, error) {
 }
 
 // usage reads the counters of the scope, and when that is gone those of the
-// cell, which hold the same but for the throttling: that is counted where the
-// quota is. A group that goes while it is read looks like one that has used
+// cell, which hold the same but for the throttling: that is what it was when it
+// was last read. A group that goes while it is read looks like one that has used
 // nothing, so the reading counts only if the group is still there.
 func (h *handle) usage() (service.Usage, error) {
-	if u, err := wholeUsage(h.scope); !gone(err) {
+	u, err := wholeUsage(h.scope)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.throttled = throttled{u.Throttled, u.ThrottledPeriods}
+	}
+	if !gone(err) {
 		return u, err
 	}
-	u, err := wholeUsage(h.cell)
-	u.Throttled, u.ThrottledPeriods = service.Quota{}, service.Quota{}
+	u, err = wholeUsage(h.cell)
+	u.Throttled, u.ThrottledPeriods = h.throttled.usec, h.throttled.periods
 	return u, err
+}
+
+// readThrottled notes the throttling while there is a scope to tell it.
+func (h *handle) readThrottled() {
+	usec, periods, err := h.scope.Throttled()
+	if err != nil || !usec.Set {
+		return // gone, or going
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.throttled = throttled{usec, periods}
 }
 
 func wholeUsage(g cgroup.Group) (service.Usage, error) {

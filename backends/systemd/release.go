@@ -37,6 +37,7 @@ func (h *handle) Kill(ctx context.Context) error {
 func (h *handle) killOnce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, killAgain)
 	defer cancel()
+	h.readThrottled()
 	h.scope.Unthrottle()
 	if err := h.cell.Kill(); err != nil {
 		return err

@@ -135,7 +135,10 @@ func (w *world) goroutines() map[string]int {
 		if !strings.HasPrefix(goroutine, "goroutine ") {
 			continue
 		}
-		_, by, _ := strings.Cut(goroutine, "\ncreated by ") // none for the first
+		_, by, ok := strings.Cut(goroutine, "\ncreated by ")
+		if !ok || strings.HasPrefix(by, "runtime.") {
+			continue // the first, and the collector's own, which come and go
+		}
 		by, _, _ = strings.Cut(by, " in goroutine ")
 		made[by]++
 	}

@@ -141,7 +141,9 @@ type ExitRecord struct {
 	MemoryPeakBytes *uint64 `protobuf:"varint,11,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3,oneof" json:"memory_peak_bytes,omitempty"`
 	// CPU time it used.
 	CpuTimeUsec *uint64 `protobuf:"varint,12,opt,name=cpu_time_usec,json=cpuTimeUsec,proto3,oneof" json:"cpu_time_usec,omitempty"`
-	// Time its CPU limit held it back.
+	// Time its CPU limit held it back. In a scope, which systemd removes at once,
+	// up to the last reading: when it was told to stop, killed, or its usage asked
+	// for; absent if it ended by itself before any.
 	ThrottledUsec *uint64 `protobuf:"varint,13,opt,name=throttled_usec,json=throttledUsec,proto3,oneof" json:"throttled_usec,omitempty"`
 	// Processes that were left when the main process had ended, and were killed.
 	LeftoversKilled uint32 `protobuf:"varint,14,opt,name=leftovers_killed,json=leftoversKilled,proto3" json:"leftovers_killed,omitempty"`
