@@ -49,6 +49,9 @@ func (e *events) Watch(req *gladsheimv1.WatchRequest, ss grpc.ServerStreamingSer
 		if err := w.present(n); err != nil {
 			return err
 		}
+		if err := w.hole(lastLost(e.agent, notices, w.last)); err != nil {
+			return err
+		}
 	}
 	return ss.Context().Err()
 }
@@ -189,20 +192,25 @@ func (w *watcher) sync() error {
 
 // present tells a notice as it comes, and of the hole before it.
 func (w *watcher) present(n service.Notice) error {
-	if n.Sequence > w.last+1 {
-		first, last := w.last+1, n.Sequence-1
-		w.last = last
-		if err := w.gap(first, last); err != nil {
-			return err
-		}
-		if w.req.GetSnapshot() {
-			if err := w.sync(); err != nil {
-				return err
-			}
-		}
+	if err := w.hole(n.Sequence - 1); err != nil {
+		return err
 	}
 	w.last = n.Sequence
 	return w.tell([]service.Notice{n})
+}
+
+// hole tells that what came after the last notice seen, up to one of a sequence,
+// was lost; nothing if there is no such.
+func (w *watcher) hole(last uint64) error {
+	if last <= w.last {
+		return nil
+	}
+	first := w.last + 1
+	w.last = last
+	if err := w.gap(first, last); err != nil || !w.req.GetSnapshot() {
+		return err
+	}
+	return w.sync()
 }
 
 func (w *watcher) gap(first, last uint64) error {
@@ -328,7 +336,8 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 					return ss.Context().Err()
 				}
 				waiting = n.Service != name && n.Sequence == last+1 // else one of its own may have been left out
-				last = n.Sequence
+				last = lastLost(g.agent, notices, n.Sequence)
+				waiting = waiting && last == n.Sequence
 			case <-tick:
 				due, waiting = true, false
 			}
@@ -341,4 +350,15 @@ func (s *Server) follow(ctx context.Context) (after uint64, notices <-chan servi
 	after = s.agent.Sequence()
 	_, notices, err = s.agent.Watch(ctx, after)
 	return after, notices, err
+}
+
+// lastLost is the sequence of the last notice after received if all those were
+// lost, which no later notice tells; else it is received. Notices are numbered
+// and sent under one lock and only the caller reads them, so that up to latest
+// each was received, or waits, or was lost.
+func lastLost(agent Agent, notices <-chan service.Notice, received uint64) uint64 {
+	if latest := agent.Sequence(); len(notices) == 0 {
+		return latest
+	}
+	return received
 }

@@ -172,7 +172,7 @@ func (r *Registry) publish(s *service.Status, news News) {
 	for ch := range r.subscribers {
 		select {
 		case ch <- n:
-		default: // the hole in the sequence tells the subscriber
+		default: // the hole in the sequence tells the subscriber, at the end Sequence does
 		}
 	}
 }
@@ -180,7 +180,9 @@ func (r *Registry) publish(s *service.Status, news News) {
 // Watch returns a snapshot and every notice after it, until ctx ends; then the
 // channel is closed. With after > 0 it begins with the kept notices beyond that
 // sequence number instead, and the snapshot is nil, unless some of them are
-// no longer kept. A subscriber that is too slow finds a hole in the sequence.
+// no longer kept. A subscriber that is too slow finds a hole in the sequence;
+// one whose queue is empty and who is behind Sequence, read before, has lost the
+// last ones.
 func (r *Registry) Watch(ctx context.Context, after uint64) ([]*service.Status, <-chan service.Notice) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
