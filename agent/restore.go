@@ -34,11 +34,12 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	found, faults := a.gather(left)
 	for name, r := range actual {
-		if found[name] == nil && r.Machine.State.Alive() {
+		waits := r.Machine.State == service.Backoff && a.hidden(name, faults)
+		if found[name] == nil && (r.Machine.State.Alive() || waits) {
 			found[name] = &definition{Definition: service.Definition{Name: name, Source: sourceGone}, spec: r.Spec}
 		}
 	}
-	a.forgetTheVanished(left, found, faults)
+	a.forgetTheVanished(left, found, actual, faults)
 	// Before anything is adopted or launched, so that nothing changes meanwhile.
 	a.findStrangers(ctx, names(left, found), actual)
 	for name, d := range found {
@@ -61,12 +62,27 @@ func (a *Agent) Autostart() {
 	a.pending = nil
 }
 
-// forgetTheVanished forgets what was wanted of services whose definition went
-// away while no agent was there: the next of that name is another one. What can
-// not be read now has not gone.
-func (a *Agent) forgetTheVanished(left skirnir.Loaded, found map[service.Name]*definition, faults config.Faults) {
+// hidden tells of a service without a definition that it has one, which can not
+// be read now.
+func (a *Agent) hidden(name service.Name, faults config.Faults) bool {
+	return len(a.wanted[name].Document) > 0 || faults.Hide(a.cfg.ServicesDir, name)
+}
+
+// forgetTheVanished forgets what was wanted, and what was, of services whose
+// definition went away while no agent was there: the next of that name is another
+// one. What can not be read now has not gone.
+func (a *Agent) forgetTheVanished(left skirnir.Loaded, found map[service.Name]*definition, actual map[service.Name]skirnir.Actual, faults config.Faults) {
+	for _, r := range left.Actual {
+		if found[r.Name] != nil || a.hidden(r.Name, faults) {
+			continue
+		}
+		delete(actual, r.Name)
+		if err := a.store.ForgetActual(r.Name); err != nil {
+			a.cfg.Log.Error("cannot forget what was of a service whose definition is gone", "service", r.Name, "error", err)
+		}
+	}
 	for _, w := range left.Wanted {
-		if found[w.Name] != nil || len(w.Document) > 0 || faults.Hide(a.cfg.ServicesDir, w.Name) {
+		if found[w.Name] != nil || a.hidden(w.Name, faults) {
 			continue
 		}
 		err := a.want(w.Name, func(w *skirnir.Wanted) { *w = skirnir.Wanted{Name: w.Name} })

@@ -269,6 +269,63 @@ func TestVanishedAndDefinedAnew(t *testing.T) {
 	})
 }
 
+// A retry that was due when a definition went away is none of the next one of
+// that name, which starts by itself if it says so.
+func TestRetryOfADefinitionThatIsGone(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.define(db)
+		h.open()
+		for _, name := range []service.Name{web, db} {
+			h.start(name)
+			h.crash(name)
+			h.is(name, service.Backoff)
+		}
+		h.close()
+		h.remove("services.d/web.json")
+		h.remove("services.d/db.json")
+		h.open()
+		require.Empty(t, h.List())
+		h.define(web, `"description": "another one"`)
+		h.reload()
+		h.is(web, service.Stopped)
+		h.close()
+		h.define(db, `"autostart": true`)
+		h.open()
+		pass(time.Hour)
+		h.is(web, service.Stopped)
+		h.is(db, service.Running)
+		require.Equal(t, 1, h.host.Launches(web))
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 1)
+	})
+}
+
+// A definition that can not be read now takes no retry away, as with a reload,
+// and leaves none behind.
+func TestRetryOfADefinitionThatIsHidden(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.open()
+		h.start(web)
+		h.crash(web)
+		h.close()
+		h.write("services.d/web.json", "{")
+		h.open()
+		h.is(web, service.Backoff)
+		h.define(web)
+		h.reload()
+		pass(time.Second)
+		h.is(web, service.Running)
+		h.stop(web)
+		h.reopen()
+		pass(time.Hour)
+		h.is(web, service.Stopped)
+		require.Equal(t, 2, h.host.Launches(web))
+	})
+}
+
 // Limits are dropped that were set over a file which changed, whether an agent
 // saw that or not.
 func TestFileThatChangedWhileNoAgentWasThere(t *testing.T) {

@@ -141,13 +141,20 @@ func (s *Store) Exits(name service.Name) ([]service.ExitRecord, error) {
 func (s *Store) Forget(name service.Name) error {
 	var all error
 	for _, dir := range []string{s.actual, s.wanted, s.exits} {
-		err := os.Remove(filepath.Join(dir, name.String()+".json"))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			all = errors.Join(all, err)
-		}
-		all = errors.Join(all, syncDir(dir))
+		all = errors.Join(all, remove(dir, name))
 	}
 	return all
+}
+
+// ForgetActual removes the record of what a service is.
+func (s *Store) ForgetActual(name service.Name) error { return remove(s.actual, name) }
+
+func remove(dir string, name service.Name) error {
+	err := os.Remove(filepath.Join(dir, name.String()+".json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, syncDir(dir))
 }
 
 // Loaded is everything the store holds. Faults names the files that hold no
