@@ -32,6 +32,8 @@ func (a *actor) limit(l service.Limits, actor string, applied *service.Applied, 
 		got, err := h.Limit(ctx, l)
 		return func() {
 			switch {
+			case service.KindOf(err) == service.NotRunning && a.handle != h && a.machine.State.Alive(): // as above
+				a.setLimits(l, actor, applied, reply)
 			case service.KindOf(err) == service.NotRunning: // it is ending, and may be launched again
 				a.keepLimits(l, reply, err)
 			case err != nil:

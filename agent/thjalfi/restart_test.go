@@ -421,4 +421,31 @@ func TestSetLimitsWhileItEnds(t *testing.T) {
 		s.ok(set)
 		require.Equal(t, service.Of(7), s.status().Applied[service.PidsMax].Applied)
 	})
+	for _, asked := range []bool{true, false} { // one is begun between their turn and that of the backend
+		play(t, func(t *testing.T, s *stage) {
+			s.running(func(d *service.Spec) { d.Restart.Backoff = 0 })
+			busy := make(chan struct{})
+			s.fault = func(operation string) error {
+				if operation == "limit" {
+					<-busy
+				}
+				return nil
+			}
+			set := func(l service.Limits) *call {
+				return begin(func() error { _, err := s.SetLimits(t.Context(), web, l, "dora"); return err })
+			}
+			set(service.Limits{})
+			if asked {
+				s.restart()
+			}
+			last := set(few)
+			s.crash(service.Exit{Code: 1})
+			close(busy)
+			pass(time.Second)
+			s.ok(last)
+			s.is(service.Running)
+			require.Equal(t, 2, s.host.Launches(web))
+			require.Equal(t, service.Of(7), s.status().Applied[service.PidsMax].Applied)
+		})
+	}
 }
