@@ -140,14 +140,26 @@ func (a *Agent) withLines(name service.Name, exits []service.ExitRecord) []servi
 
 // keepHealth takes every verdict of roskva, and tells subscribers of changes.
 func (a *Agent) keepHealth(name service.Name, h service.Health) {
-	before, known := a.registry.Get(name)
-	if !known {
-		return
-	}
+	a.registry.Revise(name, func(s *service.Status) skirnir.News { return newHealth(s, h) })
+}
+
+// keepLook is keepHealth for a look at one incarnation, which may have begun to
+// end meanwhile: then that it is not checked any more has been kept already.
+func (a *Agent) keepLook(name service.Name, incarnation uint64, h service.Health) {
+	a.registry.Revise(name, func(s *service.Status) skirnir.News {
+		if s.Machine.State != service.Running || s.Machine.Incarnation != incarnation {
+			return skirnir.News{Silent: true}
+		}
+		return newHealth(s, h)
+	})
+}
+
+func newHealth(s *service.Status, h service.Health) skirnir.News {
 	news := skirnir.News{Kind: service.NoticeHealth, Reason: h.Status.String(), Detail: h.Message}
 	// That a service which ended is not checked any more is no news.
-	news.Silent = before.Health.Status == h.Status || h.Status == service.HealthUnknown
-	a.registry.Update(name, news, func(s *service.Status) { s.Health = h })
+	news.Silent = s.Health.Status == h.Status || h.Status == service.HealthUnknown
+	s.Health = h
+	return news
 }
 
 // Of a log file's end, as much as is read for the last lines of an exit record.

@@ -30,23 +30,22 @@ func (a *Agent) Usage(ctx context.Context, name service.Name) (service.Usage, ti
 	if _, known := a.registry.Get(name); !known { // forgotten meanwhile
 		a.meter.Forget(name)
 	}
-	a.warn(name, u)
+	a.warn(name, h.Ref().Incarnation, u)
 	return u, now, nil
 }
 
 // warn compares a reading with the warning levels, and tells when it has risen
-// above one or fallen below.
-func (a *Agent) warn(name service.Name, u service.Usage) {
-	s, known := a.registry.Get(name)
-	if !known {
-		return
-	}
-	warned := byggvir.Warned(u, s.Applied, s.Warnings)
-	if warned == s.Warned {
-		return
-	}
-	a.registry.Update(name, skirnir.News{Kind: service.NoticeWarning, Reason: byggvir.Words(warned), Detail: fmt.Sprintf("%s of memory, %.1f%% of a core",
-		service.FormatSize(u.Memory), u.CPUPercent)}, func(s *service.Status) { s.Warned = warned })
+// above one or fallen below. The incarnation that was read may be no more.
+func (a *Agent) warn(name service.Name, incarnation uint64, u service.Usage) {
+	a.registry.Revise(name, func(s *service.Status) skirnir.News {
+		warned := byggvir.Warned(u, s.Applied, s.Warnings)
+		if warned == s.Warned || !s.Machine.State.Alive() || s.Machine.Incarnation != incarnation {
+			return skirnir.News{Silent: true}
+		}
+		s.Warned = warned
+		return skirnir.News{Kind: service.NoticeWarning, Reason: byggvir.Words(warned), Detail: fmt.Sprintf("%s of memory, %.1f%% of a core",
+			service.FormatSize(u.Memory), u.CPUPercent)}
+	})
 }
 
 // Limits reads back what holds for a running service; of another it tells what
@@ -136,10 +135,20 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	}
 	if runErr == nil {
 		applied = a.withUnenforced(name, now)
-		a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Applied = applied })
+		a.keepApplied(name, now, applied)
 	}
 	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Warnings = warnings.Over(s.Warnings) })
 	return applied, nil
+}
+
+// keepApplied keeps applied instead of now, which the actor has kept, unless what
+// that was said of has ended or was limited otherwise meanwhile.
+func (a *Agent) keepApplied(name service.Name, now, applied service.Applied) {
+	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) {
+		if s.Machine.State.Alive() && s.Applied == now {
+			s.Applied = applied
+		}
+	})
 }
 
 // CheckHealth tells how a service is. One whose check is its process is looked
@@ -164,9 +173,7 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 	default:
 		health.Status, health.Message = service.Healthy, "the main process runs"
 	}
-	if now, known := a.registry.Get(name); known && now.PID() == pid {
-		a.keepHealth(name, health) // so that others see it, too
-	}
+	a.keepLook(name, s.Machine.Incarnation, health) // so that others see it, too
 	return health, nil
 }
 

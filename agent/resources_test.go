@@ -239,3 +239,48 @@ func TestWarningLevelsOfARefusedStart(t *testing.T) {
 		require.Equal(t, service.Warnings{Memory: 80, CPU: 90}, h.status(web).Warnings)
 	})
 }
+
+// What was seen of an incarnation is not kept once it has begun to end, since
+// nothing would correct it before the next start.
+func TestWhatWasSeenBeforeAnEnd(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"memory_max": "100MiB"}`)
+		h.host.Script(web, fake.Script{Stubborn: true})
+		seen := h.start(web)
+		incarnation := seen.Machine.Incarnation
+		well, much := service.Health{Status: service.Healthy}, service.Usage{Memory: 99 << 20}
+		stop := later(func() error { _, err := h.Stop(t.Context(), web, service.StopOptions{}); return err })
+		require.Equal(t, service.Stopping, h.status(web).Machine.State)
+		told := h.Sequence()
+		h.keepLook(web, incarnation, well)
+		require.Equal(t, service.HealthUnknown, h.status(web).Health.Status)
+		require.Equal(t, told, h.Sequence())
+		pass(time.Minute)
+		require.NoError(t, <-stop)
+		h.is(web, service.Stopped)
+
+		h.keepLook(web, incarnation, well)
+		h.warn(web, incarnation, much)
+		h.keepApplied(web, seen.Applied, seen.Applied)
+		require.Equal(t, service.HealthUnknown, h.status(web).Health.Status)
+		require.Zero(t, h.status(web).Warned)
+		require.Zero(t, h.status(web).Applied)
+		h.start(web)
+		told = h.Sequence()
+		h.warn(web, incarnation, much)
+		require.Zero(t, h.status(web).Warned, "it was another that used so much")
+		require.Equal(t, told, h.Sequence())
+	})
+}
+
+// An incarnation begins without the warnings of the one that it follows at once.
+func TestWarningsEndWithTheIncarnation(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"memory_max": "100MiB"}`)
+		h.warn(web, h.start(web).Machine.Incarnation, service.Usage{Memory: 99 << 20})
+		require.True(t, h.status(web).Warned.Memory)
+		_, err := h.Restart(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		require.Zero(t, h.status(web).Warned)
+	})
+}

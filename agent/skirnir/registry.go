@@ -140,6 +140,15 @@ func (r *Registry) Remove(name service.Name, news News) {
 // Update changes the status of one service and tells subscribers. It returns
 // the new status, or nil if the service is not known. change must not block.
 func (r *Registry) Update(name service.Name, news News, change func(*service.Status)) *service.Status {
+	return r.Revise(name, func(s *service.Status) News {
+		change(s)
+		return news
+	})
+}
+
+// Revise is Update for a change that has to be decided, with its news, by how the
+// status is at that moment.
+func (r *Registry) Revise(name service.Name, change func(*service.Status) News) *service.Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e, known := r.index.Load().byName[name]
@@ -147,7 +156,7 @@ func (r *Registry) Update(name service.Name, news News, change func(*service.Sta
 		return nil
 	}
 	next := *e.status.Load()
-	change(&next)
+	news := change(&next)
 	e.status.Store(&next)
 	r.publish(&next, news)
 	return &next

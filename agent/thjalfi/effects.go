@@ -122,7 +122,9 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 	case err == nil:
 		a.hold(h)
 		levels := a.plan.Spec.Warnings
-		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) { s.Applied, s.Warnings = applied, levels })
+		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
+			s.Applied, s.Warnings, s.Warned = applied, levels, service.Warned{} // nothing of it was read yet
+		})
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
 	case a.ctx.Err() != nil:
