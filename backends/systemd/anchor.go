@@ -167,6 +167,7 @@ func anchorProperties(oomPolicy bool) []sd.Property {
 		property("CollectMode", "inactive-or-failed"),
 		property("DelegateControllers", cgroup.Wanted), // and Delegate=yes with it
 		property("SendSIGHUP", false),
+		property("Before", []string{agentUnit}), // as scopes of services
 		property("TasksMax", uint64(math.MaxUint64)),
 	}
 	if oomPolicy {

@@ -41,6 +41,7 @@ func TestAnchor(t *testing.T) {
 		showsAll(t, units.AnchorScope, map[string]string{
 			"ActiveState": "active", "Slice": units.Slice, "Delegate": "yes", "OOMPolicy": "continue", "ControlGroup": path, "TasksMax": "infinity",
 		})
+		require.Contains(t, show(t, units.AnchorScope, "Before"), agentUnit, "at a shutdown the agent ends first")
 		pid := sleeper(t, b, path)
 		require.Empty(t, file(t, b.tree.Group(path), "cgroup.procs"))
 		passed := strings.Fields(file(t, b.tree.Group(path), "cgroup.subtree_control"))

@@ -212,42 +212,29 @@ func (h *handle) Usage(context.Context) (service.Usage, error) {
 	return u, nil
 }
 
-// usage reads the counters of the scope, and when that is gone those of the
-// cell, which hold the same but for the throttling: that is what it was when it
-// was last read. A group that goes while it is read looks like one that has used
-// nothing, so the reading counts only if the group is still there.
+// usage reads the counters of the cell: systemd removes the scope, file by file,
+// as soon as it is empty, and the cell counts the same. The throttling alone is
+// counted where the quota is. A group that goes while it is read looks like one
+// that has used nothing, so the reading counts only if the group is still there.
 func (h *handle) usage() (service.Usage, error) {
-	u, err := wholeUsage(h.scope)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if err == nil {
-		h.throttled = throttled{u.Throttled, u.ThrottledPeriods}
+	u, err := h.cell.Usage()
+	if there, existsErr := h.cell.Exists(); existsErr == nil && !there {
+		return service.Usage{}, fmt.Errorf("read the counters of %s: %w", h.cell.Path(), fs.ErrNotExist)
 	}
-	if !gone(err) {
-		return u, err
-	}
-	u, err = wholeUsage(h.cell)
-	u.Throttled, u.ThrottledPeriods = h.throttled.usec, h.throttled.periods
+	u.Throttled, u.ThrottledPeriods = h.readThrottled()
 	return u, err
 }
 
-// readThrottled notes the throttling while there is a scope to tell it.
-func (h *handle) readThrottled() {
+// readThrottled is the throttling as the scope tells it, or as it was last told
+// if the scope is gone. A reading that comes late does not replace a later one.
+func (h *handle) readThrottled() (usec, periods service.Quota) {
 	usec, periods, err := h.scope.Throttled()
-	if err != nil || !usec.Set {
-		return // gone, or going
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.throttled = throttled{usec, periods}
-}
-
-func wholeUsage(g cgroup.Group) (service.Usage, error) {
-	u, err := g.Usage()
-	if there, existsErr := g.Exists(); existsErr == nil && !there {
-		return service.Usage{}, fmt.Errorf("read the counters of %s: %w", g.Path(), fs.ErrNotExist)
+	if last := h.throttled; err == nil && usec.Set && periods.Set && periods.Value >= last.periods.Value {
+		h.throttled = throttled{usec, periods}
 	}
-	return u, err
+	return h.throttled.usec, h.throttled.periods
 }
 
 // gone tells whether err says that a cgroup is not there, or went while it was

@@ -36,7 +36,7 @@ func TestScopeAsSystemdShowsIt(t *testing.T) {
 			"MemoryMax": "67108864", "MemoryHigh": "50331648", "MemorySwapMax": "0", "CPUQuotaPerSecUSec": "200ms",
 			"CPUWeight": "321", "TasksMax": "50", "IOWeight": "123",
 		})
-		require.Contains(t, show(t, h.ref.Unit, "Before"), "gladsheimd.service", "at a shutdown the agent ends first")
+		require.Contains(t, show(t, h.ref.Unit, "Before"), agentUnit, "at a shutdown the agent ends first")
 		showsAll(t, cell, map[string]string{
 			"ActiveState": "active", "Slice": units.Slice, "ControlGroup": filepath.Dir(h.ref.Cgroup),
 			"CPUWeight": "321", "IOWeight": "123", "MemoryMax": "infinity", "TasksMax": "infinity", "CPUQuotaPerSecUSec": "infinity",

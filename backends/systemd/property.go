@@ -34,6 +34,9 @@ var limitProperties = [service.NumResources]string{
 // the weights too.
 var weights = []service.Resource{service.CPUWeight, service.IOWeight}
 
+// agentUnit is what the agent is installed as.
+const agentUnit = "gladsheimd.service"
+
 // scopeProperties describe the scope of l but for its processes.
 func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPolicy bool) []sd.Property {
 	stop := l.Spec.Stop
@@ -49,7 +52,7 @@ func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPo
 		property("SendSIGHUP", false),
 		// When the host goes down the agent is ended first: it would take the
 		// end of the scope for one that calls for a restart.
-		property("Before", []string{"gladsheimd.service"}),
+		property("Before", []string{agentUnit}),
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
