@@ -68,6 +68,11 @@ func (a *Agent) takeFile(f config.Definition) {
 	reason := service.ActionAdded
 	if known != nil {
 		if known.Source == f.Source && len(config.Changes(known.spec, f.Spec)) == 0 {
+			same := *known
+			same.Document = f.Document // it says the same in other words
+			a.mu.Lock()
+			a.definitions[d.Name] = &same
+			a.mu.Unlock()
 			return
 		}
 		reason, d.Generation, d.Changed = service.ActionChanged, known.Generation, known.Changed
@@ -81,10 +86,23 @@ func (a *Agent) takeFile(f config.Definition) {
 
 // dropLimits drops what was set over a former definition.
 func (a *Agent) dropLimits(name service.Name) {
+	if w := a.wantedOf(name); w.Limits != (service.Limits{}) || w.Warnings != (service.Warnings{}) {
+		a.cfg.Log.Warn("the limits and warning levels that were set over a former definition are dropped", "service", name)
+	}
 	err := a.want(name, func(w *skirnir.Wanted) { w.Limits, w.Warnings, w.Over = service.Limits{}, service.Warnings{}, "" })
 	if err != nil {
 		a.cfg.Log.Error("cannot drop the limits that were set over a former definition", "service", name, "error", err)
 	}
+}
+
+// isOver tells whether over, which is of a record, says the same as the definition
+// in a file. Were it compared as bytes, limits would not outlive a new layout.
+func isOver(over string, f config.Definition, base service.Spec) bool {
+	if over == digest(f.Document) { // an earlier version wrote it
+		return true
+	}
+	spec, faults := config.ParseDefinition(f.Source, []byte(over), base)
+	return len(faults) == 0 && len(config.Changes(spec, f.Spec)) == 0
 }
 
 // digest names what a document holds.

@@ -120,7 +120,7 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	err = a.wantOf("keep limits of", name, func(d *definition, w *skirnir.Wanted) {
 		w.Limits, w.Warnings = limits.Over(w.Limits), warnings.Over(w.Warnings)
 		if d.ofHost() {
-			w.Over = digest(d.Document)
+			w.Over = string(d.Document)
 		}
 	})
 	if err != nil {

@@ -125,7 +125,7 @@ func (a *Agent) gather(left skirnir.Loaded) (map[service.Name]*definition, confi
 	files, faults := config.ReadDefinitions(a.cfg.ServicesDir, base, config.OwnFile)
 	for _, f := range files {
 		found[f.Spec.Name] = ofFile(f)
-		if over := a.wanted[f.Spec.Name].Over; over != "" && over != digest(f.Document) { // it changed meanwhile
+		if over := a.wanted[f.Spec.Name].Over; over != "" && !isOver(over, f, base) { // it changed meanwhile
 			a.dropLimits(f.Spec.Name)
 		}
 	}

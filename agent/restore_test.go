@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
@@ -344,10 +345,44 @@ func TestFileThatChangedWhileNoAgentWasThere(t *testing.T) {
 		require.Equal(t, service.Of(9), holds())
 		h.stop(web)
 		h.close()
+		require.NotContains(t, h.log.String(), "dropped")
 		h.define(web, `"limits": {"pids_max": 77}`)
 		h.open()
+		require.Contains(t, h.log.String(), "dropped")
 		h.start(web)
 		require.Equal(t, service.Of(77), holds())
+	})
+}
+
+// A file that says the same in other words, and one under other settings, is no
+// other definition.
+func TestFileThatIsLaidOutAnew(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		layout := func(space string) string {
+			return strings.ReplaceAll(doc(web, `"limits": {"pids_max": 100}`), " ", space)
+		}
+		h.write("services.d/web.json", layout(" "))
+		h.open()
+		h.setLimits(web, limits(pids, 50))
+		h.write("services.d/web.json", layout("  "))
+		h.reload()
+		d, err := h.Definition(web)
+		require.NoError(t, err)
+		require.Equal(t, layout("  "), string(d.Document))
+		require.EqualValues(t, 1, d.Generation)
+		h.reopen()
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "while an agent was there")
+		h.setLimits(web, limits(pids, 40))
+		h.close()
+		h.write("services.d/web.json", layout("\t"))
+		h.settings.ShutdownTimeout = time.Second
+		h.open()
+		require.Equal(t, service.Of(40), h.holds(web, service.PidsMax), "and while none was")
+
+		require.NoError(t, h.want(web, func(w *skirnir.Wanted) { w.Over = digest([]byte(layout("\t"))) }))
+		h.reopen()
+		require.Equal(t, service.Of(40), h.holds(web, service.PidsMax), "as an earlier version wrote it")
+		require.Empty(t, h.log.String())
 	})
 }
 

@@ -28,7 +28,7 @@ type Wanted struct {
 	Up         bool             `json:"up"`       // somebody started it and nobody stopped it since
 	Limits     service.Limits   `json:"limits"`   // set over those of the definition
 	Warnings   service.Warnings `json:"warnings"` // likewise
-	Over       string           `json:"over"`     // digest of the host's file that they were set over, "" for none
+	Over       string           `json:"over"`     // what the host's file held that they were set over, "" for none; once its digest
 	// What the last start that somebody asked for wanted besides the definition.
 	Options service.StartOptions `json:"options"`
 }
