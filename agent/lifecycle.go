@@ -26,9 +26,12 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 // Restart ends a service if it runs, and answers when a fresh incarnation is
 // ready: of the definition as it is now, with the options of the last start.
 func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
-	options, err := a.thjalfi.Options(ctx, name)
+	options, known, err := a.thjalfi.Options(ctx, name)
 	if err != nil {
 		return nil, err
+	}
+	if !known { // they were of an earlier boot
+		options = a.wantedOf(name).Options
 	}
 	options.Actor = opts.Actor
 	plan, err := a.launchPlan("restart", name, options)

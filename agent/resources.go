@@ -119,6 +119,8 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	}
 	err = a.wantOf("keep limits of", name, func(d *definition, w *skirnir.Wanted) {
 		w.Limits, w.Warnings = limits.Over(w.Limits), warnings.Over(w.Warnings)
+		// As below, for a service that was not launched in this boot.
+		w.Options.Limits, w.Options.Warnings = w.Options.Limits.Without(limits), w.Options.Warnings.Without(warnings)
 		if d.ofHost() {
 			w.Over = string(d.Document)
 		}

@@ -164,23 +164,22 @@ func (t *Thjalfi) Restart(ctx context.Context, name service.Name, plan Plan, opt
 }
 
 // Options are those of the last start or restart that somebody asked for, which
-// a restart is to repeat.
-func (t *Thjalfi) Options(ctx context.Context, name service.Name) (service.StartOptions, error) {
+// a restart is to repeat. None are known of a service that was not launched in
+// this boot.
+func (t *Thjalfi) Options(ctx context.Context, name service.Name) (options service.StartOptions, known bool, err error) {
 	a, err := t.find("restart", name)
 	if err != nil {
-		return service.StartOptions{}, err
+		return service.StartOptions{}, false, err
 	}
-	var options service.StartOptions
+	var last *Plan
 	err = ask(ctx, a, "restart", func(reply chan<- error) {
-		if last := cmp.Or(a.next, a.plan); last != nil {
-			options = last.Options
-		}
+		last = cmp.Or(a.next, a.plan)
 		reply <- nil
 	})
-	if err != nil {
-		return service.StartOptions{}, err
+	if err != nil || last == nil {
+		return service.StartOptions{}, false, err
 	}
-	return options, nil
+	return last.Options, true, nil
 }
 
 // Amend changes the plan of the launches to come by the policy, and what Options
