@@ -20,31 +20,41 @@ kernel, and EFFECTIVE the tightest of it and of everything above it.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			var told bool
-			// The answer does not say whose limits it holds.
-			type named struct {
-				*gladsheimv1.ResourceLimits
-				name string
-			}
-			return each(cmd.Context(), a, names, answers[named]{
-				ask: func(ctx context.Context, name string) (named, error) {
+			head := a.headings(names)
+			return each(cmd.Context(), a, names, answers[limitsOf]{
+				ask: func(ctx context.Context, name string) (limitsOf, error) {
 					ctx, cancel := a.question(ctx)
 					defer cancel()
 					l, err := a.client.GetResourceLimits(ctx, &gladsheimv1.ServiceRequest{ServiceName: name})
-					return named{l, name}, err
+					return limitsOf{l, name}, err
 				},
-				show: func(l named) error {
-					if len(names) > 1 {
-						if told {
-							fmt.Fprintln(a.out)
-						}
-						told = true
-						fmt.Fprintf(a.out, "%s:\n", plain(l.name))
-					}
+				show: func(l limitsOf) error {
+					head(l.name)
 					return a.limitTable(l.GetReports(), nil)
 				},
 			})
 		},
+	}
+}
+
+// limitsOf is limits with the name of their service, which they do not say.
+type limitsOf struct {
+	*gladsheimv1.ResourceLimits
+	name string
+}
+
+// headings is what says whose the next table is, if there are several.
+func (a *app) headings(names []string) func(string) {
+	var told bool
+	return func(name string) {
+		if len(names) < 2 {
+			return
+		}
+		if told {
+			fmt.Fprintln(a.out)
+		}
+		told = true
+		fmt.Fprintf(a.out, "%s:\n", plain(name))
 	}
 }
 

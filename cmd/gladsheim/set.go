@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -50,13 +51,18 @@ cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`
 				name, _, _ := strings.Cut(pair, "=")
 				asked[name] = true
 			}
-			return each(cmd.Context(), a, names, answers[*gladsheimv1.ResourceLimits]{
-				ask: func(ctx context.Context, name string) (*gladsheimv1.ResourceLimits, error) {
+			head := a.headings(names)
+			return each(cmd.Context(), a, names, answers[limitsOf]{
+				ask: func(ctx context.Context, name string) (limitsOf, error) {
 					ctx, cancel := a.question(ctx)
 					defer cancel()
-					return a.client.SetResourceLimits(ctx, &gladsheimv1.ResourceLimitsRequest{ServiceName: name, Limits: limits})
+					l, err := a.client.SetResourceLimits(ctx, &gladsheimv1.ResourceLimitsRequest{ServiceName: name, Limits: limits})
+					return limitsOf{l, name}, err
 				},
-				show: func(l *gladsheimv1.ResourceLimits) error { return a.showSet(l, asked) },
+				show: func(l limitsOf) error {
+					head(l.name)
+					return a.showSet(l.ResourceLimits, maps.Clone(asked))
+				},
 			})
 		},
 	}
@@ -68,12 +74,15 @@ const (
 	cpuWarning    = "cpu_warning_percent"
 )
 
-// showSet shows what was asked for, as it is now.
+// showSet shows what was asked for, as it is now, and empties asked of levels.
 func (a *app) showSet(l *gladsheimv1.ResourceLimits, asked map[string]bool) error {
-	for name, level := range map[string]float32{memoryWarning: l.GetMemoryWarningPercent(), cpuWarning: l.GetCpuWarningPercent()} {
-		if asked[name] {
-			delete(asked, name)
-			fmt.Fprintf(a.out, "%s is %g\n", name, level)
+	for _, level := range []struct {
+		name    string
+		percent float32
+	}{{memoryWarning, l.GetMemoryWarningPercent()}, {cpuWarning, l.GetCpuWarningPercent()}} {
+		if asked[level.name] {
+			delete(asked, level.name)
+			fmt.Fprintf(a.out, "%s is %g\n", level.name, level.percent)
 		}
 	}
 	if len(asked) == 0 {
