@@ -99,7 +99,7 @@ func check(place string) (checked int, faults config.Faults, err error) {
 	}
 	data, err := config.ReadFile(place, config.AnyFile)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, &failure{exitInvalid, err} // as of one in a directory
 	}
 	if isConfiguration(place, data) {
 		profile, err := platform.Choose("auto", platform.Detect())
