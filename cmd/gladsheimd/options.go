@@ -20,7 +20,7 @@ import (
 	"github.com/gladsheim/gladsheim/platform"
 )
 
-// options are the flags; each can be given as GLADSHEIMD_NAME, too.
+// options are the flags; each but version can be given as GLADSHEIMD_NAME, too.
 type options struct {
 	config, platform, backend             string
 	servicesDir, stateDir, runDir, logDir string
@@ -56,6 +56,9 @@ func parseOptions(args []string, env func(string) (string, bool)) (options, erro
 	set.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	var err error
 	set.VisitAll(func(f *flag.Flag) {
+		if f.Name == "version" { // a wish of one call; images say by such a variable which version they hold
+			return
+		}
 		name := "GLADSHEIMD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		if value, ok := env(name); ok && !given[f.Name] && err == nil {
 			if err = set.Set(f.Name, value); err != nil {

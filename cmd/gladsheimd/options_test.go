@@ -52,8 +52,15 @@ func TestBadUsage(t *testing.T) {
 		_, err := parseOptions(args, environment(nil))
 		require.Error(t, err, "%v", args)
 	}
-	_, err := parseOptions(nil, environment(map[string]string{"GLADSHEIMD_VERSION": "perhaps"}))
-	require.ErrorContains(t, err, "GLADSHEIMD_VERSION")
+}
+
+// An image may say by it which version it holds.
+func TestVersionIsNoWishOfTheEnvironment(t *testing.T) {
+	for _, value := range []string{"1", "1.4"} {
+		o, err := parseOptions(nil, environment(map[string]string{"GLADSHEIMD_VERSION": value}))
+		require.NoError(t, err)
+		require.False(t, o.version)
+	}
 }
 
 func TestSettings(t *testing.T) {
