@@ -146,13 +146,13 @@ func TestCrowd(t *testing.T) {
 					switch dice.IntN(14) {
 					case 0, 1, 2:
 						_, err := h.Start(ctx, name, service.StartOptions{})
-						may("start", err, service.NotFound, service.AlreadyRunning, service.Cancelled)
+						may("start", err, service.NotFound, service.AlreadyRunning, service.Conflict)
 					case 3:
 						_, err := h.Stop(ctx, name, service.StopOptions{})
 						may("stop", err, service.NotFound, service.NotRunning)
 					case 4:
 						_, err := h.Restart(ctx, name, service.StopOptions{})
-						may("restart", err, service.NotFound, service.Cancelled)
+						may("restart", err, service.NotFound, service.Conflict)
 					case 5:
 						_, err := h.Register(ctx, "web.json", []byte(doc(web, `"umask": "0`+string('0'+byte(n%8))+`7"`)), true, "alice")
 						may("register", err)

@@ -412,7 +412,7 @@ func (a *actor) settled(r request) (bool, error) {
 	case m.State == service.Running:
 		return true, nil
 	case m.Incarnation < r.incarnation || a.failure == nil:
-		return true, &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.Cancelled,
+		return true, &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.Conflict,
 			Err: fmt.Errorf("%s asked for it to stop", cmp.Or(a.actor, "somebody"))}
 	}
 	return true, a.failure

@@ -266,7 +266,7 @@ func TestStopOverridesARestart(t *testing.T) {
 		stop := s.stop()
 		pass(time.Second)
 		s.ok(stop)
-		s.refused(restart, service.Cancelled, "CANCELLED")
+		s.refused(restart, service.Conflict, "CONFLICT")
 		pass(time.Hour)
 		s.is(service.Stopped)
 		require.Equal(t, 1, s.host.Launches(web))
