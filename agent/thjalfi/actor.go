@@ -141,6 +141,7 @@ func (a *actor) ended(x service.Exit) {
 	if a.exit == nil {
 		a.exit = &x
 	}
+	a.failure = nil // it was of this end, which has come
 	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit})
 }
 
@@ -261,9 +262,10 @@ func (a *actor) take(r request) {
 func (r request) ends() bool { return r.kind == service.Stop || r.kind == service.Kill }
 
 // refuses tells why a caller's wish can not be taken, or nil. Beside what would
-// not die nothing is launched, and nobody is kept waiting for that.
+// not die or be cleared nothing is launched, and nobody is kept waiting for that.
 func (a *actor) refuses(kind service.EventKind) *service.Error {
-	if (kind == service.Start || kind == service.Restart) && service.ReasonOf(a.failure) == service.ReasonUnkillable {
+	stuck := service.ReasonOf(a.failure) == service.ReasonUnkillable || a.machine.State == service.Clearing && a.failure != nil
+	if (kind == service.Start || kind == service.Restart) && stuck {
 		return &service.Error{Op: kind.String(), Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
 			Err: fmt.Errorf("incarnation %d is %s: %w", a.machine.Incarnation, a.machine.State, a.failure)}
 	}

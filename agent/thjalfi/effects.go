@@ -286,8 +286,11 @@ func (a *actor) clear() {
 		if h != nil {
 			var err error
 			if remains, err = h.Release(ctx); err != nil {
+				if _, told := errors.AsType[*service.Error](err); !told { // else the backend knows whether something would not die
+					err = unkillable(a.name, err)
+				}
 				return func() {
-					a.fail(unkillable(a.name, err))
+					a.fail(err)
 					a.happen(a.event(service.ClearFailed))
 				}
 			}

@@ -95,6 +95,55 @@ func TestReleaseFails(t *testing.T) {
 	})
 }
 
+// What would not be cleared although nothing of it lives is told as the backend
+// tells it, and keeps the next incarnation away all the same.
+func TestReleaseFailsForTheHost(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		attempts := 0
+		s.fault = func(operation string) error {
+			if operation == "release" {
+				if attempts++; attempts <= 2 {
+					return &service.Error{Op: "clear", Service: web, Kind: service.HostUnavailable, Err: errors.New("the bus restarts")}
+				}
+			}
+			return nil
+		}
+		s.running()
+		s.refused(s.stop(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		s.is(service.Clearing)
+		require.Contains(t, s.status().Error, "the bus restarts")
+		s.refused(s.start(), service.Conflict, service.ReasonPreviousAlive)
+		s.refused(s.restart(), service.Conflict, service.ReasonPreviousAlive)
+		again := s.stop()
+		pass(retryClear)
+		s.refused(again, service.HostUnavailable, "HOST_UNAVAILABLE")
+		pass(retryClear)
+		s.is(service.Stopped)
+		s.running()
+	})
+	play(t, func(t *testing.T, s *stage) { // what went wrong before the end came keeps nothing away
+		free := make(chan struct{})
+		s.fault = func(operation string) error {
+			switch operation {
+			case "signal":
+				return &service.Error{Op: "signal", Service: web, Kind: service.HostUnavailable, Err: errors.New("EPERM")}
+			case "release":
+				<-free
+			}
+			return nil
+		}
+		s.running()
+		s.refused(s.stop(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		pass(10 * time.Second) // the grace
+		s.is(service.Clearing)
+		start := s.start()
+		s.pending(start)
+		close(free)
+		synctest.Wait()
+		s.ok(start)
+	})
+}
+
 // With force_kill=false a kill that somebody asked for is repeated as well.
 func TestKillFails(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
