@@ -330,6 +330,24 @@ func TestQuestionsAreNotLogged(t *testing.T) {
 	require.Contains(t, f.log.String(), "level=ERROR", "what nobody classified is ours")
 }
 
+// An agent that is killed during a change has said who asked for it.
+func TestAChangeIsLoggedBeforeAndAfter(t *testing.T) {
+	f := newFixture(t)
+	var before string
+	f.agent.Before = func(_ context.Context, method string) error {
+		if method == "Unregister" {
+			before = f.log.String()
+		}
+		return nil
+	}
+	_, err := gladsheimv1.NewCatalogServiceClient(f.conn).Unregister(callContext(t), &gladsheimv1.UnregisterRequest{ServiceName: "db"})
+	require.NoError(t, err)
+	self := Peer{UID: uint32(os.Geteuid()), transport: unixSocket}
+	who := fmt.Sprintf("method=/gladsheim.v1.CatalogService/Unregister actor=%q pid=%d service=db", self.String(), os.Getpid())
+	require.Contains(t, before, `msg="call begun" `+who)
+	require.Contains(t, f.log.String(), "msg=call "+who+" outcome=OK")
+}
+
 func TestHealthAndReflection(t *testing.T) {
 	f := newFixture(t)
 	health := grpc_health_v1.NewHealthClient(f.conn)

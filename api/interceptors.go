@@ -21,7 +21,8 @@ const ReasonAgentLeaving service.Reason = "AGENT_LEAVING"
 
 var errPanic = &service.Error{Op: "answer", Kind: service.Internal, Err: errors.New("the agent has a defect and restarts; services go on")}
 
-// unary is what every call passes: who may, how long, run it, tell what came of it.
+// unary is what every call passes: who may, how long, tell who asks for a change,
+// run it, tell what came of it.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	began := time.Now()
 	caller := peerOf(ctx)
@@ -32,6 +33,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, m.patience)
 			defer cancel()
+		}
+		if m.change { // if we are killed during it, this tells who asked
+			s.log.LogAttrs(ctx, slog.LevelInfo, "call begun", about(caller, info.FullMethod, serviceOf(req))...)
 		}
 		resp, err = s.guard(info.FullMethod, func() (any, error) { return handler(ctx, req) })
 	}
@@ -111,7 +115,7 @@ func (s *Server) guard(fullMethod string, run func() (any, error)) (resp any, er
 	return run()
 }
 
-// record logs what a caller changed or was refused, and what is our own defect.
+// record logs the outcome: what a caller changed or was refused, and what is our own defect.
 func (s *Server) record(ctx context.Context, m method, caller Peer, fullMethod string, began time.Time, name string, err error) {
 	outcome := status.Convert(err)
 	level := slog.LevelInfo
@@ -128,17 +132,22 @@ func (s *Server) record(ctx context.Context, m method, caller Peer, fullMethod s
 	if err == nil && !m.change {
 		return
 	}
-	attrs := []slog.Attr{
-		slog.String("method", fullMethod), slog.String("actor", caller.String()), slog.Int("pid", int(caller.PID)),
-		slog.String("outcome", outcome.Code().String()), slog.Duration("took", time.Since(began)),
-	}
-	if name != "" {
-		attrs = append(attrs, slog.String("service", name))
-	}
+	attrs := append(about(caller, fullMethod, name), slog.String("outcome", outcome.Code().String()), slog.Duration("took", time.Since(began)))
 	if err != nil {
 		attrs = append(attrs, slog.String("error", outcome.Message()))
 	}
 	s.log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+// about says who calls what, of which service if the name is not "".
+func about(caller Peer, fullMethod, name string) []slog.Attr {
+	attrs := []slog.Attr{
+		slog.String("method", fullMethod), slog.String("actor", caller.String()), slog.Int("pid", int(caller.PID)),
+	}
+	if name != "" {
+		attrs = append(attrs, slog.String("service", name))
+	}
+	return attrs
 }
 
 // serviceOf finds the valid name a call was about, "" when there is none: what
