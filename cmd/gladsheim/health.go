@@ -44,27 +44,22 @@ func (a *app) healthCommand() *cobra.Command {
 
 // healthOfAll fills t with every service.
 func (a *app) healthOfAll(ctx context.Context, t *table) error {
-	if err := a.connect(); err != nil {
-		return err
-	}
-	ctx, cancel := a.question(ctx)
-	defer cancel()
-	services, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{IncludeHealth: true})
+	unwell := exitOK
+	worst, err := a.listed(ctx, &gladsheimv1.ListServicesRequest{IncludeHealth: true},
+		func(s *gladsheimv1.ServiceStatus) bool { return s.HealthStatus == nil },
+		func(ctx context.Context, s *gladsheimv1.ServiceStatus) (err error) {
+			s.HealthStatus, err = a.client.GetServiceHealth(ctx, &gladsheimv1.ServiceHealthRequest{ServiceName: s.GetServiceName()})
+			return err
+		},
+		func(s *gladsheimv1.ServiceStatus) error {
+			h := s.GetHealthStatus()
+			unwell = max(unwell, healthCode(h))
+			return a.present(h, func() error { a.addHealth(t, h); return nil })
+		})
 	if err != nil {
 		return err
 	}
-	worst := exitOK
-	for _, s := range services.GetServices() {
-		h := s.GetHealthStatus()
-		if h == nil { // left out of a list that is too long
-			h = &gladsheimv1.ServiceHealth{ServiceName: s.GetServiceName()}
-		}
-		if err := a.present(h, func() error { a.addHealth(t, h); return nil }); err != nil {
-			return err
-		}
-		worst = max(worst, healthCode(h))
-	}
-	return worstOf(worst)
+	return worstOf(max(worst, unwell))
 }
 
 func (a *app) addHealth(t *table, h *gladsheimv1.ServiceHealth) {

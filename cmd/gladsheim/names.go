@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api/client"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -40,16 +42,11 @@ func each[M proto.Message](ctx context.Context, a *app, names []string, verb ans
 	if err := a.connect(); err != nil {
 		return err
 	}
-	heard, errs := make([]M, len(names)), make([]error, len(names))
-	var group errgroup.Group
-	group.SetLimit(parallel)
-	for i, name := range names {
-		group.Go(func() error {
-			heard[i], errs[i] = verb.ask(ctx, name)
-			return nil
-		})
-	}
-	_ = group.Wait() // each error is in errs
+	heard := make([]M, len(names))
+	errs := askAll(len(names), func(i int) (err error) {
+		heard[i], err = verb.ask(ctx, names[i])
+		return err
+	})
 	worst := exitOK
 	for i, m := range heard {
 		if err := errs[i]; err != nil {
@@ -67,6 +64,62 @@ func each[M proto.Message](ctx context.Context, a *app, names []string, verb ans
 		}
 	}
 	return worstOf(worst)
+}
+
+// askAll asks n times, some at once, and returns what came of each.
+func askAll(n int, ask func(i int) error) []error {
+	errs := make([]error, n)
+	var group errgroup.Group
+	group.SetLimit(parallel)
+	for i := range n {
+		group.Go(func() error {
+			errs[i] = ask(i)
+			return nil
+		})
+	}
+	_ = group.Wait() // each error is in errs
+	return errs
+}
+
+// listed asks for all services, and again for what a list that is too long left
+// out of its last entries: lacking says of an entry whether that is so, and ask
+// fills it in. What can not be had is told, and makes the exit code; services
+// that ended or went meanwhile are passed over. show gets the others.
+func (a *app) listed(ctx context.Context, req *gladsheimv1.ListServicesRequest, lacking func(*gladsheimv1.ServiceStatus) bool,
+	ask func(context.Context, *gladsheimv1.ServiceStatus) error, show func(*gladsheimv1.ServiceStatus) error) (worst int, err error) {
+	if err := a.connect(); err != nil {
+		return exitOK, err
+	}
+	once, cancel := a.question(ctx)
+	defer cancel()
+	list, err := a.client.ListServices(once, req)
+	if err != nil {
+		return exitOK, err
+	}
+	services := list.GetServices()
+	errs := askAll(len(services), func(i int) error {
+		if !lacking(services[i]) {
+			return nil
+		}
+		ctx, cancel := a.question(ctx)
+		defer cancel()
+		return ask(ctx, services[i])
+	})
+	for i, s := range services {
+		switch err := errs[i]; {
+		case err == nil:
+			if err := show(s); err != nil {
+				return worst, err
+			}
+		case client.KindOf(err) == service.NotFound, client.KindOf(err) == service.NotRunning:
+		default:
+			if ctx.Err() == nil {
+				a.complain(err)
+			}
+			worst = max(worst, a.code(err))
+		}
+	}
+	return worst, nil
 }
 
 // worstOf is the error of an exit code whose reason was told.

@@ -202,6 +202,34 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// What a list that is too long leaves out is asked for: it may be what is wrong.
+func TestWhatAListLeavesOut(t *testing.T) {
+	c := newCLI(t)
+	c.agent.Change("billing", service.NoticeState, "", "", func(st *service.Status) {
+		long := *st.Spec
+		long.Description = strings.Repeat("x", 4*mebibyte)
+		st.Spec = &long
+	})
+	code, out, errs := c.run("health")
+	require.Equal(t, exitFailure, code, errs)
+	require.Contains(t, out, "✗ billing  unhealthy")
+	require.Contains(t, c.mustRun("usage"), "billing")
+
+	// What can not be had is told; of what has gone meanwhile there is nothing to tell.
+	for kind, want := range map[service.Kind]int{service.HostUnavailable: exitUnreachable, service.NotFound: exitOK, service.NotRunning: exitOK} {
+		c.agent.Before = func(_ context.Context, method string) error {
+			if method == "Usage" {
+				return &service.Error{Op: "measure", Service: service.MustName("billing"), Kind: kind, Err: errors.New("it is so")}
+			}
+			return nil
+		}
+		code, out, errs = c.run("usage")
+		require.Equal(t, want, code, errs)
+		require.NotContains(t, out, "billing")
+		require.Equal(t, want != exitOK, strings.Contains(errs, "cannot measure billing: it is so"))
+	}
+}
+
 func TestColours(t *testing.T) {
 	c := newCLI(t)
 	c.terminal = true

@@ -51,30 +51,27 @@ func (a *app) usageOf(ctx context.Context, t *table, names []string) error {
 }
 
 func (a *app) usageOfAll(ctx context.Context, t *table) error {
-	if err := a.connect(); err != nil {
-		return err
-	}
-	ctx, cancel := a.question(ctx)
-	defer cancel()
-	services, err := a.client.ListServices(ctx, &gladsheimv1.ListServicesRequest{IncludeResources: true})
+	worst, err := a.listed(ctx, &gladsheimv1.ListServicesRequest{IncludeResources: true},
+		func(s *gladsheimv1.ServiceStatus) bool { return s.ResourceUsage == nil && s.GetProcessId() != 0 },
+		func(ctx context.Context, s *gladsheimv1.ServiceStatus) (err error) {
+			s.ResourceUsage, err = a.client.GetResourceUsage(ctx, &gladsheimv1.ResourceUsageRequest{ServiceName: s.GetServiceName()})
+			return err
+		},
+		func(s *gladsheimv1.ServiceStatus) error {
+			u := s.GetResourceUsage()
+			switch {
+			case u == nil: // it does not run
+			case a.machine(): // with the name, which the usage alone does not have
+				return a.printJSON(&gladsheimv1.ServiceStatus{ServiceName: s.GetServiceName(), State: s.GetState(), ResourceUsage: u})
+			default:
+				addUsage(t, measured{u, s.GetServiceName()})
+			}
+			return nil
+		})
 	if err != nil {
 		return err
 	}
-	for _, s := range services.GetServices() {
-		u := s.GetResourceUsage()
-		if u == nil {
-			continue
-		}
-		if a.machine() { // with the name, which the usage alone does not have
-			err = a.printJSON(&gladsheimv1.ServiceStatus{ServiceName: s.GetServiceName(), State: s.GetState(), ResourceUsage: u})
-		} else {
-			addUsage(t, measured{u, s.GetServiceName()})
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return worstOf(worst)
 }
 
 func addUsage(t *table, u measured) {
