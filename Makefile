@@ -3,7 +3,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: build run test check bench generate clean
+.PHONY: build run test soak check bench generate clean
 
 # The linker sets the version; go's own look at the repository would fail for root
 # in a checkout of somebody else.
@@ -15,6 +15,9 @@ run: build ## an agent in the foreground, with the sample services of examples/s
 
 test: ## every floor on every host
 	$(GO) run ./test/floors
+
+soak: ## what a plain run does less often: a thousand starts and stops on every host
+	GLADSHEIM_TEST_CYCLES=1000 $(GO) run ./test/floors -only systemd,systemd-old,systemd-new,cgroup2,bare -run TestCyclesLeaveNothing -timeout 1h
 
 check: ## what needs no host: formatting, vet, the unit floor
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

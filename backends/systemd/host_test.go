@@ -115,18 +115,17 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
-// eventually looks again and again until what must become true is true. (The
-// one of testify does so in a goroutine more, which some tests would count.)
+// eventually looks again and again, ever more rarely, until what must become true
+// is true. (The one of testify does so in a goroutine more, which some tests
+// would count.)
 func eventually(t *testing.T, condition func() bool, what string, args ...any) {
 	t.Helper()
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for over := time.After(time.Minute); !condition(); {
-		select {
-		case <-over:
+	wait := 5 * time.Millisecond
+	for end := time.Now().Add(time.Minute); !condition(); <-time.After(wait) {
+		if time.Now().After(end) {
 			t.Fatalf(what, args...)
-		case <-again.C:
 		}
+		wait = min(2*wait, 100*time.Millisecond)
 	}
 }
 

@@ -137,14 +137,12 @@ func (d *gladsheimd) log() string {
 
 func (d *gladsheimd) eventually(what string, condition func() bool) {
 	d.t.Helper()
-	again := time.NewTicker(5 * time.Millisecond)
-	defer again.Stop()
-	for over := time.After(patience); !condition(); {
-		select {
-		case <-over:
+	wait := 5 * time.Millisecond
+	for end := time.Now().Add(patience); !condition(); <-time.After(wait) {
+		if time.Now().After(end) {
 			d.t.Fatalf("never: %s; the daemon said:\n%s", what, d.log())
-		case <-again.C:
 		}
+		wait = min(2*wait, 100*time.Millisecond)
 	}
 }
 

@@ -280,11 +280,14 @@ func (w *world) mustCLI(args ...string) string {
 }
 
 // eventually polls a condition that nothing tells of. It does so on the test's
-// own goroutine, where a condition may end the test.
+// own goroutine, where a condition may end the test, and ever more rarely, for
+// on an emulated machine looking costs what is looked for its time.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !condition(); <-time.After(20 * time.Millisecond) {
+	wait := 5 * time.Millisecond
+	for end := time.Now().Add(patience); !condition(); <-time.After(wait) {
 		require.True(t, time.Now().Before(end), "in vain: %s", what)
+		wait = min(2*wait, 200*time.Millisecond)
 	}
 }
 

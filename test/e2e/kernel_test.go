@@ -153,7 +153,7 @@ func TestStubbornTreeIsGoneAfterStop(t *testing.T) {
 func TestLeftoversOfACrashAreKilled(t *testing.T) {
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "forker", "left", "double-fork").with(fields{"launch": mode}))
-		w.mustCLI("start", "forker")
+		w.cli("start", "forker") // which it may outlive, or not
 		x := w.ended("forker")
 		require.NotZero(t, x.LeftoversKilled, "%v", x)
 		require.Empty(t, marked(t, "left"))

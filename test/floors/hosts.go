@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // job is one test binary on one host.
@@ -14,7 +15,6 @@ type job struct {
 	host string // as test/host/run knows it
 	user bool   // bare only: as a plain user
 	pkg  string // folder of the package
-	env  []string
 }
 
 // machinesOf says on which machines a package's tests run, besides the unit
@@ -100,16 +100,22 @@ func compile(to, pkg string, cover bool, verb ...string) error {
 	return nil
 }
 
+// cycles is what the tests of leaks ask the environment for.
+const cycles = "GLADSHEIM_TEST_CYCLES"
+
 // command runs the job's test binary on its host; its output is what
 // `go test -json` would print.
-func (j job) command(run string) *exec.Cmd {
+func (j job) command(run string, timeout time.Duration) *exec.Cmd {
 	data := coverDir(strings.NewReplacer("/", "-", " ", "-").Replace(j.label() + "-" + j.pkg))
-	args := []string{"-timeout", "20m", "-bin", bin(j.pkg), "-out", "cover:" + data}
+	args := []string{"-timeout", (timeout + time.Minute).String(), "-bin", bin(j.pkg), "-out", "cover:" + data}
+	if n, ok := os.LookupEnv(cycles); ok {
+		args = append(args, "-env", cycles+"="+n)
+	}
 	if j.user {
 		args = append(args, "-user")
 	}
 	test := "mkdir -p cover/daemon && GOCOVERDIR=$PWD/cover/daemon GLADSHEIM_WORKLOAD=$(command -v workload) " +
-		j.binary() + " -test.v=test2json -test.timeout=18m -test.gocoverdir=$PWD/cover"
+		j.binary() + " -test.v=test2json -test.timeout=" + timeout.String() + " -test.gocoverdir=$PWD/cover"
 	if run != "" {
 		test += " -test.run '" + strings.ReplaceAll(run, "'", `'\''`) + "'"
 	}

@@ -28,14 +28,15 @@ func main() {
 	only := flag.String("only", "", "comma-separated floors to run: unit, or hosts such as systemd; default all")
 	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
 	machines := flag.Int("machines", 2, "emulated machines at the same time")
+	timeout := flag.Duration("timeout", 18*time.Minute, "how long the tests of one package may take on one host")
 	flag.Parse()
-	if err := floors(strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), *run, *machines); err != nil {
+	if err := floors(strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), *run, *machines, *timeout); err != nil {
 		fmt.Fprintln(os.Stderr, "floors:", err)
 		os.Exit(1)
 	}
 }
 
-func floors(only []string, run string, machines int) error {
+func floors(only []string, run string, machines int, timeout time.Duration) error {
 	start := time.Now()
 	if err := os.RemoveAll(work); err != nil {
 		return err
@@ -54,7 +55,7 @@ func floors(only []string, run string, machines int) error {
 	if wanted("unit") {
 		unit(tally, run)
 	}
-	if err := onHosts(tally, wanted, run, machines); err != nil {
+	if err := onHosts(tally, wanted, run, machines, timeout); err != nil {
 		return err
 	}
 	covered, err := coverage(len(only) == 0 && run == "")
@@ -134,7 +135,7 @@ func packages(again []string) []string {
 
 // onHosts builds each test binary once and runs it on the hosts it belongs on,
 // some machines at a time.
-func onHosts(t *tally, wanted func(string) bool, run string, machines int) error {
+func onHosts(t *tally, wanted func(string) bool, run string, machines int, timeout time.Duration) error {
 	var jobs []job
 	for _, j := range hostFloors() {
 		if wanted(j.host) {
@@ -153,7 +154,7 @@ func onHosts(t *tally, wanted func(string) bool, run string, machines int) error
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			t.read(j.label(), j.pkg, func(again []string) *exec.Cmd { return j.command(pattern(run, again)) })
+			t.read(j.label(), j.pkg, func(again []string) *exec.Cmd { return j.command(pattern(run, again), timeout) })
 		})
 	}
 	wg.Wait()
