@@ -41,6 +41,16 @@ func (g Group) Frozen() (bool, error) {
 	return event(text, "frozen")
 }
 
+// RefuseFrozen is an error if the group is frozen. It keeps a fork into it from
+// waiting, with all forks that follow, for somebody to thaw it.
+func (g Group) RefuseFrozen() error {
+	frozen, err := g.Frozen()
+	if err == nil && frozen {
+		err = fmt.Errorf("%s is frozen, or a cgroup above it (see cgroup.freeze): nothing can start there", g.Parent().Path())
+	}
+	return err
+}
+
 // event reads one line "key 0" or "key 1" of cgroup.events.
 func event(text, key string) (bool, error) {
 	for line := range strings.Lines(text) {

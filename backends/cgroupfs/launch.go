@@ -160,7 +160,7 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if err := h.enclose(now); err != nil {
 		return err
 	}
-	if err := h.refuseFrozen(); err != nil {
+	if err := h.group.RefuseFrozen(); err != nil {
 		return err
 	}
 	dir, err := h.group.OpenDir()
@@ -186,16 +186,6 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	}
 	h.main = child.Process()
 	return nil
-}
-
-// refuseFrozen keeps a fork from waiting, with all forks that follow it, for
-// somebody to thaw what is above the cgroup.
-func (h *handle) refuseFrozen() error {
-	frozen, err := h.group.Frozen()
-	if err == nil && frozen {
-		err = fmt.Errorf("%s is frozen, or a cgroup above it (see cgroup.freeze): nothing can start there", h.group.Parent().Path())
-	}
-	return err
 }
 
 // enclose limits the cgroup and takes down what is counted so far.

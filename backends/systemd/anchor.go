@@ -86,6 +86,9 @@ func (b *Backend) repairAnchor(ctx context.Context, anchor cgroup.Group) error {
 	if err := leaf.Create(nil); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	if err := leaf.RefuseFrozen(); err != nil {
+		return err
+	}
 	dir, err := leaf.OpenDir()
 	if err != nil {
 		return err

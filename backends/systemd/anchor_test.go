@@ -144,6 +144,14 @@ func TestAnchorIsRepairedAroundLivingServices(t *testing.T) {
 	require.NoError(t, syscall.Kill(first, syscall.SIGKILL))
 	leaf := b.tree.Group(path).Child(pauseLeaf)
 	eventually(t, func() bool { held, _ := leaf.Populated(); return !held }, "it would not die")
+	freeze := func(frozen string) {
+		require.NoError(t, os.WriteFile(filepath.Join(cgroupRoot, path, "cgroup.freeze"), []byte(frozen), 0))
+	}
+	freeze("1")
+	eventually(t, func() bool { frozen, err := leaf.Frozen(); return err == nil && frozen }, "it does not freeze")
+	_, err = b.EnsureAnchor(within(t))
+	freeze("0")
+	require.ErrorContains(t, err, path+" is frozen", "a fork into it would wait for ever")
 	again, err := b.EnsureAnchor(within(t))
 	require.NoError(t, err)
 	require.Equal(t, path, again)

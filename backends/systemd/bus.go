@@ -89,6 +89,9 @@ func (l *link) send(ctx, heed context.Context, object dbus.ObjectPath, method st
 	case <-ctx.Done():
 		return nil, fmt.Errorf("systemd reads nothing any more: %w", ctx.Err())
 	}
+	if ctx.Err() != nil { // or it would end the connection, which others use
+		return nil, fmt.Errorf("systemd was not asked: %w", ctx.Err())
+	}
 	stop := context.AfterFunc(ctx, func() { l.raw.Close() })
 	defer stop()
 	to := l.conn.Object("org.freedesktop.systemd1", object)
@@ -257,7 +260,8 @@ func (l *link) greet(ctx context.Context) error {
 		if err := l.conn.Hello(); err != nil {
 			return fmt.Errorf("say Hello: %w", err)
 		}
-		err := l.conn.AddMatchSignalContext(ctx, dbus.WithMatchInterface(managerInterface), dbus.WithMatchMember(jobRemoved))
+		// From systemd alone: anybody may say on the bus that a job has ended.
+		err := l.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender("org.freedesktop.systemd1"), dbus.WithMatchInterface(managerInterface), dbus.WithMatchMember(jobRemoved))
 		if err != nil {
 			return fmt.Errorf("ask the bus for the ends of jobs: %w", err)
 		}

@@ -279,6 +279,27 @@ func TestPID1ReadsNothingAnyMore(t *testing.T) {
 	b.close()
 }
 
+// TestCallerWhoseTimeIsUp: a call that comes too late does not end the connection
+// of the others.
+func TestCallerWhoseTimeIsUp(t *testing.T) {
+	p := newPID1(t, func(c *caller, _ string, call *dbus.Message) { c.reply(call) })
+	b := newBus(Config{Route: RoutePrivate, PrivateSocket: p.path})
+	defer b.close()
+	l, err := b.link(within(t))
+	require.NoError(t, err)
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 { // either case of a select may be taken
+		require.ErrorIs(t, l.call(over, manager, "systemd1.Manager.Reload", nil), context.Canceled)
+	}
+	require.NoError(t, l.call(within(t), manager, "systemd1.Manager.Reload", nil))
+	select {
+	case <-l.lost():
+		t.Fatal("the connection has ended")
+	default:
+	}
+}
+
 // web is a launch that would be of /bin/true.
 func web() service.Launch {
 	spec := service.Defaults()
