@@ -21,12 +21,18 @@ func (d *gladsheimd) define(name string, mode []string, more ...fields) {
 	d.write("services.d/"+name+".json", doc(name, d.mode(mode...), more...))
 }
 
-// hangUp sends SIGHUP and waits until the daemon has said something about it.
+// hangUp sends SIGHUP and waits until the daemon has said something about it, and
+// that it is through: the next one must not take that for its own.
 func (d *gladsheimd) hangUp(says string) {
 	d.t.Helper()
-	before := strings.Count(d.log(), says)
+	const through = "msg=reloaded"
+	log := d.log()
+	said, ended := strings.Count(log, says), strings.Count(log, through)
 	require.NoError(d.t, d.process.Signal(syscall.SIGHUP))
-	d.eventually(says, func() bool { return strings.Count(d.log(), says) > before })
+	d.eventually(says, func() bool {
+		log := d.log()
+		return strings.Count(log, says) > said && strings.Count(log, through) > ended
+	})
 }
 
 func (d *gladsheimd) maxServices() int {
