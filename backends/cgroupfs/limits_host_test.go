@@ -104,7 +104,7 @@ func TestHostTinyLimits(t *testing.T) {
 // nothing of the attempt is left.
 func TestHostTooLittleMemory(t *testing.T) {
 	b := newBackend(t, config(t))
-	l := limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 1<<20))
+	l := limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 128<<10))
 	_, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
 	require.Equal(t, service.Unlaunchable, service.KindOf(err), "%v", err)
 	require.ErrorContains(t, err, "its memory limit is too small to start in, which takes about 4MiB: ")
