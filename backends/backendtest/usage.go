@@ -62,8 +62,8 @@ func lawUsageMemory(b *bench) {
 	if u.MemoryPeak.Set {
 		require.GreaterOrEqual(b, u.MemoryPeak.Value, uint64(touched))
 	}
-	if u.Anon.Set {
-		require.GreaterOrEqual(b, u.Anon.Value, uint64(touched))
+	if u.Anon.Set { // the kernel adds up by kind every two seconds, or after so many changes
+		b.eventually(func() bool { return i.usage().Anon.Value >= touched }, "anonymous memory stays below %d", touched)
 	}
 }
 

@@ -258,11 +258,12 @@ func TestKillTouchesNoNeighbour(t *testing.T) {
 func TestSurvivorsAreNamed(t *testing.T) {
 	b := newBackend(t)
 	h := start(t, b, plan(t, "exec sleep 1000"))
+	require.Eventually(t, func() bool { return b.proc.Command(h.main.PID()) == "sleep 1000" }, patience, time.Millisecond)
 	err := b.survivors(h.ref.Name, "kill", h.brand, h.main, context.DeadlineExceeded)
 	require.Equal(t, service.Timeout, service.KindOf(err))
 	require.Equal(t, service.ReasonUnkillable, service.ReasonOf(err))
 	require.Regexp(t, "^cannot kill web: 1 processes have not ended: "+strconv.Itoa(h.main.PID())+
-		" .*sleep 1000 .state [SRD].: context deadline exceeded$", err.Error())
+		" sleep 1000 .state [SRD].: context deadline exceeded$", err.Error())
 }
 
 func TestOrphansAreReapedAndTheirTimeCounts(t *testing.T) {

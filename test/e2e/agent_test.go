@@ -37,31 +37,30 @@ func TestTheOldClientsWork(t *testing.T) {
 
 // TestAHundredStartsAtOnce all succeed.
 func TestAHundredStartsAtOnce(t *testing.T) {
-	eachMode(t, func(t *testing.T, w *world, mode string) {
-		const many = 100
-		names := make([]string, many)
-		for i := range names {
-			names[i] = fmt.Sprintf("one-%d", i)
-			w.register(workload(t, names[i], "crowd", "sleep").with(fields{"launch": mode}))
-		}
-		var wg sync.WaitGroup
-		errs := make([]error, many)
-		for i, name := range names {
-			wg.Go(func() {
-				_, errs[i] = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: name})
-			})
-		}
-		wg.Wait()
-		for _, err := range errs {
-			require.NoError(t, err)
-		}
-		require.Len(t, marked(t, "crowd"), many)
-		list := byGRPC{w}.list()
-		require.EqualValues(t, many, list.RunningCount)
-		checkPlace(t, byGRPC{w}.status(names[many-1]), mode)
-		w.mustCLI(append([]string{"--timeout", "5m", "stop"}, names...)...)
-		w.nothingLeft()
-	})
+	w, mode := newWorld(t), modes(t)[0]
+	const many = 100
+	names := make([]string, many)
+	for i := range names {
+		names[i] = fmt.Sprintf("one-%d", i)
+		w.register(workload(t, names[i], "crowd", "sleep").with(fields{"launch": mode}))
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, many)
+	for i, name := range names {
+		wg.Go(func() {
+			_, errs[i] = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: name})
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	require.Len(t, marked(t, "crowd"), many)
+	list := byGRPC{w}.list()
+	require.EqualValues(t, many, list.RunningCount)
+	checkPlace(t, byGRPC{w}.status(names[many-1]), mode)
+	w.mustCLI(append([]string{"--timeout", "5m", "stop"}, names...)...)
+	w.nothingLeft()
 }
 
 // TestServicesOutliveTheAgent: killed or asked to leave, the agent takes no

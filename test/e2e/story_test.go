@@ -160,21 +160,26 @@ func definePostgres(t *testing.T, dir string) fields {
 }
 
 // TestRealPrograms is the main story: register, start under limits, see it run,
-// change a limit live, restart, stop, and nothing is left.
+// change a limit live, restart, stop, and nothing is left. Each program hears it
+// from both drivers; where there are two ways of launching, from one in each.
 func TestRealPrograms(t *testing.T) {
 	w := newWorld(t)
-	for _, p := range programs {
+	for n, p := range programs {
 		dir := w.path("work-" + p.name)
 		require.NoError(t, os.Mkdir(dir, 0o755))
 		def := p.def(t, dir)
-		for _, mode := range modes(t) {
-			for by, drive := range drivers {
+		for i, mode := range modes(t) {
+			by := []string{"cli", "grpc"}
+			if len(modes(t)) > 1 {
+				by = by[(n+i)%2:][:1]
+			}
+			for _, by := range by {
 				t.Run(strings.Join([]string{p.name, mode, by}, "/"), func(t *testing.T) {
 					name := strings.Join([]string{p.name, mode, by}, "-")
 					t.Cleanup(func() { // a story that breaks off shall not spoil the next
 						_, _ = w.runtime().Kill(contextFor(t), &gladsheimv1.KillRequest{ServiceName: name})
 					})
-					tell(t, drive(w.in(t)), p, def.with(fields{
+					tell(t, drivers[by](w.in(t)), p, def.with(fields{
 						"name": name, "launch": mode, "description": "a real program",
 						"limits": limits(t, fields{"memory_max": "256MiB", "memory_swap_max": "0", "cpu_percent": 150, "pids_max": 100}),
 					}))

@@ -26,7 +26,7 @@ var machinesOf = []struct {
 }{
 	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, []string{"gladsheimd", "gladsheim", "workload", "wireclient"}},
 	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, []string{"workload"}},
-	{"cmd/gladsheimd", []string{"systemd", "systemd-new", "cgroup2", "bare"}, []string{"workload"}},
+	{"cmd/gladsheimd", []string{"systemd", "cgroup2", "bare"}, []string{"workload"}},
 	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}, []string{"workload"}},
 	{"backends/exec", []string{"cgroup2", "bare"}, []string{"workload"}},
 	{"backends/internal/process", []string{"systemd-old", "systemd-new"}, []string{"workload"}},

@@ -70,7 +70,7 @@ func (m Maker) image(ctx context.Context, suite string) (cache.Entry, error) {
 
 // bootArguments tells the kernel and the guest program what host to be.
 func bootArguments(host hosts.Host) string {
-	return fmt.Sprintf("psi=1 systemd.show_status=0 testhost.init=%s testhost.name=%s", host.Init, host.Name)
+	return fmt.Sprintf("psi=1 systemd.show_status=0 systemd.log_level=notice testhost.init=%s testhost.name=%s", host.Init, host.Name)
 }
 
 // freeze boots the machine in dir until it is ready, and leaves its memory and state there.
