@@ -77,6 +77,7 @@ type Agent struct {
 	blind       map[string]bool                       // backends that would not tell what an earlier agent left
 	looked      map[service.Name]bool                 // whether that is known of a service all the same
 	starting    map[service.Name]int                  // starts and restarts under way, see admit
+	limiting    map[service.Name]chan struct{}        // full while somebody changes limits
 	scars       []service.Finding                     // of the start
 	complaints  []service.Finding                     // of the latest look at the definitions
 }
@@ -98,6 +99,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
+		limiting: map[service.Name]chan struct{}{},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
@@ -139,9 +141,17 @@ func (a *Agent) open(ctx context.Context) error {
 	return nil
 }
 
+// Leave gives up launches under way, and begins none any more; all else goes on
+// until Close. It is to be called before whatever waits for the agent's calls:
+// systemd launches nothing as long as it waits for the agent to end.
+func (a *Agent) Leave() {
+	a.leave()
+	a.thjalfi.Leave()
+}
+
 // Close leaves: changes under way are given up, services run on.
 func (a *Agent) Close() {
-	a.leave()
+	a.Leave()
 	a.thjalfi.Close()
 	a.background.Wait()
 	a.roskva.Close()

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -101,6 +102,11 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 				Faults: []service.Fault{{Field: service.Resource(r).String(), Message: err.Error()}}}
 		}
 	}
+	done, err := a.takeTurn(ctx, name)
+	if err != nil {
+		return service.Applied{}, err
+	}
+	defer done()
 	applied, err := a.planned("set limits of", name, limits) // refuses what can not be planned
 	if err != nil {
 		return service.Applied{}, err
@@ -141,6 +147,33 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 	}
 	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Warnings = warnings.Over(s.Warnings) })
 	return applied, nil
+}
+
+// takeTurn waits until nobody else changes limits of a service: what holds, what is
+// kept and what is told shall be of one and the same change.
+func (a *Agent) takeTurn(ctx context.Context, name service.Name) (done func(), err error) {
+	a.mu.Lock()
+	if _, err := a.find("set limits of", name); err != nil {
+		a.mu.Unlock()
+		return nil, err
+	}
+	turn := a.limiting[name]
+	if turn == nil {
+		turn = make(chan struct{}, 1)
+		a.limiting[name] = turn
+	}
+	a.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		kind := service.Cancelled
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			kind = service.Timeout
+		}
+		return nil, &service.Error{Op: "set limits of", Service: name, Kind: kind,
+			Err: fmt.Errorf("another change of them is under way: %w", ctx.Err())}
+	}
 }
 
 // keepApplied keeps applied instead of now, which the actor has kept, unless what

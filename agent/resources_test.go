@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -67,6 +69,36 @@ func TestSetLimitsWhileItRuns(t *testing.T) {
 		_, err := h.Restart(t.Context(), web, service.StopOptions{})
 		require.NoError(t, err)
 		require.Equal(t, service.Of(70), h.holds(web, service.PidsMax), "dropped with the definition that it was set over")
+	})
+}
+
+// What holds, what is kept and what is told must be of the same change.
+func TestLimitsAreSetByOneAtATime(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"pids_max": 100}`)
+		h.start(web)
+		free := make(chan struct{})
+		h.fault = func(operation string, _ service.Ref) error {
+			if operation == "limit" {
+				<-free
+			}
+			return nil
+		}
+		h.reopen()
+		first := make(chan error, 1)
+		go func() {
+			_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+			first <- err
+		}()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := h.SetLimits(ctx, web, limits(pids, 60), service.Warnings{}, "erik")
+		require.Equal(t, service.Timeout, service.KindOf(err), "%v", err)
+		close(free)
+		require.NoError(t, <-first)
+		synctest.Wait()
+		require.Equal(t, service.Of(50), h.holds(web, service.PidsMax), "the second was not carried out")
 	})
 }
 

@@ -21,13 +21,14 @@ const retryClear = 5 * time.Second
 // actor owns one service. Its fields are touched by run's goroutine only,
 // unless said otherwise; the rest of the program reaches it by ask.
 type actor struct {
-	name    service.Name
-	cfg     Config
-	ctx     context.Context // ends when the agent leaves or the service is forgotten
-	leave   context.CancelFunc
-	inbox   chan func()
-	gone    chan struct{}                   // closed when run has returned
-	present atomic.Pointer[backends.Handle] // read by everybody
+	name     service.Name
+	cfg      Config
+	ctx      context.Context // ends when the agent leaves or the service is forgotten
+	leave    context.CancelFunc
+	launches context.Context // of Thjalfi
+	inbox    chan func()
+	gone     chan struct{}                   // closed when run has returned
+	present  atomic.Pointer[backends.Handle] // read by everybody
 
 	machine service.Machine
 	plan    *Plan // of the present or last incarnation
@@ -87,7 +88,7 @@ type request struct {
 func newActor(t *Thjalfi, name service.Name) *actor {
 	ctx, leave := context.WithCancel(t.ctx)
 	return &actor{
-		name: name, cfg: t.cfg, ctx: ctx, leave: leave,
+		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches,
 		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
 		abort: func() {},
 	}

@@ -454,3 +454,37 @@ func TestCloseLeavesRunningServicesAlone(t *testing.T) {
 		s.alive(1)
 	})
 }
+
+// PID 1 may wait for the agent to end before it launches anything: who waited for
+// that launch first would keep both waiting.
+func TestLeaveGivesUpLaunches(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{LaunchTime: time.Hour}, fake.Script{})
+		start := s.start()
+		synctest.Wait()
+		before := time.Now()
+		s.Leave()
+		synctest.Wait()
+		require.Equal(t, before, time.Now())
+		s.refused(start, service.HostUnavailable, "HOST_UNAVAILABLE")
+		s.alive(0)
+		s.succeed(forEver)
+		s.alive(1)
+		s.is(service.Running)
+	})
+}
+
+func TestLeaveLetsAStopComeToItsEnd(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		s.running()
+		stop := s.stop()
+		synctest.Wait()
+		s.Leave()
+		pass(10 * time.Second)
+		s.ok(stop)
+		s.alive(0)
+		s.refused(s.start(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		s.alive(0)
+	})
+}

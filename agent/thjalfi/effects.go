@@ -54,7 +54,7 @@ func (a *actor) event(kind service.EventKind) service.Event {
 func (a *actor) launch() {
 	plan := a.plan
 	a.grace = plan.Spec.Stop.Timeout
-	ctx, abort := context.WithCancel(a.ctx)
+	ctx, abort := context.WithCancel(a.launches)
 	a.abort = abort
 	l := service.Launch{
 		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits, LogFile: plan.LogFile,
@@ -127,8 +127,9 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		})
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
-	case a.ctx.Err() != nil:
+	case a.launches.Err() != nil:
 		a.record() // that no process was identified after all
+		a.giveUp()
 		return
 	}
 	a.drop()
@@ -152,6 +153,14 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 	a.happen(service.Event{
 		Kind: service.LaunchFailed, Incarnation: incarnation, Permanent: errors.As(err, &e) && e.Permanent,
 	})
+}
+
+// giveUp tells those who wait for a launch that the agent leaves without it.
+func (a *actor) giveUp() {
+	for _, r := range a.waiters {
+		r.reply <- leaving(r.kind.String(), a.name)
+	}
+	a.waiters = nil
 }
 
 func (a *actor) adopt() {

@@ -82,10 +82,12 @@ type Config struct {
 // once, and return when what they ask for has happened or ctx has ended; in
 // the latter case the work goes on without the caller.
 type Thjalfi struct {
-	cfg  Config
-	ctx  context.Context
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	cfg      Config
+	ctx      context.Context
+	stop     context.CancelFunc
+	launches context.Context // ends before ctx does; see Leave
+	leave    context.CancelFunc
+	wg       sync.WaitGroup
 
 	mu     sync.Mutex
 	actors map[service.Name]*actor
@@ -94,8 +96,14 @@ type Thjalfi struct {
 // New returns a Thjalfi without services. Close ends it.
 func New(cfg Config) *Thjalfi {
 	ctx, stop := context.WithCancel(context.Background())
-	return &Thjalfi{cfg: cfg, ctx: ctx, stop: stop, actors: map[service.Name]*actor{}}
+	launches, leave := context.WithCancel(ctx)
+	return &Thjalfi{cfg: cfg, ctx: ctx, stop: stop, launches: launches, leave: leave, actors: map[service.Name]*actor{}}
 }
+
+// Leave gives up the launches under way, and begins none any more: those who
+// wait for them are told that the agent is leaving, and the next agent begins
+// again. All else goes on until Close.
+func (t *Thjalfi) Leave() { t.leave() }
 
 // Close lets the actors leave and waits for them. Services run on; a launch
 // under way is given up.
@@ -278,7 +286,7 @@ func (t *Thjalfi) request(ctx context.Context, name service.Name, r request) err
 // come much later.
 func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) error {
 	reply := make(chan error, 1)
-	gone := &service.Error{Op: op, Service: a.name, Kind: service.HostUnavailable, Err: errors.New("the agent is leaving, or the service was unregistered")}
+	gone := leaving(op, a.name)
 	select {
 	case a.inbox <- func() { f(reply) }:
 	case <-a.gone:
@@ -299,6 +307,10 @@ func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) e
 	case <-ctx.Done():
 		return waitError(ctx, op, a.name, "it goes on without you")
 	}
+}
+
+func leaving(op string, name service.Name) error {
+	return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: errors.New("the agent is leaving, or the service was unregistered")}
 }
 
 func waitError(ctx context.Context, op string, name service.Name, what string) error {

@@ -93,6 +93,7 @@ func serve(o options, log *slog.Logger) error {
 	group.Go(func() error {
 		<-ctx.Done()
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+		a.Leave()
 		leave, cancel := context.WithTimeout(context.Background(), leaveTime)
 		defer cancel()
 		server.Stop(leave)

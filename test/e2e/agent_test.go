@@ -20,6 +20,7 @@ import (
 // contract tells its own story, of each real program, in each mode, and once
 // over TCP.
 func TestTheOldClientsWork(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	tell := func(def fields, flags ...string) {
 		w.register(def.with(fields{"limits": limits(t, fields{"pids_max": 64})}))
@@ -37,6 +38,7 @@ func TestTheOldClientsWork(t *testing.T) {
 
 // TestAHundredStartsAtOnce all succeed.
 func TestAHundredStartsAtOnce(t *testing.T) {
+	oneOfAKind(t)
 	w, mode := newWorld(t), modes(t)[0]
 	const many = 100
 	names := make([]string, many)
@@ -101,6 +103,7 @@ func TestASecondAgentIsRefused(t *testing.T) {
 // TestASecondAgentWithDirectoriesOfItsOwnIsRefused where the two would share
 // cgroups: neither could tell the other's services from leftovers.
 func TestASecondAgentWithDirectoriesOfItsOwnIsRefused(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	if !limited(t) {
 		return // two may run side by side without cgroups
@@ -117,6 +120,7 @@ func TestASecondAgentWithDirectoriesOfItsOwnIsRefused(t *testing.T) {
 // TestRefusals: bad input gets its own exit code, and a sentence that says what
 // to do.
 func TestRefusals(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	w.register(workload(t, "there", "there", "sleep"))
 	bad := w.path("bad.json")
@@ -150,6 +154,7 @@ func TestRefusals(t *testing.T) {
 
 // TestLaunchErrorsAreThemselves: each is told as itself, and leaves nothing.
 func TestLaunchErrorsAreThemselves(t *testing.T) {
+	oneOfAKind(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		script := w.path("no-interpreter")
 		require.NoError(t, os.WriteFile(script, []byte("#!/nonexistent/interpreter\n"), 0o755))
@@ -181,6 +186,7 @@ func TestLaunchErrorsAreThemselves(t *testing.T) {
 
 // TestOutputIsKept: logs shows it, and an exit record holds its last lines.
 func TestOutputIsKept(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	w.register(fields{"name": "talker", "exec": []string{"/bin/sh", "-c", "for i in $(seq 30); do echo line $i; done; echo oops >&2; exit 4"}, "restart": fields{"policy": "never"}})
 	_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "talker"})

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,18 +90,14 @@ func TestCyclesLeaveNothing(t *testing.T) {
 	})
 }
 
-// cycles is how often to go round: a thousand times where that is a matter of
-// seconds, which an emulated machine is not. GLADSHEIM_TEST_CYCLES asks for more
-// or fewer of them (`make soak`: for a thousand everywhere).
+// cycles is how often to go round: a thousand times in a soak, and where that is
+// a matter of seconds, which an emulated machine is not.
 func cycles(t *testing.T) int {
-	if text, ok := os.LookupEnv("GLADSHEIM_TEST_CYCLES"); ok {
-		n, err := strconv.Atoi(text)
-		require.NoError(t, err, "GLADSHEIM_TEST_CYCLES")
-		return n
-	}
 	switch {
+	case soak:
+		return 1000
 	case offers(t, "systemd"):
-		return 50
+		return 30
 	case offers(t, "cgroup2"):
 		return 200
 	}

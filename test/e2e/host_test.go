@@ -42,6 +42,21 @@ func offers(t *testing.T, ability string) bool {
 // limited tells whether the kernel enforces limits here.
 func limited(t *testing.T) bool { return offers(t, "cgroup2") }
 
+// soak tells whether there is time for everything: `make soak`.
+var soak = os.Getenv("GLADSHEIM_TEST_SOAK") != ""
+
+// oneOfAKind is for stories that need no certain version of systemd or the
+// kernel: unless there is time, one of the hosts with systemd hears them.
+func oneOfAKind(t *testing.T) {
+	t.Helper()
+	switch os.Getenv("GLADSHEIM_TEST_HOST") {
+	case "systemd-old", "systemd-new":
+		if !soak {
+			t.Skip("told on the host systemd")
+		}
+	}
+}
+
 // modes are the ways of launching that this host has.
 func modes(t *testing.T) []string {
 	switch {

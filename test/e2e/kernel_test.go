@@ -153,6 +153,7 @@ func TestStubbornTreeIsGoneAfterStop(t *testing.T) {
 // TestLeftoversOfACrashAreKilled: a main process that leaves daemons behind
 // takes them along.
 func TestLeftoversOfACrashAreKilled(t *testing.T) {
+	oneOfAKind(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "forker", "left", "double-fork").with(fields{"launch": mode}))
 		w.cli("start", "forker") // which it may outlive, or not
@@ -177,6 +178,7 @@ func (w *world) ended(name string) *gladsheimv1.ExitRecord {
 
 // TestExitsAreExact: a code is that code, a signal is that signal.
 func TestExitsAreExact(t *testing.T) {
+	oneOfAKind(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		for i, want := range []struct {
 			mode    []string

@@ -13,6 +13,7 @@ import (
 
 // TestVerbs: what a person says to a host besides the main story.
 func TestVerbs(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	d := byCLI{w}
 	dir := w.path("definitions")

@@ -14,34 +14,41 @@ import (
 type job struct {
 	host string // as test/host/run knows it
 	user bool   // bare only: as a plain user
+	soak bool   // at length
 	pkg  string // folder of the package
 }
 
 // machinesOf says on which machines a package's tests run, besides the unit
-// floor, and with which programs. What takes longest comes first.
+// floor, and with which programs. What takes longest comes first. In a soak they
+// run on every machine that offers what they are about.
 var machinesOf = []struct {
 	pkg      string
 	hosts    []string
+	soak     []string
 	programs []string
 }{
-	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, []string{"gladsheimd", "gladsheim", "workload", "wireclient"}},
-	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, []string{"workload"}},
-	{"cmd/gladsheimd", []string{"systemd", "cgroup2", "bare"}, []string{"workload"}},
-	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}, []string{"workload"}},
-	{"backends/exec", []string{"cgroup2", "bare"}, []string{"workload"}},
-	{"backends/internal/process", []string{"systemd-old", "systemd-new"}, []string{"workload"}},
-	{"backends/internal/launch", []string{"systemd-old", "systemd-new"}, []string{"workload"}},
-	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}, nil},
-	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil},
+	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, []string{"gladsheimd", "gladsheim", "workload", "wireclient"}},
+	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, nil, []string{"workload"}},
+	{"cmd/gladsheimd", []string{"systemd", "cgroup2", "bare"}, []string{"systemd-old", "systemd-new"}, []string{"workload"}},
+	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}, []string{"systemd", "systemd-new"}, []string{"workload"}},
+	{"backends/exec", []string{"cgroup2", "bare"}, []string{"systemd", "systemd-old", "systemd-new"}, []string{"workload"}},
+	{"backends/internal/process", []string{"systemd-old", "systemd-new"}, []string{"systemd", "cgroup2"}, []string{"workload"}},
+	{"backends/internal/launch", []string{"systemd-old"}, []string{"systemd", "systemd-new", "cgroup2"}, []string{"workload"}},
+	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}, nil, nil},
+	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, nil},
 }
 
-func hostFloors() []job {
+func hostFloors(soak bool) []job {
 	var jobs []job
 	for _, m := range machinesOf {
-		for _, host := range m.hosts {
-			jobs = append(jobs, job{host: host, pkg: m.pkg})
+		hosts := m.hosts
+		if soak {
+			hosts = slices.Concat(m.hosts, m.soak)
+		}
+		for _, host := range hosts {
+			jobs = append(jobs, job{host: host, pkg: m.pkg, soak: soak})
 			if host == "bare" {
-				jobs = append(jobs, job{host: host, pkg: m.pkg, user: true})
+				jobs = append(jobs, job{host: host, pkg: m.pkg, soak: soak, user: true})
 			}
 		}
 	}
@@ -100,16 +107,13 @@ func compile(to, pkg string, cover bool, verb ...string) error {
 	return nil
 }
 
-// cycles is what the tests of leaks ask the environment for.
-const cycles = "GLADSHEIM_TEST_CYCLES"
-
 // command runs the job's test binary on its host; its output is what
 // `go test -json` would print.
 func (j job) command(run string, timeout time.Duration) *exec.Cmd {
 	data := coverDir(strings.NewReplacer("/", "-", " ", "-").Replace(j.label() + "-" + j.pkg))
 	args := []string{"-timeout", (timeout + time.Minute).String(), "-bin", bin(j.pkg), "-out", "cover:" + data}
-	if n, ok := os.LookupEnv(cycles); ok {
-		args = append(args, "-env", cycles+"="+n)
+	if j.soak {
+		args = append(args, "-env", "GLADSHEIM_TEST_SOAK=1")
 	}
 	if j.user {
 		args = append(args, "-user")

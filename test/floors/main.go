@@ -28,15 +28,16 @@ func main() {
 	only := flag.String("only", "", "comma-separated floors to run: unit, or hosts such as systemd; default all")
 	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
 	machines := flag.Int("machines", 2, "emulated machines at the same time")
+	soak := flag.Bool("soak", false, "hosts only: every package on every host it can run on, and at length")
 	timeout := flag.Duration("timeout", 18*time.Minute, "how long the tests of one package may take on one host")
 	flag.Parse()
-	if err := floors(strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), *run, *machines, *timeout); err != nil {
+	if err := floors(strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), *run, *machines, *soak, *timeout); err != nil {
 		fmt.Fprintln(os.Stderr, "floors:", err)
 		os.Exit(1)
 	}
 }
 
-func floors(only []string, run string, machines int, timeout time.Duration) error {
+func floors(only []string, run string, machines int, soak bool, timeout time.Duration) error {
 	start := time.Now()
 	if err := os.RemoveAll(work); err != nil {
 		return err
@@ -49,20 +50,21 @@ func floors(only []string, run string, machines int, timeout time.Duration) erro
 	}
 	wanted := func(name string) bool { return len(only) == 0 || slices.Contains(only, name) }
 	tally := newTally()
-	if wanted("static") {
+	if wanted("static") && !soak {
 		static(tally)
 	}
-	if wanted("unit") {
+	if wanted("unit") && !soak {
 		unit(tally, run)
 	}
-	if err := onHosts(tally, wanted, run, machines, timeout); err != nil {
+	if err := onHosts(tally, wanted, run, machines, soak, timeout); err != nil {
 		return err
 	}
-	covered, err := coverage(len(only) == 0 && run == "")
-	tally.print(os.Stdout, len(only) == 0 && run == "")
+	whole := len(only) == 0 && run == "" && !soak
+	covered, err := coverage(whole)
+	tally.print(os.Stdout, whole)
 	fmt.Printf("statements covered, unit and hosts together: %s; %s in all\n", covered, time.Since(start).Round(time.Second))
 	passed, failed, skipped := tally.total()
-	if len(only) > 0 || run != "" {
+	if !whole {
 		skipped = 0 // of a part nobody can say what ran nowhere
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
@@ -135,9 +137,9 @@ func packages(again []string) []string {
 
 // onHosts builds each test binary once and runs it on the hosts it belongs on,
 // some machines at a time.
-func onHosts(t *tally, wanted func(string) bool, run string, machines int, timeout time.Duration) error {
+func onHosts(t *tally, wanted func(string) bool, run string, machines int, soak bool, timeout time.Duration) error {
 	var jobs []job
-	for _, j := range hostFloors() {
+	for _, j := range hostFloors(soak) {
 		if wanted(j.host) {
 			jobs = append(jobs, j)
 		}
