@@ -47,12 +47,13 @@ func each[M proto.Message](ctx context.Context, a *app, names []string, verb ans
 		heard[i], err = verb.ask(ctx, names[i])
 		return err
 	})
-	worst := exitOK
+	worst, away := exitOK, false
 	for i, m := range heard {
 		if err := errs[i]; err != nil {
-			if ctx.Err() == nil {
+			if again := away && client.Unreachable(err); ctx.Err() == nil && !again { // of all the same, once is enough
 				a.complain(err)
 			}
+			away = away || client.Unreachable(err)
 			worst = max(worst, a.code(err))
 			continue
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -191,16 +192,32 @@ func runZombies(args []string) error {
 		return err
 	}
 	runtime.LockOSThread()
+	var children []int
 	for i := range n {
-		switch pid, errno := rawFork(); {
+		pid, errno := rawFork()
+		switch {
 		case errno != 0:
-			return fmt.Errorf("after %d of %d: %w", i, n, errno)
+			return errors.Join(fmt.Errorf("after %d of %d: %w", i, n, errno), haveDied(children))
 		case pid == 0:
 			rawExit(0)
 		}
+		children = append(children, int(pid))
+	}
+	if err := haveDied(children); err != nil {
+		return err
 	}
 	ready(n)
 	forever()
+	return nil
+}
+
+// haveDied waits until children have ended, and reaps none.
+func haveDied(children []int) error {
+	for _, pid := range children {
+		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+			return fmt.Errorf("wait for child %d: %w", pid, err)
+		}
+	}
 	return nil
 }
 
