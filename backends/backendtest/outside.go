@@ -59,7 +59,9 @@ func statOf(pid int) (s stat, ok bool) {
 		}
 		return n
 	}
-	if fields[0][0] == 'X' { // being reaped at this moment; half of it is gone
+	// Being reaped at this moment, or giving its number to the thread that
+	// executes: half of it is gone.
+	if fields[0][0] == 'X' || fields[6-3] == "-1" {
 		return stat{}, false
 	}
 	return stat{
