@@ -488,3 +488,23 @@ func TestLeaveLetsAStopComeToItsEnd(t *testing.T) {
 		s.alive(0)
 	})
 }
+
+// A launch that was given up at its gate has failed nothing: the time in which it
+// was to be ready is over for it.
+func TestALaunchGivenUpIsNotLate(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.slow = time.Hour
+		start := s.start(readyByTCP)
+		synctest.Wait()
+		s.Leave()
+		synctest.Wait()
+		s.refused(start, service.HostUnavailable, "HOST_UNAVAILABLE")
+		pass(2 * time.Minute)
+		r, _ := s.disk.get(web)
+		require.Equal(t, service.Launching, r.Machine.State)
+		require.Equal(t, service.CauseNone, r.Machine.Cause)
+		s.slow = 0
+		s.succeed(forEver)
+		s.alive(1)
+	})
+}

@@ -155,8 +155,10 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 	})
 }
 
-// giveUp tells those who wait for a launch that the agent leaves without it.
+// giveUp tells those who wait for a launch that the agent leaves without it. That
+// it is not ready in time is no fault of its own then.
 func (a *actor) giveUp() {
+	a.do(service.Disarm)
 	for _, r := range a.waiters {
 		r.reply <- leaving(r.kind.String(), a.name)
 	}

@@ -16,11 +16,14 @@ import (
 
 const mebi = 1 << 20
 
-// TestNoOOMIsMissed ends twenty services by want of memory, on a host that
+// TestNoOOMIsMissed ends many services by want of memory, on a host that
 // has no CPU time to spare, and wants each verdict, each peak and each CPU time.
 func TestNoOOMIsMissed(t *testing.T) {
 	needSystemd(t)
-	const many, together = 20, 8
+	many, together := 20, 8
+	if soak {
+		many = 200
+	}
 	b := newBackend(t, Config{})
 	busy(t, 3)
 	limits := service.Limits{service.MemoryMax: service.Of(24 * mebi), service.MemorySwapMax: service.Of(0)}

@@ -50,10 +50,11 @@ func each[M proto.Message](ctx context.Context, a *app, names []string, verb ans
 	worst, away := exitOK, false
 	for i, m := range heard {
 		if err := errs[i]; err != nil {
-			if again := away && client.Unreachable(err); ctx.Err() == nil && !again { // of all the same, once is enough
+			lost := client.Unreachable(err)
+			if ctx.Err() == nil && !(lost && away) { // that nobody answers is told once
 				a.complain(err)
 			}
-			away = away || client.Unreachable(err)
+			away = away || lost
 			worst = max(worst, a.code(err))
 			continue
 		}

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -68,6 +69,9 @@ func floors(only []string, run string, machines int, soak bool, timeout time.Dur
 		skipped = 0 // of a part nobody can say what ran nowhere
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
+	if passed+failed == 0 {
+		return errors.New("nothing ran: -only names no floor there is, or -run no test")
+	}
 	if failed > 0 || skipped > 0 {
 		return fmt.Errorf("%d failed, %d skipped", failed, skipped)
 	}
