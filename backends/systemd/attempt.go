@@ -285,6 +285,11 @@ func (a *attempt) removed(ctx context.Context) error {
 		}
 	}
 	a.child.Abandon()
+	// While systemd waits for the agent's own end it starts nothing, and stops
+	// nothing either: a scope is ordered before the agent.
+	if err := a.b.bus.unstart(ctx, a.scope); err != nil {
+		return err
+	}
 	if err := a.b.bus.removeAll(ctx, a.units); err != nil {
 		return err
 	}

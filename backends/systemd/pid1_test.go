@@ -406,17 +406,49 @@ func TestScopeThatSystemdLetsGoOf(t *testing.T) {
 			c.ended("/job/1", scope, "done")
 		case "Get":
 			c.reply(call, dbus.MakeVariant("inactive"))
-		case "StopUnit":
+		case "GetUnit", "StopUnit":
 			c.refuse(call, noSuchUnit)
 		}
 	})
 	b = backendOf(t, p, fixture(t, "memory"))
 	_, err := b.Launch(within(t), web(), func(service.Ref) error { t.Error("identify was called"); return nil })
 	require.ErrorIs(t, err, errLetGo)
-	once := []string{"StartTransientUnit", "Get", "StopUnit", "StopUnit"}
+	once := []string{"StartTransientUnit", "Get", "GetUnit", "StopUnit", "StopUnit"}
 	require.Equal(t, append(once, once...), p.called())
 	require.Empty(t, gates(t))
 	require.Empty(t, b.slots)
+}
+
+// TestStartThatWaits: systemd is to end the agent first, so that it neither starts
+// nor stops the scope of a launch that is given up. The start is taken back.
+func TestStartThatWaits(t *testing.T) {
+	ctx, giveUp := context.WithCancel(within(t))
+	defer giveUp()
+	var cancelled atomic.Bool
+	p := newPID1(t, func(c *caller, method string, call *dbus.Message) {
+		switch {
+		case method == "StartTransientUnit":
+			c.reply(call, dbus.ObjectPath("/org/freedesktop/systemd1/job/5"))
+			giveUp()
+		case method == "Cancel":
+			cancelled.Store(true)
+			c.reply(call)
+		case cancelled.Load(), method == "StopUnit" && call.Body[0] != "gladsheim-web-00000001.scope":
+			c.refuse(call, noSuchUnit)
+		case method == "GetUnit":
+			c.reply(call, unitPath("gladsheim-web-00000001.scope"))
+		case method == "Get":
+			c.reply(call, jobOf(call, false))
+		default:
+			c.reply(call, dbus.ObjectPath("/org/freedesktop/systemd1/job/6")) // it waits, too
+		}
+	})
+	b := backendOf(t, p, fixture(t, "memory"))
+	_, err := b.Launch(ctx, web(), func(service.Ref) error { t.Error("identify was called"); return nil })
+	require.Equal(t, service.Cancelled, service.KindOf(err), "%v", err)
+	require.Empty(t, b.slots, "it still waits for systemd")
+	require.Equal(t, []string{"StartTransientUnit", "GetUnit", "Get", "Get", "Cancel", "StopUnit", "StopUnit"}, p.called())
+	require.Empty(t, gates(t))
 }
 
 // TestWithoutAController: a limit that the kernel can not keep is refused

@@ -105,30 +105,55 @@ type job struct {
 	Path dbus.ObjectPath
 }
 
+// startOf finds the job that is to start a unit; "" if there is none.
+func (l *link) startOf(ctx context.Context, name string) (dbus.ObjectPath, error) {
+	path, err := l.unit(ctx, name)
+	if err != nil || path == "" {
+		return "", err
+	}
+	var j job
+	if err := l.property(ctx, path, "Unit", "Job", &j); err != nil || j.ID == 0 {
+		return "", err
+	}
+	var kind string
+	err = l.property(ctx, j.Path, "Job", "JobType", &kind)
+	if errorIs(err, unknownObject) || err == nil && kind != "start" { // it has ended, or is another
+		return "", nil
+	}
+	return j.Path, err
+}
+
 // starting tells whether a unit is about to be started by somebody.
 func (b *bus) starting(ctx context.Context, name string) (starts bool, err error) {
 	err = b.do(ctx, func(ctx context.Context, l *link) error {
-		starts = false
-		path, err := l.unit(ctx, name)
-		if err != nil || path == "" {
-			return err
-		}
-		var j job
-		if err := l.property(ctx, path, "Unit", "Job", &j); err != nil || j.ID == 0 {
-			return err
-		}
-		var kind string
-		err = l.property(ctx, j.Path, "Job", "JobType", &kind)
-		if errorIs(err, unknownObject) { // it has ended
-			return nil
-		}
-		starts = kind == "start"
+		job, err := l.startOf(ctx, name)
+		starts = job != ""
 		return err
 	})
 	if err != nil {
 		return false, fmt.Errorf("ask for the job of %s: %w", name, err)
 	}
 	return starts, nil
+}
+
+// unstart takes back the start of a unit that has not begun. A job that is to
+// stop the unit would take its place in the queue, and wait for what it waits for.
+func (b *bus) unstart(ctx context.Context, name string) error {
+	err := b.do(ctx, func(ctx context.Context, l *link) error {
+		job, err := l.startOf(ctx, name)
+		if err != nil || job == "" {
+			return err
+		}
+		err = l.call(ctx, job, "systemd1.Job.Cancel", nil)
+		if errorIs(err, unknownObject) { // it has ended
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("cancel the start of %s: %w", name, err)
+	}
+	return nil
 }
 
 // recheck is how long news is waited for before the state itself is looked at;

@@ -1,17 +1,21 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protojson"
 
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 	"github.com/gladsheim/gladsheim/units"
 )
 
@@ -124,7 +128,7 @@ func TestTheInstalledUnit(t *testing.T) {
 		if t.Failed() {
 			t.Log(tryAs(t, "/", nil, "journalctl -u gladsheimd --no-pager | tail -50"))
 		}
-		_, _ = tryAs(t, "/", nil, "gladsheim kill lasting")
+		_, _ = tryAs(t, "/", nil, "gladsheim list -o json | jq -r '.services[].serviceName' | xargs -r gladsheim kill")
 		sh(t, "/", remove+"rm -r /etc/gladsheim /etc/sysusers.d/gladsheim.conf /var/lib/gladsheim /run/gladsheim /var/log/gladsheim && systemctl daemon-reload")
 	})
 	sh(t, dir, installUnits)
@@ -158,6 +162,7 @@ func TestTheInstalledUnit(t *testing.T) {
 			groupReaches(t)
 		})
 	}
+	restartAmidStarts(t)
 	sh(t, "/", "systemctl stop gladsheimd")
 	require.Equal(t, service, marked(t, "unit-token"), "it goes on without an agent")
 	require.Equal(t, "inactive", systemctl(t, "gladsheimd.service", "ActiveState"))
@@ -175,6 +180,56 @@ func TestTheInstalledUnit(t *testing.T) {
 	require.Equal(t, "78", systemctl(t, "gladsheimd.service", "ExecMainStatus"))
 	require.NoError(t, os.Remove("/etc/gladsheim/gladsheim.json"))
 	sh(t, "/", "systemctl start gladsheimd")
+}
+
+// restartAmidStarts restarts the agent while it launches: systemd launches nothing
+// from then on, and waits for the agent with whatever it is asked about scopes.
+// Nobody has two copies after it, what was begun is begun again, and what was not
+// is not. Nothing of what was given up waits for systemd.
+func restartAmidStarts(t *testing.T) {
+	t.Helper()
+	const many = 20
+	var names []string
+	for i := range many {
+		name := fmt.Sprintf("amid-%d", i)
+		names = append(names, name)
+		writeFile(t, filepath.Join("/etc/gladsheim/services.d", name+".json"), workload(t, name, name+"-token", "sleep").json(t))
+	}
+	sh(t, "/", "systemctl reload gladsheimd")
+	eventually(t, "they are defined", func() bool { code, _ := tryAs(t, "/", nil, "gladsheim definition "+names[many-1]); return code == 0 })
+	var callers sync.WaitGroup
+	callers.Go(func() { _, _ = tryAs(t, "/", nil, "gladsheim start "+strings.Join(names, " ")) })
+	eventually(t, "some run", func() bool { return len(marked(t, "amid-")) > 0 })
+	running := marked(t, "amid-")
+	sh(t, "/", "systemctl restart gladsheimd")
+	callers.Wait()
+	states := func() map[string]int {
+		text := sh(t, "/", "gladsheim list -o json")
+		var list gladsheimv1.ServiceList
+		require.NoError(t, protojson.Unmarshal([]byte(text), &list))
+		of := map[string]int{}
+		for _, s := range list.Services {
+			if strings.HasPrefix(s.ServiceName, "amid-") {
+				of[s.State.String()]++
+			}
+		}
+		return of
+	}
+	eventually(t, "what was begun runs", func() bool {
+		of := states()
+		return of["SERVICE_STATE_RUNNING"]+of["SERVICE_STATE_STOPPED"] == many
+	})
+	now := marked(t, "amid-")
+	t.Logf("%d ran when the agent was restarted, %d do now", len(running), len(now))
+	require.Len(t, now, states()["SERVICE_STATE_RUNNING"])
+	require.Subset(t, now, running)
+	for _, name := range names {
+		require.LessOrEqual(t, len(marked(t, name+"-token")), 1, name)
+	}
+	require.NotContains(t, sh(t, "/", "journalctl -u gladsheimd --no-pager"), "cannot yet remove what systemd makes")
+	_, _ = tryAs(t, "/", nil, "gladsheim stop "+strings.Join(names, " ")) // those that were not begun do not run
+	require.Empty(t, marked(t, "amid-"))
+	require.Len(t, ourUnits(t), 2, "scope and slice of the one that lasts")
 }
 
 // TestTheGroupWithoutSystemd: where no unit makes the directory, the agent does,
