@@ -28,7 +28,7 @@ const work = ".cover"
 func main() {
 	only := flag.String("only", "", "comma-separated floors to run: unit, or hosts such as systemd; default all")
 	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
-	machines := flag.Int("machines", 2, "emulated machines at the same time")
+	machines := flag.Int("machines", 2, "emulated machines at the same time, or one less beside the unit floor")
 	soak := flag.Bool("soak", false, "hosts only: every package on every host it can run on, and at length")
 	timeout := flag.Duration("timeout", 18*time.Minute, "how long the tests of one package may take on one host")
 	flag.Parse()
@@ -54,12 +54,14 @@ func floors(only []string, run string, machines int, soak bool, timeout time.Dur
 	if wanted("static") && !soak {
 		static(tally)
 	}
-	if wanted("unit") && !soak {
-		unit(tally, run)
-	}
-	if err := onHosts(tally, wanted, run, machines, soak, timeout); err != nil {
+	parts, err := onHosts(tally, wanted, run, soak, timeout)
+	if err != nil {
 		return err
 	}
+	if wanted("unit") && !soak {
+		parts = append([]func(){func() { unit(tally, run) }}, parts...)
+	}
+	sideBySide(parts, machines)
 	whole := len(only) == 0 && run == "" && !soak
 	covered, err := coverage(whole)
 	tally.print(os.Stdout, whole)
@@ -139,9 +141,9 @@ func packages(again []string) []string {
 	return slices.Compact(pkgs)
 }
 
-// onHosts builds each test binary once and runs it on the hosts it belongs on,
-// some machines at a time.
-func onHosts(t *tally, wanted func(string) bool, run string, machines int, soak bool, timeout time.Duration) error {
+// onHosts builds each test binary once; its parts run them on the hosts they
+// belong on.
+func onHosts(t *tally, wanted func(string) bool, run string, soak bool, timeout time.Duration) (parts []func(), err error) {
 	var jobs []job
 	for _, j := range hostFloors(soak) {
 		if wanted(j.host) {
@@ -149,22 +151,31 @@ func onHosts(t *tally, wanted func(string) bool, run string, machines int, soak 
 		}
 	}
 	if len(jobs) == 0 {
-		return nil
+		return nil, nil
 	}
 	if err := build(jobs); err != nil {
-		return err
+		return nil, err
 	}
-	slots := make(chan struct{}, machines)
-	var wg sync.WaitGroup
 	for _, j := range jobs {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
+		parts = append(parts, func() {
 			t.read(j.label(), j.pkg, func(again []string) *exec.Cmd { return j.command(pattern(run, again), timeout) })
 		})
 	}
+	return parts, nil
+}
+
+// sideBySide runs parts in their order, so many at a time.
+func sideBySide(parts []func(), many int) {
+	slots := make(chan struct{}, many)
+	var wg sync.WaitGroup
+	for _, part := range parts {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			part()
+		})
+	}
 	wg.Wait()
-	return nil
 }
 
 func coverDir(name string) string {

@@ -39,9 +39,11 @@ type hardware struct {
 	wake                 bool   // wait for the state of a frozen machine
 }
 
-// quiet are kernel arguments that save time: checks of the (emulated) hardware, mitigations for faults it does not have, memory
-// zeroed twice, and huge pages, for which the emulator forgets all translations whenever a program gives back a small one.
-const quiet = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable no_timer_check nokaslr cryptomgr.notests audit=0 mitigations=off random.trust_cpu=on transparent_hugepage=never init_on_alloc=0"
+// quiet are kernel arguments that save time: checks of the (emulated) hardware, mitigations for faults it does not have, security
+// modules that nobody here has rules for, memory zeroed twice, timers finer than a tick, huge pages, for which the emulator forgets
+// all translations whenever a program gives back a small one, and programs loaded at another address each time, of which it translates
+// every instruction anew.
+const quiet = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable no_timer_check nokaslr cryptomgr.notests audit=0 mitigations=off random.trust_cpu=on transparent_hugepage=never init_on_alloc=0 highres=off norandmaps randomize_kstack_offset=off hardened_usercopy=off nowatchdog lsm="
 
 // processor is a plain one: what it lacks (wide registers, SMAP, a fifth level of page tables) costs time to emulate. It has no
 // CMPXCHG16B either: QEMU 7.2 leaves rubbish in EFLAGS after it, and an interrupt at that moment is a double fault of the guest's
