@@ -21,7 +21,7 @@ func adoptLaws() []law {
 		{says: "what was never launched is not adopted, and a bystander with its number lives", check: lawAdoptBystander},
 		{says: "a plain process with the number, the ticks and the boot id of the record is no incarnation", only: real, check: lawAdoptPlainProcess},
 		{says: "a process that got the number of one that ended is left alone", only: real, alone: true, check: lawNumberUsedAgain},
-		{says: "when the main process is gone the adopted exit is unknown at once, and Release removes the rest", check: lawAdoptRest},
+		{says: "when the main process is gone its exit is told at once, exactly or as unknown, and Release removes the rest", check: lawAdoptRest},
 		{says: "a main process that somebody has moved out of its cgroup is adopted, and killed", only: caged, check: lawAdoptMoved},
 		{says: "an adoption whose context has ended adopts nothing and harms nothing", check: lawAdoptEnded},
 		{says: "closing a handle does not touch the incarnation, and another may adopt it", check: lawHandleClose},
@@ -89,11 +89,22 @@ func (b *bench) unknownOr(want, exit service.Exit) {
 // hold the pidfd.
 func (b *bench) exact(want, exit service.Exit) {
 	b.Helper()
-	if b.Workload == "" || !kernelKeepsExits() {
-		b.unknownOr(want, exit)
+	if b.KeepsExits || b.Workload != "" && kernelKeepsExits() {
+		require.Equal(b, want, exit)
 		return
 	}
-	require.Equal(b, want, exit)
+	b.unknownOr(want, exit)
+}
+
+// missed wants exit to be what happened while no agent was there, or unknown where
+// nobody keeps that.
+func (b *bench) missed(want, exit service.Exit) {
+	b.Helper()
+	if b.KeepsExits {
+		require.Equal(b, want, exit)
+		return
+	}
+	b.unknownOr(want, exit)
 }
 
 func lawAdopt(b *bench) {
@@ -130,7 +141,7 @@ func lawAdoptExitMissed(b *bench) {
 	require.NoError(b, b.agent.Close())
 	b.eventually(func() bool { return b.alive(first.plan) == 1 }, "it never ended")
 	i := first.adoptAnew()
-	b.unknownOr(service.Exit{}, i.exit())
+	b.missed(service.Exit{}, i.exit())
 	require.Equal(b, 1, i.release().Leftovers)
 	b.nothingOf(i.plan)
 }
@@ -196,7 +207,7 @@ func lawNumberUsedAgain(b *bench) {
 	require.NoError(b, i.Kill(b.within()))
 	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
 	if err == nil { // its cgroup is there
-		require.NotEmpty(b, b.exitOf(h).Unknown)
+		b.missed(service.Exit{Signal: syscall.SIGTERM}, b.exitOf(h))
 		require.Error(b, h.Signal(b.within(), syscall.SIGTERM))
 		require.NoError(b, h.Kill(b.within()))
 		require.NoError(b, h.Close())
@@ -243,7 +254,7 @@ func lawAdoptRest(b *bench) {
 	default:
 		b.Fatal("the exit is not told at once")
 	}
-	require.NotEmpty(b, i.Exit().Unknown)
+	b.missed(service.Exit{Signal: syscall.SIGTERM}, i.Exit())
 	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
 	require.Equal(b, 3, b.alive(i.plan))
 	require.Equal(b, 3, i.release().Leftovers)

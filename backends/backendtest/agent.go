@@ -181,6 +181,6 @@ func lawExitWithoutAgent(b *bench) {
 	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
 	require.NoError(b, err, "a grandchild of it lives")
 	i := b.keep(h, l)
-	b.unknownOr(service.Exit{}, i.exit())
+	b.missed(service.Exit{}, i.exit())
 	require.Equal(b, 1, i.release().Leftovers)
 }

@@ -43,6 +43,10 @@ type Subject struct {
 	// below of, "" when the backend uses none.
 	CgroupRoot string
 
+	// KeepsExits says that how a main process ended is known also when no agent
+	// was there to see it, or when one adopted it.
+	KeepsExits bool
+
 	// Alive counts the living processes whose command line holds token; nil
 	// for a look into /proc.
 	Alive func(token string) int

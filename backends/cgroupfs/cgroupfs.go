@@ -22,6 +22,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -35,6 +36,7 @@ const name = "cgroupfs"
 // Config is what a Backend needs.
 type Config struct {
 	Watcher *watch.Watcher // tells of exits; stays the caller's
+	Shim    *launch.Shim   // parent of what is launched; nil: this process itself, and how it ends is lost with it
 	Procfs  procfs.FS
 	Tree    cgroup.Tree
 
@@ -62,6 +64,7 @@ type Backend struct {
 	restore     func(context.Context) error
 	procfs      procfs.FS
 	watcher     *watch.Watcher
+	shim        *launch.Shim
 	bootID      string
 	controllers []string // that the parent passes on
 	enforces    service.Enforcement
@@ -78,7 +81,7 @@ var _ backends.Backend = (*Backend)(nil)
 func New(c Config) (*Backend, error) {
 	b := &Backend{
 		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore,
-		procfs: c.Procfs, watcher: c.Watcher, launching: map[service.Name]bool{},
+		procfs: c.Procfs, watcher: c.Watcher, shim: c.Shim, launching: map[service.Name]bool{},
 	}
 	if b.parent.Path() == "/" {
 		return nil, failure("use cgroups", service.Name{}, service.Invalid, errors.New("the root of the tree can not be the parent of services"))
@@ -244,11 +247,19 @@ func (b *Backend) findMain(ref service.Ref) (*process.Process, error) {
 	if ref.PID <= 0 {
 		return nil, nil
 	}
-	main, err := process.Find(b.watcher, b.procfs, ref.PID, ref.StartTicks)
+	main, err := process.Find(b.watcher, b.procfs, b.teller(), ref.PID, ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
 	}
 	return main, err
+}
+
+// teller is the parent of what was launched, if it is another process.
+func (b *Backend) teller() process.Teller {
+	if b.shim == nil {
+		return nil
+	}
+	return b.shim
 }
 
 // Close makes Launch fail from now on. There is nothing else to end.

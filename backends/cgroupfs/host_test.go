@@ -18,6 +18,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -100,10 +101,26 @@ func newBackend(t *testing.T, c Config) *Backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, w.Close()) })
 	c.Watcher = w
+	c.Shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: shimDir(t)})
+	t.Cleanup(func() { require.NoError(t, c.Shim.Close()) })
 	b, err := New(c)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	return b
+}
+
+// shimDir is where the shim of this process is found, also by agents in processes
+// of their own.
+func shimDir(t *testing.T) string {
+	t.Helper()
+	const variable = "GLADSHEIM_TEST_SHIM"
+	if dir := os.Getenv(variable); dir != "" {
+		return dir
+	}
+	dir, err := os.MkdirTemp("", "shim-")
+	require.NoError(t, err)
+	require.NoError(t, os.Setenv(variable, dir))
+	return dir
 }
 
 func TestHostConformance(t *testing.T) {
@@ -117,6 +134,7 @@ func TestHostConformance(t *testing.T) {
 		Workload:   backendtest.Workload(t),
 		Offers:     everything,
 		CgroupRoot: cgroupRoot,
+		KeepsExits: true,
 	})
 }
 

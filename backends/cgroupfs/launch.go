@@ -167,7 +167,7 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if err != nil {
 		return err
 	}
-	child, err := launch.Start(ctx, h.backend.watcher, launch.Request{Launch: l, CgroupFD: int(dir.Fd())})
+	child, err := launch.Start(ctx, h.backend.watcher, launch.Request{Launch: l, CgroupFD: int(dir.Fd()), Shim: h.backend.shim})
 	if err := errors.Join(err, dir.Close()); err != nil {
 		return err
 	}

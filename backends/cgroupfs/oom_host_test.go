@@ -107,7 +107,7 @@ func TestHostOOMWhileNobodyLooked(t *testing.T) {
 	adopted, err := b.Adopt(within(t), h.Ref(), service.Limits{})
 	require.NoError(t, err)
 	r := keep(t, adopted, l)
-	require.NotEmpty(t, r.wait().Unknown)
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, r.wait())
 	remains := r.release()
 	require.Equal(t, service.OOMOwn, remains.OOM)
 	require.NotZero(t, remains.Usage.OOMKills.Value)

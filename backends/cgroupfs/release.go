@@ -116,6 +116,9 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if err := h.group.Remove(); err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
+	if h.main != nil {
+		h.main.Written()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Leftovers = h.leftovers

@@ -189,7 +189,7 @@ func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error
 	if ref.PID == 0 || ref.BootID != b.boot {
 		return nil, nil
 	}
-	main, err := process.Find(b.watch, b.proc, ref.PID, ref.StartTicks)
+	main, err := process.Find(b.watch, b.proc, nil, ref.PID, ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
 	}

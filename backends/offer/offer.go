@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/cgroupfs"
 	"github.com/gladsheim/gladsheim/backends/exec"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/backends/systemd"
@@ -30,6 +32,7 @@ type Config struct {
 	Facts   platform.Facts
 	Procfs  procfs.FS
 	AgentID string // names this agent among those of the host; the same after a restart
+	RunDir  string // of the agent alone; what must be found again in this boot
 	Log     *slog.Logger
 }
 
@@ -41,6 +44,7 @@ type Offer struct {
 	Backends []backends.Backend // the preferred one first
 	Findings []service.Finding  // what is missing that the host should have
 	watcher  *watch.Watcher
+	shim     *launch.Shim    // of services, nil when that is the agent
 	lock     *os.File        // of the tree of cgroups, nil when none is used
 	reaper   *process.Reaper // of all orphans, nil when that is not our task
 }
@@ -83,6 +87,9 @@ func (o *Offer) Close() error {
 	var all error
 	for _, b := range o.Backends {
 		all = errors.Join(all, b.Close())
+	}
+	if o.shim != nil {
+		all = errors.Join(all, o.shim.Close())
 	}
 	if o.reaper != nil {
 		o.reaper.Stop()
@@ -139,6 +146,9 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 		o.reaper = process.StartReaper(c.Procfs, reapAny)
 	}
 	if !slices.Contains(names, "systemd") {
+		o.shim = launch.NewShim(launch.ShimConfig{Watcher: o.watcher, Dir: c.RunDir, Place: func(context.Context) (*os.File, error) {
+			return leaf(c, parent+"/shim")
+		}})
 		return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
 	}
 	return o.openSystemd(ctx, c, names)
@@ -184,7 +194,14 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 	if err != nil {
 		return err
 	}
-	b, err := systemd.New(ctx, systemd.Config{Watcher: o.watcher, Procfs: c.Procfs, Tree: tree, Log: c.Log})
+	var anchor string
+	o.shim = launch.NewShim(launch.ShimConfig{Watcher: o.watcher, Dir: c.RunDir, Place: func(context.Context) (*os.File, error) {
+		if anchor == "" { // it lives with the agent: the unit has KillMode=process
+			return nil, nil
+		}
+		return leaf(c, anchor+"/"+systemd.PauseLeaf)
+	}})
+	b, err := systemd.New(ctx, systemd.Config{Watcher: o.watcher, Shim: o.shim, Procfs: c.Procfs, Tree: tree, Log: c.Log})
 	switch kind := service.KindOf(err); {
 	case kind == service.Timeout, kind == service.Cancelled, kind == service.HostUnavailable:
 		return NotYet{err}
@@ -195,7 +212,7 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 	if !slices.Contains(names, "cgroupfs") {
 		return nil
 	}
-	anchor, err := b.EnsureAnchor(ctx)
+	anchor, err = b.EnsureAnchor(ctx)
 	switch kind := service.KindOf(err); {
 	case err == nil:
 	case kind == service.Timeout, kind == service.Cancelled:
@@ -216,6 +233,22 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 	return err
 }
 
+// leaf opens a cgroup, made if there is none, for a process to be born in.
+func leaf(c Config, at string) (*os.File, error) {
+	tree, err := cgroup.Open(c.Facts.CgroupRoot)
+	if err != nil {
+		return nil, err
+	}
+	group := tree.Group(at)
+	if err := group.Create(nil); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if err := group.RefuseFrozen(); err != nil {
+		return nil, err
+	}
+	return group.OpenDir()
+}
+
 func noAnchor(err error) service.Finding {
 	return service.Finding{
 		Level: service.SeverityProblem, Title: `services with "launch": "cgroup" can not be started or taken up`,
@@ -229,7 +262,7 @@ func (o *Offer) openCgroupfs(c Config, how cgroupfs.Config) error {
 	if err != nil {
 		return err
 	}
-	how.Watcher, how.Procfs, how.Tree = o.watcher, c.Procfs, tree
+	how.Watcher, how.Shim, how.Procfs, how.Tree = o.watcher, o.shim, c.Procfs, tree
 	b, err := cgroupfs.New(how)
 	if err != nil {
 		return err

@@ -64,12 +64,16 @@ func (h *handle) find() error {
 	if h.ref.PID == 0 {
 		return nil
 	}
-	p, err := process.Find(h.b.watcher, h.b.fs, h.ref.PID, h.ref.StartTicks)
+	p, err := process.Find(h.b.watcher, h.b.fs, h.b.teller(), h.ref.PID, h.ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if p.Ended() { // as the parent of services tells: of a child of its own
+		h.take(p)
+		return nil
 	}
 	// That it is the process of the record does not make it one of ours: it is
 	// in its scope, or was moved out of one that is still there.

@@ -51,7 +51,7 @@ func (b *Backend) EnsureAnchor(ctx context.Context) (cgroupPath string, err erro
 
 func (b *Backend) ensureAnchor(ctx context.Context) (cgroup.Group, error) {
 	anchor := b.tree.Group("/" + units.Slice).Child(units.AnchorScope)
-	held, err := anchor.Child(pauseLeaf).Populated()
+	held, err := anchor.Child(PauseLeaf).Populated()
 	if err != nil {
 		return anchor, err
 	}
@@ -69,7 +69,8 @@ func (b *Backend) ensureAnchor(ctx context.Context) (cgroup.Group, error) {
 	return anchor, passOn(anchor)
 }
 
-const pauseLeaf = "pause"
+// PauseLeaf is the cgroup below the anchor in which no service lives.
+const PauseLeaf = "pause"
 
 // passOn gives the controllers of the anchor to the groups in it.
 func passOn(anchor cgroup.Group) error {
@@ -82,7 +83,7 @@ func passOn(anchor cgroup.Group) error {
 
 // repairAnchor puts a new process into the leaf, in which it is born.
 func (b *Backend) repairAnchor(ctx context.Context, anchor cgroup.Group) error {
-	leaf := anchor.Child(pauseLeaf)
+	leaf := anchor.Child(PauseLeaf)
 	if err := leaf.Create(nil); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -131,7 +132,7 @@ func (b *Backend) anchor(ctx context.Context, a *attempt) (cgroup.Group, error) 
 		return cgroup.Group{}, err
 	}
 	made := b.tree.Group(a.path)
-	leaf := made.Child(pauseLeaf)
+	leaf := made.Child(PauseLeaf)
 	if err := leaf.Create(nil); err != nil && !errors.Is(err, fs.ErrExist) {
 		return made, err
 	}

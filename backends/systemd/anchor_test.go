@@ -25,7 +25,7 @@ func removeAnchor(t *testing.T) {
 // sleeper is the process that keeps the anchor.
 func sleeper(t *testing.T, b *Backend, path string) int {
 	t.Helper()
-	pids, err := b.tree.Group(path).Child(pauseLeaf).Processes()
+	pids, err := b.tree.Group(path).Child(PauseLeaf).Processes()
 	require.NoError(t, err)
 	require.Len(t, pids, 1)
 	return pids[0]
@@ -100,7 +100,7 @@ func TestAnchorOutlivesTheAgent(t *testing.T) {
 	require.ErrorContains(t, err, "killed", "%s", output)
 
 	b := newBackend(t, Config{})
-	pids, err := b.tree.Group("/" + units.Slice).Child(units.AnchorScope).Child(pauseLeaf).Processes()
+	pids, err := b.tree.Group("/" + units.Slice).Child(units.AnchorScope).Child(PauseLeaf).Processes()
 	require.NoError(t, err)
 	require.Len(t, pids, 1)
 	path, err := b.EnsureAnchor(within(t))
@@ -118,7 +118,7 @@ func TestAnchorIsMadeAgainWhenItsProcessWasKilled(t *testing.T) {
 	for range 3 {
 		require.NoError(t, syscall.Kill(sleeper(t, b, path), syscall.SIGKILL))
 		// At once, while systemd may still be removing the scope.
-		eventually(t, func() bool { held, _ := anchor.Child(pauseLeaf).Populated(); return !held }, "it would not die")
+		eventually(t, func() bool { held, _ := anchor.Child(PauseLeaf).Populated(); return !held }, "it would not die")
 		again, err := b.EnsureAnchor(within(t))
 		require.NoError(t, err)
 		require.Equal(t, path, again)
@@ -142,7 +142,7 @@ func TestAnchorIsRepairedAroundLivingServices(t *testing.T) {
 
 	first := sleeper(t, b, path)
 	require.NoError(t, syscall.Kill(first, syscall.SIGKILL))
-	leaf := b.tree.Group(path).Child(pauseLeaf)
+	leaf := b.tree.Group(path).Child(PauseLeaf)
 	eventually(t, func() bool { held, _ := leaf.Populated(); return !held }, "it would not die")
 	freeze := func(frozen string) {
 		require.NoError(t, os.WriteFile(filepath.Join(cgroupRoot, path, "cgroup.freeze"), []byte(frozen), 0))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -21,6 +22,7 @@ import (
 // Config is what a Backend works with.
 type Config struct {
 	Watcher *watch.Watcher
+	Shim    *launch.Shim // of what is launched; nil: this process itself, and how it ends is lost with it
 	Procfs  procfs.FS
 	Tree    cgroup.Tree // the hierarchy that systemd manages
 	Route   Route
@@ -44,6 +46,7 @@ const (
 // goroutines at once.
 type Backend struct {
 	watcher *watch.Watcher
+	shim    *launch.Shim
 	fs      procfs.FS
 	tree    cgroup.Tree
 	log     *slog.Logger
@@ -72,7 +75,7 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	b := &Backend{
-		watcher: cfg.Watcher, fs: cfg.Procfs, tree: cfg.Tree, log: cfg.Log,
+		watcher: cfg.Watcher, shim: cfg.Shim, fs: cfg.Procfs, tree: cfg.Tree, log: cfg.Log,
 		bus: newBus(cfg), slots: make(chan struct{}, inFlight), anchoring: make(chan struct{}, 1),
 	}
 	if b.log == nil {
@@ -94,6 +97,14 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
+}
+
+// teller is the parent, if there is one.
+func (b *Backend) teller() process.Teller {
+	if b.shim == nil {
+		return nil
+	}
+	return b.shim
 }
 
 // Name is "systemd".

@@ -22,6 +22,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -115,13 +116,29 @@ func newBackend(t testing.TB, cfg Config) *Backend {
 	require.NoError(t, err)
 	cfg.Tree, err = cgroup.Open(cgroupRoot)
 	require.NoError(t, err)
+	cfg.Shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: shimDir(t)})
 	b, err := New(within(t), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, b.Close())
+		require.NoError(t, cfg.Shim.Close())
 		require.NoError(t, w.Close())
 	})
 	return b
+}
+
+// shimDir is where the shim of this process is found, also by agents in processes
+// of their own.
+func shimDir(t testing.TB) string {
+	t.Helper()
+	const variable = "GLADSHEIM_TEST_SHIM"
+	if dir := os.Getenv(variable); dir != "" {
+		return dir
+	}
+	dir, err := os.MkdirTemp("", "shim-")
+	require.NoError(t, err)
+	require.NoError(t, os.Setenv(variable, dir))
+	return dir
 }
 
 func within(t testing.TB) context.Context {
@@ -160,6 +177,7 @@ func TestConformance(t *testing.T) {
 				Workload:   backendtest.Workload(t),
 				Offers:     offers,
 				CgroupRoot: cgroupRoot,
+				KeepsExits: true,
 				Residue:    residue,
 			})
 		})

@@ -89,7 +89,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 		return nil, err
 	}
 	var err error
-	a.child, err = launch.Start(ctx, b.watcher, launch.Request{Launch: l, CgroupFD: -1})
+	a.child, err = launch.Start(ctx, b.watcher, launch.Request{Launch: l, CgroupFD: -1, Shim: b.shim})
 	if err != nil {
 		return nil, err
 	}

@@ -120,6 +120,9 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 		return service.Remains{}, failure(op, h.ref.Name, err)
 	}
 	h.released = true
+	if h.main != nil {
+		h.main.Written()
+	}
 	return h.remains, h.Close()
 }
 

@@ -64,7 +64,7 @@ func serve(o options, log *slog.Logger) error {
 	}
 	settings, configErr := o.settings(profile)
 	runErr := api.MakeRunDir(o.runDir)
-	host, hostErr := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID(), Log: log})
+	host, hostErr := offer.Open(ctx, offer.Config{Backend: o.backend, Facts: facts, Procfs: proc, AgentID: o.agentID(), RunDir: o.runDir, Log: log})
 	if hostErr == nil {
 		defer host.Close()
 	}

@@ -39,7 +39,7 @@ var rooms = map[string]string{
 	"backends/cgroupfs":             "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch cgroup procfs units",
 	"backends/exec":                 "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch procfs",
 	"backends/fake":                 "agent/service backends",
-	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/process backends/internal/watch cgroup platform procfs",
+	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/launch backends/internal/process backends/internal/watch cgroup platform procfs",
 	"backends/backendtest":          "agent/service backends",
 
 	"agent/thjalfi": "agent/service backends",

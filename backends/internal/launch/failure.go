@@ -27,13 +27,17 @@ const reapWait = 5 * time.Second
 // discard kills the child, if it lives, and reaps it.
 func (c *Child) discard() {
 	_ = c.process.Signal(syscall.SIGKILL) // fails when it has ended, which is what is wanted
+	letGo := func() {
+		c.process.Written() // of a gate that was not opened nobody asks
+		c.process.Close()
+	}
 	select {
 	case <-c.process.Exited():
-		c.process.Close()
+		letGo()
 	case <-time.After(reapWait):
 		go func() {
 			<-c.process.Exited()
-			c.process.Close()
+			letGo()
 		}()
 	}
 }

@@ -31,6 +31,9 @@ type Request struct {
 	Launch   service.Launch
 	CgroupFD int    // an open cgroup directory: the child is born inside (CLONE_INTO_CGROUP, clone(2)); -1: none
 	Brand    uint64 // RLIMIT_RTTIME soft and hard in microseconds, which every descendant inherits; 0: none
+	Shim     *Shim  // whose child it is to be; nil: ours
+
+	files []int // descriptors 4 and so on of a parent
 }
 
 // Child is a gate that waits. Its methods may be called by many goroutines at
@@ -94,16 +97,10 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if err != nil {
 		return nil, resourceFailure(name, fmt.Errorf("make a socket pair: %w", err))
 	}
-	pid, pidfd, err := fork(req.CgroupFD, output, theirs)
+	held, pidfd, err := req.fork(ctx, w, output, theirs)
 	unix.Close(theirs)
 	if err != nil {
 		ours.Close()
-		return nil, resourceFailure(name, fmt.Errorf("fork: %w", err))
-	}
-	held, err := process.Child(w, pid, pidfd)
-	if err != nil {
-		ours.Close()
-		discard(pidfd)
 		return nil, resourceFailure(name, err)
 	}
 	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,
@@ -128,19 +125,39 @@ func hurry(ctx context.Context, socket *os.File) (stop func() bool) {
 }
 
 // fork executes this very program again as a gate, in a session of its own.
-func fork(cgroupFD int, output sinks, socket int) (pid, pidfd int, err error) {
+func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks, socket int) (held *process.Process, pidfd int, err error) {
+	if r.Shim != nil {
+		f, err := r.Shim.fork(ctx, r.CgroupFD, output, socket)
+		if err != nil {
+			return nil, -1, fmt.Errorf("fork: %w", err)
+		}
+		held, err = process.Ward(w, int(f.child.PID), f.pidfd, f.child.StartTicks, r.Shim)
+		if err != nil {
+			discard(f.pidfd)
+		}
+		return held, f.pidfd, err
+	}
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{gate.Mark, gate.OneProcessor},
 		Files: []uintptr{output.in, output.out, output.out, uintptr(socket)},
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}
-	if cgroupFD >= 0 {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroupFD
+	for _, fd := range r.files {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	if r.CgroupFD >= 0 {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, r.CgroupFD
 	}
 	// The link names the running program even when its file was replaced.
-	pid, err = syscall.ForkExec("/proc/self/exe", []string{"gladsheim-gate"}, attr)
-	return pid, pidfd, err
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{"gladsheim-gate"}, attr)
+	if err != nil {
+		return nil, -1, fmt.Errorf("fork: %w", err)
+	}
+	if held, err = process.Child(w, pid, pidfd); err != nil {
+		discard(pidfd)
+	}
+	return held, pidfd, err
 }
 
 // Ready waits until the gate does nothing but wait. From then on it needs no

@@ -48,6 +48,27 @@ type Process struct {
 	used   Used
 	disown sync.Once
 	grace  *time.Timer // runs while a zombie waits for its parent
+
+	teller Teller // of its end, nil when nobody is
+	told   bool   // the teller will say no more
+	forget func() // ends the waiting for the teller
+}
+
+// Told is how a process ended, as its parent says.
+type Told struct {
+	Exit service.Exit
+	Used Used
+}
+
+// Teller is a parent that tells us how its children ended.
+type Teller interface {
+	// Await calls tell once: when the process has ended, at once if it has
+	// already, or with false when the teller is gone and nobody will tell.
+	Await(pid int, startTicks uint64, tell func(Told, bool)) (forget func())
+	// Ended tells how a process ended that is no more.
+	Ended(pid int, startTicks uint64) (Told, bool)
+	// Heard says that the end was written down, and need not be told again.
+	Heard(pid int, startTicks uint64)
 }
 
 // Used is what the kernel counted for a child of ours until it was reaped:
@@ -72,6 +93,51 @@ func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
 	return hold(w, pid, pidfd, start)
 }
 
+// Ward takes up a child of the teller's; else it is like Child.
+func Ward(w *watch.Watcher, pid, pidfd int, startTicks uint64, teller Teller) (*Process, error) {
+	p, err := hold(w, pid, pidfd, startTicks)
+	if err != nil {
+		return nil, err
+	}
+	p.listen(teller)
+	return p, nil
+}
+
+// listen has the teller tell how p ends.
+func (p *Process) listen(teller Teller) {
+	p.mu.Lock()
+	p.teller = teller
+	p.mu.Unlock()
+	forget := teller.Await(p.pid, p.start, p.tell)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.forget = forget
+}
+
+// tell takes what the teller says.
+func (p *Process) tell(t Told, known bool) {
+	if known {
+		p.end(t.Exit, t.Used)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told = true
+	if p.pidfd >= 0 && Ended(p.pidfd) {
+		p.judge(0)
+	}
+}
+
+// Written says that how p ended was written down: nobody need know it any more.
+func (p *Process) Written() {
+	p.mu.RLock()
+	teller := p.teller
+	p.mu.RUnlock()
+	if teller != nil {
+		teller.Heard(p.pid, p.start)
+	}
+}
+
 // Open gives a pidfd of the process that has the number pid now; it is the
 // caller's to close. It fails with ErrGone when none has.
 func Open(pid int) (pidfd int, err error) {
@@ -89,11 +155,36 @@ func Open(pid int) (pidfd int, err error) {
 
 // Find takes up a process that need not be a child of ours: pid, if it began
 // at startTicks. It fails with ErrGone when that process is no more. How it
-// ends is known if it is our child after all, or if the kernel tells
-// (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15); else it is UnknownExit.
+// ends is known if the teller knows (nil: there is none), if it is our child after
+// all, or if the kernel tells (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15);
+// else it is UnknownExit. One that is no more, but of which the teller knows how
+// it ended, is found as well: it has exited.
 //
 // A zombie is found too; it has ended, and Exited tells so soon.
-func Find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process, error) {
+func Find(w *watch.Watcher, fs procfs.FS, teller Teller, pid int, startTicks uint64) (*Process, error) {
+	p, err := find(w, fs, pid, startTicks)
+	if teller == nil {
+		return p, err
+	}
+	t, ended := teller.Ended(pid, startTicks)
+	switch {
+	case err == nil:
+		p.listen(teller)
+	case errors.Is(err, ErrGone) && ended:
+		return past(pid, startTicks, teller, t), nil
+	}
+	return p, err
+}
+
+// past is a process that has ended.
+func past(pid int, startTicks uint64, teller Teller, t Told) *Process {
+	p := &Process{pid: pid, start: startTicks, pidfd: -1, exited: make(chan struct{}), remove: func() {}, teller: teller}
+	p.disown.Do(func() {}) // it was never owned
+	p.end(t.Exit, t.Used)
+	return p
+}
+
+func find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process, error) {
 	pidfd, err := Open(pid)
 	if err != nil {
 		return nil, err
@@ -144,6 +235,16 @@ func (p *Process) StartTicks() uint64 { return p.start }
 // Exited is closed when the process has ended. Close does not close it.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
+// Ended tells whether Exited is closed.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
 // Exit tells how the process ended; the zero Exit until Exited is closed.
 func (p *Process) Exit() service.Exit {
 	select {
@@ -181,7 +282,10 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 func (p *Process) send(sig syscall.Signal, flags int) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if p.pidfd < 0 {
+	switch {
+	case p.pidfd < 0 && p.Ended():
+		return p.failure(sig, service.NotRunning, errors.New("it has ended"))
+	case p.pidfd < 0:
 		return p.failure(sig, service.Internal, errors.New("it was let go"))
 	}
 	// Signalling a zombie succeeds and does nothing.
@@ -211,6 +315,10 @@ func (p *Process) Close() error {
 	p.remove()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.forget != nil {
+		p.forget()
+		p.forget = nil
+	}
 	if p.pidfd < 0 {
 		return nil
 	}
@@ -234,6 +342,11 @@ func (p *Process) event(events uint32) {
 	if p.pidfd < 0 {
 		return
 	}
+	p.judge(events)
+}
+
+// judge finds out how the process ended; the caller holds mu.
+func (p *Process) judge(events uint32) {
 	exit, used, err := reap(p.pidfd)
 	switch {
 	case err == nil:
@@ -241,6 +354,8 @@ func (p *Process) event(events uint32) {
 		return
 	case !errors.Is(err, unix.ECHILD):
 		return // not ended yet: its last thread is about to
+	case p.teller != nil && !p.told:
+		return // its parent tells
 	}
 	exit, told := keptExit(p.pidfd)
 	switch {

@@ -149,7 +149,7 @@ func TestAZombieIsNotRunning(t *testing.T) {
 	require.Equal(t, service.NotRunning, service.KindOf(p.Signal(syscall.SIGTERM)))
 	require.NoError(t, p.Close())
 
-	found, err := Find(w, proc(t), pid, startOf(t, pid))
+	found, err := Find(w, proc(t), nil, pid, startOf(t, pid))
 	require.NoError(t, err)
 	require.Equal(t, service.Exit{Code: 3}, awaitExit(t, found), "it is our child after all")
 	require.NoError(t, found.Close())
@@ -215,19 +215,19 @@ func TestFind(t *testing.T) {
 	pid := cmd.Process.Pid
 	start := startOf(t, pid)
 
-	_, err := Find(w, proc(t), pid, start+1)
+	_, err := Find(w, proc(t), nil, pid, start+1)
 	require.ErrorIs(t, err, ErrGone, "another process with the same number")
-	_, err = Find(w, proc(t), 1<<22+1, start)
+	_, err = Find(w, proc(t), nil, 1<<22+1, start)
 	require.ErrorIs(t, err, ErrGone)
 
-	p, err := Find(w, proc(t), pid, start)
+	p, err := Find(w, proc(t), nil, pid, start)
 	require.NoError(t, err)
 	require.Equal(t, pid, p.PID())
 	require.NoError(t, p.Signal(syscall.SIGTERM))
 	awaitExit(t, p)
 	_ = cmd.Wait()
 	require.NoError(t, p.Close())
-	_, err = Find(w, proc(t), pid, start)
+	_, err = Find(w, proc(t), nil, pid, start)
 	require.ErrorIs(t, err, ErrGone)
 }
 
@@ -248,7 +248,7 @@ func grandchild(t *testing.T, w *watch.Watcher, parent string) *Process {
 	require.NoError(t, err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(buffer[:n])))
 	require.NoError(t, err)
-	p, err := Find(w, proc(t), pid, startOf(t, pid))
+	p, err := Find(w, proc(t), nil, pid, startOf(t, pid))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, p.Close()) })
 	return p
@@ -293,7 +293,7 @@ func TestTwoHoldersOfOneChild(t *testing.T) {
 		pid, pidfd := fork(t, "trap 'exit 5' TERM; while :; do :; done")
 		first, err := Child(w, pid, pidfd)
 		require.NoError(t, err)
-		second, err := Find(w, proc(t), pid, first.StartTicks())
+		second, err := Find(w, proc(t), nil, pid, first.StartTicks())
 		require.NoError(t, err)
 		require.NoError(t, first.Signal(syscall.SIGTERM))
 		exit := awaitExit(t, first)
@@ -423,7 +423,7 @@ func TestChildThatCanNotBeWatchedStaysTheCallers(t *testing.T) {
 	next, err := unix.PidfdOpen(os.Getpid(), 0)
 	require.NoError(t, err)
 	require.NoError(t, unix.Close(next))
-	_, err = Find(closed, proc(t), os.Getpid(), begun)
+	_, err = Find(closed, proc(t), nil, os.Getpid(), begun)
 	require.ErrorIs(t, err, os.ErrClosed)
 	require.ErrorIs(t, unix.Close(next), unix.EBADF, "nobody else has this one")
 }
@@ -482,7 +482,7 @@ func TestABystanderWithTheSameNumberIsNotTouched(t *testing.T) {
 	bystander := reuse(t, pid)
 	require.Equal(t, service.NotRunning, service.KindOf(p.Signal(syscall.SIGKILL)))
 	require.Error(t, p.SignalGroup(syscall.SIGKILL))
-	_, err = Find(w, proc(t), pid, p.StartTicks())
+	_, err = Find(w, proc(t), nil, pid, p.StartTicks())
 	require.ErrorIs(t, err, ErrGone)
 	require.NoError(t, p.Close())
 	found, err := proc(t).Process(bystander.Process.Pid)

@@ -180,6 +180,11 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 }
 
 func prlimit(resource int, limit, old *rlimit) (uintptr, uintptr, syscall.Errno) {
-	return syscall.RawSyscall6(syscall.SYS_PRLIMIT64, 0, uintptr(resource),
+	return prlimitOf(0, resource, limit, old)
+}
+
+// prlimitOf is prlimit(2) of another process, or of this one if pid is 0.
+func prlimitOf(pid, resource int, limit, old *rlimit) (uintptr, uintptr, syscall.Errno) {
+	return syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(pid), uintptr(resource),
 		uintptr(unsafe.Pointer(limit)), uintptr(unsafe.Pointer(old)), 0, 0)
 }

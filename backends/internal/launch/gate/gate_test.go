@@ -14,6 +14,7 @@ func TestPlanArrivesAsItWasSent(t *testing.T) {
 	for name, p := range map[string]Plan{
 		"zero":  {},
 		"pause": {Pause: true},
+		"shim":  {Shim: true, Orphans: true},
 		"full": {
 			Path: "/bin/x", Args: []string{"x", "", "a b", "\xff\n"}, Env: []string{"A=1", "B="}, Directory: "/srv",
 			Umask: 0o27, OOMScoreAdj: -500, NoFile: 1 << 40, Brand: 1<<62 | 7, NoNewPrivs: true,
@@ -75,6 +76,42 @@ func TestAnswers(t *testing.T) {
 	require.Empty(t, rest)
 }
 
+func TestMessagesOfAShim(t *testing.T) {
+	c := Child{PID: 1<<31 - 1, StartTicks: 1<<64 - 1}
+	e := End{Child: c, Status: 0x8b, CPU: 1 << 60, Brand: 1<<62 | 5, Session: 7}
+	got, ok := DecodeEnd(e.Encode(SayEnd))
+	require.True(t, ok)
+	require.Equal(t, e, got)
+	child, errno, ok := DecodeChild(EncodeChild(SayChild, c, syscall.EAGAIN))
+	require.True(t, ok)
+	require.Equal(t, c, child)
+	require.Equal(t, syscall.EAGAIN, errno)
+	for _, message := range [][]byte{nil, {SayEnd}, e.Encode(SayEnd)[1:], append(e.Encode(SayEnd), 0)} {
+		_, ok := DecodeEnd(message)
+		require.False(t, ok)
+	}
+	_, _, ok = DecodeChild(append(EncodeChild(SayHeard, c, 0), 0))
+	require.False(t, ok)
+}
+
+func TestTicksAreFoundBehindAnyName(t *testing.T) {
+	text, err := os.ReadFile("/proc/self/stat")
+	require.NoError(t, err)
+	ticks := ticksOf(text)
+	require.NotZero(t, ticks)
+	require.Equal(t, ticks, startTicks(os.Getpid()))
+	after := string(text[strings.LastIndexByte(string(text), ')')+1:])
+	for _, name := range []string{"x", "a b", "a) R 1 2", "))"} {
+		require.Equal(t, ticks, ticksOf([]byte("7 ("+name+")"+after)), name)
+	}
+	for _, damaged := range []string{"", "7 (x", "7 (x) R 1"} {
+		require.Zero(t, ticksOf([]byte(damaged)))
+	}
+	for stat, name := range map[string]string{"7 (a) b) R": "a) b", "7 () R": "", "7 (x": "", "": "", ")(": ""} {
+		require.Equal(t, name, nameOf([]byte(stat)), stat)
+	}
+}
+
 func TestEveryStepHasAName(t *testing.T) {
 	for s := range numSteps {
 		require.NotEmpty(t, s.String())
@@ -107,13 +144,13 @@ func TestDescriptorsAreMarkedOneByOne(t *testing.T) {
 
 // The gate begins before nearly everything else of the program.
 func TestItImportsNothingLarge(t *testing.T) {
-	for _, file := range []string{"gate.go", "run.go", "plan.go", "dress.go", "change.go"} {
+	for _, file := range []string{"gate.go", "run.go", "plan.go", "dress.go", "change.go", "shim.go"} {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		for line := range strings.Lines(string(text)) {
 			line = strings.TrimSpace(line)
 			if imported, ok := strings.CutPrefix(strings.TrimPrefix(line, "import "), `"`); ok && strings.HasSuffix(imported, `"`) {
-				require.Contains(t, []string{`syscall"`, `unsafe"`, `errors"`}, imported, file)
+				require.Contains(t, []string{`syscall"`, `unsafe"`, `errors"`, `sync"`}, imported, file)
 			}
 		}
 	}

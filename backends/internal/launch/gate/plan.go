@@ -4,7 +4,9 @@ import "errors"
 
 // Plan is everything a gate has to know.
 type Plan struct {
-	Pause bool // sleep for ever instead of executing a program
+	Pause   bool // sleep for ever instead of executing a program
+	Shim    bool // be the parent of others instead; see parent
+	Orphans bool // of a shim: be given the orphans of services, too (PR_SET_CHILD_SUBREAPER(2const))
 
 	Path      string // absolute
 	Args      []string
@@ -28,6 +30,8 @@ const (
 	flagNoNewPrivs
 	flagBecome
 	flagOwnUser
+	flagShim
+	flagOrphans
 )
 
 // maxPlan bounds a plan: far more than execve(2) takes.
@@ -50,7 +54,7 @@ func (p *Plan) Encode() ([]byte, error) {
 	}
 	b := make([]byte, 4, size)
 	var flags uint32
-	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser} {
+	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.Orphans} {
 		if set {
 			flags |= 1 << i
 		}
@@ -104,6 +108,8 @@ func decode(b []byte) (Plan, bool) {
 		NoNewPrivs:  flags&flagNoNewPrivs != 0,
 		Become:      flags&flagBecome != 0,
 		OwnUser:     flags&flagOwnUser != 0,
+		Shim:        flags&flagShim != 0,
+		Orphans:     flags&flagOrphans != 0,
 		Umask:       r.uint32(),
 		OOMScoreAdj: int32(r.uint32()),
 		NoFile:      r.uint64(),

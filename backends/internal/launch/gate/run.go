@@ -10,7 +10,7 @@ import (
 // other properties of threads need to be set only here.
 func run() {
 	closeOnExec(FD)
-	setName("gladsheim-gate\x00")
+	setName(gateName + "\x00")
 	p := readPlan()
 	resetSignals()
 	if step, errno := dress(&p); errno != 0 {
@@ -18,8 +18,11 @@ func run() {
 	}
 	answer(StepWait, 0)
 	awaitGo()
-	if p.Pause {
+	switch {
+	case p.Pause:
 		pause()
+	case p.Shim:
+		shim(p.Orphans)
 	}
 	if step, errno := change(&p); errno != 0 {
 		fail(step, errno)
@@ -31,6 +34,9 @@ func run() {
 	errno, _ := err.(syscall.Errno)
 	fail(StepExecute, errno)
 }
+
+// gateName is what a gate is called until it executes its program.
+const gateName = "gladsheim-gate"
 
 // readPlan waits for the plan. When the agent goes instead, so does the gate.
 func readPlan() Plan {

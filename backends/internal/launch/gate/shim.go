@@ -1,0 +1,421 @@
+package gate
+
+import (
+	"sync"
+	"syscall"
+	"unsafe"
+)
+
+// Descriptors of a shim besides the gate's: the socket it listens on, and its
+// first connection.
+const (
+	ListenFD = 4
+	FirstFD  = 5
+)
+
+// ShimVersion is the version of the messages below. The socket's name holds
+// it, so that an agent of another version finds no shim it can not talk to.
+const ShimVersion = 1
+
+// What an agent says to a shim, one message each, and gets for it.
+const (
+	// SayFork, with the descriptors of the program, of the gate's 0, 1 and 2, of
+	// its socket, and of a cgroup directory if it is to be born in one. The
+	// answer is a SayChild.
+	SayFork = 'F'
+	// SayHeard, with a Child: its end has been written down.
+	SayHeard = 'H'
+)
+
+// What a shim says.
+const (
+	// SayChild: a Child and the errno of its fork, with its pidfd if that is 0.
+	SayChild = 'C'
+	// SayEnd: an End of a child. It is kept until it was heard of, unless the child
+	// was a gate that nobody had opened.
+	SayEnd = 'E'
+	// SayOrphan: an End of a process that was given to the shim when its own
+	// parent ended; it is told once, to the agent that listens, and not kept.
+	SayOrphan = 'O'
+	// SayAll: all ends that were kept have been told. It comes first on every
+	// connection, behind those.
+	SayAll = 'A'
+)
+
+// ForkedFiles is how many descriptors come with SayFork when no cgroup does.
+const ForkedFiles = 4
+
+// Child names a child of the shim for ever: a number is given away again,
+// but not in the same tick.
+type Child struct {
+	PID        int32
+	StartTicks uint64 // since boot
+}
+
+// End is how a process ended.
+type End struct {
+	Child
+	Status  syscall.WaitStatus
+	CPU     uint64 // nanoseconds, its own and of descendants it had waited for
+	Brand   uint64 // its RLIMIT_RTTIME
+	Session int32
+}
+
+// maxEnds is how many ends are kept; of more the oldest go.
+const maxEnds = 1 << 14
+
+const (
+	childSize   = 12
+	messageSize = 1 + childSize + 4 + 8 + 8 + 4
+	maxShimFDs  = 8
+)
+
+// Encode writes an end as a message of kind say.
+func (e End) Encode(say byte) []byte {
+	b := putChild([]byte{say}, e.Child)
+	b = putUint32(b, uint32(e.Status))
+	b = putUint64(b, e.CPU)
+	b = putUint64(b, e.Brand)
+	return putUint32(b, uint32(e.Session))
+}
+
+// DecodeEnd reads what Encode wrote; false for anything else.
+func DecodeEnd(b []byte) (End, bool) {
+	if len(b) != messageSize {
+		return End{}, false
+	}
+	r := reader{b: b[1:]}
+	e := End{Child: r.child(), Status: syscall.WaitStatus(r.uint32()), CPU: r.uint64(), Brand: r.uint64()}
+	e.Session = int32(r.uint32())
+	return e, true
+}
+
+// EncodeChild writes a child, and the errno of its fork, as a message of kind say.
+func EncodeChild(say byte, c Child, errno syscall.Errno) []byte {
+	return putUint32(putChild([]byte{say}, c), uint32(errno))
+}
+
+// DecodeChild reads what EncodeChild wrote; false for anything else.
+func DecodeChild(b []byte) (Child, syscall.Errno, bool) {
+	if len(b) != 1+childSize+4 {
+		return Child{}, 0, false
+	}
+	r := reader{b: b[1:]}
+	return r.child(), syscall.Errno(r.uint32()), true
+}
+
+func putChild(b []byte, c Child) []byte { return putUint64(putUint32(b, uint32(c.PID)), c.StartTicks) }
+
+func (r *reader) child() Child { return Child{PID: int32(r.uint32()), StartTicks: r.uint64()} }
+
+// warden is the state of a shim.
+type warden struct {
+	mu     sync.Mutex       // held across a fork, so that no child is reaped before it is known
+	living map[int32]uint64 // start ticks of the children
+	ends   []End            // that were not heard of
+	agents map[int]bool     // connections; more than one only while an agent follows another
+	forked chan struct{}    // that there is somebody to wait for
+}
+
+// shim is the life of the process that is the parent of every service, so that
+// their ends are known also when no agent was there. It makes gates for the
+// agent, reaps, and keeps how its children ended until an agent has heard of it.
+// It leaves when it has no agent, no child and nothing to tell.
+//
+// A service is no more bound to it than to any parent: when it is killed, the
+// services run on.
+func shim(reapOrphans bool) {
+	setName("gladsheim-shim\x00")
+	root := [2]byte{'/'}
+	syscall.RawSyscall(syscall.SYS_CHDIR, uintptr(unsafe.Pointer(&root[0])), 0, 0)
+	if reapOrphans {
+		const prSetChildSubreaper = 36
+		syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
+	}
+	closeOnExec(ListenFD)
+	closeOnExec(FirstFD)
+	closeRange(FirstFD+1, 0)
+	answer(StepExecute, 0)
+	// Closed, but not free: what is received lies above all that a gate is given.
+	syscall.Dup3(0, FD, syscall.O_CLOEXEC)
+	w := &warden{living: map[int32]uint64{}, agents: map[int]bool{}, forked: make(chan struct{}, 1)}
+	go w.reap()
+	for agent := FirstFD; ; {
+		w.greet(agent)
+		go w.serve(agent)
+		for {
+			var err error
+			if agent, _, err = syscall.Accept4(ListenFD, syscall.SOCK_CLOEXEC); err == nil {
+				break
+			}
+			pause := syscall.Timespec{Nsec: 100_000_000} // no descriptor or memory is free, perhaps
+			syscall.Nanosleep(&pause, nil)
+		}
+	}
+}
+
+// patience is how long an agent may leave what it is told unread, before it is
+// hung up on: it will connect again, and be told all anew.
+var patience = syscall.Timeval{Sec: 1}
+
+// greet tells a new agent what was kept.
+func (w *warden) greet(agent int) {
+	syscall.SetsockoptTimeval(agent, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &patience)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.agents[agent] = true
+	for _, e := range w.ends {
+		say(agent, e.Encode(SayEnd), nil)
+	}
+	say(agent, []byte{SayAll}, nil)
+}
+
+// serve talks with one agent until that goes.
+func (w *warden) serve(agent int) {
+	message, rights := make([]byte, 64), make([]byte, syscall.CmsgSpace(4*maxShimFDs))
+	for {
+		n, nr, _, _, err := syscall.Recvmsg(agent, message, rights, syscall.MSG_CMSG_CLOEXEC)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			break
+		}
+		files := received(rights[:nr])
+		switch message[0] {
+		case SayFork:
+			w.fork(agent, files)
+		case SayHeard:
+			if c, _, ok := DecodeChild(message[:n]); ok {
+				w.heard(c)
+			}
+		}
+		for _, fd := range files {
+			syscall.Close(fd)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.agents, agent)
+	syscall.Close(agent)
+	w.leaveIfIdle()
+}
+
+func received(rights []byte) []int {
+	messages, err := syscall.ParseSocketControlMessage(rights)
+	if err != nil || len(messages) == 0 {
+		return nil
+	}
+	files, _ := syscall.ParseUnixRights(&messages[0])
+	return files
+}
+
+// say sends a message, or hangs up on who does not take it.
+func say(agent int, message, rights []byte) {
+	for {
+		switch syscall.Sendmsg(agent, message, rights, nil, syscall.MSG_NOSIGNAL) {
+		case nil:
+			return
+		case syscall.EINTR:
+		default:
+			syscall.Shutdown(agent, syscall.SHUT_RDWR)
+			return
+		}
+	}
+}
+
+// sayAll tells every agent there is.
+func (w *warden) sayAll(message []byte) {
+	for agent := range w.agents {
+		say(agent, message, nil)
+	}
+}
+
+// fork makes a gate: the program is the agent's, so that the two understand each
+// other.
+func (w *warden) fork(agent int, files []int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(files) < ForkedFiles {
+		say(agent, EncodeChild(SayChild, Child{}, syscall.EBADMSG), nil)
+		return
+	}
+	pidfd := -1
+	attr := &syscall.ProcAttr{
+		Dir: "/", Env: []string{Mark, OneProcessor},
+		Files: []uintptr{uintptr(files[1]), uintptr(files[2]), uintptr(files[2]), uintptr(files[3])},
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	if len(files) > ForkedFiles {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, files[ForkedFiles]
+	}
+	pid, err := syscall.ForkExec("/proc/self/fd/"+string(decimal(int32(files[0]))), []string{"gladsheim-gate"}, attr)
+	if err != nil {
+		errno, ok := err.(syscall.Errno)
+		if !ok {
+			errno = syscall.EIO
+		}
+		say(agent, EncodeChild(SayChild, Child{}, errno), nil)
+		return
+	}
+	c := Child{int32(pid), startTicks(pid)}
+	w.living[c.PID] = c.StartTicks
+	select {
+	case w.forked <- struct{}{}:
+	default:
+	}
+	say(agent, EncodeChild(SayChild, c, 0), syscall.UnixRights(pidfd))
+	syscall.Close(pidfd)
+}
+
+func (w *warden) heard(c Child) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, e := range w.ends {
+		if e.Child == c {
+			w.ends = append(w.ends[:i], w.ends[i+1:]...)
+			return
+		}
+	}
+}
+
+// leaveIfIdle ends the process when nobody needs it.
+func (w *warden) leaveIfIdle() {
+	if len(w.agents) == 0 && len(w.living) == 0 && len(w.ends) == 0 {
+		leave(0)
+	}
+}
+
+// reap waits for the ends of children, and of orphans.
+func (w *warden) reap() {
+	for {
+		pid, err := awaitZombie()
+		if err == syscall.ECHILD {
+			<-w.forked
+		}
+		if err != nil {
+			continue
+		}
+		w.mu.Lock()
+		w.bury(pid)
+		w.leaveIfIdle()
+		w.mu.Unlock()
+	}
+}
+
+// bury reaps a process that has ended, and tells of it.
+func (w *warden) bury(pid int) {
+	e := End{Child: Child{PID: int32(pid)}}
+	// Of a zombie the kernel still tells these.
+	var brand rlimit
+	if _, _, errno := prlimitOf(pid, rlimitRTTime, nil, &brand); errno == 0 {
+		e.Brand = brand.soft
+	}
+	if session, _, errno := syscall.RawSyscall(syscall.SYS_GETSID, uintptr(pid), 0, 0); errno == 0 {
+		e.Session = int32(session)
+	}
+	var text [statSize]byte
+	unopened := nameOf(statOf(pid, &text)) == gateName
+	var usage syscall.Rusage
+	for {
+		_, err := syscall.Wait4(pid, &e.Status, 0, &usage)
+		if err == nil {
+			break
+		}
+		if err != syscall.EINTR {
+			return
+		}
+	}
+	e.CPU = uint64(usage.Utime.Nano() + usage.Stime.Nano())
+	ticks, ours := w.living[e.PID]
+	if !ours {
+		w.sayAll(e.Encode(SayOrphan))
+		return
+	}
+	delete(w.living, e.PID)
+	e.StartTicks = ticks
+	if !unopened {
+		w.keep(e)
+	}
+	w.sayAll(e.Encode(SayEnd))
+}
+
+func (w *warden) keep(e End) {
+	if len(w.ends) == maxEnds {
+		w.ends = w.ends[1:]
+	}
+	w.ends = append(w.ends, e)
+}
+
+// awaitZombie waits until a child has ended, and leaves it to be reaped.
+func awaitZombie() (int, error) {
+	var info [128]byte // siginfo_t
+	const pAll = 0
+	_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info[0])), syscall.WEXITED|syscall.WNOWAIT, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(*(*int32)(unsafe.Pointer(&info[siginfoPID]))), nil
+}
+
+// siginfoPID is where siginfo_t has si_pid: behind three ints, aligned for pointers.
+const siginfoPID = (12 + unsafe.Alignof(uintptr(0)) - 1) &^ (unsafe.Alignof(uintptr(0)) - 1)
+
+// statSize is more than a line of /proc/PID/stat has.
+const statSize = 1024
+
+// statOf reads /proc/PID/stat of a child that was not reaped; nothing if that can
+// not be.
+func statOf(pid int, text *[statSize]byte) []byte {
+	fd, err := syscall.Open("/proc/"+string(decimal(int32(pid)))+"/stat", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer syscall.Close(fd)
+	n, err := syscall.Read(fd, text[:])
+	if err != nil {
+		return nil
+	}
+	return text[:n]
+}
+
+// nameOf finds what is between the first bracket and the last.
+func nameOf(stat []byte) string {
+	first, last := 0, len(stat)-1
+	for first < len(stat) && stat[first] != '(' {
+		first++
+	}
+	for last > first && stat[last] != ')' {
+		last--
+	}
+	if last <= first {
+		return ""
+	}
+	return string(stat[first+1 : last])
+}
+
+func startTicks(pid int) uint64 {
+	var text [statSize]byte
+	return ticksOf(statOf(pid, &text))
+}
+
+// ticksOf finds field 22, behind the name, which may hold anything, brackets too.
+func ticksOf(stat []byte) uint64 {
+	i := len(stat) - 1
+	for i >= 0 && stat[i] != ')' {
+		i--
+	}
+	const behind = 22 - 2 // fields, of which each begins with a space
+	spaces, ticks := 0, uint64(0)
+	for _, c := range stat[i+1:] {
+		switch {
+		case c == ' ':
+			if spaces++; spaces > behind {
+				return ticks
+			}
+		case spaces == behind && c >= '0' && c <= '9':
+			ticks = ticks*10 + uint64(c-'0')
+		}
+	}
+	return ticks
+}

@@ -1,0 +1,214 @@
+package launch
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// family is a Shim with a watcher of its own, as an agent has it.
+type family struct {
+	*Shim
+	watcher *watch.Watcher
+	fs      procfs.FS
+}
+
+func newFamily(t *testing.T, dir string) *family {
+	t.Helper()
+	w, err := watch.New()
+	require.NoError(t, err)
+	fs, err := procfs.New("/proc")
+	require.NoError(t, err)
+	f := &family{NewShim(ShimConfig{Watcher: w, Dir: dir}), w, fs}
+	t.Cleanup(func() {
+		require.NoError(t, f.Close())
+		require.NoError(t, w.Close())
+	})
+	return f
+}
+
+// run launches a shell script below the shim.
+func (f *family) run(t *testing.T, script string) *process.Process {
+	t.Helper()
+	req := request("/bin/sh", "-c", script)
+	req.Shim = f.Shim
+	return run(t, f.watcher, req).Process()
+}
+
+// leave launches a script below the shim, whose end is for another to hear.
+func (f *family) leave(t *testing.T, script string) *process.Process {
+	t.Helper()
+	req := request("/bin/sh", "-c", script)
+	req.Shim = f.Shim
+	c, err := Start(t.Context(), f.watcher, req)
+	require.NoError(t, err)
+	require.NoError(t, c.Open(t.Context()))
+	require.NoError(t, c.Process().Close())
+	return c.Process()
+}
+
+// die is what the shim sees of the death of an agent: it says no word any more.
+func (f *family) die() {
+	f.mu.Lock()
+	f.closed = true
+	l := f.line
+	f.mu.Unlock()
+	l.hangUp()
+}
+
+// parentOf is the number of a process's parent.
+func parentOf(t *testing.T, fs procfs.FS, pid int) int {
+	t.Helper()
+	p, err := fs.Process(pid)
+	require.NoError(t, err)
+	return p.PPID
+}
+
+func exitOf(t *testing.T, p *process.Process) service.Exit {
+	t.Helper()
+	select {
+	case <-p.Exited():
+		return p.Exit()
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
+		return service.Exit{}
+	}
+}
+
+// gone waits until a process is no more.
+func gone(t *testing.T, fs procfs.FS, pid int) {
+	t.Helper()
+	require.Eventually(t, func() bool { _, err := fs.Process(pid); return err != nil }, time.Minute, 5*time.Millisecond)
+}
+
+func TestShimTellsExactly(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	first := f.run(t, "exit 7")
+	require.Equal(t, service.Exit{Code: 7}, exitOf(t, first))
+	require.True(t, first.Used().Known)
+	second := f.run(t, "sleep 60")
+	shim := parentOf(t, f.fs, second.PID())
+	require.NotEqual(t, os.Getpid(), shim)
+	comm, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(shim), "comm"))
+	require.NoError(t, err)
+	require.Equal(t, "gladsheim-shim", strings.TrimSpace(string(comm)))
+	require.NoError(t, second.Signal(syscall.SIGSEGV))
+	exit := exitOf(t, second)
+	require.Equal(t, syscall.SIGSEGV, exit.Signal)
+	require.Equal(t, service.NotRunning, service.KindOf(second.Signal(syscall.SIGTERM)))
+}
+
+// TestEndsOfTheAbsence: what ended while no agent was there is told exactly, until
+// it was heard of, and the process leaves when nobody needs it any more.
+func TestEndsOfTheAbsence(t *testing.T) {
+	dir := t.TempDir()
+	f := newFamily(t, dir)
+	word := filepath.Join(dir, "word")
+	go7, killed, lives := f.leave(t, "while ! [ -e "+word+" ]; do sleep 0.01; done; exit 7"), f.leave(t, "sleep 60"), f.leave(t, "sleep 60")
+	shim := parentOf(t, f.fs, lives.PID())
+	f.die()
+	require.NoError(t, os.WriteFile(word, nil, 0o600))
+	require.NoError(t, unix.Kill(killed.PID(), unix.SIGKILL))
+	gone(t, f.fs, go7.PID())
+	gone(t, f.fs, killed.PID())
+
+	second := newFamily(t, dir)
+	found := func(p *process.Process) *process.Process {
+		again, err := process.Find(second.watcher, second.fs, second, p.PID(), p.StartTicks())
+		require.NoError(t, err)
+		return again
+	}
+	require.Equal(t, service.Exit{Code: 7}, exitOf(t, found(go7)))
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, exitOf(t, found(killed)))
+	_, err := process.Find(second.watcher, second.fs, second, go7.PID(), go7.StartTicks()+1)
+	require.ErrorIs(t, err, process.ErrGone)
+	survivor := found(lives)
+	require.NoError(t, survivor.Signal(syscall.SIGTERM))
+	require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, exitOf(t, survivor))
+
+	// Told again until it was heard of.
+	again := found(go7)
+	require.Equal(t, service.Exit{Code: 7}, exitOf(t, again))
+	for _, p := range []*process.Process{again, found(killed), survivor} {
+		p.Written()
+		require.NoError(t, p.Close())
+	}
+	_, err = process.Find(second.watcher, second.fs, second, go7.PID(), go7.StartTicks())
+	require.ErrorIs(t, err, process.ErrGone)
+	require.NoError(t, second.Close())
+	gone(t, f.fs, shim)
+}
+
+// TestUnopenedGatesAreNotKept: an agent that dies with a child at its gate leaves
+// nothing that anybody would ask for.
+func TestUnopenedGatesAreNotKept(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	req := request("/bin/true")
+	req.Shim = f.Shim
+	c, err := Start(t.Context(), f.watcher, req)
+	require.NoError(t, err)
+	require.NoError(t, c.Ready(t.Context()))
+	shim := parentOf(t, f.fs, c.PID())
+	require.NoError(t, c.socket.Close())
+	f.die()
+	gone(t, f.fs, shim)
+	require.NoError(t, c.process.Close())
+}
+
+// TestShimIsKilled: nobody dies with it, ends are unknown where the kernel does
+// not tell, and the next child gets another.
+func TestShimIsKilled(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	p := f.run(t, "sleep 60")
+	shim := parentOf(t, f.fs, p.PID())
+	require.NoError(t, unix.Kill(shim, unix.SIGKILL))
+	require.Equal(t, service.Exit{Code: 3}, exitOf(t, f.run(t, "exit 3")))
+	require.False(t, p.Ended())
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	exit := exitOf(t, p)
+	if exit.Unknown == "" {
+		require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, exit)
+	} else {
+		require.Equal(t, process.UnknownExit, exit.Unknown)
+	}
+}
+
+// TestNobodyElseReachesTheShim: who could talk to it would fork as we do.
+func TestNobodyElseReachesTheShim(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	f.run(t, "true")
+	info, err := os.Lstat(f.path())
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+}
+
+// TestGateOfAShimIsABirthLikeAny: what the program finds is the same as from a
+// gate of our own.
+func TestGateOfAShimIsABirthLikeAny(t *testing.T) {
+	dir := t.TempDir()
+	f := newFamily(t, dir)
+	seen := func(shim *Shim) string {
+		file := filepath.Join(dir, "seen")
+		req := request("/bin/sh", "-c", "exec >"+file+`; ls -l /proc/self/fd | grep -c '[0-9] ->'; env; pwd; umask; cat /proc/self/oom_score_adj; ulimit -a;
+			grep -E 'Sig(Blk|Ign|Cgt)|NoNewPrivs|Groups' /proc/self/status; ps -o sid= -p $$ | tr -d ' ' | grep -qx $$ && echo leads`)
+		req.Shim = shim
+		c := run(t, f.watcher, req)
+		require.Equal(t, service.Exit{}, exitOf(t, c.Process()))
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		return string(text)
+	}
+	require.Equal(t, seen(nil), seen(f.Shim))
+}
