@@ -26,6 +26,21 @@ type job struct {
 	Report    string // file that it writes the Ref to
 }
 
+// RunDir is a directory for the agents of a test, those in processes of their own
+// too, where each finds what the one before has left. It goes with the test in
+// which it was first asked for.
+func RunDir(t testing.TB) string {
+	t.Helper()
+	const variable = "GLADSHEIM_BACKENDTEST_RUN"
+	if dir := os.Getenv(variable); dir != "" {
+		return dir
+	}
+	dir := t.TempDir()
+	require.NoError(t, os.Setenv(variable, dir))
+	t.Cleanup(func() { require.NoError(t, os.Unsetenv(variable)) })
+	return dir
+}
+
 // actAsAgent plays the agent when this process was started for that. It does
 // not come back before it is killed.
 func actAsAgent(t *testing.T, s Subject) bool {

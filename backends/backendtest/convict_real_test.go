@@ -156,7 +156,7 @@ func tryWithProcesses(t *testing.T, c realCrime) {
 			require.NoError(t, err)
 			fs, err := procfs.New("/proc")
 			require.NoError(t, err)
-			b, err := exec.New(w, fs, "agent")
+			b, err := exec.New(w, fs, "agent", backendtest.RunDir(t))
 			require.NoError(t, err)
 			t.Cleanup(func() { _ = b.Close(); _ = w.Close() })
 			return c.commit(b)

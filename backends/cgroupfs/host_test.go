@@ -101,26 +101,12 @@ func newBackend(t *testing.T, c Config) *Backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, w.Close()) })
 	c.Watcher = w
-	c.Shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: shimDir(t)})
+	c.Shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: backendtest.RunDir(t)})
 	t.Cleanup(func() { require.NoError(t, c.Shim.Close()) })
 	b, err := New(c)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	return b
-}
-
-// shimDir is where the shim of this process is found, also by agents in processes
-// of their own.
-func shimDir(t *testing.T) string {
-	t.Helper()
-	const variable = "GLADSHEIM_TEST_SHIM"
-	if dir := os.Getenv(variable); dir != "" {
-		return dir
-	}
-	dir, err := os.MkdirTemp("", "shim-")
-	require.NoError(t, err)
-	require.NoError(t, os.Setenv(variable, dir))
-	return dir
 }
 
 func TestHostConformance(t *testing.T) {

@@ -24,7 +24,7 @@ func newBackend(t testing.TB) *Backend {
 	require.NoError(t, err)
 	fs, err := procfs.New("/proc")
 	require.NoError(t, err)
-	b, err := New(w, fs, "agent")
+	b, err := New(w, fs, "agent", backendtest.RunDir(t))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, b.Close())
@@ -41,5 +41,7 @@ func TestConformance(t *testing.T) {
 		New:      func(t *testing.T) backends.Backend { return newBackend(t) },
 		Workload: backendtest.Workload(t),
 		Offers:   offers,
+
+		KeepsExits: true,
 	})
 }

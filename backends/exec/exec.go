@@ -12,8 +12,7 @@
 // does is still found in the session of others that carry it, and a main
 // process in the session that it leads.
 //
-// The process that uses this package becomes the subreaper of what it launches
-// (PR_SET_CHILD_SUBREAPER(2const)) and reaps orphans with a brand of its own.
+// Orphans are given to the shim (see package launch), which tells of their ends.
 package exec
 
 import (
@@ -41,7 +40,7 @@ type Backend struct {
 	proc    procfs.FS
 	agentID string
 	boot    string
-	reaper  *process.Reaper
+	shim    *launch.Shim
 
 	mu      sync.Mutex
 	handles map[brand]*handle // open ones; nil while one is launched
@@ -50,9 +49,10 @@ type Backend struct {
 var _ backends.Backend = (*Backend)(nil)
 
 // New makes the backend. agentID tells the services of several agents on one
-// host apart and must be the same after a restart. The watcher and fs stay the
-// caller's; fs must be the real /proc.
-func New(w *watch.Watcher, fs procfs.FS, agentID string) (*Backend, error) {
+// host apart and must be the same after a restart; runDir is where its shim is
+// found again, and the agent's alone. The watcher and fs stay the caller's; fs
+// must be the real /proc.
+func New(w *watch.Watcher, fs procfs.FS, agentID, runDir string) (*Backend, error) {
 	boot, err := fs.BootID()
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the exec backend: %w", err)
@@ -60,11 +60,8 @@ func New(w *watch.Watcher, fs procfs.FS, agentID string) (*Backend, error) {
 	if err := canBrand(); err != nil {
 		return nil, fmt.Errorf("cannot open the exec backend: %w", err)
 	}
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, fmt.Errorf("cannot open the exec backend: become the subreaper: %w", err)
-	}
 	b := &Backend{watch: w, proc: fs, agentID: agentID, boot: boot, handles: map[brand]*handle{}}
-	b.reaper = process.StartReaper(fs, b.reap)
+	b.shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: runDir, Orphan: b.orphan})
 	return b, nil
 }
 
@@ -109,7 +106,7 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, iden
 	if err := b.refusePrevious(l, mark); err != nil {
 		return nil, err
 	}
-	child, err := launch.Start(ctx, b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark)})
+	child, err := launch.Start(ctx, b.watch, launch.Request{Launch: l, CgroupFD: -1, Brand: uint64(mark), Shim: b.shim})
 	if err != nil {
 		return nil, err
 	}
@@ -189,12 +186,15 @@ func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error
 	if ref.PID == 0 || ref.BootID != b.boot {
 		return nil, nil
 	}
-	main, err := process.Find(b.watch, b.proc, nil, ref.PID, ref.StartTicks)
+	main, err := process.Find(b.watch, b.proc, b.shim, ref.PID, ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
+	}
+	if main.Ended() { // as the shim tells: of a child of its own
+		return main, nil
 	}
 	// main is held by now, so this can not be the brand of a successor, if
 	// the process still has not ended afterwards.
@@ -246,10 +246,7 @@ func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]servic
 }
 
 // Close implements backends.Backend.
-func (b *Backend) Close() error {
-	b.reaper.Stop()
-	return nil
-}
+func (b *Backend) Close() error { return b.shim.Close() }
 
 func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limits service.Limits) *handle {
 	h := &handle{backend: b, ref: ref, brand: mark, main: main, turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}, corpses: map[int]bool{}}
@@ -294,13 +291,18 @@ func (b *Backend) leads(session int, mark *brand) bool {
 	return false
 }
 
-// orphan is told of each orphan that was reaped.
-func (b *Backend) orphan(mark brand, s process.Stranger) {
+// orphan is told of each orphan that was reaped. It is of a service if it carried a
+// brand, or was in the session of a main process that is known.
+func (b *Backend) orphan(o launch.Orphan) {
+	mark := brand(o.Brand)
+	if !mark.is() && !b.leads(o.Session, &mark) {
+		return
+	}
 	b.mu.Lock()
 	h := b.handles[mark]
 	b.mu.Unlock()
 	if h != nil {
-		h.buried(s)
+		h.buried(o)
 	}
 }
 

@@ -102,9 +102,6 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	}
 	hunt := hunt{handle: h, leftOver: over(h.exited)}
 	err := hunt.run(ctx)
-	if len(hunt.mates) > 0 { // while their session is known as ours
-		h.backend.reaper.ReapBehind()
-	}
 	if err == nil && !over(h.exited) {
 		// It is a zombie at most; whoever asks from now on hears its exit.
 		select {
@@ -188,6 +185,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	}
 	h.backend.forget(h.brand)
 	if h.main != nil {
+		h.main.Written()
 		if err := h.main.Close(); err != nil {
 			return service.Remains{}, h.failure("release", err)
 		}

@@ -169,7 +169,6 @@ func (h *hunt) strike(pid int) {
 	if process.Ended(pidfd) {
 		unix.Close(pidfd)
 		h.corpse(pid)
-		h.backend.reap(pid)
 		return
 	}
 	h.kill(pid, pidfd)

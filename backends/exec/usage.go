@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 )
 
 // Usage sums over the processes that live. CPU time also counts what ended and
@@ -51,11 +51,11 @@ func (h *handle) remember(u service.Usage) service.Usage {
 }
 
 // buried counts the CPU time of an orphan that was reaped.
-func (h *handle) buried(s process.Stranger) {
-	h.corpse(s.PID)
+func (h *handle) buried(o launch.Orphan) {
+	h.corpse(o.PID)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.dead += s.CPUTime
+	h.dead += o.CPUTime
 }
 
 func (h *handle) buriedTime() time.Duration {

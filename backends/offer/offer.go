@@ -136,14 +136,14 @@ func choose(wanted string, facts platform.Facts) ([]string, error) {
 }
 
 func (o *Offer) open(ctx context.Context, c Config, names []string) error {
+	if os.Getpid() == 1 { // as in a container
+		o.reaper = process.StartReaper(c.Procfs, reapAny)
+	}
 	if names[0] == "exec" {
 		return o.openExec(c)
 	}
 	if err := o.own(c.Facts.CgroupRoot); err != nil {
 		return err
-	}
-	if os.Getpid() == 1 { // as in a container; the exec backend does so itself
-		o.reaper = process.StartReaper(c.Procfs, reapAny)
 	}
 	if !slices.Contains(names, "systemd") {
 		o.shim = launch.NewShim(launch.ShimConfig{Watcher: o.watcher, Dir: c.RunDir, Place: func(context.Context) (*os.File, error) {
@@ -178,7 +178,7 @@ func (o *Offer) own(root string) error {
 }
 
 func (o *Offer) openExec(c Config) error {
-	b, err := exec.New(o.watcher, c.Procfs, c.AgentID)
+	b, err := exec.New(o.watcher, c.Procfs, c.AgentID, c.RunDir)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func newBackend(t testing.TB, cfg Config) *Backend {
 	require.NoError(t, err)
 	cfg.Tree, err = cgroup.Open(cgroupRoot)
 	require.NoError(t, err)
-	cfg.Shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: shimDir(t)})
+	cfg.Shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: backendtest.RunDir(t)})
 	b, err := New(within(t), cfg)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -125,20 +125,6 @@ func newBackend(t testing.TB, cfg Config) *Backend {
 		require.NoError(t, w.Close())
 	})
 	return b
-}
-
-// shimDir is where the shim of this process is found, also by agents in processes
-// of their own.
-func shimDir(t testing.TB) string {
-	t.Helper()
-	const variable = "GLADSHEIM_TEST_SHIM"
-	if dir := os.Getenv(variable); dir != "" {
-		return dir
-	}
-	dir, err := os.MkdirTemp("", "shim-")
-	require.NoError(t, err)
-	require.NoError(t, os.Setenv(variable, dir))
-	return dir
 }
 
 func within(t testing.TB) context.Context {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -97,6 +98,64 @@ func TestServicesOutliveTheAgent(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestEndsOfTheAbsence: services that end while the agent is dead are told with
+// their exact codes and signals by the next one, each once, and what was to be
+// restarted is. Nothing of it is invented, so nothing is told of those that live.
+func TestEndsOfTheAbsence(t *testing.T) {
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		word := w.path("word")
+		ends := map[string]struct {
+			does    string
+			want    service.Exit
+			verdict gladsheimv1.Verdict
+		}{
+			"code-0":   {"exit 0", service.Exit{}, gladsheimv1.Verdict_VERDICT_CLEAN},
+			"code-7":   {"exit 7", service.Exit{Code: 7}, gladsheimv1.Verdict_VERDICT_CRASH},
+			"code-255": {"exit 255", service.Exit{Code: 255}, gladsheimv1.Verdict_VERDICT_CRASH},
+			"segv":     {"kill -SEGV $$", service.Exit{Signal: syscall.SIGSEGV}, gladsheimv1.Verdict_VERDICT_CRASH},
+			"killed":   {"kill -KILL $$", service.Exit{Signal: syscall.SIGKILL}, gladsheimv1.Verdict_VERDICT_KILLED_FROM_OUTSIDE},
+		}
+		for name, end := range ends {
+			w.register(fields{"name": name, "launch": mode, "restart": fields{"policy": "never"}, "log": "null",
+				"exec": []string{"/bin/sh", "-c", "until [ -e " + word + " ]; do sleep 0.05; done; " + end.does}})
+			byGRPC{w}.start(name)
+		}
+		w.register(fields{"name": "again", "launch": mode, "restart": fields{"policy": "always", "backoff": "10ms"}, "log": "null",
+			"exec": []string{"/bin/sh", "-c", "until [ -e " + word + " ]; do sleep 0.05; done; mv " + word + "2 " + word + "3 && exit 9; exec sleep 1000"}})
+		again := byGRPC{w}.start("again")
+		w.register(workload(t, "lives", "lives", "sleep").with(fields{"launch": mode}))
+		lives := byGRPC{w}.start("lives")
+		writeFile(t, word+"2", nil)
+
+		w.leave(syscall.SIGKILL)
+		writeFile(t, word, nil)
+		eventually(t, "all have ended", func() bool {
+			out, err := exec.Command("pgrep", "-f", "until .*"+word).Output()
+			return err != nil && len(out) == 0
+		})
+		w.begin()
+		for name, end := range ends {
+			eventually(t, name+" is known to have ended", func() bool { return byGRPC{w}.status(name).LastExit != nil })
+			exits := byGRPC{w}.exits(name).Exits
+			require.Len(t, exits, 1, name)
+			x := exits[0]
+			require.Equal(t, end.want, service.Exit{Code: int(x.GetExitCode()), Signal: syscall.Signal(x.GetSignal()), Unknown: x.GetUnknownReason()}, "%s: %v", name, x)
+			require.Equal(t, end.verdict, x.Verdict, "%s: %v", name, x)
+		}
+		eventually(t, "the other runs again", func() bool {
+			s := byGRPC{w}.status("again")
+			return s.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && s.Incarnation == again.Incarnation+1
+		})
+		exits := byGRPC{w}.exits("again").Exits
+		require.Len(t, exits, 1)
+		require.EqualValues(t, 9, exits[0].GetExitCode())
+		s := byGRPC{w}.status("lives")
+		require.Equal(t, lives.ProcessId, s.ProcessId)
+		require.Zero(t, s.RestartCount)
+		require.Empty(t, byGRPC{w}.exits("lives").Exits)
+	})
 }
 
 // TestASecondAgentIsRefused: it exits 3 and touches nothing.
