@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,15 +142,28 @@ func TestCloseWhileStalled(t *testing.T) {
 	require.Empty(t, gates(t))
 }
 
-// gates lists the children of this process that wait at a gate.
+// gates lists the processes that wait at a gate, made by this process or its shim.
 func gates(t *testing.T) []string {
 	t.Helper()
-	text, err := exec.Command("ps", "-o", "args=", "--ppid", strconv.Itoa(os.Getpid())).Output()
-	require.NoError(t, err)
+	below := func(parent string) []string {
+		text, err := exec.Command("ps", "-o", "pid=,args=", "--ppid", parent).Output()
+		if _, none := errors.AsType[*exec.ExitError](err); !none {
+			require.NoError(t, err)
+		}
+		return strings.Split(strings.TrimSpace(string(text)), "\n")
+	}
 	var found []string
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "gladsheim-gate") {
+	for _, line := range below(strconv.Itoa(os.Getpid())) {
+		pid, args, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch {
+		case strings.HasPrefix(args, "gladsheim-gate"):
 			found = append(found, line)
+		case strings.HasPrefix(args, "gladsheim-shim"):
+			for _, line := range below(pid) {
+				if strings.Contains(line, "gladsheim-gate") {
+					found = append(found, line)
+				}
+			}
 		}
 	}
 	return found

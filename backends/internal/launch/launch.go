@@ -33,7 +33,7 @@ type Request struct {
 	Brand    uint64 // RLIMIT_RTTIME soft and hard in microseconds, which every descendant inherits; 0: none
 	Shim     *Shim  // whose child it is to be; nil: ours
 
-	files []int // descriptors 4 and so on of a parent
+	files []int // descriptors 4 and so on of the shim, if it is that
 }
 
 // Child is a gate that waits. Its methods may be called by many goroutines at
@@ -143,6 +143,10 @@ func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks, socke
 		Files: []uintptr{output.in, output.out, output.out, uintptr(socket)},
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}
+	name := "gladsheim-gate"
+	if r.files != nil {
+		name = "gladsheim-shim"
+	}
 	for _, fd := range r.files {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
@@ -150,7 +154,7 @@ func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks, socke
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, r.CgroupFD
 	}
 	// The link names the running program even when its file was replaced.
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"gladsheim-gate"}, attr)
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{name}, attr)
 	if err != nil {
 		return nil, -1, fmt.Errorf("fork: %w", err)
 	}
