@@ -137,7 +137,7 @@ func choose(wanted string, facts platform.Facts) ([]string, error) {
 
 func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 	if os.Getpid() == 1 { // as in a container
-		o.reaper = process.StartReaper(c.Procfs, reapAny)
+		o.reaper = process.StartReaper(c.Procfs)
 	}
 	if names[0] == "exec" {
 		return o.openExec(c)
@@ -152,11 +152,6 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 		return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
 	}
 	return o.openSystemd(ctx, c, names)
-}
-
-func reapAny(pid int) bool {
-	_, ok := process.Reap(pid)
-	return ok
 }
 
 // own keeps other agents out of the tree of cgroups: the names of scopes and

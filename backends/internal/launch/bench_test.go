@@ -12,17 +12,29 @@ import (
 // BenchmarkStart takes turns with what Go's fork and exec alone cost, because
 // only the ratio says something on a machine that does other work too.
 func BenchmarkStart(b *testing.B) {
+	b.Run("alone", func(b *testing.B) { benchmarkStart(b, nil) })
+	b.Run("shim", func(b *testing.B) {
+		shim := NewShim(ShimConfig{Watcher: newWatcher(b), Dir: b.TempDir()})
+		benchmarkStart(b, shim)
+		require.NoError(b, shim.Close())
+	})
+}
+
+func benchmarkStart(b *testing.B, shim *Shim) {
 	w := newWatcher(b)
+	req := request("/bin/true")
+	req.Shim = shim
 	var start, open, raw []time.Duration
 	for b.Loop() {
 		began := time.Now()
-		c, err := Start(b.Context(), w, request("/bin/true"))
+		c, err := Start(b.Context(), w, req)
 		require.NoError(b, err)
 		started := time.Now()
 		require.NoError(b, c.Open(b.Context()))
 		open = append(open, time.Since(started))
 		start = append(start, started.Sub(began))
 		<-c.Process().Exited()
+		c.Process().Written()
 		require.NoError(b, c.Process().Close())
 
 		began = time.Now()

@@ -201,9 +201,9 @@ func TestSignalGroupReachesAllAtOnceAndOutlivesTheLeader(t *testing.T) {
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return group() == 0 }, deadline, time.Millisecond)
 	for range 2 {
-		pid, _, found := Zombie()
+		pid, _, found := zombie()
 		require.True(t, found)
-		Reap(pid)
+		reapStranger(pid)
 	}
 	require.Equal(t, service.NotRunning, service.KindOf(p.SignalGroup(syscall.SIGKILL)), "the group has no members once they are reaped")
 }
@@ -364,29 +364,25 @@ func wait4(pid int) {
 func TestReapSparesWhatIsHeld(t *testing.T) {
 	w := newWatcher(t)
 	p := child(t, w, "exec sleep 1000")
-	_, ok := Reap(p.PID())
-	require.False(t, ok)
-	strange, _, found := Zombie()
+	require.False(t, reapStranger(p.PID()))
+	strange, _, found := zombie()
 	require.False(t, found, "%d", strange)
 
 	pid, pidfd := fork(t, "exit 1")
 	defer unix.Close(pidfd)
 	awaitZombie(t, pidfd)
-	zombie, held, found := Zombie()
+	dead, held, found := zombie()
 	require.True(t, found)
 	require.False(t, held)
-	require.Equal(t, pid, zombie)
-	stranger, ok := Reap(pid)
-	require.True(t, ok)
-	require.Equal(t, pid, stranger.PID)
-	_, ok = Reap(pid)
-	require.False(t, ok)
+	require.Equal(t, pid, dead)
+	require.True(t, reapStranger(pid))
+	require.False(t, reapStranger(pid))
 }
 
 func TestReleasedWakes(t *testing.T) {
 	w := newWatcher(t)
 	wake := make(chan struct{}, 1)
-	stop := Released(wake)
+	stop := whenReleased(wake)
 	p := child(t, w, "exit 0")
 	awaitExit(t, p)
 	select {
@@ -433,15 +429,12 @@ func TestReaperSparesWhatIsHeld(t *testing.T) {
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	defer func() { require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)) }()
 	w := newWatcher(t)
-	r := StartReaper(proc(t), func(pid int) bool {
-		_, ok := Reap(pid)
-		return ok
-	})
+	r := StartReaper(proc(t))
 	defer r.Stop()
 	held := child(t, w, "for i in 1 2 3 4 5 6 7 8 9; do (sleep 0 & sleep 0 &) ; done; wait; exit 7")
 	require.Equal(t, service.Exit{Code: 7}, awaitExit(t, held))
 	require.Eventually(t, func() bool {
-		_, _, zombie := Zombie()
+		_, _, zombie := zombie()
 		return !zombie
 	}, deadline, time.Millisecond)
 	r.Stop()

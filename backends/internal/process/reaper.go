@@ -10,25 +10,23 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
-// Reaper lets orphans be reaped that were given to this OS process. It leaves
-// alone what a Process holds, whose exit is somebody's news.
+// Reaper reaps orphans that were given to this OS process, as all are to process
+// 1. It leaves alone what a Process holds, whose exit is somebody's news.
 type Reaper struct {
 	fs   procfs.FS
-	reap func(pid int) bool
 	quit chan struct{}
 	once sync.Once // closes quit
 	done chan struct{}
 }
 
-// StartReaper calls reap for children that have ended and that no Process
-// holds, whenever one ends. reap calls Reap, or tells false for one that is not
-// its to reap. It may be called by several goroutines at once.
-func StartReaper(fs procfs.FS, reap func(pid int) bool) *Reaper {
-	r := &Reaper{fs: fs, reap: reap, quit: make(chan struct{}), done: make(chan struct{})}
+// StartReaper reaps children that have ended and that no Process holds, whenever
+// one ends. Nobody else in this OS process may wait for a child.
+func StartReaper(fs procfs.FS) *Reaper {
+	r := &Reaper{fs: fs, quit: make(chan struct{}), done: make(chan struct{})}
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)
 	released := make(chan struct{}, 1)
-	stop := Released(released)
+	stop := whenReleased(released)
 	go func() {
 		defer close(r.done)
 		defer signal.Stop(died)
@@ -55,29 +53,29 @@ func (r *Reaper) Stop() {
 // reapAll reaps every orphan that has ended.
 func (r *Reaper) reapAll() {
 	for {
-		pid, held, found := Zombie()
+		pid, held, found := zombie()
 		switch {
 		case !found:
 			return
 		case held:
 			return // once it is reaped, released tells, and we look behind it
-		case !r.reap(pid):
-			r.ReapBehind()
+		case !reapStranger(pid):
+			r.reapBehind()
 			return
 		}
 	}
 }
 
-// ReapBehind looks through all processes, because the kernel shows only the
-// first of our zombies, and that one may be another's to reap.
-func (r *Reaper) ReapBehind() {
+// reapBehind looks through all processes, because the kernel shows only the
+// first of our zombies, and that one may be held meanwhile.
+func (r *Reaper) reapBehind() {
 	processes, err := r.fs.Processes()
 	if err != nil {
 		return // the next death tries again
 	}
 	for _, p := range processes {
 		if p.PPID == os.Getpid() && !p.Alive() {
-			r.reap(p.PID)
+			reapStranger(p.PID)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package process
 
 import (
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,17 +35,10 @@ func disown(pid int) {
 	}
 }
 
-// Stranger is a child of this OS process that no Process holds: an orphan that
-// was given to us as the nearest subreaper (PR_SET_CHILD_SUBREAPER(2const)).
-type Stranger struct {
-	PID     int
-	CPUTime time.Duration // its own and that of descendants it had waited for
-}
-
-// Zombie looks for a child of ours that has ended, without reaping it. held
+// zombie looks for a child of ours that has ended, without reaping it. held
 // tells that a Process holds that child and is about to reap it; it may stand
-// before others, which show when it is gone (see Released).
-func Zombie() (pid int, held, ok bool) {
+// before others, which show when it is gone (see whenReleased).
+func zombie() (pid int, held, ok bool) {
 	pid, _, _, err := waitid(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
 	if err != nil {
 		return 0, false, false
@@ -56,24 +48,20 @@ func Zombie() (pid int, held, ok bool) {
 	return pid, children.held[pid] > 0, true
 }
 
-// Reap reaps the child pid, if it has ended and no Process holds it. The
-// caller must be sure that nobody else waits for it either.
-func Reap(pid int) (Stranger, bool) {
+// reapStranger reaps the child pid, if it has ended and no Process holds it.
+func reapStranger(pid int) bool {
 	children.Lock()
 	defer children.Unlock()
 	if children.held[pid] > 0 {
-		return Stranger{}, false
+		return false
 	}
-	_, _, used, err := waitid(unix.P_PID, pid, unix.WEXITED|unix.WNOHANG)
-	if err != nil {
-		return Stranger{}, false
-	}
-	return Stranger{PID: pid, CPUTime: used.CPUTime}, true
+	_, _, _, err := waitid(unix.P_PID, pid, unix.WEXITED|unix.WNOHANG)
+	return err == nil
 }
 
-// Released sends to wake, without waiting, each time a Process has reaped its
+// whenReleased sends to wake, without waiting, each time a Process has reaped its
 // child or has let it go, until stop is called.
-func Released(wake chan<- struct{}) (stop func()) {
+func whenReleased(wake chan<- struct{}) (stop func()) {
 	children.Lock()
 	defer children.Unlock()
 	children.wake[wake] = true
