@@ -3,12 +3,15 @@ package backendtest
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -37,7 +40,24 @@ func RunDir(t testing.TB) string {
 	}
 	dir := t.TempDir()
 	require.NoError(t, os.Setenv(variable, dir))
-	t.Cleanup(func() { require.NoError(t, os.Unsetenv(variable)) })
+	t.Cleanup(func() {
+		require.NoError(t, os.Unsetenv(variable))
+		// What outlives the agents leaves when nobody needs it any more.
+		for end := time.Now().Add(patience()); ; <-time.After(10 * time.Millisecond) {
+			shims := slices.DeleteFunc(children(), func(pid int) bool {
+				name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+				s, ok := statOf(pid)
+				return !ok || s.state == 'Z' || string(name) != "gladsheim-shim\n"
+			})
+			if len(shims) == 0 {
+				return
+			}
+			if time.Now().After(end) {
+				t.Errorf("these shims stay, with ends that nobody has heard of: %v", shims)
+				return
+			}
+		}
+	})
 	return dir
 }
 

@@ -116,8 +116,8 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if err := h.group.Remove(); err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
-	if h.main != nil {
-		h.main.Written()
+	if h.backend.shim != nil {
+		h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -186,6 +186,15 @@ func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error
 	if ref.PID == 0 || ref.BootID != b.boot {
 		return nil, nil
 	}
+	for {
+		main, err := b.lookFor(ref, mark)
+		if !errors.Is(err, procfs.ErrNoProcess) { // else it ended meanwhile
+			return main, err
+		}
+	}
+}
+
+func (b *Backend) lookFor(ref service.Ref, mark brand) (*process.Process, error) {
 	main, err := process.Find(b.watch, b.proc, b.shim, ref.PID, ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
@@ -203,9 +212,6 @@ func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error
 		return main, nil
 	}
 	main.Close()
-	if errors.Is(err, procfs.ErrNoProcess) {
-		err = nil
-	}
 	return nil, err
 }
 

@@ -184,8 +184,8 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 		return service.Remains{}, err
 	}
 	h.backend.forget(h.brand)
+	h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
 	if h.main != nil {
-		h.main.Written()
 		if err := h.main.Close(); err != nil {
 			return service.Remains{}, h.failure("release", err)
 		}

@@ -28,7 +28,7 @@ const reapWait = 5 * time.Second
 func (c *Child) discard() {
 	_ = c.process.Signal(syscall.SIGKILL) // fails when it has ended, which is what is wanted
 	letGo := func() {
-		c.process.Written() // of a gate that was not opened nobody asks
+		c.forget() // it may have been the program already
 		c.process.Close()
 	}
 	select {

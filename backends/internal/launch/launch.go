@@ -45,6 +45,7 @@ type Child struct {
 	user    string
 	pidfd   int
 	process *process.Process
+	forget  func() // says that nobody will ask how it ended
 
 	mu     sync.Mutex // held while the gate is opened or closed
 	socket *os.File   // to the gate; nil when it is open or gone
@@ -104,7 +105,10 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 		return nil, resourceFailure(name, err)
 	}
 	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,
-		pidfd: pidfd, process: held, socket: ours}
+		pidfd: pidfd, process: held, socket: ours, forget: func() {}}
+	if req.Shim != nil {
+		c.forget = func() { req.Shim.Released(name, req.Launch.Incarnation) }
+	}
 	stop := hurry(ctx, ours)
 	_, err = ours.Write(message)
 	stop()
@@ -127,7 +131,7 @@ func hurry(ctx context.Context, socket *os.File) (stop func() bool) {
 // fork executes this very program again as a gate, in a session of its own.
 func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks, socket int) (held *process.Process, pidfd int, err error) {
 	if r.Shim != nil {
-		f, err := r.Shim.fork(ctx, r.CgroupFD, output, socket)
+		f, err := r.Shim.fork(ctx, whose(r.Launch.Name, r.Launch.Incarnation), r.CgroupFD, output, socket)
 		if err != nil {
 			return nil, -1, fmt.Errorf("fork: %w", err)
 		}

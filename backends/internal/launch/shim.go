@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -34,7 +35,7 @@ type Shim struct {
 	mu      sync.Mutex
 	closed  bool
 	line    *line // the connection, nil while there is none
-	ends    map[gate.Child]process.Told
+	ends    map[gate.Child]ending
 	waiting map[gate.Child]func(process.Told, bool)
 	self    *process.Process // the shim, if we started it
 }
@@ -53,6 +54,12 @@ type ShimConfig struct {
 	Orphan func(Orphan)
 }
 
+// ending is how a child ended, and whose it was.
+type ending struct {
+	process.Told
+	whose string
+}
+
 // Orphan is a process that ended after its parent.
 type Orphan struct {
 	PID     int
@@ -64,7 +71,7 @@ type Orphan struct {
 // line is one connection to the process.
 type line struct {
 	conn    *net.UnixConn
-	all     chan struct{} // closed when all ends that were kept have come
+	all     chan struct{} // told whenever all ends that are kept have come
 	lost    chan struct{} // closed when the connection is
 	answers chan forked
 }
@@ -79,7 +86,7 @@ type forked struct {
 // NewShim does nothing yet.
 func NewShim(cfg ShimConfig) *Shim {
 	return &Shim{
-		cfg: cfg, turn: make(chan struct{}, 1), ends: map[gate.Child]process.Told{},
+		cfg: cfg, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
 		waiting: map[gate.Child]func(process.Told, bool){},
 	}
 }
@@ -112,7 +119,7 @@ func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) 
 	}
 	s.mu.Unlock()
 	if ended || alone {
-		tell(told, ended)
+		tell(told.Told, ended)
 	}
 	return func() {
 		s.mu.Lock()
@@ -121,36 +128,61 @@ func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) 
 	}
 }
 
-// Ended implements process.Teller. It looks for a process that an earlier agent
-// has started.
+// Ended implements process.Teller. It looks for a shim that an earlier agent has
+// started, and asks it: a process that is no more may not have been told of yet.
 func (s *Shim) Ended(pid int, startTicks uint64) (process.Told, bool) {
+	c := gate.Child{PID: int32(pid), StartTicks: startTicks}
 	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
 	defer cancel()
-	_, _ = s.find(ctx) // without it nobody can tell
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	told, ok := s.ends[gate.Child{PID: int32(pid), StartTicks: startTicks}]
-	return told, ok
-}
-
-// Heard implements process.Teller.
-func (s *Shim) Heard(pid int, startTicks uint64) {
-	c := gate.Child{PID: int32(pid), StartTicks: startTicks}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, told := s.ends[c]; told && s.line != nil {
-		s.line.heard(c)
+	for asked := false; ; asked = true {
+		l, err := s.find(ctx)
+		s.mu.Lock()
+		told, ok := s.ends[c]
+		s.mu.Unlock()
+		if ok || asked || l == nil || err != nil || s.ask(ctx, l) != nil { // without it nobody can tell
+			return told.Told, ok
+		}
 	}
-	delete(s.ends, c)
 }
 
-// heard is said without waiting for anything; if it is lost with the connection,
-// the end is told once more.
-func (l *line) heard(c gate.Child) { _, _ = l.conn.Write(gate.EncodeChild(gate.SayHeard, c, 0)) }
+// ask returns when the ends of all that is no more have come.
+func (s *Shim) ask(ctx context.Context, l *line) error {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if _, err := l.conn.Write([]byte{gate.SayAsk}); err != nil {
+		return err
+	}
+	return l.hear(ctx)
+}
+
+// Released says that how an incarnation ended was written down: it need not be
+// kept any more, nor told again.
+func (s *Shim) Released(name service.Name, incarnation uint64) {
+	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
+	defer cancel()
+	l, _ := s.find(ctx)
+	if l == nil {
+		return // nothing is kept
+	}
+	was := whose(name, incarnation)
+	// If it is lost with the connection, the end is told once more to the next agent.
+	_, _ = l.conn.Write(append([]byte{gate.SayHeard}, was...))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.ends, func(_ gate.Child, e ending) bool { return e.whose == was })
+}
+
+func whose(name service.Name, incarnation uint64) string {
+	return fmt.Sprintf("%s %d", name, incarnation)
+}
 
 // fork has the shim make a gate, with the descriptors of its 0, of its 1 and 2,
 // and of its socket, in a cgroup if cgroupFD is not -1.
-func (s *Shim) fork(ctx context.Context, cgroupFD int, output sinks, socket int) (forked, error) {
+func (s *Shim) fork(ctx context.Context, whose string, cgroupFD int, output sinks, socket int) (forked, error) {
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -162,7 +194,7 @@ func (s *Shim) fork(ctx context.Context, cgroupFD int, output sinks, socket int)
 		if err != nil {
 			return forked{}, fmt.Errorf("reach the shim: %w", err)
 		}
-		f, err := l.fork(ctx, cgroupFD, output, socket)
+		f, err := l.fork(ctx, whose, cgroupFD, output, socket)
 		// One that was killed meanwhile has made nothing that could run: a gate
 		// leaves with its socket, and the program is not executed before a word on it.
 		if again || !errors.Is(err, errLost) {
@@ -173,7 +205,7 @@ func (s *Shim) fork(ctx context.Context, cgroupFD int, output sinks, socket int)
 
 var errLost = errors.New("the shim, which is the parent of all services, has ended")
 
-func (l *line) fork(ctx context.Context, cgroupFD int, output sinks, socket int) (forked, error) {
+func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sinks, socket int) (forked, error) {
 	// The link names the running program even when its file was replaced.
 	program, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -184,7 +216,7 @@ func (l *line) fork(ctx context.Context, cgroupFD int, output sinks, socket int)
 	if cgroupFD >= 0 {
 		files = append(files, cgroupFD)
 	}
-	if _, _, err := l.conn.WriteMsgUnix([]byte{gate.SayFork}, unix.UnixRights(files...), nil); err != nil {
+	if _, _, err := l.conn.WriteMsgUnix(append([]byte{gate.SayFork}, whose...), unix.UnixRights(files...), nil); err != nil {
 		l.hangUp()
 		return forked{}, errors.Join(errLost, err)
 	}
@@ -254,10 +286,13 @@ func (s *Shim) dial(ctx context.Context) (*line, error) {
 		return nil, err
 	}
 	l, err = s.adopt(ctx, fd)
-	if errors.Is(err, errLost) { // it was about to leave
+	switch {
+	case errors.Is(err, errLost): // it was about to leave
 		return nil, nil
+	case err != nil:
+		return nil, err
 	}
-	return l, err
+	return l, nil
 }
 
 // adopt takes up a connection, and hears all that was kept.
@@ -268,7 +303,7 @@ func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}), lost: make(chan struct{}), answers: make(chan forked, 1)}
+	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}, 1), lost: make(chan struct{}), answers: make(chan forked, 1)}
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
@@ -280,14 +315,19 @@ func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 		l.conn.Close()
 		return nil, net.ErrClosed
 	}
+	return l, l.hear(ctx)
+}
+
+// hear waits until all ends that are kept have come.
+func (l *line) hear(ctx context.Context) error {
 	select {
 	case <-l.all:
-		return l, nil
+		return nil
 	case <-l.lost:
-		return nil, errLost
+		return errLost
 	case <-ctx.Done():
 		l.hangUp()
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 
@@ -300,7 +340,7 @@ func (l *line) hangUp() {
 // read hears one connection out.
 func (s *Shim) read(l *line) {
 	defer s.lose(l)
-	message, rights := make([]byte, 64), make([]byte, unix.CmsgSpace(4))
+	message, rights := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
 	for {
 		n, nr, _, _, err := l.conn.ReadMsgUnix(message, rights)
 		if err != nil || n == 0 {
@@ -308,7 +348,7 @@ func (s *Shim) read(l *line) {
 		}
 		switch said := message[:n]; said[0] {
 		case gate.SayAll:
-			close(l.all)
+			l.all <- struct{}{}
 		case gate.SayChild:
 			l.answers <- answered(said, rights[:nr])
 		case gate.SayEnd:
@@ -346,7 +386,7 @@ func (s *Shim) ended(e gate.End) {
 		told.Exit = service.Exit{Signal: e.Status.Signal(), Core: e.Status.CoreDump()}
 	}
 	s.mu.Lock()
-	s.ends[e.Child] = told
+	s.ends[e.Child] = ending{told, e.Whose}
 	tell := s.waiting[e.Child]
 	delete(s.waiting, e.Child)
 	s.mu.Unlock()
@@ -426,7 +466,11 @@ func (s *Shim) begin(ctx context.Context) (*line, error) {
 	if last != nil {
 		_ = last.Close() // it was killed
 	}
-	return s.adopt(ctx, pair[0])
+	l, err := s.adopt(ctx, pair[0])
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // ownOOMScore is the agent's own: it is the last to go, and so is the shim.

@@ -33,10 +33,32 @@ func newFamily(t *testing.T, dir string) *family {
 	require.NoError(t, err)
 	f := &family{NewShim(ShimConfig{Watcher: w, Dir: dir}), w, fs}
 	t.Cleanup(func() {
+		f.released()
 		require.NoError(t, f.Close())
 		require.NoError(t, w.Close())
+		require.Eventually(t, func() bool { return shims(t, fs) == 0 }, time.Minute, 5*time.Millisecond, "a shim that nobody needs stays")
 	})
 	return f
+}
+
+// shims counts those of this process that live.
+func shims(t *testing.T, fs procfs.FS) (n int) {
+	t.Helper()
+	all, err := fs.Processes()
+	require.NoError(t, err)
+	for _, p := range all {
+		if p.PPID == os.Getpid() && p.Alive() && strings.HasPrefix(fs.Command(p.PID), "gladsheim-shim") {
+			n++
+		}
+	}
+	return n
+}
+
+// released says that all ends of the one incarnation that the tests launch, again
+// and again, were written down.
+func (f *family) released() {
+	req := request()
+	f.Released(req.Launch.Name, req.Launch.Incarnation)
 }
 
 // run launches a shell script below the shim.
@@ -141,10 +163,10 @@ func TestEndsOfTheAbsence(t *testing.T) {
 	// Told again until it was heard of.
 	again := found(go7)
 	require.Equal(t, service.Exit{Code: 7}, exitOf(t, again))
-	for _, p := range []*process.Process{again, found(killed), survivor} {
-		p.Written()
+	for _, p := range []*process.Process{again, survivor} {
 		require.NoError(t, p.Close())
 	}
+	second.released()
 	_, err = process.Find(second.watcher, second.fs, second, go7.PID(), go7.StartTicks())
 	require.ErrorIs(t, err, process.ErrGone)
 	require.NoError(t, second.Close())

@@ -67,8 +67,6 @@ type Teller interface {
 	Await(pid int, startTicks uint64, tell func(Told, bool)) (forget func())
 	// Ended tells how a process ended that is no more.
 	Ended(pid int, startTicks uint64) (Told, bool)
-	// Heard says that the end was written down, and need not be told again.
-	Heard(pid int, startTicks uint64)
 }
 
 // Used is what the kernel counted for a child of ours until it was reaped:
@@ -125,16 +123,6 @@ func (p *Process) tell(t Told, known bool) {
 	p.told = true
 	if p.pidfd >= 0 && Ended(p.pidfd) {
 		p.judge(0)
-	}
-}
-
-// Written says that how p ended was written down: nobody need know it any more.
-func (p *Process) Written() {
-	p.mu.RLock()
-	teller := p.teller
-	p.mu.RUnlock()
-	if teller != nil {
-		teller.Heard(p.pid, p.start)
 	}
 }
 

@@ -78,7 +78,7 @@ func TestAnswers(t *testing.T) {
 
 func TestMessagesOfAShim(t *testing.T) {
 	c := Child{PID: 1<<31 - 1, StartTicks: 1<<64 - 1}
-	e := End{Child: c, Status: 0x8b, CPU: 1 << 60, Brand: 1<<62 | 5, Session: 7}
+	e := End{Child: c, Status: 0x8b, CPU: 1 << 60, Brand: 1<<62 | 5, Session: 7, Whose: "web 1"}
 	got, ok := DecodeEnd(e.Encode(SayEnd))
 	require.True(t, ok)
 	require.Equal(t, e, got)
@@ -86,11 +86,11 @@ func TestMessagesOfAShim(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, c, child)
 	require.Equal(t, syscall.EAGAIN, errno)
-	for _, message := range [][]byte{nil, {SayEnd}, e.Encode(SayEnd)[1:], append(e.Encode(SayEnd), 0)} {
+	for _, message := range [][]byte{nil, {SayEnd}, e.Encode(SayEnd)[:endSize-1], append(e.Encode(SayEnd), make([]byte, MaxWhose)...)} {
 		_, ok := DecodeEnd(message)
 		require.False(t, ok)
 	}
-	_, _, ok = DecodeChild(append(EncodeChild(SayHeard, c, 0), 0))
+	_, _, ok = DecodeChild(append(EncodeChild(SayChild, c, 0), 0))
 	require.False(t, ok)
 }
 

@@ -19,12 +19,14 @@ const ShimVersion = 1
 
 // What an agent says to a shim, one message each, and gets for it.
 const (
-	// SayFork, with the descriptors of the program, of the gate's 0, 1 and 2, of
-	// its socket, and of a cgroup directory if it is to be born in one. The
-	// answer is a SayChild.
+	// SayFork, with whose it is, and the descriptors of the program, of the gate's 0,
+	// of its 1 and 2, of its socket, and of a cgroup directory if it is to be born
+	// in one. The answer is a SayChild.
 	SayFork = 'F'
-	// SayHeard, with a Child: its end has been written down.
+	// SayHeard, with whose it was: its end has been written down.
 	SayHeard = 'H'
+	// SayAsk: the answer is a SayAll, behind the ends of all that is no more.
+	SayAsk = 'Q'
 )
 
 // What a shim says.
@@ -37,8 +39,8 @@ const (
 	// SayOrphan: an End of a process that was given to the shim when its own
 	// parent ended; it is told once, to the agent that listens, and not kept.
 	SayOrphan = 'O'
-	// SayAll: all ends that were kept have been told. It comes first on every
-	// connection, behind those.
+	// SayAll: all ends that are kept have been told. It comes first on every
+	// connection, behind those, and as the answer to a SayAsk.
 	SayAll = 'A'
 )
 
@@ -59,15 +61,19 @@ type End struct {
 	CPU     uint64 // nanoseconds, its own and of descendants it had waited for
 	Brand   uint64 // its RLIMIT_RTTIME
 	Session int32
+	Whose   string // what the agent said when it was forked
 }
+
+// MaxWhose is the most bytes that say whose a child is.
+const MaxWhose = 128
 
 // maxEnds is how many ends are kept; of more the oldest go.
 const maxEnds = 1 << 14
 
 const (
-	childSize   = 12
-	messageSize = 1 + childSize + 4 + 8 + 8 + 4
-	maxShimFDs  = 8
+	childSize  = 12
+	endSize    = 1 + childSize + 4 + 8 + 8 + 4 // and whose
+	maxShimFDs = 8
 )
 
 // Encode writes an end as a message of kind say.
@@ -76,17 +82,17 @@ func (e End) Encode(say byte) []byte {
 	b = putUint32(b, uint32(e.Status))
 	b = putUint64(b, e.CPU)
 	b = putUint64(b, e.Brand)
-	return putUint32(b, uint32(e.Session))
+	return append(putUint32(b, uint32(e.Session)), e.Whose...)
 }
 
 // DecodeEnd reads what Encode wrote; false for anything else.
 func DecodeEnd(b []byte) (End, bool) {
-	if len(b) != messageSize {
+	if len(b) < endSize || len(b) > endSize+MaxWhose {
 		return End{}, false
 	}
 	r := reader{b: b[1:]}
 	e := End{Child: r.child(), Status: syscall.WaitStatus(r.uint32()), CPU: r.uint64(), Brand: r.uint64()}
-	e.Session = int32(r.uint32())
+	e.Session, e.Whose = int32(r.uint32()), string(r.b)
 	return e, true
 }
 
@@ -111,10 +117,16 @@ func (r *reader) child() Child { return Child{PID: int32(r.uint32()), StartTicks
 // warden is the state of a shim.
 type warden struct {
 	mu     sync.Mutex       // held across a fork, so that no child is reaped before it is known
-	living map[int32]uint64 // start ticks of the children
+	living map[int32]living // the children
 	ends   []End            // that were not heard of
 	agents map[int]bool     // connections; more than one only while an agent follows another
 	forked chan struct{}    // that there is somebody to wait for
+}
+
+// living is a child that was not reaped.
+type living struct {
+	ticks uint64
+	whose string
 }
 
 // shim is the life of the process that is the parent of every service, so that
@@ -138,7 +150,7 @@ func shim(reapOrphans bool) {
 	answer(StepExecute, 0)
 	// Closed, but not free: what is received lies above all that a gate is given.
 	syscall.Dup3(0, FD, syscall.O_CLOEXEC)
-	w := &warden{living: map[int32]uint64{}, agents: map[int]bool{}, forked: make(chan struct{}, 1)}
+	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1)}
 	go w.reap()
 	for agent := FirstFD; ; {
 		w.greet(agent)
@@ -172,7 +184,7 @@ func (w *warden) greet(agent int) {
 
 // serve talks with one agent until that goes.
 func (w *warden) serve(agent int) {
-	message, rights := make([]byte, 64), make([]byte, syscall.CmsgSpace(4*maxShimFDs))
+	message, rights := make([]byte, 1+MaxWhose), make([]byte, syscall.CmsgSpace(4*maxShimFDs))
 	for {
 		n, nr, _, _, err := syscall.Recvmsg(agent, message, rights, syscall.MSG_CMSG_CLOEXEC)
 		if err == syscall.EINTR {
@@ -184,11 +196,13 @@ func (w *warden) serve(agent int) {
 		files := received(rights[:nr])
 		switch message[0] {
 		case SayFork:
-			w.fork(agent, files)
+			w.fork(agent, string(message[1:n]), files)
+		case SayAsk:
+			w.mu.Lock()
+			say(agent, []byte{SayAll}, nil)
+			w.mu.Unlock()
 		case SayHeard:
-			if c, _, ok := DecodeChild(message[:n]); ok {
-				w.heard(c)
-			}
+			w.heard(string(message[1:n]))
 		}
 		for _, fd := range files {
 			syscall.Close(fd)
@@ -233,7 +247,7 @@ func (w *warden) sayAll(message []byte) {
 
 // fork makes a gate: the program is the agent's, so that the two understand each
 // other.
-func (w *warden) fork(agent int, files []int) {
+func (w *warden) fork(agent int, whose string, files []int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(files) < ForkedFiles {
@@ -259,7 +273,7 @@ func (w *warden) fork(agent int, files []int) {
 		return
 	}
 	c := Child{int32(pid), startTicks(pid)}
-	w.living[c.PID] = c.StartTicks
+	w.living[c.PID] = living{c.StartTicks, whose}
 	select {
 	case w.forked <- struct{}{}:
 	default:
@@ -268,15 +282,16 @@ func (w *warden) fork(agent int, files []int) {
 	syscall.Close(pidfd)
 }
 
-func (w *warden) heard(c Child) {
+func (w *warden) heard(whose string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i, e := range w.ends {
-		if e.Child == c {
-			w.ends = append(w.ends[:i], w.ends[i+1:]...)
-			return
+	others := w.ends[:0]
+	for _, e := range w.ends {
+		if e.Whose != whose {
+			others = append(others, e)
 		}
 	}
+	w.ends = others
 }
 
 // leaveIfIdle ends the process when nobody needs it.
@@ -327,13 +342,13 @@ func (w *warden) bury(pid int) {
 		}
 	}
 	e.CPU = uint64(usage.Utime.Nano() + usage.Stime.Nano())
-	ticks, ours := w.living[e.PID]
+	child, ours := w.living[e.PID]
 	if !ours {
 		w.sayAll(e.Encode(SayOrphan))
 		return
 	}
 	delete(w.living, e.PID)
-	e.StartTicks = ticks
+	e.StartTicks, e.Whose = child.ticks, child.whose
 	if !unopened {
 		w.keep(e)
 	}
