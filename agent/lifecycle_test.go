@@ -299,25 +299,21 @@ func TestExits(t *testing.T) {
 func TestWatch(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)
-		snapshot, notices, err := h.Watch(t.Context(), 0)
+		after, notices, err := h.Watch(t.Context())
 		require.NoError(t, err)
-		require.Len(t, snapshot, 1)
+		require.Equal(t, h.Sequence(), after)
 		h.start(web)
 		h.crash(web)
 		var states []string
 		for len(notices) > 0 {
 			n := <-notices
 			if n.Kind == service.NoticeState {
-				states = append(states, n.Status.Machine.State.String())
+				states = append(states, n.State.String())
 			}
 		}
 		require.Equal(t, []string{"launching", "starting", "running", "clearing", "backoff"}, states)
 
-		recent := h.Recent(3, time.Time{})
-		require.Len(t, recent, 3)
-		require.Less(t, recent[0].Sequence, recent[2].Sequence)
-		pass(time.Minute)
-		require.Empty(t, h.Recent(0, time.Now()))
+		require.Len(t, h.Kept(h.Sequence()-3), 3)
 	})
 }
 
