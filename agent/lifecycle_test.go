@@ -426,3 +426,38 @@ func TestHealthNotices(t *testing.T) {
 		h.keepHealth(db, service.Health{}) // unregistered meanwhile
 	})
 }
+
+// A retry is answered by the next agent as the first request was, though another
+// service has the room meanwhile.
+func TestARetryByTheNextAgent(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		opts := service.StartOptions{Actor: "alice", Args: []string{"x"}, Request: service.Request{ID: "a", Body: "1"}}
+		s, err := h.Start(t.Context(), web, opts)
+		require.NoError(t, err)
+		h.reopen()
+		retried, err := h.Start(t.Context(), web, opts)
+		require.NoError(t, err)
+		require.Equal(t, s.Machine.Incarnation, retried.Machine.Incarnation)
+		require.Equal(t, s.Ref, retried.Ref)
+		again := service.StopOptions{Actor: "alice", Request: service.Request{ID: "b", Body: "2"}}
+		s, err = h.Restart(t.Context(), web, again)
+		require.NoError(t, err)
+		require.EqualValues(t, 2, s.Machine.Incarnation)
+		require.Equal(t, "/bin/web x", h.host.Processes()[0].Command, "the options, and not their id, are repeated")
+		h.stop(web)
+		h.register(db)
+		h.start(db)
+		h.settings.MaxServices = 1
+		h.reopen()
+		_, err = h.Start(t.Context(), web, opts)
+		require.NoError(t, err)
+		_, err = h.Restart(t.Context(), web, again)
+		require.NoError(t, err)
+		h.is(web, service.Stopped)
+		again.Request.Body = "3"
+		_, err = h.Restart(t.Context(), web, again)
+		refused(t, err, service.Conflict)
+		require.Equal(t, service.ReasonRequestIDReused, service.ReasonOf(err))
+	})
+}

@@ -123,6 +123,7 @@ type StartOptions struct {
 	Limits           Limits            // over the definition's
 	Warnings         Warnings          // over the definition's
 	Actor            string            // who asks
+	Request          Request           `json:"-"` // this one; it is no part of what a restart repeats
 }
 
 // StopOptions change one stop; the zero value is the definition's policy.
@@ -130,4 +131,5 @@ type StopOptions struct {
 	Force   bool           // kill at once
 	Timeout *time.Duration // instead of the definition's
 	Actor   string         // who asks
+	Request Request
 }
