@@ -34,10 +34,14 @@ func FailureOf(err error) *Failure {
 		return nil
 	}
 	e, ok := errors.AsType[*Error](err)
-	if !ok || e.Err == nil {
+	if !ok {
 		return &Failure{Text: err.Error()}
 	}
-	return &Failure{Op: e.Op, Kind: e.Kind, Reason: e.Reason, Text: e.Err.Error()}
+	f := &Failure{Op: e.Op, Kind: e.Kind, Reason: e.Reason}
+	if e.Err != nil {
+		f.Text = e.Err.Error()
+	}
+	return f
 }
 
 // Of is the error again, about a service; nil for no Failure.
@@ -48,5 +52,9 @@ func (f *Failure) Of(name Name) error {
 	case f.Op == "":
 		return errors.New(f.Text)
 	}
-	return &Error{Op: f.Op, Service: name, Kind: f.Kind, Reason: f.Reason, Err: errors.New(f.Text)}
+	e := &Error{Op: f.Op, Service: name, Kind: f.Kind, Reason: f.Reason}
+	if f.Text != "" {
+		e.Err = errors.New(f.Text)
+	}
+	return e
 }

@@ -131,5 +131,5 @@ type StopOptions struct {
 	Force   bool           // kill at once
 	Timeout *time.Duration // instead of the definition's
 	Actor   string         // who asks
-	Request Request
+	Request Request        // this one
 }
