@@ -95,7 +95,7 @@ const clearTimeout = 10 * time.Second
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, started: time.Now(), settings: cfg.Settings,
-		registry: skirnir.NewRegistry(uint64(time.Now().UnixMicro())), meter: byggvir.NewMeter(),
+		meter:       byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
@@ -133,6 +133,10 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var fault error
+	if a.registry, fault = skirnir.OpenRegistry(a.cfg.RunDir, a.bootID); fault != nil {
+		a.scar("the events before this agent could not be read", fault, "nothing has to be done; whoever follows them is told that some are missing")
+	}
 	a.roskva = roskva.New(a.keepHealth)
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, LogSize: logSize, LastLines: lastLines, ClearTimeout: clearTimeout,
@@ -155,6 +159,9 @@ func (a *Agent) Close() {
 	a.thjalfi.Close()
 	a.background.Wait()
 	a.roskva.Close()
+	if err := a.registry.Close(); err != nil {
+		a.cfg.Log.Error("cannot let go of the events", "error", err)
+	}
 	a.unlock()
 }
 

@@ -181,7 +181,7 @@ func TestCrowd(t *testing.T) {
 						_, err := h.Apply(ctx, []service.File{{Name: "web.json", Content: []byte(doc(web))}}, n%2 == 0, "alice")
 						may("apply", err)
 					case 13:
-						h.Recent(10, time.Time{})
+						h.Kept(0)
 						_, err := h.Processes(ctx, name)
 						may("processes", err, service.NotFound)
 					}

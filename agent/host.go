@@ -82,6 +82,12 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 		})
 	}
 	a.mu.Unlock()
+	if err := a.registry.Transient(); err != nil {
+		findings = append(findings, service.Finding{
+			Level: service.SeverityWarning, Title: "events are forgotten when the agent ends", Detail: err.Error(),
+			Fix: "See to the run directory, then restart the agent.",
+		})
+	}
 	for _, s := range a.registry.List() {
 		if s.Source == sourceGone {
 			findings = append(findings, service.Finding{

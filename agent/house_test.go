@@ -246,7 +246,7 @@ func (h *house) tree() map[string]string {
 // reasons are the reasons of all notices about a service.
 func (h *house) reasons(name service.Name, kinds ...service.NoticeKind) []string {
 	var out []string
-	for _, n := range h.Recent(0, time.Time{}) {
+	for _, n := range h.Kept(0) {
 		if n.Service == name && (len(kinds) == 0 || slices.Contains(kinds, n.Kind)) {
 			out = append(out, n.Reason)
 		}

@@ -39,7 +39,7 @@ func (k keeper) Record(r thjalfi.Record) error {
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 	return skirnir.Actual{
 		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
-		Exit: r.Exit, Due: r.Due, Actor: r.Actor,
+		Exit: r.Exit, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
 		BootID: bootID,
 	}
 }

@@ -16,6 +16,11 @@ import (
 
 // Start launches a registered service and answers when it is ready.
 func (a *Agent) Start(ctx context.Context, name service.Name, opts service.StartOptions) (*service.Status, error) {
+	if known, err := a.thjalfi.Recall(ctx, name, service.Start, opts.Actor, opts.Request); err != nil {
+		return nil, err
+	} else if known {
+		return a.Status(name)
+	}
 	plan, err := a.launchPlan("start", name, opts)
 	if err != nil {
 		return nil, err
@@ -26,6 +31,11 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 // Restart ends a service if it runs, and answers when a fresh incarnation is
 // ready: of the definition as it is now, with the options of the last start.
 func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
+	if known, err := a.thjalfi.Recall(ctx, name, service.Restart, opts.Actor, opts.Request); err != nil {
+		return nil, err
+	} else if known {
+		return a.Status(name)
+	}
 	options, known, err := a.thjalfi.Options(ctx, name)
 	if err != nil {
 		return nil, err

@@ -299,25 +299,21 @@ func TestExits(t *testing.T) {
 func TestWatch(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)
-		snapshot, notices, err := h.Watch(t.Context(), 0)
+		after, notices, err := h.Watch(t.Context())
 		require.NoError(t, err)
-		require.Len(t, snapshot, 1)
+		require.Equal(t, h.Sequence(), after)
 		h.start(web)
 		h.crash(web)
 		var states []string
 		for len(notices) > 0 {
 			n := <-notices
 			if n.Kind == service.NoticeState {
-				states = append(states, n.Status.Machine.State.String())
+				states = append(states, n.State.String())
 			}
 		}
 		require.Equal(t, []string{"launching", "starting", "running", "clearing", "backoff"}, states)
 
-		recent := h.Recent(3, time.Time{})
-		require.Len(t, recent, 3)
-		require.Less(t, recent[0].Sequence, recent[2].Sequence)
-		pass(time.Minute)
-		require.Empty(t, h.Recent(0, time.Now()))
+		require.Len(t, h.Kept(h.Sequence()-3), 3)
 	})
 }
 
@@ -428,5 +424,40 @@ func TestHealthNotices(t *testing.T) {
 		require.Equal(t, "answered 502", h.status(web).Health.Message)
 		require.Equal(t, []string{"healthy", "unhealthy"}, h.reasons(web, service.NoticeHealth), "once for each change")
 		h.keepHealth(db, service.Health{}) // unregistered meanwhile
+	})
+}
+
+// A retry is answered by the next agent as the first request was, though another
+// service has the room meanwhile.
+func TestARetryByTheNextAgent(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		opts := service.StartOptions{Actor: "alice", Args: []string{"x"}, Request: service.Request{ID: "a", Body: "1"}}
+		s, err := h.Start(t.Context(), web, opts)
+		require.NoError(t, err)
+		h.reopen()
+		retried, err := h.Start(t.Context(), web, opts)
+		require.NoError(t, err)
+		require.Equal(t, s.Machine.Incarnation, retried.Machine.Incarnation)
+		require.Equal(t, s.Ref, retried.Ref)
+		again := service.StopOptions{Actor: "alice", Request: service.Request{ID: "b", Body: "2"}}
+		s, err = h.Restart(t.Context(), web, again)
+		require.NoError(t, err)
+		require.EqualValues(t, 2, s.Machine.Incarnation)
+		require.Equal(t, "/bin/web x", h.host.Processes()[0].Command, "the options, and not their id, are repeated")
+		h.stop(web)
+		h.register(db)
+		h.start(db)
+		h.settings.MaxServices = 1
+		h.reopen()
+		_, err = h.Start(t.Context(), web, opts)
+		require.NoError(t, err)
+		_, err = h.Restart(t.Context(), web, again)
+		require.NoError(t, err)
+		h.is(web, service.Stopped)
+		again.Request.Body = "3"
+		_, err = h.Restart(t.Context(), web, again)
+		refused(t, err, service.Conflict)
+		require.Equal(t, service.ReasonRequestIDReused, service.ReasonOf(err))
 	})
 }

@@ -40,18 +40,19 @@ func (a *Agent) LogFile(name service.Name) (string, error) {
 	return path, nil
 }
 
-// Watch gives a snapshot and every notice after it; see skirnir.Registry.Watch.
-func (a *Agent) Watch(ctx context.Context, after uint64) ([]*service.Status, <-chan service.Notice, error) {
-	snapshot, notices := a.registry.Watch(ctx, after)
-	return snapshot, notices, nil
+// Watch gives every notice after the one of the returned sequence; see
+// skirnir.Registry.Watch.
+func (a *Agent) Watch(ctx context.Context) (after uint64, notices <-chan service.Notice, err error) {
+	after, notices = a.registry.Watch(ctx)
+	return after, notices, nil
 }
 
-// Recent gives the latest n notices not older than since, oldest first.
-func (a *Agent) Recent(n int, since time.Time) []service.Notice { return a.registry.Recent(n, since) }
+// Kept gives the notices that are kept of those after the one of a sequence, oldest
+// first.
+func (a *Agent) Kept(after uint64) []service.Notice { return a.registry.Kept(after) }
 
 // Sequence is the number of the latest notice.
 func (a *Agent) Sequence() uint64 { return a.registry.Sequence() }
 
-// KeptSince is from when on Recent misses no notice: at most since this agent
-// began.
+// KeptSince is from when on Kept misses no notice.
 func (a *Agent) KeptSince() time.Time { return a.registry.KeptSince() }

@@ -61,17 +61,16 @@ type Resources interface {
 
 // News tells what happens.
 type News interface {
-	// Watch gives all services as they are and, in order, every notice after
-	// the one of the given sequence, until ctx ends and notices is closed. For
-	// a reader that is too slow, or asks for what is no longer kept, notices
-	// are left out, which shows as a hole in their sequence.
-	Watch(ctx context.Context, after uint64) (snapshot []*service.Status, notices <-chan service.Notice, err error)
-	// Recent gives the latest n notices not older than since, oldest first.
-	Recent(n int, since time.Time) []service.Notice
-	// Sequence is that of the latest notice; before the first of this agent it
-	// is beyond any that an agent before it gave.
+	// Watch gives, in order, every notice after the one of the returned sequence,
+	// which is the latest, until ctx ends and notices is closed. For a reader that
+	// is too slow some are left out, which shows as a hole in their sequence.
+	Watch(ctx context.Context) (after uint64, notices <-chan service.Notice, err error)
+	// Kept gives the notices that are kept of those after the one of a sequence,
+	// oldest first and without holes: those of an earlier agent as well.
+	Kept(after uint64) []service.Notice
+	// Sequence is that of the latest notice, kept or not.
 	Sequence() uint64
-	// KeptSince is from when on Recent misses no notice.
+	// KeptSince is from when on Kept misses no notice.
 	KeptSince() time.Time
 }
 

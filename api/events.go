@@ -1,9 +1,7 @@
 package api
 
 import (
-	"context"
 	"errors"
-	"math"
 	"slices"
 	"time"
 
@@ -29,17 +27,12 @@ func (e *events) Watch(req *gladsheimv1.WatchRequest, ss grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	w.last = e.agent.Sequence()
-	_, notices, err := e.agent.Watch(ss.Context(), w.last)
+	after, notices, err := e.agent.Watch(ss.Context())
 	if err != nil {
 		return err
 	}
-	kept := e.agent.Recent(math.MaxInt, time.Time{})
-	later := slices.IndexFunc(kept, func(n service.Notice) bool { return n.Sequence > w.last })
-	if later >= 0 { // they come by notices
-		kept = kept[:later]
-	}
-	if err := w.past(kept); err != nil {
+	w.last = after
+	if err := w.past(); err != nil {
 		return err
 	}
 	if err := w.sync(); err != nil || req.GetBacklogOnly() {
@@ -96,27 +89,40 @@ func (e *events) newWatcher(req *gladsheimv1.WatchRequest, ss grpc.ServerStreami
 func (w *watcher) wants(name service.Name) bool { return len(w.only) == 0 || w.only[name] }
 
 // past tells what was asked for of the notices that are kept.
-func (w *watcher) past(kept []service.Notice) error {
+func (w *watcher) past() error {
 	switch {
 	case w.req.AfterSequence != nil:
-		return w.resume(kept, w.req.GetAfterSequence())
+		_, err := w.resume(w.req.GetAfterSequence())
+		return err
 	case w.req.BacklogCount != nil:
-		var wanted []service.Notice
-		for _, n := range kept {
-			if w.wants(n.Service) {
-				wanted = append(wanted, n)
-			}
-		}
-		return w.tell(wanted[len(wanted)-min(len(wanted), int(w.req.GetBacklogCount())):])
+		return w.latest(uint64(w.req.GetBacklogCount()))
 	case w.req.BacklogSinceUnixMs != nil:
-		return w.since(kept, time.UnixMilli(w.req.GetBacklogSinceUnixMs()))
+		return w.since(time.UnixMilli(w.req.GetBacklogSinceUnixMs()))
 	}
 	return nil
 }
 
+// kept are the notices after a sequence that are kept; later ones come as they
+// happen.
+func (w *watcher) kept(after uint64) []service.Notice {
+	return slices.DeleteFunc(w.agent.Kept(after), func(n service.Notice) bool { return n.Sequence > w.last })
+}
+
+// latest tells the last few. They are without holes, so that of those of all
+// services it is known where they begin.
+func (w *watcher) latest(count uint64) error {
+	count, after := min(count, w.last), uint64(0)
+	if len(w.only) == 0 {
+		after = w.last - count
+	}
+	wanted := slices.DeleteFunc(w.kept(after), func(n service.Notice) bool { return !w.wants(n.Service) })
+	return w.tell(wanted[len(wanted)-min(len(wanted), int(count)):])
+}
+
 // since tells what is kept from a time on. Before what is kept there may have
 // been more, nobody knows from which on.
-func (w *watcher) since(kept []service.Notice, since time.Time) error {
+func (w *watcher) since(since time.Time) error {
+	kept := w.kept(0)
 	if since.Before(w.agent.KeptSince()) {
 		before := w.last
 		if len(kept) > 0 {
@@ -134,27 +140,25 @@ func (w *watcher) since(kept []service.Notice, since time.Time) error {
 	return nil
 }
 
-// resume tells what came after a sequence. One that this agent has not reached
-// is another agent's: what is missing since then began nobody knows where.
-func (w *watcher) resume(kept []service.Notice, after uint64) error {
+// resume tells what came after a sequence, and whether some of it is missing. One
+// that was not reached yet is that of another registry: what is missing since then
+// began nobody knows where.
+func (w *watcher) resume(after uint64) (gap bool, err error) {
 	if after > w.last {
-		return w.gap(0, w.last)
+		return true, w.gap(0, w.last)
 	}
-	for i, n := range kept {
-		if n.Sequence <= after {
-			continue
-		}
-		if n.Sequence > after+1 {
-			if err := w.gap(after+1, n.Sequence-1); err != nil {
-				return err
-			}
-		}
-		return w.tell(kept[i:])
+	kept := w.kept(after)
+	missing := w.last
+	if len(kept) > 0 {
+		missing = kept[0].Sequence - 1
 	}
-	if after < w.last { // nothing since then is kept
-		return w.gap(after+1, w.last)
+	if after < missing {
+		gap, err = true, w.gap(after+1, missing)
 	}
-	return nil
+	if err == nil {
+		err = w.tell(kept)
+	}
+	return gap, err
 }
 
 func (w *watcher) tell(notices []service.Notice) error {
@@ -190,7 +194,7 @@ func (w *watcher) sync() error {
 	})
 }
 
-// present tells a notice as it comes, and of the hole before it.
+// present tells a notice as it comes, and what was lost before it.
 func (w *watcher) present(n service.Notice) error {
 	if err := w.hole(n.Sequence - 1); err != nil {
 		return err
@@ -199,15 +203,16 @@ func (w *watcher) present(n service.Notice) error {
 	return w.tell([]service.Notice{n})
 }
 
-// hole tells that what came after the last notice seen, up to one of a sequence,
-// was lost; nothing if there is no such.
+// hole tells what came after the last notice seen, up to one of a sequence, and was
+// lost on the way here because the client was too slow; nothing if there is no
+// such. What is still kept is not lost.
 func (w *watcher) hole(last uint64) error {
 	if last <= w.last {
 		return nil
 	}
-	first := w.last + 1
+	after := w.last
 	w.last = last
-	if err := w.gap(first, last); err != nil || !w.req.GetSnapshot() {
+	if gap, err := w.resume(after); err != nil || !gap || !w.req.GetSnapshot() {
 		return err
 	}
 	return w.sync()
@@ -223,16 +228,11 @@ func (w *watcher) gap(first, last uint64) error {
 func toWatchEvent(n service.Notice) *gladsheimv1.WatchEvent {
 	ev := &gladsheimv1.Event{
 		ServiceName: n.Service.String(), Kind: eventKind(n), Reason: utf8(n.Reason), Detail: clip(n.Detail, maxText),
+		State: gladsheimv1.ServiceState(n.Public), Phase: n.State.String(), Incarnation: n.Incarnation, ProcessId: int32(n.PID),
+		Exit: toExit(n.Exit),
 	}
-	if st := n.Status; st != nil {
-		ev.State, ev.Phase = toState(st.Machine), st.Machine.State.String()
-		ev.Incarnation, ev.ProcessId = st.Machine.Incarnation, int32(st.PID())
-		if asked(n) {
-			ev.Actor = utf8(st.LastActor)
-		}
-		if n.Kind == service.NoticeExit {
-			ev.Exit = toExit(st.LastExit)
-		}
+	if asked(n) {
+		ev.Actor = utf8(n.Actor)
 	}
 	return &gladsheimv1.WatchEvent{Sequence: n.Sequence, TimeUnixMs: millis(n.Time), Item: &gladsheimv1.WatchEvent_Event{Event: ev}}
 }
@@ -261,6 +261,9 @@ var stateWords = [...]string{
 // asides are the reasons of notices about a service whose state stays.
 var asides = []string{"stuck", "unrecorded", "restored"}
 
+// memory are the verdicts that say there was too little of it.
+var memory = []service.Verdict{service.VerdictOwnOOM, service.VerdictAncestorOOM, service.VerdictHostOOM}
+
 // eventKind is the word for a notice on the wire.
 func eventKind(n service.Notice) string {
 	switch {
@@ -268,18 +271,14 @@ func eventKind(n service.Notice) string {
 		return "signalled"
 	case n.Kind == service.NoticeState && slices.Contains(asides, n.Reason):
 		return n.Reason
-	case n.Kind == service.NoticeState && n.Status != nil:
-		return stateWords[n.Status.Machine.State]
-	case n.Kind == service.NoticeExit && n.Status != nil && n.Status.LastExit != nil:
-		switch n.Status.LastExit.Verdict {
-		case service.VerdictOwnOOM, service.VerdictAncestorOOM, service.VerdictHostOOM:
-			return "oom-killed"
-		}
-		return "exited"
-	case n.Kind == service.NoticeHealth && n.Status != nil:
-		return n.Status.Health.Status.String()
+	case n.Kind == service.NoticeState:
+		return stateWords[n.State]
+	case n.Kind == service.NoticeExit && n.Exit != nil && slices.Contains(memory, n.Exit.Verdict):
+		return "oom-killed"
 	case n.Kind == service.NoticeExit:
 		return "exited"
+	case n.Kind == service.NoticeHealth:
+		return n.Health.String()
 	case n.Kind == service.NoticeLimits:
 		return "limits-changed"
 	}
@@ -300,7 +299,7 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 		return err
 	}
 	name := st.Name
-	last, notices, err := g.follow(ss.Context())
+	last, notices, err := g.agent.Watch(ss.Context())
 	if err != nil {
 		return err
 	}
@@ -343,13 +342,6 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 			}
 		}
 	}
-}
-
-// follow gives all notices after the one of the sequence that is the latest now.
-func (s *Server) follow(ctx context.Context) (after uint64, notices <-chan service.Notice, err error) {
-	after = s.agent.Sequence()
-	_, notices, err = s.agent.Watch(ctx, after)
-	return after, notices, err
 }
 
 // lastLost is the sequence of the last notice after received if all those were

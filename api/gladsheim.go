@@ -36,6 +36,10 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 	if err != nil {
 		return nil, err
 	}
+	request, err := toRequest(req)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := patient(ctx, st.Spec.Stop.Timeout+st.Spec.Ready.Timeout) // one that still ends is waited for
 	defer cancel()
 	return answer(g.agent.Start(ctx, st.Name, service.StartOptions{
@@ -45,6 +49,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 		Limits:           limits,
 		Warnings:         warnings,
 		Actor:            peerOf(ctx).String(),
+		Request:          request,
 	}))
 }
 
@@ -53,7 +58,7 @@ func (g *gladsheim) StopService(ctx context.Context, req *gladsheimv1.StopServic
 	if err != nil {
 		return nil, err
 	}
-	return g.stop(ctx, st, req.GetForce(), stopTimeout(req.TimeoutMs))
+	return g.stop(ctx, st, req.GetForce(), stopTimeout(req.TimeoutMs), req)
 }
 
 func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.RestartServiceRequest) (*gladsheimv1.ServiceStatus, error) {
@@ -61,11 +66,15 @@ func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.Restart
 	if err != nil {
 		return nil, err
 	}
+	request, err := toRequest(req)
+	if err != nil {
+		return nil, err
+	}
 	timeout := stopTimeout(req.StopTimeoutMs)
 	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+st.Spec.Ready.Timeout)
 	defer cancel()
 	return answer(g.agent.Restart(ctx, st.Name, service.StopOptions{
-		Force: req.GetForceStop(), Timeout: timeout, Actor: peerOf(ctx).String(),
+		Force: req.GetForceStop(), Timeout: timeout, Actor: peerOf(ctx).String(), Request: request,
 	}))
 }
 
@@ -236,11 +245,15 @@ func (s *Server) find(text string) (*service.Status, error) {
 	return st, err
 }
 
-func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeout *time.Duration) (*gladsheimv1.ServiceStatus, error) {
+func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeout *time.Duration, req identified) (*gladsheimv1.ServiceStatus, error) {
+	request, err := toRequest(req)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout))
 	defer cancel()
 	return answer(s.agent.Stop(ctx, st.Name, service.StopOptions{
-		Force: force, Timeout: timeout, Actor: peerOf(ctx).String(),
+		Force: force, Timeout: timeout, Actor: peerOf(ctx).String(), Request: request,
 	}))
 }
 

@@ -35,12 +35,12 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 			defer cancel()
 		}
 		if m.change { // if we are killed during it, this tells who asked
-			s.log.LogAttrs(ctx, slog.LevelInfo, "call begun", about(caller, info.FullMethod, serviceOf(req))...)
+			s.log.LogAttrs(ctx, slog.LevelInfo, "call begun", about(caller, info.FullMethod, req)...)
 		}
 		resp, err = s.guard(info.FullMethod, func() (any, error) { return handler(ctx, req) })
 	}
 	err = toStatus(err)
-	s.record(ctx, m, caller, info.FullMethod, began, serviceOf(req, resp), err)
+	s.record(ctx, m, caller, info.FullMethod, began, err, req, resp)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		})
 	}
 	err = toStatus(err)
-	s.record(ss.Context(), m, caller, info.FullMethod, began, "", err)
+	s.record(ss.Context(), m, caller, info.FullMethod, began, err)
 	return err
 }
 
@@ -116,7 +116,7 @@ func (s *Server) guard(fullMethod string, run func() (any, error)) (resp any, er
 }
 
 // record logs the outcome: what a caller changed or was refused, and what is our own defect.
-func (s *Server) record(ctx context.Context, m method, caller Peer, fullMethod string, began time.Time, name string, err error) {
+func (s *Server) record(ctx context.Context, m method, caller Peer, fullMethod string, began time.Time, err error, messages ...any) {
 	outcome := status.Convert(err)
 	level := slog.LevelInfo
 	switch outcome.Code() {
@@ -132,26 +132,34 @@ func (s *Server) record(ctx context.Context, m method, caller Peer, fullMethod s
 	if err == nil && !m.change {
 		return
 	}
-	attrs := append(about(caller, fullMethod, name), slog.String("outcome", outcome.Code().String()), slog.Duration("took", time.Since(began)))
+	attrs := append(about(caller, fullMethod, messages...), slog.String("outcome", outcome.Code().String()), slog.Duration("took", time.Since(began)))
 	if err != nil {
 		attrs = append(attrs, slog.String("error", outcome.Message()))
 	}
 	s.log.LogAttrs(ctx, level, "call", attrs...)
 }
 
-// about says who calls what, of which service if the name is not "".
-func about(caller Peer, fullMethod, name string) []slog.Attr {
+// about says who calls what, and of the messages of the call which service they are
+// about and which request: what a caller sent is not logged as it came, but only if
+// it is valid.
+func about(caller Peer, fullMethod string, messages ...any) []slog.Attr {
 	attrs := []slog.Attr{
 		slog.String("method", fullMethod), slog.String("actor", caller.String()), slog.Int("pid", int(caller.PID)),
 	}
-	if name != "" {
+	if name := serviceOf(messages...); name != "" {
 		attrs = append(attrs, slog.String("service", name))
+	}
+	for _, m := range messages {
+		if req, ok := m.(identified); ok {
+			if id, valid := requestID(req); valid && id != "" {
+				attrs = append(attrs, slog.String("request_id", id))
+			}
+		}
 	}
 	return attrs
 }
 
-// serviceOf finds the valid name a call was about, "" when there is none: what
-// a caller sent is not logged as it came.
+// serviceOf finds the valid name a call was about, "" when there is none.
 func serviceOf(messages ...any) string {
 	for _, m := range messages {
 		if changed, ok := m.(interface {

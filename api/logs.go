@@ -90,7 +90,7 @@ func pattern(text string) (*regexp.Regexp, error) {
 // whileRegistered is a context that ends when the service is unregistered.
 func (l *logs) whileRegistered(ctx context.Context, name service.Name) (context.Context, context.CancelFunc, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	_, notices, err := l.follow(ctx)
+	_, notices, err := l.agent.Watch(ctx)
 	if err != nil {
 		cancel()
 		return nil, nil, err

@@ -18,7 +18,7 @@ func (r *runtime) Kill(ctx context.Context, req *gladsheimv1.KillRequest) (*glad
 	if err != nil {
 		return nil, err
 	}
-	return r.stop(ctx, st, true, nil)
+	return r.stop(ctx, st, true, nil, req)
 }
 
 func (r *runtime) Signal(ctx context.Context, req *gladsheimv1.SignalRequest) (*gladsheimv1.ServiceStatus, error) {

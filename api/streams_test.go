@@ -195,7 +195,7 @@ func TestManySubscriptionsLeaveRoomForCalls(t *testing.T) {
 // A watcher that does not read is not waited for, and told so.
 func TestASlowWatcherMissesSome(t *testing.T) {
 	f := newFixture(t)
-	f.agent.Backlog = 2
+	f.agent.Backlog, f.agent.Keep = 2, 3
 	conn := f.dial("unix://"+f.path, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
 	s, err := gladsheimv1.NewEventServiceClient(conn).Watch(callContext(t), &gladsheimv1.WatchRequest{Snapshot: true, ServiceNames: []string{"web"}})
 	require.NoError(t, err)
@@ -207,27 +207,53 @@ func TestASlowWatcherMissesSome(t *testing.T) {
 		change()
 	}
 	// Nothing comes after them that would show that the last ones are missing.
-	gaps, last := 0, uint64(apitest.Before)
-	for short(last) < changes {
+	gaps, snapshots, syncs, last := 0, 0, 0, uint64(apitest.Before)
+	for short(last) < changes || syncs < gaps {
 		ev, err := s.Recv()
 		require.NoError(t, err)
-		if ev.GetGap() == nil {
+		switch {
+		case ev.GetSnapshot() != nil:
+			snapshots++
+			require.GreaterOrEqual(t, ev.GetSequence(), last)
+		case ev.GetSynced() != nil:
+			syncs++
+			require.Equal(t, last, ev.GetSequence())
+		case ev.GetGap() != nil:
+			gaps++
+			require.Equal(t, last+1, ev.GetGap().GetFromSequence())
+			require.Equal(t, ev.GetSequence(), ev.GetGap().GetToSequence())
+			require.Greater(t, ev.GetSequence(), last)
+			last = ev.GetSequence()
+		default:
 			require.Equal(t, last+1, ev.GetSequence())
 			last++
-			continue
 		}
-		gaps++
-		require.Equal(t, last+1, ev.GetGap().GetFromSequence())
-		require.Equal(t, ev.GetSequence(), ev.GetGap().GetToSequence())
-		require.Greater(t, ev.GetSequence(), last)
-		last = ev.GetSequence()
-		require.Equal(t, []string{"snapshot web", fmt.Sprintf("synced %d", short(last))}, heard(t, s))
 	}
 	require.NotZero(t, gaps)
+	require.Equal(t, []int{gaps, gaps}, []int{snapshots, syncs}, "fresh ones for each gap")
 	change()
 	after, err := s.Recv()
 	require.NoError(t, err)
 	require.Equal(t, "201 web ready", said(after), "it is told of no hole twice")
+}
+
+// What a watcher was too slow for it is told all the same, as long as it is kept.
+func TestASlowWatcherMissesNothingThatIsKept(t *testing.T) {
+	f := newFixture(t)
+	f.agent.Backlog = 2
+	conn := f.dial("unix://"+f.path, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+	s, err := gladsheimv1.NewEventServiceClient(conn).Watch(callContext(t), &gladsheimv1.WatchRequest{Snapshot: true, ServiceNames: []string{"web"}})
+	require.NoError(t, err)
+	require.Equal(t, []string{"snapshot web", "synced 0"}, heard(t, s))
+	const changes = 200 // far more than the watch and the connection hold
+	for range changes {
+		f.agent.Change("web", service.NoticeState, "", strings.Repeat("x", maxText), to(service.Running))
+	}
+	for i := range changes {
+		ev, err := s.Recv()
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprintf("%d web ready", i+1), said(ev))
+	}
 }
 
 // busyStream is a subscription whose client is slow to take what is sent.
@@ -262,26 +288,21 @@ func TestASlowSubscriberLooksAgain(t *testing.T) {
 }
 
 func TestEventWords(t *testing.T) {
-	status := func(s service.State) *service.Status {
-		return &service.Status{Machine: service.Machine{State: s}, Health: service.Health{Status: service.Ill}, LastActor: "uid 7"}
-	}
-	exited := status(service.Clearing)
-	exited.LastExit = &service.ExitRecord{Verdict: service.VerdictHostOOM}
 	for want, n := range map[string]service.Notice{
-		"ready":          {Kind: service.NoticeState, Status: status(service.Running)},
-		"unrecorded":     {Kind: service.NoticeState, Reason: "unrecorded", Status: status(service.Running)},
-		"crashed":        {Kind: service.NoticeState, Status: status(service.Crashed)},
-		"oom-killed":     {Kind: service.NoticeExit, Status: exited},
-		"exited":         {Kind: service.NoticeExit, Status: status(service.Clearing)},
-		"unhealthy":      {Kind: service.NoticeHealth, Status: status(service.Running)},
-		"limits-changed": {Kind: service.NoticeLimits, Status: status(service.Running)},
+		"ready":          {Kind: service.NoticeState, State: service.Running},
+		"unrecorded":     {Kind: service.NoticeState, Reason: "unrecorded", State: service.Running},
+		"crashed":        {Kind: service.NoticeState, State: service.Crashed},
+		"oom-killed":     {Kind: service.NoticeExit, Exit: &service.ExitRecord{Verdict: service.VerdictHostOOM}},
+		"exited":         {Kind: service.NoticeExit, Exit: &service.ExitRecord{Verdict: service.VerdictCrash}},
+		"unhealthy":      {Kind: service.NoticeHealth, Health: service.Ill},
+		"limits-changed": {Kind: service.NoticeLimits, State: service.Running},
 		"registered":     {Kind: service.NoticeRegistered},
 		"unregistered":   {Kind: service.NoticeUnregistered},
 	} {
 		require.Equal(t, want, eventKind(n))
 		require.Equal(t, want, toWatchEvent(n).GetEvent().GetKind())
 	}
-	require.Equal(t, "uid 7", toWatchEvent(service.Notice{Kind: service.NoticeState, Reason: "asked", Status: status(service.Running)}).GetEvent().GetActor())
+	require.Equal(t, "uid 7", toWatchEvent(service.Notice{Kind: service.NoticeState, Reason: "asked", Actor: "uid 7"}).GetEvent().GetActor())
 }
 
 func TestSubscribeServiceHealth(t *testing.T) {

@@ -54,6 +54,7 @@ const (
 	ReasonUnkillable         Reason = "UNKILLABLE"
 	ReasonPreviousAlive      Reason = "PREVIOUS_INSTANCE_ALIVE"
 	ReasonExitedEarly        Reason = "EXITED_EARLY"
+	ReasonRequestIDReused    Reason = "REQUEST_ID_REUSED"
 	ReasonBackendTimeout     Reason = "BACKEND_TIMEOUT"
 	ReasonExecNotFound       Reason = "EXEC_NOT_FOUND"
 	ReasonExecDenied         Reason = "EXEC_DENIED"

@@ -63,15 +63,37 @@ type Health struct {
 	Failures  int // in a row
 }
 
-// Notice is one thing worth telling people and subscribers.
+// Notice is one thing worth telling people and subscribers, with how the service
+// stood after it. It is all that is told of it, now or later.
 type Notice struct {
-	Sequence uint64 // counts notices without holes, and grows over restarts of the agent
-	Time     time.Time
-	Service  Name
-	Kind     NoticeKind
-	Reason   string  // a word, e.g. "own-limit OOM" or "asked"
-	Detail   string  // a sentence
-	Status   *Status // as it stood after it
+	Sequence    uint64       `json:"-"` // counts notices without holes, over restarts of the agent as well
+	Time        time.Time    `json:"-"`
+	Service     Name         `json:"s"`
+	Kind        NoticeKind   `json:"k,omitempty"`
+	Reason      string       `json:"r,omitempty"` // a word, e.g. "own-limit OOM" or "asked"
+	Detail      string       `json:"d,omitempty"` // a sentence
+	State       State        `json:"m,omitempty"`
+	Public      Public       `json:"u,omitempty"`
+	Incarnation uint64       `json:"i,omitempty"`
+	PID         int          `json:"p,omitempty"`
+	Actor       string       `json:"a,omitempty"` // who asked for the last change
+	Health      HealthStatus `json:"h,omitempty"` // of NoticeHealth
+	Exit        *ExitRecord  `json:"x,omitempty"` // of NoticeExit
+}
+
+// Notice makes one of s as it stands. Who keeps it gives it its number and time.
+func (s *Status) Notice(kind NoticeKind, reason, detail string) Notice {
+	n := Notice{
+		Service: s.Name, Kind: kind, Reason: reason, Detail: detail, State: s.Machine.State, Public: s.Machine.Public(),
+		Incarnation: s.Machine.Incarnation, PID: s.PID(), Actor: s.LastActor,
+	}
+	switch kind {
+	case NoticeExit:
+		n.Exit = s.LastExit
+	case NoticeHealth:
+		n.Health = s.Health.Status
+	}
+	return n
 }
 
 // NoticeKind says what a Notice is about.
@@ -80,8 +102,8 @@ type NoticeKind uint8
 // The notices.
 const (
 	NoticeState        NoticeKind = iota // the machine changed its state
-	NoticeExit                           // an incarnation ended; Status.LastExit tells how
-	NoticeHealth                         // the verdict over its checks changed
+	NoticeExit                           // an incarnation ended; Exit tells how
+	NoticeHealth                         // the verdict over its checks changed; Health is the new one
 	NoticeLimits                         // limits were changed
 	NoticeRegistered                     // a definition came or changed
 	NoticeUnregistered                   // a definition went
@@ -101,6 +123,7 @@ type StartOptions struct {
 	Limits           Limits            // over the definition's
 	Warnings         Warnings          // over the definition's
 	Actor            string            // who asks
+	Request          Request           `json:"-"` // this one; it is no part of what a restart repeats
 }
 
 // StopOptions change one stop; the zero value is the definition's policy.
@@ -108,4 +131,5 @@ type StopOptions struct {
 	Force   bool           // kill at once
 	Timeout *time.Duration // instead of the definition's
 	Actor   string         // who asks
+	Request Request        // this one
 }

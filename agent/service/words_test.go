@@ -231,3 +231,26 @@ func TestValidateFindsEveryFault(t *testing.T) {
 		"ready.url", "ready.timeout", "health.threshold", "restart.max_backoff",
 	}, fields)
 }
+
+func TestAFailureIsTheErrorAgain(t *testing.T) {
+	web := MustName("web")
+	for _, err := range []error{
+		nil,
+		errors.New("it ended"),
+		&Error{Op: "start", Service: web, Kind: Unlaunchable, Reason: ReasonExecNotFound, Err: errors.New("no such file")},
+		&Error{Op: "stop", Service: web, Kind: Timeout},
+	} {
+		raw, wrong := json.Marshal(FailureOf(err))
+		require.NoError(t, wrong)
+		var kept *Failure
+		require.NoError(t, json.Unmarshal(raw, &kept))
+		again := kept.Of(web)
+		if err == nil {
+			require.NoError(t, again)
+			continue
+		}
+		require.EqualError(t, again, err.Error())
+		require.Equal(t, KindOf(err), KindOf(again))
+		require.Equal(t, ReasonOf(err), ReasonOf(again))
+	}
+}

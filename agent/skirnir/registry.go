@@ -1,11 +1,16 @@
 // Package skirnir is the registry: it knows what runs, and tells. Readers
 // take snapshots and hold no lock; writers change one service at a time, and
 // every change reaches each subscriber once, in order, or shows as a hole in
-// the sequence. Its Store keeps on disk what must outlive the agent.
+// the sequence. What was told the next agent of this boot can tell again. Its
+// Store keeps on disk what must outlive the agent.
 package skirnir
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -15,11 +20,9 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// Caps on what is kept and queued, so that no client can make the agent grow.
-const (
-	keptNotices  = 1024 // at least, for late subscribers and `gladsheim events`
-	queueNotices = 256  // per subscriber, before it loses some
-)
+// queueNotices is how many wait for a subscriber before it loses some, so that no
+// client can make the agent grow.
+const queueNotices = 256
 
 // Registry holds the status of every known service. Its methods may be called
 // by many goroutines at once.
@@ -27,9 +30,11 @@ type Registry struct {
 	index atomic.Pointer[index] // replaced, never changed, when services come and go
 
 	mu          sync.Mutex // held by writers, never across IO
-	sequence    uint64
-	kept        []service.Notice // the latest, oldest first
-	keptSince   time.Time
+	ring        *ring      // the latest notices
+	boot        string
+	path        string // of the ring's file
+	transient   error  // why it has none
+	closed      bool
 	subscribers map[chan service.Notice]struct{}
 }
 
@@ -43,14 +48,42 @@ type entry struct {
 	status atomic.Pointer[service.Status]
 }
 
-// NewRegistry returns an empty registry that numbers its notices from after+1.
-// An agent gives a number that grows from one agent to the next unless the clock
-// is set back, so that a subscriber of an earlier one finds a hole and not a
-// repetition.
-func NewRegistry(after uint64) *Registry {
-	r := &Registry{sequence: after, keptSince: time.Now(), subscribers: map[chan service.Notice]struct{}{}}
+// OpenRegistry returns a registry without services that goes on with the notices
+// of the last agent of this boot, as they are kept in the run directory, and with
+// their numbers. fault tells that what was kept there had to be set aside: then
+// the numbers go on beyond all that were given, so that a subscriber of before
+// finds a hole and not a repetition.
+func OpenRegistry(runDir, bootID string) (r *Registry, fault error) {
+	kept, fault, transient := openRing(runDir, bootID)
+	r = newRegistry(kept)
+	r.boot, r.path, r.transient = bootID, filepath.Join(runDir, ringFile), transient
+	return r, fault
+}
+
+func newRegistry(kept *ring) *Registry {
+	r := &Registry{ring: kept, subscribers: map[chan service.Notice]struct{}{}}
 	r.index.Store(&index{byName: map[service.Name]*entry{}})
 	return r
+}
+
+// Close lets go of the file. From then on nothing is told any more.
+func (r *Registry) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	left := r.ring
+	r.closed, r.ring = true, newRing(r.boot, left.sequence)
+	return left.leave()
+}
+
+// Transient tells why notices end with this agent, or is nil: the next one goes on
+// where it left off.
+func (r *Registry) Transient() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.transient
 }
 
 // Get returns the status of one service, in constant time.
@@ -162,22 +195,25 @@ func (r *Registry) Revise(name service.Name, change func(*service.Status) News) 
 	return &next
 }
 
-// publish numbers a notice, keeps it and hands it to every subscriber that has
-// room. The caller holds mu.
+// publish keeps a notice, which numbers it, and then hands it to every subscriber
+// that has room: none is told what the next agent would not know. The caller holds
+// mu.
 func (r *Registry) publish(s *service.Status, news News) {
-	if news.Silent {
+	if news.Silent || r.closed {
 		return
 	}
-	r.sequence++
-	n := service.Notice{
-		Sequence: r.sequence, Time: time.Now(), Service: s.Name,
-		Kind: news.Kind, Reason: news.Reason, Detail: news.Detail, Status: s,
+	n := s.Notice(news.Kind, news.Reason, news.Detail)
+	n.Time = time.Now()
+	body := encode(n)
+	r.touch(func(kept *ring) error { return kept.append(n.Time, body) })
+	n.Sequence = r.ring.sequence
+	if len(r.subscribers) == 0 {
+		return
 	}
-	if len(r.kept) == 2*keptNotices { // moved seldom, so that a notice costs little
-		r.keptSince = r.kept[keptNotices-1].Time.Add(1) // just after the last that goes
-		r.kept = append(r.kept[:0], r.kept[keptNotices:]...)
+	// As it was kept: an event is the same whenever it is told.
+	if told, err := decode(note{sequence: n.Sequence, time: n.Time.UnixNano(), body: body}); err == nil {
+		n = told
 	}
-	r.kept = append(r.kept, n)
 	for ch := range r.subscribers {
 		select {
 		case ch <- n:
@@ -186,24 +222,73 @@ func (r *Registry) publish(s *service.Status, news News) {
 	}
 }
 
-// Watch returns a snapshot and every notice after it, until ctx ends; then the
-// channel is closed. With after > 0 it begins with the kept notices beyond that
-// sequence number instead, and the snapshot is nil, unless some of them are
-// no longer kept. A subscriber that is too slow finds a hole in the sequence;
-// one whose queue is empty and who is behind Sequence, read before, has lost the
-// last ones.
-func (r *Registry) Watch(ctx context.Context, after uint64) ([]*service.Status, <-chan service.Notice) {
+// touch has f use the ring. When the ring's file can not be had any more it goes on
+// in memory. The caller holds mu.
+func (r *Registry) touch(f func(*ring) error) {
+	kept := r.ring
+	if err := guard(func() error { return f(kept) }); err != nil {
+		r.lose(kept, err)
+		_ = f(r.ring)
+	}
+}
+
+// lose leaves a ring that is of no use any more. Its file goes, or the next agent
+// would give our numbers again; that this waits for the file system happens once.
+// The caller holds mu.
+func (r *Registry) lose(lost *ring, why error) {
+	if r.ring != lost { // somebody else did
+		return
+	}
+	r.ring = newRing(r.boot, lost.sequence)
+	r.transient = errors.Join(fmt.Errorf("cannot use %s: %w", r.path, why), lost.leave(), removeFile(r.path))
+}
+
+// encode writes a notice, shortened until it fits into a ring.
+func encode(n service.Notice) []byte {
+	for {
+		body, err := json.Marshal(n)
+		switch {
+		case err != nil: // a number that is none
+			n.Exit, n.Detail = nil, "how it ended can not be kept: "+err.Error()
+		case len(body) <= maxBody:
+			return body
+		default:
+			shorten(&n)
+		}
+	}
+}
+
+// shorten drops half of the last lines, the older ones, and when there are none
+// half of each text.
+func shorten(n *service.Notice) {
+	var x service.ExitRecord
+	if n.Exit != nil {
+		x = *n.Exit
+		n.Exit = &x
+	}
+	if lines := len(x.LastLines); lines > 0 {
+		x.LastLines = x.LastLines[(lines+1)/2:]
+		return
+	}
+	for _, text := range []*string{&n.Reason, &n.Detail, &n.Actor, &x.Exit.Unknown, &x.Remains.OOMLevel, &x.RequestedBy, &x.Message} {
+		*text = (*text)[:len(*text)/2]
+	}
+}
+
+func decode(kept note) (service.Notice, error) {
+	n := service.Notice{Sequence: kept.sequence, Time: time.Unix(0, kept.time)}
+	err := json.Unmarshal(kept.body, &n)
+	return n, err
+}
+
+// Watch gives every notice after the one of the returned sequence, until ctx ends;
+// then the channel is closed. A subscriber that is too slow finds a hole in the
+// sequence; one whose queue is empty and who is behind Sequence, read before, has
+// lost the last ones.
+func (r *Registry) Watch(ctx context.Context) (after uint64, notices <-chan service.Notice) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	missed, whole := r.since(after)
-	var snapshot []*service.Status
-	if after == 0 || !whole {
-		missed, snapshot = nil, r.List()
-	}
-	ch := make(chan service.Notice, queueNotices+len(missed))
-	for _, n := range missed {
-		ch <- n
-	}
+	ch := make(chan service.Notice, queueNotices)
 	r.subscribers[ch] = struct{}{}
 	context.AfterFunc(ctx, func() {
 		r.mu.Lock()
@@ -211,46 +296,52 @@ func (r *Registry) Watch(ctx context.Context, after uint64) ([]*service.Status, 
 		delete(r.subscribers, ch)
 		close(ch)
 	})
-	return snapshot, ch
+	return r.ring.sequence, ch
 }
 
-// since returns the kept notices beyond after, and whether none is missing.
-func (r *Registry) since(after uint64) ([]service.Notice, bool) {
-	if after > r.sequence {
-		return nil, false
-	}
-	behind := r.sequence - after
-	if behind > uint64(len(r.kept)) {
-		return nil, false
-	}
-	return r.kept[len(r.kept)-int(behind):], true
-}
-
-// Recent returns up to n kept notices not older than since, oldest first;
-// n ≤ 0 means all of them.
-func (r *Registry) Recent(n int, since time.Time) []service.Notice {
+// Kept gives the notices that are kept of those after the one of a sequence, oldest
+// first. They are without holes, and reach to the latest.
+func (r *Registry) Kept(after uint64) []service.Notice {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	first := 0
-	for first < len(r.kept) && r.kept[first].Time.Before(since) {
-		first++
+	var copied []byte
+	r.touch(func(kept *ring) error { copied = kept.kept(); return nil })
+	from := r.ring
+	r.mu.Unlock()
+	notices, err := decodeAll(copied, after)
+	if err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.lose(from, err)
 	}
-	if n > 0 {
-		first = max(first, len(r.kept)-n)
+	return notices
+}
+
+func decodeAll(kept []byte, after uint64) ([]service.Notice, error) {
+	notes, err := readNotes(kept, after)
+	if err != nil {
+		return nil, err
 	}
-	return slices.Clone(r.kept[first:])
+	notices := make([]service.Notice, len(notes))
+	for i, n := range notes {
+		if notices[i], err = decode(n); err != nil {
+			return nil, err
+		}
+	}
+	return notices, nil
 }
 
 // Sequence is the number of the latest notice.
 func (r *Registry) Sequence() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sequence
+	return r.ring.sequence
 }
 
-// KeptSince is from when on Recent misses no notice.
+// KeptSince is from when on Kept misses no notice.
 func (r *Registry) KeptSince() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.keptSince
+	var since time.Time
+	r.touch(func(kept *ring) error { since = kept.since(); return nil })
+	return since
 }

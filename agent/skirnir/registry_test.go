@@ -3,6 +3,8 @@ package skirnir
 import (
 	"context"
 	"fmt"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,14 +16,22 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("SKIRNIR_BE_KILLED"); dir != "" {
+		beKilled(dir)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// fresh is a registry that no agent had before, in memory.
+func fresh() *Registry { return newRegistry(newRing("a boot", 0)) }
 
 func status(name string, s service.State) service.Status {
 	return service.Status{Name: service.MustName(name), Machine: service.Machine{State: s}}
 }
 
 func TestListIsSortedAndFiltered(t *testing.T) {
-	r := NewRegistry(0)
+	r := fresh()
 	r.Add(status("web", service.Running), status("db", service.Stopped), status("api", service.Crashed))
 	r.Add(status("web", service.Stopped)) // known: keeps its status
 	require.Len(t, r.List(), 3)
@@ -45,7 +55,7 @@ func names(list []*service.Status) []string {
 }
 
 func TestSnapshotsDoNotChange(t *testing.T) {
-	r := NewRegistry(0)
+	r := fresh()
 	r.Add(status("web", service.Stopped))
 	web := service.MustName("web")
 	before, _ := r.Get(web)
@@ -55,20 +65,21 @@ func TestSnapshotsDoNotChange(t *testing.T) {
 	require.Nil(t, r.Update(service.MustName("nobody"), News{}, func(*service.Status) { t.Fatal("called") }))
 }
 
-func TestWatchTellsSnapshotThenEveryChange(t *testing.T) {
+func TestWatchTellsEveryChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := NewRegistry(0)
+		r := fresh()
 		r.Add(status("web", service.Stopped))
 		web := service.MustName("web")
+		r.Update(web, News{}, func(*service.Status) {})
 		ctx, cancel := context.WithCancel(t.Context())
-		snapshot, news := r.Watch(ctx, 0)
-		require.Len(t, snapshot, 1)
+		after, news := r.Watch(ctx)
+		require.EqualValues(t, 1, after)
 		for i := range 5 {
 			r.Update(web, News{Detail: fmt.Sprint(i)}, func(*service.Status) {})
 		}
 		for i := range 5 {
 			n := <-news
-			require.EqualValues(t, i+1, n.Sequence)
+			require.EqualValues(t, i+2, n.Sequence)
 			require.Equal(t, fmt.Sprint(i), n.Detail)
 		}
 		r.Update(web, News{Silent: true}, func(*service.Status) {})
@@ -81,34 +92,35 @@ func TestWatchTellsSnapshotThenEveryChange(t *testing.T) {
 	})
 }
 
-func TestWatchResumesOrFallsBackToASnapshot(t *testing.T) {
-	r := NewRegistry(0)
+func TestKeptIsWholeFromASequenceOn(t *testing.T) {
+	r := fresh()
 	r.Add(status("web", service.Stopped))
 	web := service.MustName("web")
 	for range 10 {
 		r.Update(web, News{}, func(*service.Status) {})
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	snapshot, news := r.Watch(ctx, 7)
-	require.Nil(t, snapshot)
-	require.EqualValues(t, 8, (<-news).Sequence)
-	snapshot, _ = r.Watch(ctx, 999)
-	require.NotNil(t, snapshot, "a number of the future is of another agent")
-	for range 3 * keptNotices {
-		r.Update(web, News{}, func(*service.Status) {})
+	require.Len(t, r.Kept(7), 3)
+	require.EqualValues(t, 8, r.Kept(7)[0].Sequence)
+	require.Empty(t, r.Kept(10))
+	require.Empty(t, r.Kept(999))
+	for range areaSize / unit { // more than there can be
+		r.Update(web, News{Detail: "a longer text, so that each takes several units of the area"}, func(*service.Status) {})
 	}
-	snapshot, _ = r.Watch(ctx, 7)
-	require.NotNil(t, snapshot, "too old to be kept")
-	require.LessOrEqual(t, len(r.kept), 2*keptNotices)
+	kept := r.Kept(0)
+	require.Greater(t, kept[0].Sequence, uint64(10), "the oldest made room")
+	require.Greater(t, len(kept), 10_000)
+	for i, n := range kept {
+		require.Equal(t, kept[0].Sequence+uint64(i), n.Sequence)
+	}
+	require.Equal(t, r.Sequence(), kept[len(kept)-1].Sequence)
 }
 
 func TestSlowSubscriberFindsAHole(t *testing.T) {
-	r := NewRegistry(0)
+	r := fresh()
 	r.Add(status("web", service.Stopped))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	_, news := r.Watch(ctx, 0)
+	_, news := r.Watch(ctx)
 	for range queueNotices + 10 {
 		r.Update(service.MustName("web"), News{}, func(*service.Status) {})
 	}
@@ -119,46 +131,33 @@ func TestSlowSubscriberFindsAHole(t *testing.T) {
 	require.EqualValues(t, queueNotices+11, (<-news).Sequence)
 }
 
-func TestRecent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := NewRegistry(0)
-		r.Add(status("web", service.Stopped))
-		for range 4 {
-			r.Update(service.MustName("web"), News{}, func(*service.Status) {})
-			time.Sleep(time.Second)
-		}
-		require.Len(t, r.Recent(0, time.Time{}), 4)
-		require.Len(t, r.Recent(3, time.Time{}), 3)
-		require.Len(t, r.Recent(0, time.Now().Add(-2*time.Second)), 2)
-		require.EqualValues(t, 4, r.Sequence())
-	})
-}
-
 func TestKeptSince(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, began := NewRegistry(0), time.Now()
+		r, began := fresh(), time.Now()
 		r.Add(status("web", service.Stopped))
-		for range 2 * keptNotices {
-			time.Sleep(time.Second)
-			r.Update(service.MustName("web"), News{}, func(*service.Status) {})
+		require.True(t, r.KeptSince().Equal(began))
+		for kept := r.Kept(0); len(kept) == 0 || kept[0].Sequence == 1; kept = r.Kept(0) {
+			require.True(t, r.KeptSince().Equal(began), "all are kept")
+			for range 100 {
+				time.Sleep(time.Second)
+				r.Update(service.MustName("web"), News{Detail: strings.Repeat("x", 1000)}, func(*service.Status) {})
+			}
 		}
-		require.Equal(t, began, r.KeptSince(), "all are kept")
-		r.Update(service.MustName("web"), News{}, func(*service.Status) {})
-		oldest := r.Recent(0, time.Time{})[0]
+		oldest := r.Kept(0)[0]
 		require.True(t, r.KeptSince().Before(oldest.Time))
 		require.True(t, r.KeptSince().After(oldest.Time.Add(-time.Second)), "the one before is gone")
 	})
 }
 
 func TestReadersAndWritersDoNotRace(t *testing.T) {
-	r := NewRegistry(0)
+	r := fresh()
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for i := range 4 {
 		name := fmt.Sprintf("s%d", i)
 		r.Add(status(name, service.Stopped))
-		_, news := r.Watch(ctx, 0) // before the first notice, so that there are enough
+		_, news := r.Watch(ctx) // before the first notice, so that there are enough
 		wg.Go(func() {
 			for range 200 {
 				r.Update(service.MustName(name), News{}, func(s *service.Status) { s.Machine.Restarts++ })

@@ -45,6 +45,7 @@ type Actual struct {
 	Exit    *service.Exit   `json:"exit,omitempty"` // how the main process ended, nil while nobody knows that it did
 	Due     time.Time       `json:"due"`            // in Backoff: when the next launch is
 	Actor   string          `json:"actor"`
+	Asked   []service.Asked `json:"asked,omitempty"` // requests with an id, the latest last
 	BootID  string          `json:"boot_id"`
 }
 

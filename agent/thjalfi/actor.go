@@ -34,6 +34,7 @@ type actor struct {
 	plan    *Plan // of the present or last incarnation
 	next    *Plan // of the incarnation that somebody asked for, until it is launched
 	waiters []request
+	asked   []service.Asked // the latest last; see remember
 
 	ref     service.Ref
 	handle  backends.Handle
@@ -76,6 +77,7 @@ type work struct {
 
 // request is what a caller asks for.
 type request struct {
+	service.Request
 	ctx         context.Context // of the caller
 	kind        service.EventKind
 	plan        *Plan
@@ -177,7 +179,7 @@ func (a *actor) timeout() {
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
-	a.logFrom = r.LogFrom
+	a.logFrom, a.asked = r.LogFrom, r.Asked
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
 		return
@@ -221,6 +223,9 @@ func (a *actor) depart() {
 // take begins what a caller asks for, or refuses it.
 func (a *actor) take(r request) {
 	a.waiters = slices.DeleteFunc(a.waiters, func(w request) bool { return w.ctx.Err() != nil })
+	if a.recall(r) {
+		return
+	}
 	if refusal := a.refuses(r.kind); refusal != nil {
 		if a.unrecorded != nil && r.ends() { // it has ended, and now that may be written down
 			a.record()
@@ -231,10 +236,15 @@ func (a *actor) take(r request) {
 		r.reply <- refusal
 		return
 	}
-	a.actor = r.actor
-	if r.kind == service.Restart && r.stop.Force {
-		a.happen(service.Event{Kind: service.Kill})
+	r.incarnation = a.machine.Incarnation
+	if !r.ends() {
+		r.incarnation++
 	}
+	if err := a.remember(r); err != nil {
+		r.reply <- err
+		return
+	}
+	a.actor = r.actor
 	if r.plan != nil {
 		a.next = r.plan
 	}
@@ -244,12 +254,16 @@ func (a *actor) take(r request) {
 		a.grace = a.plan.Spec.Stop.Timeout
 	}
 	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver && !a.machine.Killing
-	r.incarnation = a.machine.Incarnation
-	if !r.ends() {
-		r.incarnation++
-	}
 	a.waiters = append(a.waiters, r)
-	a.happen(service.Event{Kind: r.kind})
+	before := a.machine
+	if r.kind == service.Restart && r.stop.Force {
+		a.happen(service.Event{Kind: service.Kill}, service.Event{Kind: r.kind})
+	} else {
+		a.happen(service.Event{Kind: r.kind})
+	}
+	if r.ID != "" && a.machine == before { // else it is recorded with what it began
+		a.record()
+	}
 	switch {
 	case r.kind != service.Stop || !ending:
 	case !a.armed: // its grace is over, and it may not be killed
@@ -260,7 +274,9 @@ func (a *actor) take(r request) {
 }
 
 // ends tells whether an end is asked for, and not a fresh incarnation.
-func (r request) ends() bool { return r.kind == service.Stop || r.kind == service.Kill }
+func (r request) ends() bool { return ends(r.kind) }
+
+func ends(kind service.EventKind) bool { return kind == service.Stop || kind == service.Kill }
 
 // refuses tells why a caller's wish can not be taken, or nil. Beside what would
 // not die or be cleared nothing is launched, and nobody is kept waiting for that.
@@ -273,12 +289,17 @@ func (a *actor) refuses(kind service.EventKind) *service.Error {
 	return a.machine.Refuses(kind)
 }
 
-// happen lets the machine decide on an event, tells and records the outcome,
-// and sets the effects going. What is recorded is recorded before any effect.
-func (a *actor) happen(ev service.Event) {
+// happen lets the machine decide on events that come as one, tells and records the
+// outcome, and sets the effects going. What is recorded is recorded before any
+// effect.
+func (a *actor) happen(events ...service.Event) {
 	before := a.machine
 	var effects []service.Effect
-	a.machine, effects = service.Next(before, ev)
+	for _, ev := range events {
+		var more []service.Effect
+		a.machine, more = service.Next(a.machine, ev)
+		effects = append(effects, more...)
+	}
 	if a.machine.State == service.Launching && a.next != nil {
 		a.plan, a.next = a.next, nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
@@ -289,14 +310,16 @@ func (a *actor) happen(ev service.Event) {
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
 		a.due = time.Now().Add(a.machine.Policy.Delay(a.machine.Failures))
 	}
+	news := a.conclude()
+	switch {
+	case a.machine.State == service.Launching && before.State != service.Launching:
+		a.ref, a.started, a.exit, a.cause, a.ender = service.Ref{}, time.Time{}, nil, service.CauseNone, ""
+		a.sent, a.forced, a.failure = nil, false, nil // a launch records its intent itself, and fails if it can not
+	case a.machine != before || news:
+		a.record()
+	}
 	if a.machine != before {
-		if a.machine.State == service.Launching && before.State != service.Launching {
-			a.ref, a.started, a.exit, a.cause, a.ender = service.Ref{}, time.Time{}, nil, service.CauseNone, ""
-			a.sent, a.forced, a.failure = nil, false, nil
-		} else {
-			a.record() // a launch records its intent itself, and fails if it can not
-		}
-		a.publish(service.NoticeState, ev.Kind.String(), "")
+		a.publish(service.NoticeState, events[len(events)-1].Kind.String(), "")
 	}
 	a.answer()
 	for _, e := range effects {
@@ -338,7 +361,7 @@ func (a *actor) record() {
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Due: a.due, Actor: a.actor}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
 	if a.plan != nil {
 		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}
@@ -374,7 +397,7 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 func (a *actor) answer() {
 	waiting := a.waiters[:0]
 	for _, r := range a.waiters {
-		settled, err := a.settled(r)
+		settled, err := a.settled(r.kind, r.incarnation)
 		if !settled {
 			waiting = append(waiting, r)
 			continue
@@ -404,18 +427,19 @@ func (a *actor) undone(r request) error {
 		Err: fmt.Errorf("it ended, but that could not be recorded, so that it may run again after a restart of the agent: %w", a.unrecorded)}
 }
 
-func (a *actor) settled(r request) (bool, error) {
+// settled tells whether a wish has come true or, with an error, can not any more.
+func (a *actor) settled(kind service.EventKind, incarnation uint64) (bool, error) {
 	m := a.machine
-	if r.ends() {
-		return !m.State.Alive() || m.Incarnation > r.incarnation, nil
+	if ends(kind) {
+		return !m.State.Alive() || m.Incarnation > incarnation, nil
 	}
 	switch {
-	case m.State.Alive() && m.State != service.Running, m.State == service.Running && m.Incarnation < r.incarnation:
+	case m.State.Alive() && m.State != service.Running, m.State == service.Running && m.Incarnation < incarnation:
 		return false, nil
 	case m.State == service.Running:
 		return true, nil
-	case m.Incarnation < r.incarnation || a.failure == nil:
-		return true, &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.Conflict,
+	case m.Incarnation < incarnation || a.failure == nil:
+		return true, &service.Error{Op: kind.String(), Service: a.name, Kind: service.Conflict,
 			Err: fmt.Errorf("%s asked for it to stop", cmp.Or(a.actor, "somebody"))}
 	}
 	return true, a.failure
@@ -429,13 +453,21 @@ func (a *actor) fail(err error) {
 	}
 	again := a.failure != nil && a.failure.Error() == err.Error()
 	a.failure = err
+	hopeless := func(kind service.EventKind, incarnation uint64) (bool, error) {
+		return ends(kind) || incarnation > a.machine.Incarnation, err
+	}
+	if a.settle(hopeless) {
+		a.record()
+	}
 	waiting := a.waiters[:0]
 	for _, r := range a.waiters {
-		if r.ends() || r.incarnation > a.machine.Incarnation {
+		if over, _ := hopeless(r.kind, r.incarnation); !over {
+			waiting = append(waiting, r)
+		} else if r.ID != "" {
+			a.reply(r, err) // behind the recording
+		} else {
 			r.reply <- err
-			continue
 		}
-		waiting = append(waiting, r)
 	}
 	a.waiters = waiting
 	if !again { // readers see it already

@@ -40,6 +40,7 @@ type Record struct {
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
 	Due     time.Time     // in Backoff: when the next launch is
 	Actor   string
+	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions
 }
 
@@ -160,15 +161,38 @@ func (t *Thjalfi) retire(a *actor, reply chan<- error) {
 	}
 }
 
-// Start launches a service and returns when it is ready.
+// Start launches a service and returns when it is ready. The request of the plan's
+// options is that of this start alone.
 func (t *Thjalfi) Start(ctx context.Context, name service.Name, plan Plan) error {
-	return t.request(ctx, name, request{kind: service.Start, plan: &plan, actor: plan.Actor})
+	r := request{kind: service.Start, plan: &plan, actor: plan.Actor, Request: plan.Options.Request}
+	plan.Options.Request = service.Request{}
+	return t.request(ctx, name, r)
 }
 
 // Restart ends the incarnation that runs, if one does, and returns when a
 // fresh one is ready.
 func (t *Thjalfi) Restart(ctx context.Context, name service.Name, plan Plan, opts service.StopOptions) error {
-	return t.request(ctx, name, request{kind: service.Restart, plan: &plan, stop: opts, actor: plan.Actor})
+	return t.request(ctx, name, request{kind: service.Restart, plan: &plan, stop: opts, actor: plan.Actor, Request: opts.Request})
+}
+
+// Recall answers a request that was begun before, as that one is or was answered,
+// and does nothing else. A stop need not be recalled: Stop does.
+func (t *Thjalfi) Recall(ctx context.Context, name service.Name, kind service.EventKind, actor string, retry service.Request) (known bool, err error) {
+	if retry.ID == "" {
+		return false, nil
+	}
+	a, err := t.find(kind.String(), name)
+	if err != nil {
+		return false, err
+	}
+	recalled := false
+	err = ask(ctx, a, kind.String(), func(reply chan<- error) {
+		recalled = a.recall(request{ctx: ctx, kind: kind, actor: actor, reply: reply, Request: retry})
+		if !recalled {
+			reply <- nil
+		}
+	})
+	return err == nil && recalled, err
 }
 
 // Options are those of the last start or restart that somebody asked for, which
@@ -213,7 +237,7 @@ func (t *Thjalfi) Stop(ctx context.Context, name service.Name, opts service.Stop
 	if opts.Force {
 		kind = service.Kill
 	}
-	return t.request(ctx, name, request{kind: kind, stop: opts, actor: opts.Actor})
+	return t.request(ctx, name, request{kind: kind, stop: opts, actor: opts.Actor, Request: opts.Request})
 }
 
 // SetLimits changes limits of the incarnation that runs, and of those that

@@ -94,9 +94,8 @@ func (a *Agent) change(s *Service, kind service.NoticeKind, reason, detail strin
 
 func (a *Agent) tell(st service.Status, kind service.NoticeKind, reason, detail string) {
 	a.sequence++
-	n := service.Notice{
-		Sequence: Before + a.sequence, Time: a.Now, Service: st.Name, Kind: kind, Reason: reason, Detail: detail, Status: &st,
-	}
+	n := st.Notice(kind, reason, detail)
+	n.Sequence, n.Time = Before+a.sequence, a.Now
 	a.notices = append(a.notices, n)
 	if a.Keep > 0 && len(a.notices) > a.Keep {
 		a.notices = a.notices[len(a.notices)-a.Keep:]
@@ -334,9 +333,9 @@ func (a *Agent) Processes(ctx context.Context, name service.Name) ([]service.Pro
 }
 
 // Watch plays News.Watch.
-func (a *Agent) Watch(ctx context.Context, after uint64) ([]*service.Status, <-chan service.Notice, error) {
+func (a *Agent) Watch(ctx context.Context) (uint64, <-chan service.Notice, error) {
 	if err := a.enter(ctx, "Watch"); err != nil {
-		return nil, nil, err
+		return 0, nil, err
 	}
 	defer a.mu.Unlock()
 	size := a.Backlog
@@ -344,14 +343,6 @@ func (a *Agent) Watch(ctx context.Context, after uint64) ([]*service.Status, <-c
 		size = 64
 	}
 	notices := make(chan service.Notice, size)
-	for _, n := range a.notices {
-		if n.Sequence > after {
-			select {
-			case notices <- n:
-			default:
-			}
-		}
-	}
 	if a.watchers == nil {
 		a.watchers = map[chan service.Notice]bool{}
 	}
@@ -362,17 +353,16 @@ func (a *Agent) Watch(ctx context.Context, after uint64) ([]*service.Status, <-c
 		delete(a.watchers, notices)
 		close(notices)
 	})
-	return a.list(), notices, nil
+	return Before + a.sequence, notices, nil
 }
 
-// Recent gives the latest notices, oldest first.
-func (a *Agent) Recent(n int, since time.Time) []service.Notice {
-	if err := a.enter(context.Background(), "Recent"); err != nil {
+// Kept plays News.Kept.
+func (a *Agent) Kept(after uint64) []service.Notice {
+	if err := a.enter(context.Background(), "Kept"); err != nil {
 		return nil
 	}
 	defer a.mu.Unlock()
-	kept := a.notices[max(0, len(a.notices)-n):]
-	return slices.DeleteFunc(slices.Clone(kept), func(n service.Notice) bool { return n.Time.Before(since) })
+	return slices.DeleteFunc(slices.Clone(a.notices), func(n service.Notice) bool { return n.Sequence <= after })
 }
 
 // Sequence is that of the latest notice.

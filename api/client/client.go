@@ -6,10 +6,16 @@
 //	defer c.Close()
 //	st, err := c.StartService(ctx, &gladsheimv1.StartServiceRequest{ServiceName: "web"})
 //	if client.KindOf(err) == service.AlreadyRunning { … }
+//
+// A start, stop, restart or kill whose answer may be lost gets an id, and is sent
+// again as it is until there is an answer; it happens once:
+//
+//	req := &gladsheimv1.StartServiceRequest{ServiceName: "web", RequestId: client.NewRequestID()}
 package client
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -90,6 +96,9 @@ func Dial(address string) (*Client, error) {
 	c.Health = grpc_health_v1.NewHealthClient(c.conn)
 	return c, nil
 }
+
+// NewRequestID is an id for the request_id of one request, and of its retries.
+func NewRequestID() string { return rand.Text() }
 
 // Address is the address the Client was made for.
 func (c *Client) Address() string { return c.address }

@@ -9,7 +9,8 @@ import (
 )
 
 func (a *app) killCommand() *cobra.Command {
-	return &cobra.Command{
+	var id string
+	c := &cobra.Command{
 		Use:               "kill NAME…",
 		Short:             "End services at once, with everything they started",
 		Args:              someNames,
@@ -18,8 +19,10 @@ func (a *app) killCommand() *cobra.Command {
 			return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 				ctx, cancel := a.deed(ctx)
 				defer cancel()
-				return a.client.Kill(ctx, &gladsheimv1.KillRequest{ServiceName: name})
+				return a.client.Kill(ctx, &gladsheimv1.KillRequest{ServiceName: name, RequestId: id})
 			}))
 		},
 	}
+	requestIDFlag(c, &id)
+	return c
 }

@@ -12,6 +12,7 @@ import (
 func (a *app) restartCommand() *cobra.Command {
 	var force bool
 	var patience time.Duration
+	var id string
 	c := &cobra.Command{
 		Use:               "restart NAME…",
 		Short:             "Stop services if they run, and start them again",
@@ -19,6 +20,7 @@ func (a *app) restartCommand() *cobra.Command {
 		ValidArgsFunction: a.completeNames,
 	}
 	stopFlags(c, &force, &patience)
+	requestIDFlag(c, &id)
 	c.RunE = func(cmd *cobra.Command, names []string) error {
 		timeout, err := stopTimeout(cmd, patience)
 		if err != nil {
@@ -27,7 +29,7 @@ func (a *app) restartCommand() *cobra.Command {
 		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
-			return a.client.RestartService(ctx, &gladsheimv1.RestartServiceRequest{ServiceName: name, ForceStop: force, StopTimeoutMs: timeout})
+			return a.client.RestartService(ctx, &gladsheimv1.RestartServiceRequest{ServiceName: name, ForceStop: force, StopTimeoutMs: timeout, RequestId: id})
 		}))
 	}
 	return c

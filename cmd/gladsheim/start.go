@@ -14,6 +14,7 @@ func (a *app) startCommand() *cobra.Command {
 	var environment, limits []string
 	var directory string
 	var arguments []string
+	var id string
 	c := &cobra.Command{
 		Use:   "start NAME…",
 		Short: "Start services, and wait until they are ready",
@@ -31,6 +32,7 @@ The flags change this one start; what they leave out comes from the definition.`
 	flags.StringVar(&directory, "dir", "", "run in this `directory` instead of the definition's")
 	flags.StringArrayVar(&arguments, "arg", nil, "an `argument` of the program; may be given again")
 	flags.StringArrayVar(&limits, "limit", nil, "a limit, `NAME=VALUE`, over those of the definition")
+	requestIDFlag(c, &id)
 	c.RunE = func(cmd *cobra.Command, names []string) error {
 		variables := map[string]string{}
 		for _, pair := range environment {
@@ -48,7 +50,7 @@ The flags change this one start; what they leave out comes from the definition.`
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
 			return a.client.StartService(ctx, &gladsheimv1.StartServiceRequest{
-				ServiceName: name, EnvironmentVars: variables, WorkingDirectory: directory, Args: arguments, ResourceLimits: asked,
+				ServiceName: name, EnvironmentVars: variables, WorkingDirectory: directory, Args: arguments, ResourceLimits: asked, RequestId: id,
 			})
 		}))
 	}

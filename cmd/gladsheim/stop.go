@@ -14,6 +14,7 @@ import (
 func (a *app) stopCommand() *cobra.Command {
 	var force bool
 	var patience time.Duration
+	var id string
 	c := &cobra.Command{
 		Use:               "stop NAME…",
 		Short:             "Stop services, and wait until nothing of them is left",
@@ -21,6 +22,7 @@ func (a *app) stopCommand() *cobra.Command {
 		ValidArgsFunction: a.completeNames,
 	}
 	stopFlags(c, &force, &patience)
+	requestIDFlag(c, &id)
 	c.RunE = func(cmd *cobra.Command, names []string) error {
 		timeout, err := stopTimeout(cmd, patience)
 		if err != nil {
@@ -29,10 +31,14 @@ func (a *app) stopCommand() *cobra.Command {
 		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
-			return a.client.StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: name, Force: force, TimeoutMs: timeout})
+			return a.client.StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: name, Force: force, TimeoutMs: timeout, RequestId: id})
 		}))
 	}
 	return c
+}
+
+func requestIDFlag(c *cobra.Command, id *string) {
+	c.Flags().StringVar(id, "request-id", "", "the `ID` of this request: with the one of an earlier try, that is not done twice")
 }
 
 const stopTimeoutFlag = "stop-timeout"

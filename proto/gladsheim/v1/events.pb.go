@@ -31,7 +31,8 @@ type WatchRequest struct {
 	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
 	// Begin with a snapshot of each service.
 	Snapshot bool `protobuf:"varint,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	// Resume: send what happened after the message with this sequence.
+	// Resume: send what happened after the message with this sequence, also when an
+	// earlier agent of this boot sent it.
 	AfterSequence *uint64 `protobuf:"varint,3,opt,name=after_sequence,json=afterSequence,proto3,oneof" json:"after_sequence,omitempty"`
 	// Send this many past events.
 	BacklogCount *uint32 `protobuf:"varint,4,opt,name=backlog_count,json=backlogCount,proto3,oneof" json:"backlog_count,omitempty"`
@@ -118,8 +119,9 @@ func (x *WatchRequest) GetBacklogOnly() bool {
 // WatchEvent is one message of a watch.
 type WatchEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Grows from event to event, over restarts of the agent as well: an old number
-	// is answered by a gap, never by silence. In a snapshot, synced or gap it is
+	// One more from event to event, over any end of the agent as well. In another
+	// boot, or when what was kept is lost, it goes on from a greater number: an old
+	// one is answered by a gap, never by silence. In a snapshot, synced or gap it is
 	// that of the last event it includes. Keep the latest to resume.
 	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// When it happened; in a snapshot or synced, when it was taken.

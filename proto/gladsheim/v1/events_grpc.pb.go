@@ -34,9 +34,13 @@ type EventServiceClient interface {
 	// was asked for are no longer kept; past events, if any were asked for; a snapshot of each service,
 	// if asked for; synced; and from then on every event as it happens.
 	//
-	// A watcher that reads too slowly is not waited for: it gets a gap in place of
-	// what it missed. If the request wants snapshots, a gap is followed by fresh
-	// ones and another synced.
+	// What was sent once can be asked for again, as long as it is kept: the latest
+	// 2 MiB of events in this boot, over any end of the agent. A stream that broke is
+	// resumed with after_sequence, and goes on without a hole.
+	//
+	// A watcher that reads too slowly is not waited for. What it missed and is not
+	// kept any more it gets a gap for, then what is kept, and if the request wants
+	// snapshots, fresh ones and another synced.
 	//
 	// NOT_FOUND: one of the services does not exist.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEvent], error)
@@ -79,9 +83,13 @@ type EventServiceServer interface {
 	// was asked for are no longer kept; past events, if any were asked for; a snapshot of each service,
 	// if asked for; synced; and from then on every event as it happens.
 	//
-	// A watcher that reads too slowly is not waited for: it gets a gap in place of
-	// what it missed. If the request wants snapshots, a gap is followed by fresh
-	// ones and another synced.
+	// What was sent once can be asked for again, as long as it is kept: the latest
+	// 2 MiB of events in this boot, over any end of the agent. A stream that broke is
+	// resumed with after_sequence, and goes on without a hole.
+	//
+	// A watcher that reads too slowly is not waited for. What it missed and is not
+	// kept any more it gets a gap for, then what is kept, and if the request wants
+	// snapshots, fresh ones and another synced.
 	//
 	// NOT_FOUND: one of the services does not exist.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchEvent]) error

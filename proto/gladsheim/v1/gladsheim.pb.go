@@ -190,7 +190,19 @@ type StartServiceRequest struct {
 	// Absolute path; empty takes the directory of the definition.
 	WorkingDirectory string `protobuf:"bytes,4,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
 	// The program's arguments instead of those of the definition; none takes those.
-	Args          []string `protobuf:"bytes,5,rep,name=args,proto3" json:"args,omitempty"`
+	Args []string `protobuf:"bytes,5,rep,name=args,proto3" json:"args,omitempty"`
+	// Makes a retry the same request: at most 64 printable ASCII characters that the
+	// caller chose for this request; none, and every request is a new one. When the
+	// answer was lost, the same request with the same id begins nothing anew, also
+	// when the agent was killed meanwhile. While the first is under way it waits for
+	// its outcome; after a success it gets the present status, after a failure the
+	// same error. What was refused before anything was begun is judged anew.
+	//
+	// An id counts for one service and one caller (uid, or all who come over TCP). Of
+	// each service the latest 16 are known, until the host reboots or the service is
+	// unregistered. Another request under an id that is known is FAILED_PRECONDITION
+	// with reason REQUEST_ID_REUSED.
+	RequestId     string `protobuf:"bytes,20,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +272,13 @@ func (x *StartServiceRequest) GetArgs() []string {
 	return nil
 }
 
+func (x *StartServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // StopServiceRequest says which service ends, and how.
 type StopServiceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -269,7 +288,9 @@ type StopServiceRequest struct {
 	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	// How long to wait after asking before it is killed, in milliseconds; more than
 	// an hour is an hour. Absent takes the timeout of the definition.
-	TimeoutMs     *uint32 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	TimeoutMs *uint32 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// As StartServiceRequest.request_id.
+	RequestId     string `protobuf:"bytes,20,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -325,6 +346,13 @@ func (x *StopServiceRequest) GetTimeoutMs() uint32 {
 	return 0
 }
 
+func (x *StopServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // RestartServiceRequest says which service restarts, and how it ends before.
 type RestartServiceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -334,6 +362,8 @@ type RestartServiceRequest struct {
 	ForceStop bool `protobuf:"varint,2,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`
 	// As StopServiceRequest.timeout_ms.
 	StopTimeoutMs *uint32 `protobuf:"varint,3,opt,name=stop_timeout_ms,json=stopTimeoutMs,proto3,oneof" json:"stop_timeout_ms,omitempty"`
+	// As StartServiceRequest.request_id.
+	RequestId     string `protobuf:"bytes,20,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,6 +417,13 @@ func (x *RestartServiceRequest) GetStopTimeoutMs() uint32 {
 		return *x.StopTimeoutMs
 	}
 	return 0
+}
+
+func (x *RestartServiceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
 }
 
 // ServiceStatusRequest asks for the status of one service.
@@ -1898,27 +1935,33 @@ var File_gladsheim_v1_gladsheim_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\n" +
-	"\x1cgladsheim/v1/gladsheim.proto\x12\fgladsheim.v1\x1a\x17gladsheim/v1/exit.proto\"\xe7\x02\n" +
+	"\x1cgladsheim/v1/gladsheim.proto\x12\fgladsheim.v1\x1a\x17gladsheim/v1/exit.proto\"\x86\x03\n" +
 	"\x13StartServiceRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12a\n" +
 	"\x10environment_vars\x18\x02 \x03(\v26.gladsheim.v1.StartServiceRequest.EnvironmentVarsEntryR\x0fenvironmentVars\x12E\n" +
 	"\x0fresource_limits\x18\x03 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x0eresourceLimits\x12+\n" +
 	"\x11working_directory\x18\x04 \x01(\tR\x10workingDirectory\x12\x12\n" +
-	"\x04args\x18\x05 \x03(\tR\x04args\x1aB\n" +
+	"\x04args\x18\x05 \x03(\tR\x04args\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x14 \x01(\tR\trequestId\x1aB\n" +
 	"\x14EnvironmentVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9f\x01\n" +
 	"\x12StopServiceRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12\"\n" +
 	"\n" +
-	"timeout_ms\x18\x03 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01B\r\n" +
-	"\v_timeout_ms\"\x9a\x01\n" +
+	"timeout_ms\x18\x03 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x14 \x01(\tR\trequestIdB\r\n" +
+	"\v_timeout_ms\"\xb9\x01\n" +
 	"\x15RestartServiceRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x1d\n" +
 	"\n" +
 	"force_stop\x18\x02 \x01(\bR\tforceStop\x12+\n" +
-	"\x0fstop_timeout_ms\x18\x03 \x01(\rH\x00R\rstopTimeoutMs\x88\x01\x01B\x12\n" +
+	"\x0fstop_timeout_ms\x18\x03 \x01(\rH\x00R\rstopTimeoutMs\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x14 \x01(\tR\trequestIdB\x12\n" +
 	"\x10_stop_timeout_ms\"9\n" +
 	"\x14ServiceStatusRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xd3\x01\n" +

@@ -27,7 +27,9 @@ const (
 type KillRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which service.
-	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// As StartServiceRequest.request_id.
+	RequestId     string `protobuf:"bytes,20,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -65,6 +67,13 @@ func (*KillRequest) Descriptor() ([]byte, []int) {
 func (x *KillRequest) GetServiceName() string {
 	if x != nil {
 		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *KillRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -229,9 +238,11 @@ var File_gladsheim_v1_runtime_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\n" +
-	"\x1agladsheim/v1/runtime.proto\x12\fgladsheim.v1\x1a\x17gladsheim/v1/exit.proto\x1a\x1cgladsheim/v1/gladsheim.proto\"0\n" +
+	"\x1agladsheim/v1/runtime.proto\x12\fgladsheim.v1\x1a\x17gladsheim/v1/exit.proto\x1a\x1cgladsheim/v1/gladsheim.proto\"O\n" +
 	"\vKillRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"J\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x14 \x01(\tR\trequestId\"J\n" +
 	"\rSignalRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\"K\n" +
