@@ -210,7 +210,14 @@ func follow(t *testing.T, req Request) *follower {
 	f := &follower{t: t, lines: make(chan string, 1000), cancel: cancel, done: make(chan error, 1)}
 	req.Follow = true
 	go func() {
-		f.done <- Read(ctx, req, func(l Line) error { f.lines <- shown(l); return nil })
+		f.done <- Read(ctx, req, func(l Line) error {
+			select {
+			case f.lines <- shown(l):
+				return nil
+			case <-ctx.Done(): // the test has failed
+				return ctx.Err()
+			}
+		})
 	}()
 	t.Cleanup(func() {
 		cancel()
