@@ -209,7 +209,10 @@ func (s *Stream) read(data []byte, offset int64) (int, error) {
 	p := f.pieces[at]
 	f.mu.RUnlock()
 	file, err := os.OpenFile(f.piecePath(p.start), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) { // somebody else has removed it
+		f.mu.Lock()
+		f.pieces = slices.DeleteFunc(f.pieces, func(gone piece) bool { return gone == p })
+		f.mu.Unlock()
 		return 0, ErrRemoved
 	}
 	if err != nil {

@@ -49,12 +49,12 @@ type entry struct {
 	policy service.LogRotation
 	due    time.Time // for the next look, zero for none
 	wd     int       // watch descriptor of the file, -1 for none
+	failed string    // why it could not be cut, "" if it could
 
 	// Of the goroutine.
-	seen   int64     // where the output ended at the last look
-	at     time.Time // of the last look
-	pause  time.Duration
-	failed string // why it was not cut, and was told
+	seen  int64     // where the output ended at the last look
+	at    time.Time // of the last look
+	pause time.Duration
 }
 
 // atOnce is a due time that has passed.
@@ -123,6 +123,19 @@ func (k *Keeper) Forget(path string) {
 	}
 	delete(k.files, path)
 	delete(k.kept, path)
+}
+
+// Failures says of each log that can not be cut why.
+func (k *Keeper) Failures() map[string]string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := map[string]string{}
+	for path, e := range k.kept {
+		if e.failed != "" {
+			out[path] = e.failed
+		}
+	}
+	return out
 }
 
 // wake ends the sleep of the goroutine. The caller holds mu.
@@ -214,16 +227,16 @@ func (k *Keeper) look(e *entry) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // its coming will be told
 	}
-	if err != nil {
-		if again = now.Add(retry); err.Error() != e.failed {
-			k.log.Warn("a log can not be cut; it grows on", "file", e.file.Path(), "error", err)
-		}
-		e.failed = err.Error()
-	} else {
-		e.failed = ""
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	before := e.failed
+	e.failed = ""
+	if err != nil {
+		again, e.failed = now.Add(retry), err.Error()
+	}
+	if err != nil && e.failed != before {
+		k.log.Warn("a log can not be cut; it grows on", "file", e.file.Path(), "error", err)
+	}
 	if e.due.IsZero() { // else it was asked for meanwhile
 		e.due = again
 	}

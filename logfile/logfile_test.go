@@ -472,8 +472,10 @@ func TestOthersTouchTheLog(t *testing.T) {
 		require.Equal(t, string(full)+"new\n", string(got))
 
 		require.NoError(t, os.Remove(path+".000000000000000"))
+		require.Zero(t, s.Oldest())
 		_, err = s.ReadAt(got, 0)
 		require.ErrorIs(t, err, ErrRemoved)
+		require.Positive(t, s.Oldest(), "from then on it is known")
 	})
 }
 
@@ -596,6 +598,19 @@ func TestAKeeperCutsByAge(t *testing.T) {
 		return info.Size() < 4097
 	})
 	require.Equal(t, []string{"web.log", "web.log.000000000000000"}, shelf(t, path))
+}
+
+// What can not be cut is told, until it can.
+func TestAKeeperTellsWhatItCanNotCut(t *testing.T) {
+	dir := t.TempDir()
+	k := keeper(t, dir)
+	path := filepath.Join(dir, "web.log")
+	require.NoError(t, os.Mkdir(path, 0o700))
+	k.Keep(path, busy)
+	eventually(t, "it is told", func() bool { return strings.Contains(k.Failures()[path], "no regular file") })
+	require.NoError(t, os.Remove(path))
+	k.Keep(path, busy)
+	eventually(t, "it is well", func() bool { return len(k.Failures()) == 0 })
 }
 
 func TestOpenWhereNoLogsCanBe(t *testing.T) {
