@@ -354,6 +354,24 @@ func TestPastLinesOfWhatIsKept(t *testing.T) {
 	require.Equal(t, []string{"three", "fo"}, read(t, Request{Log: logfile.New(path), Lines: 9}))
 }
 
+// A reader that is overtaken by a removal is told so, and not given the lines
+// after it as if nothing were missing.
+func TestWhatIsRemovedMeanwhileIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	piece := path + ".000000000000000"
+	write(t, piece, strings.Repeat("a\n", 2*MaxLine))
+	write(t, path, "b\n")
+	n := 0
+	err := Read(t.Context(), Request{Log: logfile.New(path), Lines: 1 << 30}, func(Line) error {
+		if n++; n == 1 {
+			require.NoError(t, os.Remove(piece))
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, logfile.ErrRemoved)
+	require.Equal(t, MaxLine/2, n, "what had been read")
+}
+
 func TestAReaderThatFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "a\nb\n")
