@@ -69,16 +69,24 @@ func (f *File) cut(live *os.File, size int64, drop bool) (int64, error) {
 		}
 	}
 	temporary := fmt.Sprintf("%s%s%d-%d", f.path, cutMark, start, upto)
-	if err := copyFront(live, info, temporary, from, length, block); err != nil {
-		return 0, errors.Join(err, os.Remove(temporary))
-	}
+	err = copyFront(live, info, temporary, from, length, block)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := punch(live, from, upto-from); err != nil {
-		return 0, errors.Join(err, os.Remove(temporary))
+	punched := false
+	if drop && errors.Is(err, unix.ENOSPC) { // what goes makes room to note that it went
+		if err = punch(live, from, upto-from); err == nil {
+			punched = true
+			err = copyFront(live, info, temporary, from, length, block)
+		}
 	}
-	if err := os.Rename(temporary, f.piecePath(start)); err != nil {
-		f.loaded = false // the next look finishes it
+	if err == nil && !punched {
+		err = punch(live, from, upto-from)
+	}
+	if err == nil {
+		err = os.Rename(temporary, f.piecePath(start))
+	}
+	if err != nil {
+		f.loaded = false // what there is, is looked for anew
 		return 0, err
 	}
 	if last := len(f.pieces) - 1; last >= 0 && f.pieces[last].start == start { // it was empty
@@ -104,13 +112,17 @@ func (f *File) holeOf(live *os.File) (int64, error) {
 
 // copyFront copies length bytes of live from an offset on into a new file, which
 // is on the disk when it returns.
-func copyFront(live *os.File, info fs.FileInfo, path string, from, length, block int64) error {
+func copyFront(live *os.File, info fs.FileInfo, path string, from, length, block int64) (err error) {
 	_ = os.Remove(path) // of an attempt that failed
 	to, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
-	defer to.Close()
+	defer func() {
+		if to.Close(); err != nil {
+			_ = os.Remove(path)
+		}
+	}()
 	if err := canPunch(to, block); err != nil {
 		return err
 	}
@@ -131,10 +143,7 @@ func copyFront(live *os.File, info fs.FileInfo, path string, from, length, block
 		return err
 	}
 	// What was on the disk must be there still when the power fails.
-	if err := to.Sync(); err != nil {
-		return err
-	}
-	return nil
+	return to.Sync()
 }
 
 // canPunch finds out, on a file that is empty, whether its file system makes holes

@@ -31,6 +31,7 @@ const (
 type Keeper struct {
 	dir     string
 	log     *slog.Logger
+	began   time.Time
 	inotify *os.File
 	conn    syscall.RawConn
 	done    chan struct{} // closed when the goroutine has ended
@@ -79,7 +80,7 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 		return nil, fmt.Errorf("cannot watch %s: %w", dir, err)
 	}
 	k := &Keeper{
-		dir: dir, log: log, inotify: inotify, conn: conn, done: make(chan struct{}),
+		dir: dir, log: log, began: time.Now(), inotify: inotify, conn: conn, done: make(chan struct{}),
 		files: map[string]*File{}, kept: map[string]*entry{}, watched: map[int]*entry{},
 	}
 	go k.run()
@@ -224,9 +225,6 @@ func (k *Keeper) look(e *entry) {
 	k.mu.Unlock()
 	now := time.Now()
 	again, err := k.keep(e, policy, now)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil // its coming will be told
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	before := e.failed
@@ -249,6 +247,9 @@ func (k *Keeper) keep(e *entry, policy service.LogRotation, now time.Time) (agai
 	}
 	defer stream.Close()
 	live, err := e.file.open(os.O_RDWR)
+	if errors.Is(err, fs.ErrNotExist) {
+		return time.Time{}, nil // its coming will be told
+	}
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -268,7 +269,9 @@ func (k *Keeper) keep(e *entry, policy service.LogRotation, now time.Time) (agai
 		return again, k.arm(e, live, stream, end)
 	}
 	e.pause = pause(e.pause, grown, took, int64(policy.Size)-(end-stream.Start()))
-	if soon := now.Add(e.pause); again.IsZero() || soon.Before(again) {
+	// In step with others, so that one wake serves many.
+	soon := k.began.Add((now.Sub(k.began) + e.pause).Truncate(shortest))
+	if again.IsZero() || soon.Before(again) {
 		again = soon
 	}
 	return again, nil

@@ -531,6 +531,37 @@ func TestAFullDisk(t *testing.T) {
 	require.Positive(t, cutOnce(t, f, 60<<10), "and it goes on when there is room")
 }
 
+// A log that has filled the disk makes room itself, if it is beyond its total.
+func TestALogThatFillsTheDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may mount")
+	}
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("none", dir, "tmpfs", 0, "size=1m"))
+	defer func() { require.NoError(t, unix.Unmount(dir, 0)) }()
+	path := filepath.Join(dir, "web.log")
+	w := writer(t, path)
+	defer w.Close()
+	_, err := io.Copy(w, zeros{})
+	require.ErrorIs(t, err, unix.ENOSPC)
+	info, err := w.Stat()
+	require.NoError(t, err)
+	f := New(path)
+	require.NoError(t, f.load())
+	live, err := f.open(os.O_RDWR)
+	require.NoError(t, err)
+	defer live.Close()
+	require.NoError(t, f.trim(live, service.LogRotation{Size: 64 << 10, Total: 128 << 10}, time.Now()))
+	_, err = w.Write(make([]byte, 512<<10))
+	require.NoError(t, err, "there is room again")
+	s, err := New(path).Open()
+	require.NoError(t, err)
+	defer s.Close()
+	end, err := s.End()
+	require.NoError(t, err)
+	require.Equal(t, info.Size()+512<<10, end, "and offsets go on")
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
