@@ -217,18 +217,20 @@ func (f *File) removeOldest() bool {
 	return true
 }
 
-// trim cuts what is due by a policy, and removes pieces beyond its total.
+// trim cuts what is due by a policy, and removes pieces beyond its total. What the
+// service writes meanwhile waits for the next look, or it could go on for ever.
 func (f *File) trim(live *os.File, policy service.LogRotation, now time.Time) error {
-	for {
-		info, err := live.Stat()
-		if err != nil {
-			return err
-		}
+	info, err := live.Stat()
+	if err != nil {
+		return err
+	}
+	f.mu.RLock()
+	length := info.Size() - f.hole
+	f.mu.RUnlock()
+	for size, total := int64(policy.Size), int64(policy.Total); ; {
 		f.mu.RLock()
-		length, begun := info.Size()-f.hole, f.begun
+		aged := policy.Age > 0 && !f.begun.IsZero() && !f.begun.Add(policy.Age).After(now)
 		f.mu.RUnlock()
-		size, total := int64(policy.Size), int64(policy.Total)
-		aged := policy.Age > 0 && !begun.IsZero() && !begun.Add(policy.Age).After(now)
 		var took int64
 		switch {
 		case length > total: // a piece of that would not last
@@ -239,7 +241,8 @@ func (f *File) trim(live *os.File, policy service.LogRotation, now time.Time) er
 		if err != nil {
 			return err
 		}
-		f.prune(length-took, total)
+		length -= took
+		f.prune(length, total)
 		if took == 0 {
 			return nil
 		}
