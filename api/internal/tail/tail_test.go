@@ -175,7 +175,7 @@ func TestAFarEndIsFound(t *testing.T) {
 	f, err := os.Create(path)
 	require.NoError(t, err)
 	require.NoError(t, f.Truncate(10*MaxScan)) // one line, mostly a hole, past the scan
-	_, err = f.WriteAt([]byte("x"), 0) // so that its front was not cut off
+	_, err = f.WriteAt([]byte("x"), 0)         // so that its front was not cut off
 	require.NoError(t, err)
 	_, err = f.WriteAt([]byte("\na\nb\n"), 10*MaxScan)
 	require.NoError(t, err)
