@@ -24,6 +24,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -34,6 +35,7 @@ type Config struct {
 	StateDir    string             // what is wanted; survives a reboot
 	RunDir      string             // what is; does not
 	LogDir      string             // output of services
+	Logs        *logfile.Keeper    // of LogDir
 	ServicesDir string             // definitions of the host
 	Backends    []backends.Backend // that the host offers, the preferred one first
 	Findings    []service.Finding  // of who opened them
@@ -123,8 +125,8 @@ func (a *Agent) open(ctx context.Context) error {
 		return err
 	}
 	a.busyAtStart, a.cores = sys.CPUBusy, sys.Cores
-	if err := os.MkdirAll(a.cfg.LogDir, 0o750); err != nil {
-		return fmt.Errorf("cannot make the log directory: %w", err)
+	if err := a.lockLogs(); err != nil {
+		return err
 	}
 	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir); err != nil {
 		return err
@@ -139,7 +141,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.roskva = roskva.New(a.keepHealth)
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, LogSize: logSize, LastLines: lastLines, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, LogStart: a.logStart, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})
 	a.restore(ctx, left)
 	return nil
@@ -187,6 +189,24 @@ func (a *Agent) lock(dirs ...string) error {
 		case err != nil:
 			return fmt.Errorf("cannot lock %s: %w", path, err)
 		}
+	}
+	return nil
+}
+
+// lockLogs takes the log directory, too, in which two agents would cut the same
+// files.
+func (a *Agent) lockLogs() error {
+	f, err := os.Open(a.cfg.LogDir)
+	if err != nil {
+		return fmt.Errorf("cannot open the log directory: %w", err)
+	}
+	a.locks = append(a.locks, f)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return fmt.Errorf("%w %s", ErrTaken, a.cfg.LogDir)
+	case err != nil:
+		return fmt.Errorf("cannot lock %s: %w", a.cfg.LogDir, err)
 	}
 	return nil
 }

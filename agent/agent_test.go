@@ -87,7 +87,6 @@ func TestOpenOnAHostThatDoesNotServe(t *testing.T) {
 		"no boot id":       func(h *house) { h.remove("proc/sys/kernel/random/boot_id") },
 		"no meminfo":       func(h *house) { h.remove("proc/meminfo") },
 		"state is a file":  func(h *house) { h.write("state", "") },
-		"log is a file":    func(h *house) { h.write("log", "") },
 		"a file in state":  func(h *house) { h.write("state/services", "") },
 		"lock is a folder": func(h *house) { h.write("run/agent.lock/x", "") },
 	} {

@@ -288,6 +288,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	a.mu.Unlock()
 	a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "asked", Detail: "by " + actor})
 	a.meter.Forget(name)
+	a.cfg.Logs.Forget(a.logPath(name))
 	return nil
 }
 

@@ -88,6 +88,13 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 			Fix: "See to the run directory, then restart the agent.",
 		})
 	}
+	failures := a.cfg.Logs.Failures()
+	for _, path := range slices.Sorted(maps.Keys(failures)) {
+		findings = append(findings, service.Finding{
+			Level: service.SeverityProblem, Title: path + " can not be cut, and grows on", Detail: failures[path],
+			Fix: "Make room, or keep logs on a file system that can punch holes; the agent tries again every minute.",
+		})
+	}
 	for _, s := range a.registry.List() {
 		if s.Source == sourceGone {
 			findings = append(findings, service.Finding{

@@ -21,6 +21,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/fake"
+	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -35,6 +36,7 @@ type house struct {
 	*Agent
 	t        *testing.T
 	dir      string
+	logs     *logfile.Keeper
 	host     *fake.Host
 	boots    int // as the host counts them
 	log      *lockedBuffer
@@ -54,10 +56,15 @@ var facts = platform.Facts{
 // inside runs f in a house whose agent is not open yet.
 func inside(t *testing.T, f func(*testing.T, *house)) {
 	t.Helper()
+	dir, log := t.TempDir(), &lockedBuffer{}
+	// Outside of the bubble, for it waits for the kernel.
+	logs, err := logfile.Open(filepath.Join(dir, "log"), slog.New(slog.NewTextHandler(log, nil)))
+	require.NoError(t, err)
+	defer logs.Close()
 	synctest.Test(t, func(t *testing.T) {
 		profile, err := platform.Choose("asgard", platform.Facts{})
 		require.NoError(t, err)
-		h := &house{t: t, dir: t.TempDir(), host: fake.NewHost(), log: &lockedBuffer{}, settings: config.DefaultAgent(profile)}
+		h := &house{t: t, dir: dir, logs: logs, host: fake.NewHost(), log: log, settings: config.DefaultAgent(profile)}
 		h.write("services.d/.keep", "")
 		h.boot("boot-0")
 		h.write("proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable: 2048000 kB\nSwapTotal: 0 kB\n")
@@ -112,7 +119,7 @@ func (h *house) config() Config {
 		offered = []backends.Backend{fake.New(fake.Config{Host: h.host, Fault: h.fault, Enforces: h.enforces})}
 	}
 	return Config{
-		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), LogDir: h.path("log"), ServicesDir: h.path("services.d"),
+		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
 		Backends: offered, Findings: h.findings, Procfs: proc, Facts: facts,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	}

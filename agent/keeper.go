@@ -2,19 +2,18 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"reflect"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
+	"github.com/gladsheim/gladsheim/logfile"
 )
 
 // keeper is what thjalfi sees of skirnir.
@@ -162,31 +161,39 @@ func newHealth(s *service.Status, h service.Health) skirnir.News {
 	return news
 }
 
-// Of a log file's end, as much as is read for the last lines of an exit record.
+// Of a log's end, as much as is read for the last lines of an exit record.
 const (
 	lastLineCount = 20
 	lastLineBytes = 16 << 10
 )
 
-// logSize is how many bytes a log file has; one that can not be looked at has
-// none.
-func logSize(path string) int64 {
-	info, err := os.Lstat(path)
+// logStart has a log kept that is about to be written, and tells where its end is;
+// one that can not be looked at has none.
+func (a *Agent) logStart(spec *service.Spec, path string) int64 {
+	a.keepLog(spec)
+	stream, err := a.cfg.Logs.File(path).Open()
 	if err != nil {
 		return 0
 	}
-	return info.Size()
+	defer stream.Close()
+	end, _ := stream.End()
+	return end
 }
 
-// lastLines reads the end of a log file, but nothing before from unless the file
-// has become shorter. A file that can not be read has none: an exit record is not
-// held up for its log.
-func lastLines(path string, from int64) []string {
-	tail, err := readTail(path, from)
+// keepLog has the log of a service that runs, or is about to, cut when it is due.
+func (a *Agent) keepLog(spec *service.Spec) {
+	if path := a.logFile(spec); path != "" {
+		// One that an earlier version launched was given none.
+		a.cfg.Logs.Keep(path, cmp.Or(spec.Rotation, service.Defaults().Rotation))
+	}
+}
+
+// lastLines reads the end of a log, but nothing before from unless it has become
+// shorter. A log that can not be read has none: an exit record is not held up for
+// it.
+func (a *Agent) lastLines(path string, from int64) []string {
+	tail, err := readTail(a.cfg.Logs.File(path), from)
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
 		return []string{fmt.Sprintf("(the log can not be read: %v)", err)}
 	}
 	lines := bytes.Split(bytes.TrimRight(tail, "\n"), []byte("\n"))
@@ -200,21 +207,21 @@ func lastLines(path string, from int64) []string {
 	return out
 }
 
-func readTail(path string, from int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func readTail(log *logfile.File, from int64) ([]byte, error) {
+	stream, err := log.Open()
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	defer stream.Close()
+	end, err := stream.End()
 	if err != nil {
 		return nil, err
 	}
-	if from > info.Size() {
+	if from > end {
 		from = 0
 	}
-	begin := max(from, info.Size()-lastLineBytes)
-	tail, err := io.ReadAll(io.NewSectionReader(f, begin, lastLineBytes))
+	begin := max(from, end-lastLineBytes, stream.Oldest())
+	tail, err := io.ReadAll(io.NewSectionReader(stream, begin, end-begin))
 	if err != nil {
 		return nil, err
 	}

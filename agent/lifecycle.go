@@ -180,5 +180,9 @@ func (a *Agent) logFile(spec *service.Spec) string {
 	if spec.Log == service.LogNull {
 		return ""
 	}
-	return filepath.Join(a.cfg.LogDir, spec.Name.String()+".log")
+	return a.logPath(spec.Name)
+}
+
+func (a *Agent) logPath(name service.Name) string {
+	return filepath.Join(a.cfg.LogDir, name.String()+".log")
 }

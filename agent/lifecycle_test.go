@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/backends/fake"
+	"github.com/gladsheim/gladsheim/logfile"
 )
 
 func TestStartStopRestart(t *testing.T) {
@@ -320,9 +322,9 @@ func TestWatch(t *testing.T) {
 func TestLogFile(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)
-		path, err := h.LogFile(web)
+		log, err := h.LogFile(web)
 		require.NoError(t, err)
-		require.Equal(t, h.path("log/web.log"), path)
+		require.Equal(t, h.path("log/web.log"), log.Path())
 		h.register(db, `"log": "null"`)
 		_, err = h.LogFile(db)
 		refused(t, err, service.Conflict, "null")
@@ -335,7 +337,11 @@ func TestLogFile(t *testing.T) {
 }
 
 func TestLastLines(t *testing.T) {
-	dir := t.TempDir()
+	opened(t, func(t *testing.T, h *house) { h.checkLastLines() })
+}
+
+func (h *house) checkLastLines() {
+	t, dir, lastLines := h.t, h.path("log"), h.lastLines
 	path := dir + "/x.log"
 	require.Nil(t, lastLines(path, 0), "there is none")
 	long := make([]byte, 64<<10)
@@ -373,7 +379,7 @@ func TestLastLines(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(path, []byte("of the former\nof this one\n"), 0o600))
 	require.Equal(t, []string{"of this one"}, lastLines(path, int64(len("of the former\n"))))
-	require.Nil(t, lastLines(path, logSize(path)), "it wrote nothing")
+	require.Nil(t, lastLines(path, h.logStart(&service.Spec{Name: service.MustName("x")}, path)), "it wrote nothing")
 	require.Len(t, lastLines(path, 1000), 2, "the file was cut")
 
 	require.NoError(t, os.Symlink(path, dir+"/link.log"))
@@ -381,6 +387,54 @@ func TestLastLines(t *testing.T) {
 	require.NoError(t, syscall.Mkfifo(dir+"/fifo.log", 0o600))
 	require.NotPanics(t, func() { lastLines(dir+"/fifo.log", 0) }, "and it does not block")
 	require.Contains(t, lastLines(dir, 0)[0], "can not be read")
+}
+
+// The lines of an incarnation are known by where they begin in all that its
+// service ever wrote, whatever is cut off the log meanwhile.
+func TestLastLinesAfterACut(t *testing.T) {
+	dir := t.TempDir()
+	agent := func() *Agent {
+		logs, err := logfile.Open(dir, slog.New(slog.NewTextHandler(t.Output(), nil)))
+		require.NoError(t, err)
+		t.Cleanup(logs.Close)
+		return &Agent{cfg: Config{LogDir: dir, Logs: logs}}
+	}
+	a := agent()
+	spec := service.Spec{Name: web, Rotation: service.LogRotation{Size: 64 << 10, Total: 1 << 20}}
+	path := a.logFile(&spec)
+	log, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	defer log.Close()
+	say := func(from, to int) {
+		for i := from; i < to; i++ {
+			_, err := fmt.Fprintf(log, "line %d\n", i)
+			require.NoError(t, err)
+		}
+	}
+	say(0, 100)
+	first := a.logStart(&spec, path)
+	require.EqualValues(t, 10*len("line 0\n")+90*len("line 10\n"), first)
+	say(100, 103)
+	require.Equal(t, []string{"line 100", "line 101", "line 102"}, a.lastLines(path, first))
+	say(103, 10_000)
+	cut := func() bool {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		return info.Size() < 64<<10
+	}
+	require.Eventually(t, cut, 30*time.Second, 10*time.Millisecond)
+	for _, a := range []*Agent{a, agent()} { // also the next agent
+		lines := a.lastLines(path, first)
+		require.Len(t, lines, 20)
+		require.Equal(t, []string{"line 9980", "line 9999"}, []string{lines[0], lines[19]})
+		second := a.logStart(&spec, path)
+		require.Greater(t, second, int64(64<<10))
+		require.Nil(t, a.lastLines(path, second))
+		_, err = log.WriteString("of this one\n")
+		require.NoError(t, err)
+		require.Equal(t, []string{"of this one"}, a.lastLines(path, second))
+		say(9980, 10_000)
+	}
 }
 
 func TestCheckHealth(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/logfile"
 )
 
 // Exits are the latest n ends of a service, latest first; n < 1 means all kept.
@@ -26,18 +27,18 @@ func (a *Agent) Exits(name service.Name, n int) ([]service.ExitRecord, error) {
 }
 
 // LogFile is where the output of a service goes.
-func (a *Agent) LogFile(name service.Name) (string, error) {
+func (a *Agent) LogFile(name service.Name) (*logfile.File, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	d, err := a.find("read the log of", name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	path := a.logFile(&d.spec)
 	if path == "" {
-		return "", &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New(`its definition says "log": "null"`)}
+		return nil, &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New(`its definition says "log": "null"`)}
 	}
-	return path, nil
+	return a.cfg.Logs.File(path), nil
 }
 
 // Watch gives every notice after the one of the returned sequence; see

@@ -157,6 +157,7 @@ func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor
 		if status.Machine = r.Machine; r.Machine.State.Alive() {
+			a.keepLog(&r.Spec)
 			status.Machine.State = service.Adopting
 		}
 		status.Warnings = r.Spec.Warnings

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/logfile"
 )
 
 // Agent is what the API serves. Every method may be called by many goroutines
@@ -39,7 +40,7 @@ type Registry interface {
 	Exits(name service.Name, n int) ([]service.ExitRecord, error)
 	// LogFile is where the output of a service goes. That its output is not
 	// kept is an error of Kind Conflict; the file need not exist yet.
-	LogFile(service.Name) (path string, err error)
+	LogFile(service.Name) (*logfile.File, error)
 }
 
 // Resources asks the host about one service.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/api/internal/tail"
+	"github.com/gladsheim/gladsheim/logfile"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -26,7 +27,7 @@ type logs struct {
 	*Server
 }
 
-// Tail reads the file itself; a slow reader makes the reading slow, and nothing
+// Tail reads the files itself; a slow reader makes the reading slow, and nothing
 // is held for it.
 func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[gladsheimv1.LogLine]) error {
 	st, err := l.find(req.GetServiceName())
@@ -43,7 +44,7 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	if want.Match, err = pattern(req.GetGrep()); err != nil {
 		return err
 	}
-	if want.Path, err = l.agent.LogFile(st.Name); err != nil {
+	if want.Log, err = l.agent.LogFile(st.Name); err != nil {
 		return err
 	}
 	ctx := ss.Context()
@@ -67,6 +68,9 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	case errors.Is(err, tail.ErrUndated):
 		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict,
 			Err: fmt.Errorf("%w; ask for a number of lines, or since before its first", err)}
+	case errors.Is(err, logfile.ErrRemoved):
+		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Exhausted,
+			Err: fmt.Errorf("%w (log_rotate.total); read faster, or keep more", err)}
 	}
 	return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.HostUnavailable, Err: err}
 }

@@ -63,10 +63,34 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogNull},
 			later:  map[string]string{"journal": `output goes to a file; write "auto" or "file"`},
 		}, func(s *service.Spec) *service.LogSink { return &s.Log }),
+	ofLogFile(at("log_rotate", "When the front of a log file is cut off into a file of its own, and how much is kept.",
+		rotation, func(s *service.Spec) *service.LogRotation { return &s.Rotation })),
 	at("custom", "Notes of your own; the agent keeps them with the definition and reads none of them.",
 		dictionary{key: text{form: regexp.MustCompile("^.+$"), say: "a key of at least one letter", max: 128, line: true}, value: text{max: 4096, line: true}, max: 64},
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
-}}
+},
+	check: func(d *document, path string, n *node, s *service.Spec) {
+		if offset, given := n.has("log_rotate"); given && s.Log == service.LogNull {
+			d.fault(offset, join(path, "log_rotate"), `belongs to a log file; log here is "null"`)
+		}
+	},
+	rules: func(s *jsonschema.Schema) {
+		file := &jsonschema.Schema{Not: &jsonschema.Schema{Enum: []any{service.LogNull.String()}}}
+		s.DependentSchemas = map[string]*jsonschema.Schema{"log_rotate": {Properties: map[string]*jsonschema.Schema{"log": file}}}
+	},
+}
+
+// ofLogFile is a key that says nothing where no output is kept.
+func ofLogFile(k key[service.Spec]) key[service.Spec] {
+	write := k.write
+	k.write = func(s service.Spec) any {
+		if s.Log == service.LogNull {
+			return nil
+		}
+		return write(s)
+	}
+	return k
+}
 
 var limits = object[service.Spec]{keys: []key[service.Spec]{
 	limit(service.MemoryMax, "Memory; when it is exceeded the kernel ends the service (cgroup v2: memory.max)."),
@@ -249,6 +273,22 @@ var stop = object[service.StopPolicy]{keys: []key[service.StopPolicy]{
 	at("force_kill", "Kill what is left after timeout.",
 		yesNo{}, func(p *service.StopPolicy) *bool { return &p.ForceKill }),
 }}
+
+var rotation = object[service.LogRotation]{
+	keys: []key[service.LogRotation]{
+		at("size", "What the file may grow to.",
+			size{service.MinLogSize, service.MaxLogSize}, func(r *service.LogRotation) *uint64 { return &r.Size }),
+		at("age", "What its oldest line may reach; any age when left out.",
+			optionalDuration{duration{service.MinLogAge, service.MaxLogAge}}, func(r *service.LogRotation) *time.Duration { return &r.Age }),
+		at("total", "What all files of the log may take together; beyond it the oldest are removed. Five times size, if that is more than what is the default here.",
+			size{service.MinLogSize, service.MaxLogSize}, func(r *service.LogRotation) *uint64 { return &r.Total }),
+	},
+	check: func(_ *document, _ string, n *node, r *service.LogRotation) {
+		if _, given := n.has("total"); !given {
+			r.Total = max(r.Total, min(5*r.Size, service.MaxLogSize))
+		}
+	},
+}
 
 func never(*node) bool { return false }
 

@@ -30,6 +30,7 @@ func TestDefinitionSaysEverything(t *testing.T) {
 	}
 	want.Ready = service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:8080/", Timeout: 30 * time.Second}
 	want.Health.Type, want.Health.URL = service.CheckHTTP, "http://127.0.0.1:8080/health"
+	want.Rotation = service.LogRotation{Size: 1 << 20, Age: 24 * time.Hour, Total: 8 << 20}
 	want.Custom = map[string]string{"team": "hall"}
 	require.Equal(t, want, spec)
 }
@@ -118,6 +119,14 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
 		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
 		{`"power": "deferrable"`, `power: is not served by this version: batteries are not watched; only "normal" is accepted`},
+		{`"log_rotate": {"size": "10MB"}`, `log_rotate.size: "10MB" is not a size; write bytes or a whole number of KiB, MiB, GiB or TiB`},
+		{`"log_rotate": {"size": 1}`, "log_rotate.size: is 1; the range is 64KiB to 1TiB"},
+		{`"log_rotate": {"size": 1.5e9}`, "log_rotate.size: 1.5e9 is not a whole number of bytes"},
+		{`"log_rotate": {"size": true}`, `log_rotate.size: is true or false; it wants bytes as a whole number or a string such as "10MiB"`},
+		{`"log_rotate": {"size": "2MiB", "total": "1MiB"}`, "log_rotate.total: 1MiB is below size, 2MiB"},
+		{`"log_rotate": {"age": "0"}`, "log_rotate.age: is 0; the range is 1m to 87600h"},
+		{`"log_rotate": {"full": "block"}`, "log_rotate.full: is not a known key; known are size, age, total"},
+		{`"log": "null", "log_rotate": {}`, `log_rotate: belongs to a log file; log here is "null"`},
 		{`"custom": {"": "x"}`, `custom.: "" is not a key of at least one letter`},
 		{`"user": "0x0"`, `user: "0x0" is not the name or number of an account`},
 		{`"user": "+0"`, `user: "+0" is not the name or number of an account`},
@@ -128,7 +137,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -185,6 +194,12 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"log": "null", "launch": "cgroup", "autostart": true`, func(s *service.Spec) {
 			s.Log, s.Launch, s.Autostart = service.LogNull, service.LaunchCgroup, true
 		}},
+		{`"log_rotate": {"size": 65536, "age": "24h", "total": "1TiB"}`, func(s *service.Spec) {
+			s.Rotation = service.LogRotation{Size: 64 << 10, Age: 24 * time.Hour, Total: 1 << 40}
+		}},
+		{`"log_rotate": {"size": "5MiB"}`, func(s *service.Spec) { s.Rotation.Size = 5 << 20 }},
+		{`"log_rotate": {"size": "20MiB"}`, func(s *service.Spec) { s.Rotation.Size, s.Rotation.Total = 20<<20, 100<<20 }},
+		{`"log_rotate": {"size": "1TiB"}`, func(s *service.Spec) { s.Rotation.Size, s.Rotation.Total = 1<<40, 1<<40 }},
 		{`"environment": {}, "custom": {}`, func(*service.Spec) {}},
 	} {
 		want := service.Defaults()
@@ -212,6 +227,9 @@ func TestRangesAgree(t *testing.T) {
 		{"restart.window", `"restart": {"window": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Window = time.Duration(n) }, 1e6, 365 * 24 * 3600e9},
 		{"restart.backoff", `"restart": {"max_backoff": "24h", "backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Backoff = time.Duration(n) }, 0, 24 * 3600e9},
 		{"restart.max_backoff", `"restart": {"backoff": "0", "max_backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.MaxBackoff = time.Duration(n) }, 0, 24 * 3600e9},
+		{"log_rotate.size", `"log_rotate": {"total": "1TiB", "size": %s}`, func(s *service.Spec, n int64) { s.Rotation.Size, s.Rotation.Total = uint64(n), 1<<40 }, 64 << 10, 1 << 40},
+		{"log_rotate.total", `"log_rotate": {"size": "64KiB", "total": %s}`, func(s *service.Spec, n int64) { s.Rotation.Size, s.Rotation.Total = 64<<10, uint64(n) }, 64 << 10, 1 << 40},
+		{"log_rotate.age", `"log_rotate": {"age": "%sns"}`, func(s *service.Spec, n int64) { s.Rotation.Age = time.Duration(n) }, 60e9, 10 * 365 * 24 * 3600e9},
 		{"stop.timeout", `"stop": {"timeout": "%sns"}`, func(s *service.Spec, n int64) { s.Stop.Timeout = time.Duration(n) }, 0, 3600e9},
 	} {
 		for _, n := range []int64{c.low, c.high} {

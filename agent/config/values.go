@@ -334,6 +334,16 @@ func formatDuration(d time.Duration) string {
 	return s
 }
 
+// optionalDuration is a duration that is 0 when the key is left out.
+type optionalDuration struct{ duration }
+
+func (t optionalDuration) write(v time.Duration) any {
+	if v == 0 {
+		return nil
+	}
+	return t.duration.write(v)
+}
+
 // milliseconds is a duration as a whole number of milliseconds.
 type milliseconds struct{ low, high time.Duration }
 
@@ -351,6 +361,47 @@ func (t milliseconds) read(d *document, path string, n *node, v *time.Duration) 
 func (t milliseconds) write(v time.Duration) any { return v.Milliseconds() }
 
 func (t milliseconds) schema(time.Duration) *jsonschema.Schema { return t.number().schema(0) }
+
+// size is a number of bytes within a range.
+type size struct{ low, high uint64 }
+
+func (t size) read(d *document, path string, n *node, v *uint64) {
+	var parsed uint64
+	var err error
+	switch n.kind {
+	case isNumber:
+		parsed, err = strconv.ParseUint(n.text, 10, 64)
+	case isText:
+		parsed, err = service.ParseSize(n.text)
+	default:
+		d.fault(n.offset, path, `is %s; it wants bytes as a whole number or a string such as "10MiB"`, kindNames[n.kind])
+		return
+	}
+	switch {
+	case err != nil && n.kind == isNumber:
+		d.fault(n.offset, path, "%s is not a whole number of bytes", n.text)
+	case err != nil:
+		d.fault(n.offset, path, "%v", err)
+	case parsed < t.low || parsed > t.high:
+		d.fault(n.offset, path, "is %s; the range is %s to %s", n.text, service.FormatSize(t.low), service.FormatSize(t.high))
+	default:
+		*v = parsed
+	}
+}
+
+func (t size) write(v uint64) any {
+	if v%(1<<10) == 0 {
+		return service.FormatSize(v)
+	}
+	return v
+}
+
+func (t size) schema(uint64) *jsonschema.Schema {
+	return &jsonschema.Schema{AnyOf: []*jsonschema.Schema{
+		{Type: "integer", Minimum: jsonschema.Ptr(float64(t.low)), Maximum: jsonschema.Ptr(float64(t.high))},
+		{Type: "string", Pattern: `^[0-9]+(KiB|MiB|GiB|TiB)?$`},
+	}}
+}
 
 // signal is a signal by name or number, as service.ParseSignal reads it.
 type signal struct{}

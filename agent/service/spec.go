@@ -39,6 +39,7 @@ type Spec struct {
 
 	Autostart bool
 	Log       LogSink
+	Rotation  LogRotation // of a log file
 	Custom    map[string]string
 }
 
@@ -71,6 +72,19 @@ const (
 var logSinkNames = [numLogSinks]string{"auto", "file", "null"}
 
 func (l LogSink) String() string { return logSinkNames[l] }
+
+// LogRotation says when the front of a log file is cut off, and how much is kept.
+type LogRotation struct {
+	Size  uint64        // bytes that it may grow to
+	Age   time.Duration // that its oldest line may reach, 0 for any
+	Total uint64        // bytes of all that is kept, with what was cut off
+}
+
+// The ranges of a LogRotation.
+const (
+	MinLogSize, MaxLogSize = 64 << 10, 1 << 40
+	MinLogAge, MaxLogAge   = time.Minute, 10 * 365 * 24 * time.Hour
+)
 
 // CheckType is a way of asking a service how it is.
 type CheckType uint8
@@ -128,7 +142,8 @@ func Defaults() Spec {
 			When: RestartOnFailure, MaxAttempts: 3, Window: 10 * time.Minute,
 			Backoff: time.Second, MaxBackoff: time.Minute,
 		},
-		Stop: StopPolicy{Signal: syscall.SIGTERM, Timeout: 10 * time.Second, ForceKill: true},
+		Stop:     StopPolicy{Signal: syscall.SIGTERM, Timeout: 10 * time.Second, ForceKill: true},
+		Rotation: LogRotation{Size: 10 << 20, Total: 50 << 20},
 	}
 }
 
@@ -173,6 +188,7 @@ func (s *Spec) Validate() []Fault {
 		faults.add("restart.max_backoff", "%v is less than backoff, %v", s.Restart.MaxBackoff, s.Restart.Backoff)
 	}
 	faults.duration("stop.timeout", s.Stop.Timeout, 0, time.Hour)
+	s.Rotation.validate(&faults)
 	if len(s.Custom) > maxCustom {
 		faults.add("custom", "has %d entries; at most %d are allowed", len(s.Custom), maxCustom)
 	}
@@ -229,6 +245,17 @@ func (c Check) validate(field string, faults *faultList) {
 	}
 }
 
+func (r LogRotation) validate(faults *faultList) {
+	faults.size("log_rotate.size", r.Size, MinLogSize, MaxLogSize)
+	faults.size("log_rotate.total", r.Total, MinLogSize, MaxLogSize)
+	if r.Total < r.Size {
+		faults.add("log_rotate.total", "%s is below size, %s", FormatSize(r.Total), FormatSize(r.Size))
+	}
+	if r.Age != 0 {
+		faults.duration("log_rotate.age", r.Age, MinLogAge, MaxLogAge)
+	}
+}
+
 // faultList collects faults.
 type faultList []Fault
 
@@ -254,6 +281,12 @@ func (f *faultList) number(field string, n, low, high int) {
 func (f *faultList) duration(field string, d, low, high time.Duration) {
 	if d < low || d > high {
 		f.add(field, "is %v; the range is %v to %v", d, low, high)
+	}
+}
+
+func (f *faultList) size(field string, n, low, high uint64) {
+	if n < low || n > high {
+		f.add(field, "is %s; the range is %s to %s", FormatSize(n), FormatSize(low), FormatSize(high))
 	}
 }
 

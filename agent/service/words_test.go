@@ -222,6 +222,7 @@ func TestValidateFindsEveryFault(t *testing.T) {
 	s.Health.Threshold = 0
 	s.Restart.MaxBackoff = 0
 	s.OOMScoreAdj = 2000
+	s.Rotation = LogRotation{Size: 1 << 20, Age: 1, Total: 1 << 10}
 	var fields []string
 	for _, f := range s.Validate() {
 		fields = append(fields, f.Field)
@@ -229,6 +230,7 @@ func TestValidateFindsEveryFault(t *testing.T) {
 	require.ElementsMatch(t, []string{
 		"exec[0]", "working_directory", "environment", "environment.OK", "oom_score_adj", "limits.pids_max", "limits.memory_high",
 		"ready.url", "ready.timeout", "health.threshold", "restart.max_backoff",
+		"log_rotate.age", "log_rotate.total", "log_rotate.total",
 	}, fields)
 }
 

@@ -41,7 +41,7 @@ type Actual struct {
 	Spec    service.Spec    `json:"spec"` // as started, options included
 	Limits  service.Limits  `json:"limits"`
 	Started time.Time       `json:"started"`
-	LogFrom int64           `json:"log_from"`       // where its output begins in the log file
+	LogFrom int64           `json:"log_from"`       // where its output begins in the log
 	Exit    *service.Exit   `json:"exit,omitempty"` // how the main process ended, nil while nobody knows that it did
 	Due     time.Time       `json:"due"`            // in Backoff: when the next launch is
 	Actor   string          `json:"actor"`

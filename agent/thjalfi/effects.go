@@ -64,7 +64,7 @@ func (a *actor) launch() {
 	a.then(func(context.Context) func() {
 		defer abort()
 		if plan.LogFile != "" {
-			intent.LogFrom = a.cfg.LogSize(plan.LogFile)
+			intent.LogFrom = a.cfg.LogStart(&plan.Spec, plan.LogFile)
 		}
 		if err := a.cfg.Keeper.Record(intent); err != nil {
 			return func() {

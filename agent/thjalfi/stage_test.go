@@ -81,7 +81,7 @@ func (s *stage) board() {
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
 		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout,
-		LogSize: func(string) int64 { return int64(s.host.Runs(web)) },
+		LogStart: func(*service.Spec, string) int64 { return int64(s.host.Runs(web)) },
 		LastLines: func(file string, from int64) []string {
 			return []string{fmt.Sprintf("the end of %s from %d", file, from)}
 		},

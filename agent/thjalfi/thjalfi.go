@@ -36,7 +36,7 @@ type Record struct {
 	Spec    service.Spec
 	Limits  service.Limits
 	Started time.Time
-	LogFrom int64         // where its output begins in the log file
+	LogFrom int64         // where its output begins in the log, see Config.LogStart
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
 	Due     time.Time     // in Backoff: when the next launch is
 	Actor   string
@@ -70,9 +70,10 @@ type Prober interface {
 type Config struct {
 	Keeper Keeper
 	Prober Prober
-	// LogSize is how many bytes a log file has, and LastLines are the last
-	// lines of those from there on. They read a file.
-	LogSize   func(logFile string) int64
+	// LogStart is where in a log file the output of an incarnation of spec begins
+	// that is about to be launched, and LastLines are the last lines from there
+	// on. They read files.
+	LogStart  func(spec *service.Spec, logFile string) int64
 	LastLines func(logFile string, from int64) []string
 	// ClearTimeout bounds one attempt to kill and clear; an attempt that fails
 	// is told to whoever waits, and repeated.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/logfile"
 )
 
 // Service is what the agent plays for one service.
@@ -258,16 +259,16 @@ func (a *Agent) Exits(name service.Name, n int) ([]service.ExitRecord, error) {
 }
 
 // LogFile is NAME.log in LogDir.
-func (a *Agent) LogFile(name service.Name) (string, error) {
+func (a *Agent) LogFile(name service.Name) (*logfile.File, error) {
 	s, err := a.of(context.Background(), "LogFile", name)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer a.mu.Unlock()
 	if s.Status.Spec.Log == service.LogNull {
-		return "", &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New("its output is not kept")}
+		return nil, &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New("its output is not kept")}
 	}
-	return filepath.Join(a.LogDir, name.String()+".log"), nil
+	return logfile.New(filepath.Join(a.LogDir, name.String()+".log")), nil
 }
 
 // Usage tells what Service.Usage holds.

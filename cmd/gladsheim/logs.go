@@ -23,8 +23,8 @@ func (a *app) logsCommand() *cobra.Command {
 On a terminal, control characters are shown as escapes; elsewhere bytes come as
 they were written. Lines of several services begin with the name.
 
-Output is kept in a plain file, which tells when it was made and last written,
-but not when each of its lines was: --since works for a time before the first
+Output is kept in plain files, which tell when the first was made and the last
+was written, but not when each line was: --since works for a time before the first
 line or after the last, and is refused between them.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,

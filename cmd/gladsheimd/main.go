@@ -19,6 +19,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent"
 	"github.com/gladsheim/gladsheim/api"
 	"github.com/gladsheim/gladsheim/backends/offer"
+	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -71,8 +72,13 @@ func serve(o options, log *slog.Logger) error {
 	if err := errors.Join(configErr, runErr); err != nil || hostErr != nil {
 		return unready(err, hostErr)
 	}
+	logs, err := logfile.Open(o.logDir, log)
+	if err != nil {
+		return err
+	}
+	defer logs.Close()
 	a, err := agent.Open(ctx, agent.Config{
-		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, ServicesDir: o.servicesDir,
+		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, Logs: logs, ServicesDir: o.servicesDir,
 		Backends: host.Backends, Findings: host.Findings, Procfs: proc, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {

@@ -28,6 +28,7 @@ var rooms = map[string]string{
 	"cgroup":   "agent/service",
 	"units":    "agent/service",
 	"platform": "agent/service",
+	"logfile":  "agent/service",
 
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
@@ -47,16 +48,16 @@ var rooms = map[string]string{
 	"agent/byggvir": "agent/service",
 	"agent/roskva":  "agent/service",
 	"agent/config":  "agent/service platform",
-	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends platform procfs",
+	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends logfile platform procfs",
 
 	"proto/gladsheim/v1": "",
-	"api":                "agent/service proto/gladsheim/v1 api/internal/tail",
-	"api/internal/tail":  "",
+	"api":                "agent/service logfile proto/gladsheim/v1 api/internal/tail",
+	"api/internal/tail":  "logfile",
 	"api/client":         "agent/service proto/gladsheim/v1",
-	"api/apitest":        "agent/service",
+	"api/apitest":        "agent/service logfile",
 
 	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1",
-	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer platform procfs",
+	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer logfile platform procfs",
 }
 
 // forbidden are imports from outside that only one place may have, each with

@@ -8,19 +8,20 @@ import (
 	"regexp"
 )
 
-// startOf finds where the last n lines of a file of the given size begin that
-// match, going backwards. Past MaxScan it stops at the line it has come to.
-func startOf(ctx context.Context, f io.ReaderAt, size int64, n int, match *regexp.Regexp) (int64, error) {
+// startOf finds where the last n lines of a log begin that match, going backwards
+// from its end to its oldest byte. Past MaxScan it stops at the line it has come
+// to.
+func startOf(ctx context.Context, f io.ReaderAt, oldest, last int64, n int, match *regexp.Regexp) (int64, error) {
 	if n <= 0 {
-		return size, nil
+		return last, nil
 	}
-	floor := max(0, size-MaxScan)
+	floor := max(oldest, last-MaxScan)
 	b := &backwards{ctx: ctx, file: f, floor: floor}
-	end := size
-	if last, err := b.byteAt(size - 1); err != nil {
+	end := last
+	if final, err := b.byteAt(last - 1); err != nil {
 		return 0, err
-	} else if last == '\n' {
-		end = size - 1 // the end of the last line, not the start of an empty one
+	} else if final == '\n' {
+		end = last - 1 // the end of the last line, not the start of an empty one
 	}
 	for start := floor; ; {
 		newline, err := b.newlineBefore(end)

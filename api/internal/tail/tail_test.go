@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,6 +16,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/logfile"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -78,7 +82,7 @@ func TestPastLines(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(dir, "log")
 			require.NoError(t, os.WriteFile(path, []byte(c.text), 0o600))
-			req := Request{Path: path, Lines: c.lines}
+			req := Request{Log: logfile.New(path), Lines: c.lines}
 			if c.match != "" {
 				req.Match = regexp.MustCompile(c.match)
 			}
@@ -102,7 +106,7 @@ func TestLastLinesAgainstSplit(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, text.Bytes(), 0o600))
 	all := strings.Split(strings.TrimSuffix(text.String(), "\n"), "\n")
 	for _, n := range []int{1, 2, 1000, 3001, 59_999, 60_000, 60_001} {
-		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Path: path, Lines: n}))
+		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Log: logfile.New(path), Lines: n}))
 	}
 }
 
@@ -112,7 +116,7 @@ func TestTheEndDoesNotRunAway(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "a\nb\nc\n")
 	var got []string
-	require.NoError(t, Read(t.Context(), Request{Path: path, Lines: 2}, func(l Line) error {
+	require.NoError(t, Read(t.Context(), Request{Log: logfile.New(path), Lines: 2}, func(l Line) error {
 		got = append(got, string(l.Text))
 		write(t, path, strings.Repeat("more\n", MaxLine))
 		return nil
@@ -124,16 +128,16 @@ func TestSince(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	before := time.Now().Add(-time.Minute)
 	write(t, path, "a\nb\n")
-	f, err := os.Open(path)
+	s, err := logfile.New(path).Open()
 	require.NoError(t, err)
-	defer f.Close()
-	require.False(t, made(f).IsZero(), "this file system does not tell when a file was made")
-	require.Equal(t, []string{"a", "b"}, read(t, Request{Path: path, Lines: 9, Since: before}))
-	require.Equal(t, []string{"b"}, read(t, Request{Path: path, Lines: 1, Since: before}))
+	defer s.Close()
+	require.False(t, s.Made().IsZero(), "this file system does not tell when a file was made")
+	require.Equal(t, []string{"a", "b"}, read(t, Request{Log: logfile.New(path), Lines: 9, Since: before}))
+	require.Equal(t, []string{"b"}, read(t, Request{Log: logfile.New(path), Lines: 1, Since: before}))
 	later := time.Now().Add(time.Hour)
-	require.Empty(t, read(t, Request{Path: path, Lines: 9, Since: later}))
+	require.Empty(t, read(t, Request{Log: logfile.New(path), Lines: 9, Since: later}))
 	require.NoError(t, os.Chtimes(path, later, later.Add(time.Minute))) // written since
-	require.ErrorIs(t, Read(t.Context(), Request{Path: path, Lines: 9, Since: later}, nil), ErrUndated)
+	require.ErrorIs(t, Read(t.Context(), Request{Log: logfile.New(path), Lines: 9, Since: later}, nil), ErrUndated)
 }
 
 // Whoever has left is not searched for any longer.
@@ -149,7 +153,7 @@ func TestASearchCanBeGivenUp(t *testing.T) {
 			cancel()
 		}
 	}, 0}
-	_, err = startOf(ctx, &reads, 8*MaxLine, 1, regexp.MustCompile("y"))
+	_, err = startOf(ctx, &reads, 0, 8*MaxLine, 1, regexp.MustCompile("y"))
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, 2, reads.n, "and a block is read once, however many lines it has")
 }
@@ -170,13 +174,15 @@ func TestAFarEndIsFound(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	f, err := os.Create(path)
 	require.NoError(t, err)
-	require.NoError(t, f.Truncate(10*MaxScan)) // a hole: one line of NULs, past the scan
+	require.NoError(t, f.Truncate(10*MaxScan)) // one line, mostly a hole, past the scan
+	_, err = f.WriteAt([]byte("x"), 0)         // so that its front was not cut off
+	require.NoError(t, err)
 	_, err = f.WriteAt([]byte("\na\nb\n"), 10*MaxScan)
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
-	require.Equal(t, []string{"a", "b"}, read(t, Request{Path: path, Lines: 1000}), "a line that begins before the scan is left out")
-	require.Equal(t, []string{"b"}, read(t, Request{Path: path, Lines: 1}))
-	require.Equal(t, []string{"b"}, read(t, Request{Path: path, Lines: 1000, Match: regexp.MustCompile("^b$")}))
+	require.Equal(t, []string{"a", "b"}, read(t, Request{Log: logfile.New(path), Lines: 1000}), "a line that begins before the scan is left out")
+	require.Equal(t, []string{"b"}, read(t, Request{Log: logfile.New(path), Lines: 1}))
+	require.Equal(t, []string{"b"}, read(t, Request{Log: logfile.New(path), Lines: 1000, Match: regexp.MustCompile("^b$")}))
 }
 
 func TestOnlyRegularFiles(t *testing.T) {
@@ -185,10 +191,10 @@ func TestOnlyRegularFiles(t *testing.T) {
 	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
 	require.NoError(t, os.Symlink("/etc/passwd", link))
 	for _, path := range []string{fifo, link, dir} {
-		require.Error(t, Read(context.Background(), Request{Path: path, Lines: 1}, func(Line) error { return nil }), path)
+		require.Error(t, Read(context.Background(), Request{Log: logfile.New(path), Lines: 1}, func(Line) error { return nil }), path)
 	}
-	require.Empty(t, read(t, Request{Path: filepath.Join(dir, "none"), Lines: 1}))
-	require.Error(t, Read(context.Background(), Request{Path: filepath.Join(dir, "none", "x"), Lines: 1, Follow: true}, func(Line) error { return nil }))
+	require.Empty(t, read(t, Request{Log: logfile.New(filepath.Join(dir, "none")), Lines: 1}))
+	require.Error(t, Read(context.Background(), Request{Log: logfile.New(filepath.Join(dir, "none", "x")), Lines: 1, Follow: true}, func(Line) error { return nil }))
 }
 
 // follower reads on in the background.
@@ -204,7 +210,14 @@ func follow(t *testing.T, req Request) *follower {
 	f := &follower{t: t, lines: make(chan string, 1000), cancel: cancel, done: make(chan error, 1)}
 	req.Follow = true
 	go func() {
-		f.done <- Read(ctx, req, func(l Line) error { f.lines <- shown(l); return nil })
+		f.done <- Read(ctx, req, func(l Line) error {
+			select {
+			case f.lines <- shown(l):
+				return nil
+			case <-ctx.Done(): // the test has failed
+				return ctx.Err()
+			}
+		})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -228,7 +241,7 @@ func (f *follower) expect(want ...string) {
 func TestFollow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "a\nb\nhalf")
-	f := follow(t, Request{Path: path, Lines: 2})
+	f := follow(t, Request{Log: logfile.New(path), Lines: 2})
 	f.expect("b")
 	write(t, path, " and half\nc\n")
 	f.expect("half and half", "c")
@@ -240,7 +253,7 @@ func TestFollow(t *testing.T) {
 
 func TestFollowFromNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	f := follow(t, Request{Path: path, Lines: 2})
+	f := follow(t, Request{Log: logfile.New(path), Lines: 2})
 	write(t, path+".other", "not this\n")
 	write(t, path, "a\n")
 	f.expect("a")
@@ -249,7 +262,7 @@ func TestFollowFromNothing(t *testing.T) {
 func TestFollowMatching(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "yes 1\nno\n")
-	f := follow(t, Request{Path: path, Lines: 9, Match: regexp.MustCompile("yes")})
+	f := follow(t, Request{Log: logfile.New(path), Lines: 9, Match: regexp.MustCompile("yes")})
 	f.expect("yes 1")
 	write(t, path, "no\nyes 2\n")
 	f.expect("yes 2")
@@ -258,7 +271,7 @@ func TestFollowMatching(t *testing.T) {
 func TestFollowThroughTruncation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "a\nb\n")
-	f := follow(t, Request{Path: path, Lines: 9})
+	f := follow(t, Request{Log: logfile.New(path), Lines: 9})
 	f.expect("a", "b")
 	require.NoError(t, os.Truncate(path, 0))
 	write(t, path, "c\n")
@@ -268,7 +281,7 @@ func TestFollowThroughTruncation(t *testing.T) {
 func TestFollowThroughRotation(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "a\n")
-	f := follow(t, Request{Path: path, Lines: 9})
+	f := follow(t, Request{Log: logfile.New(path), Lines: 9})
 	f.expect("a")
 	for i := range 5 {
 		old := fmt.Sprintf("%s.%d", path, i)
@@ -283,12 +296,88 @@ func TestFollowThroughRotation(t *testing.T) {
 	f.expect("again")
 }
 
+// The front of a log is cut off again and again, while its service writes: a
+// reader of past lines and one that follows see every line once.
+func TestThroughCuts(t *testing.T) {
+	dir := t.TempDir()
+	k, err := logfile.Open(dir, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	require.NoError(t, err)
+	t.Cleanup(k.Close)
+	path := filepath.Join(dir, "web.log")
+	k.Keep(path, service.LogRotation{Size: 64 << 10, Total: 1 << 40})
+	log := k.File(path)
+	write(t, path, "0\n")
+	f := follow(t, Request{Log: log, Lines: 1})
+	f.expect("0")
+	pieces := func() int {
+		all, err := filepath.Glob(path + ".0*")
+		require.NoError(t, err)
+		return len(all)
+	}
+	next := 1
+	for end := time.Now().Add(30 * time.Second); pieces() < 5; {
+		require.True(t, time.Now().Before(end), "it is not cut")
+		var batch, want []string
+		for range 500 {
+			want = append(want, fmt.Sprint(next))
+			batch = append(batch, want[len(want)-1]+"\n")
+			next++
+		}
+		write(t, path, strings.Join(batch, ""))
+		f.expect(want...)
+	}
+	for _, n := range []int{1, 10, 20_000, next - 1, next, next + 1} {
+		got := read(t, Request{Log: log, Lines: n})
+		require.Len(t, got, min(n, next))
+		for i, line := range got {
+			require.Equal(t, fmt.Sprint(next-len(got)+i), line)
+		}
+	}
+	require.Equal(t, []string{"7"}, read(t, Request{Log: log, Lines: 9, Match: regexp.MustCompile("^7$")}), "in the first piece")
+	s, err := log.Open()
+	require.NoError(t, err)
+	defer s.Close()
+	require.Len(t, read(t, Request{Log: log, Lines: 1 << 30, Since: s.Made().Add(-time.Second)}), next)
+	require.ErrorIs(t, Read(t.Context(), Request{Log: log, Lines: 1, Since: s.Made().Add(time.Millisecond)}, nil), ErrUndated)
+	require.Empty(t, read(t, Request{Log: log, Lines: 9, Since: time.Now().Add(time.Hour)}))
+}
+
+// What was removed, and the rest of a line of which the beginning was, is not
+// there for readers of past lines.
+func TestPastLinesOfWhatIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	write(t, path+".000000000000100", "half\nthree\nfo")
+	write(t, path, "ur\nfive\n")
+	require.Equal(t, []string{"three", "four", "five"}, read(t, Request{Log: logfile.New(path), Lines: 9}))
+	require.Equal(t, []string{"four", "five"}, read(t, Request{Log: logfile.New(path), Lines: 2}))
+	require.NoError(t, os.Remove(path))
+	require.Equal(t, []string{"three", "fo"}, read(t, Request{Log: logfile.New(path), Lines: 9}))
+}
+
+// A reader that is overtaken by a removal is told so, and not given the lines
+// after it as if nothing were missing.
+func TestWhatIsRemovedMeanwhileIsTold(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.log")
+	piece := path + ".000000000000000"
+	write(t, piece, strings.Repeat("a\n", 2*MaxLine))
+	write(t, path, "b\n")
+	n := 0
+	err := Read(t.Context(), Request{Log: logfile.New(path), Lines: 1 << 30}, func(Line) error {
+		if n++; n == 1 {
+			require.NoError(t, os.Remove(piece))
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, logfile.ErrRemoved)
+	require.Equal(t, MaxLine/2, n, "what had been read")
+}
+
 func TestAReaderThatFails(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	write(t, path, "a\nb\n")
 	full := errors.New("full")
 	n := 0
-	err := Read(context.Background(), Request{Path: path, Lines: 9, Follow: true}, func(Line) error { n++; return full })
+	err := Read(context.Background(), Request{Log: logfile.New(path), Lines: 9, Follow: true}, func(Line) error { n++; return full })
 	require.ErrorIs(t, err, full)
 	require.Equal(t, 1, n)
 }
@@ -303,6 +392,6 @@ func FuzzStart(f *testing.F) {
 		}
 		require.NoError(t, os.WriteFile(path, text, 0o600))
 		all := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
-		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Path: path, Lines: n}))
+		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Log: logfile.New(path), Lines: n}))
 	})
 }

@@ -31,8 +31,8 @@ type TailRequest struct {
 	// How many past lines at most. Absent means 10, or all with since_unix_ms.
 	Lines *uint32 `protobuf:"varint,2,opt,name=lines,proto3,oneof" json:"lines,omitempty"`
 	// No past lines from before this time; 0 sets no such bound. The output is
-	// kept in a plain file, of which only is known when it was made and when it was
-	// last written: a time between the two is refused.
+	// kept in plain files, of which only is known when the first was made and when
+	// the last was written: a time between the two is refused.
 	SinceUnixMs int64 `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
 	// Go on with new lines until the caller leaves or the service is unregistered.
 	Follow bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`

@@ -32,10 +32,12 @@ const (
 type LogServiceClient interface {
 	// Tail sends the last lines of a service's output, oldest first, up to the end
 	// that it has now, and with follow those still to come. The stream outlives
-	// restarts of the service.
+	// restarts of the service, and cuts of its log.
 	//
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept, or
 	// does not tell which of its lines are from before since_unix_ms.
+	// RESOURCE_EXHAUSTED: what comes next was removed to make room for later
+	// output before the caller had read it.
 	// INVALID_ARGUMENT: grep is no regular expression.
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogLine], error)
 }
@@ -75,10 +77,12 @@ type LogService_TailClient = grpc.ServerStreamingClient[LogLine]
 type LogServiceServer interface {
 	// Tail sends the last lines of a service's output, oldest first, up to the end
 	// that it has now, and with follow those still to come. The stream outlives
-	// restarts of the service.
+	// restarts of the service, and cuts of its log.
 	//
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept, or
 	// does not tell which of its lines are from before since_unix_ms.
+	// RESOURCE_EXHAUSTED: what comes next was removed to make room for later
+	// output before the caller had read it.
 	// INVALID_ARGUMENT: grep is no regular expression.
 	Tail(*TailRequest, grpc.ServerStreamingServer[LogLine]) error
 	mustEmbedUnimplementedLogServiceServer()
