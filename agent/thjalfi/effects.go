@@ -9,6 +9,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // do sets one effect going. Nothing here waits.
@@ -66,7 +67,7 @@ func (a *actor) launch() {
 		if plan.LogFile != "" {
 			intent.LogFrom = a.cfg.LogSize(plan.LogFile)
 		}
-		if err := a.cfg.Keeper.Record(intent); err != nil {
+		if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S2IntentFsynced); err != nil {
 			return func() {
 				a.kept, a.unrecorded = intent.Machine, err // as much of it may have been written
 				a.launched(nil, service.Applied{}, l.Incarnation, &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
@@ -78,7 +79,7 @@ func (a *actor) launch() {
 		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
 			intent.Ref = ref
 			a.identified = intent
-			if err := a.cfg.Keeper.Record(intent); err != nil {
+			if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S8IdentityFsynced); err != nil {
 				return err
 			}
 			a.tell(ctx, func() { a.atGate(l.Incarnation) })
@@ -231,7 +232,9 @@ func (a *actor) terminate() {
 		if err == nil {
 			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
 		}
+		err = failpoint.After(err, failpoint.T3TermSent)
 		return func() {
+			err = failpoint.After(err, failpoint.T4Waiting)
 			if err != nil && service.KindOf(err) != service.NotRunning {
 				a.fail(err)
 			}
