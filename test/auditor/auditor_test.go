@@ -82,6 +82,8 @@ func newStage(t *testing.T) *stage {
 
 const started = `method=/gladsheim.v1.GladsheimService/StartService actor="uid 0 (root)" pid=42 service=web`
 
+const register = `method=/gladsheim.v1.CatalogService/Register actor="uid 0 (root)" pid=42`
+
 func (s *stage) ListServices(context.Context, *gladsheimv1.ListServicesRequest) (*gladsheimv1.ServiceList, error) {
 	if s.asked != nil {
 		s.asked()
@@ -393,6 +395,11 @@ func TestAnEndedAgentExcusesMissingOutcomes(t *testing.T) {
 	s := newStage(t)
 	s.logged("call begun", started)
 	s.logged("listening", "address=unix:///run/s")
+	s.logged("call begun", started)
+	s.logged("listening", "address=tcp://127.0.0.1:1")
+	s.logged("call", started+" outcome=OK")
+	s.logged("call begun", register)
+	s.logged("call", register+" outcome=OK service=web")
 	s.logged("call", "method=/gladsheim.v1.GladsheimService/StopService actor=nobody outcome=PermissionDenied")
 	s.file(s.host.AgentLog, read(t, s.host.AgentLog)+"goroutine 1 [running]:\nmain.main()\n\tx.go:1 +0x1 msg=call\nmsg=\"half a li")
 	require.Equal(t, Report{}, s.audit(s.whole()))
