@@ -396,6 +396,7 @@ func TestAnEndedAgentExcusesMissingOutcomes(t *testing.T) {
 	s.logged("call begun", started)
 	s.logged("listening", "address=unix:///run/s")
 	s.logged("call begun", started)
+	s.logged("a handler panicked", "method=/gladsheim.v1.GladsheimService/StartService")
 	s.logged("listening", "address=tcp://127.0.0.1:1")
 	s.logged("call", started+" outcome=OK")
 	s.logged("call begun", register)

@@ -251,7 +251,7 @@ func changesLogged(v *view, e Expectation) (out []Finding) {
 			}
 			clear(open)
 			continue
-		case !isChange:
+		case !isChange || line["msg"] != "call begun" && line["msg"] != "call":
 			continue
 		case c.actor == "":
 			miss(c.service, "the log does not say who asked for %q", line["msg"])
@@ -259,7 +259,7 @@ func changesLogged(v *view, e Expectation) (out []Finding) {
 		case line["msg"] == "call begun":
 			open[c]++
 			continue
-		case line["msg"] != "call" || refused(line["outcome"]):
+		case refused(line["outcome"]):
 			continue
 		case line["outcome"] == "OK":
 			done[string(deed)+" "+c.service]++
