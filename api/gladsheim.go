@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/failpoint"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -28,6 +29,9 @@ type gladsheim struct {
 }
 
 func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServiceRequest) (*gladsheimv1.ServiceStatus, error) {
+	if err := failpoint.Hit(failpoint.S3Audited); err != nil {
+		return nil, err
+	}
 	st, err := g.find(req.GetServiceName())
 	if err != nil {
 		return nil, err

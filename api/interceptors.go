@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/failpoint"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -26,9 +27,15 @@ var errPanic = &service.Error{Op: "answer", Kind: service.Internal, Err: errors.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	began := time.Now()
 	caller := peerOf(ctx)
+	if err := passed(info.FullMethod, failpoint.S0Received, failpoint.T0Received); err != nil {
+		return nil, toStatus(err)
+	}
 	m, err := s.admit(caller, info.FullMethod)
 	var resp any
 	if err == nil {
+		if err := passed(info.FullMethod, failpoint.S1Authorised, failpoint.T1Authorised); err != nil {
+			return nil, toStatus(err)
+		}
 		if _, set := ctx.Deadline(); !set && m.patience > 0 {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, m.patience)
@@ -44,7 +51,22 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if err != nil {
 		return nil, err
 	}
-	return resp, nil
+	return resp, toStatus(passed(info.FullMethod, failpoint.S12Replied, failpoint.T9Replied))
+}
+
+// passed marks a step of a start or of a stop, in a call that asks for the one or
+// the other.
+func passed(fullMethod string, start, stop failpoint.Point) error {
+	if !failpoint.Enabled {
+		return nil
+	}
+	switch fullMethod {
+	case gladsheimv1.GladsheimService_StartService_FullMethodName:
+		return failpoint.Hit(start)
+	case gladsheimv1.GladsheimService_StopService_FullMethodName, gladsheimv1.RuntimeService_Kill_FullMethodName:
+		return failpoint.Hit(stop)
+	}
+	return nil
 }
 
 // stream is unary for streams. It ends them when the server stops.

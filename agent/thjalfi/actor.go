@@ -12,6 +12,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // retryClear is the wait between two attempts to adopt, to kill or to clear
@@ -349,7 +350,7 @@ func (a *actor) record() {
 		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
 			r.Ref, r.Started, r.LogFrom = id.Ref, id.Started, id.LogFrom
 		}
-		err := a.cfg.Keeper.Record(r)
+		err := failpoint.After(a.cfg.Keeper.Record(r), written(r.Machine))
 		return func() {
 			if a.unrecorded = err; err != nil {
 				a.publish(service.NoticeState, "unrecorded", err.Error())
@@ -358,6 +359,22 @@ func (a *actor) record() {
 			a.kept = r.Machine
 		}
 	})
+}
+
+// written is the step that is done with the record of a machine, "" if none is.
+func written(m service.Machine) failpoint.Point {
+	if !failpoint.Enabled {
+		return ""
+	}
+	switch m.State {
+	case service.Running:
+		return failpoint.S11RunningFsynced
+	case service.Stopping:
+		return failpoint.T2IntentFsynced
+	case service.Stopped:
+		return failpoint.T8StateFsynced
+	}
+	return ""
 }
 
 func (a *actor) recordNow() Record {

@@ -82,7 +82,7 @@ func TestAdoptWhatWasNeverLaunched(t *testing.T) {
 		s.saw("adopting launching starting running")
 		require.Zero(t, s.status().Machine.Failures)
 		require.Equal(t, 1, s.host.Runs(web))
-		require.Empty(t, s.disk.exitsOf(web))
+		s.neverRan(1)
 		s.alive(1)
 	})
 	play(t, func(t *testing.T, s *stage) { // it was identified, and gave up at its gate
@@ -91,9 +91,19 @@ func TestAdoptWhatWasNeverLaunched(t *testing.T) {
 		s.slow = 0
 		s.succeed(forEver)
 		s.is(service.Running)
-		require.Empty(t, s.disk.exitsOf(web))
+		s.neverRan(1)
 		require.Equal(t, 1, s.host.Runs(web))
 	})
+}
+
+// neverRan wants one record of how an incarnation ended, and that it never ran.
+func (s *stage) neverRan(incarnation uint64) {
+	s.t.Helper()
+	exits := s.disk.exitsOf(web)
+	require.Len(s.t, exits, 1, "every incarnation has a record (invariant I6)")
+	require.Equal(s.t, incarnation, exits[0].Incarnation)
+	require.Equal(s.t, service.NeverRan, exits[0].Exit)
+	require.Equal(s.t, service.VerdictLaunchFailed, exits[0].Verdict)
 }
 
 // A kill whose agent leaves is not told to end first by the next one.

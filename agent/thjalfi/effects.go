@@ -1,6 +1,7 @@
 package thjalfi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // do sets one effect going. Nothing here waits.
@@ -66,7 +68,7 @@ func (a *actor) launch() {
 		if plan.LogFile != "" {
 			intent.LogFrom = a.cfg.LogStart(&plan.Spec, plan.LogFile)
 		}
-		if err := a.cfg.Keeper.Record(intent); err != nil {
+		if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S2IntentFsynced); err != nil {
 			return func() {
 				a.kept, a.unrecorded = intent.Machine, err // as much of it may have been written
 				a.launched(nil, service.Applied{}, l.Incarnation, &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
@@ -78,7 +80,7 @@ func (a *actor) launch() {
 		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
 			intent.Ref = ref
 			a.identified = intent
-			if err := a.cfg.Keeper.Record(intent); err != nil {
+			if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S8IdentityFsynced); err != nil {
 				return err
 			}
 			a.tell(ctx, func() { a.atGate(l.Incarnation) })
@@ -133,6 +135,15 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		return
 	}
 	a.drop()
+	a.unlaunched(incarnation, err)
+	var e *service.Error
+	a.happen(service.Event{
+		Kind: service.LaunchFailed, Incarnation: incarnation, Permanent: errors.As(err, &e) && e.Permanent,
+	})
+}
+
+// unlaunched writes the record of an incarnation that never ran, and takes up why.
+func (a *actor) unlaunched(incarnation uint64, err error) {
 	x := service.ExitRecord{
 		Incarnation: incarnation, Exit: service.NeverRan, Verdict: service.VerdictLaunchFailed,
 		Started: time.Now(), Ended: time.Now(),
@@ -149,10 +160,6 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		x.Message = err.Error()
 	}
 	a.bury(x)
-	var e *service.Error
-	a.happen(service.Event{
-		Kind: service.LaunchFailed, Incarnation: incarnation, Permanent: errors.As(err, &e) && e.Permanent,
-	})
 }
 
 // giveUp tells those who wait for a launch that the agent leaves without it. That
@@ -177,7 +184,7 @@ func (a *actor) adopt() {
 			switch {
 			case errors.Is(err, backends.ErrGone) && ref.PID == 0:
 				a.drop()
-				a.failure = errors.New("the agent ended before it was launched")
+				a.unlaunched(ref.Incarnation, errors.New("the agent ended before it was launched"))
 				a.happen(a.event(service.LaunchFailed))
 			case errors.Is(err, backends.ErrGone):
 				a.ended(service.Exit{Unknown: "agent_was_down"})
@@ -227,11 +234,12 @@ func (a *actor) terminate() {
 	a.arm(a.grace, service.GraceOver)
 	h, sig := a.handle, a.plan.Spec.Stop.Signal
 	a.then(func(ctx context.Context) func() {
-		err := h.Signal(ctx, sig)
+		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
 		if err == nil {
 			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
 		}
 		return func() {
+			err = cmp.Or(err, failpoint.Hit(failpoint.T4Waiting)) // passed even by what has ended already
 			if err != nil && service.KindOf(err) != service.NotRunning {
 				a.fail(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/failpoint"
 	"github.com/gladsheim/gladsheim/units"
 )
 
@@ -156,8 +157,11 @@ func (b *Backend) makeWay(l service.Launch) error {
 // launch goes through the steps of a start. After an error clean is to be
 // called.
 func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) error {
+	if err := failpoint.Hit(failpoint.S5CgroupMade); err != nil {
+		return err
+	}
 	now, atOpening := roomForGate(limits)
-	if err := h.enclose(now); err != nil {
+	if err := failpoint.After(h.enclose(now), failpoint.S6LimitsSet); err != nil {
 		return err
 	}
 	if err := h.group.RefuseFrozen(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 func (h *handle) Kill(ctx context.Context) error {
@@ -67,7 +68,7 @@ const killAgain = time.Second
 func (h *handle) empty(ctx context.Context) error {
 	h.group.Unthrottle()
 	for {
-		if err := h.group.Kill(); err != nil {
+		if err := failpoint.After(h.group.Kill(), failpoint.T5KillSent); err != nil {
 			return err
 		}
 		if h.main != nil {
@@ -76,7 +77,7 @@ func (h *handle) empty(ctx context.Context) error {
 			}
 		}
 		wait, cancel := context.WithTimeout(ctx, killAgain)
-		err := h.awaitEmpty(wait)
+		err := failpoint.After(h.awaitEmpty(wait), failpoint.T6Empty)
 		cancel()
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return err
@@ -113,7 +114,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
-	if err := h.group.Remove(); err != nil {
+	if err := failpoint.After(h.group.Remove(), failpoint.T7CgroupRemoved); err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
 	if h.backend.shim != nil {

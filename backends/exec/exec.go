@@ -137,12 +137,12 @@ func (b *Backend) refusePrevious(l service.Launch, mark brand) error {
 // cleanTime is how long the cleaning after a launch that was given up may take.
 const cleanTime = 10 * time.Second
 
-// begin opens the gate. A launch that is given up at the moment of the execve
-// ends the main process alone; what that has forked by then is killed here.
+// begin opens the gate. A launch that fails or is given up at the moment of the
+// execve ends the main process alone; what that has forked by then is killed here.
 func (h *handle) begin(ctx context.Context, open func(context.Context) error) error {
 	err := open(ctx)
-	if err == nil || ctx.Err() == nil {
-		return err
+	if err == nil {
+		return nil
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 	defer cancel()

@@ -189,24 +189,30 @@ func TestKillSaysThatItHasNoDescriptors(t *testing.T) {
 	pids(t, h, 2)
 }
 
-// A launch that is given up when the program runs already leaves none of what
-// that has forked.
-func TestGivenUpAtTheExecve(t *testing.T) {
+// A launch that fails, or is given up, when the program runs already leaves none of
+// what that has forked.
+func TestFailedAtTheExecve(t *testing.T) {
 	b := newBackend(t)
-	h := start(t, b, plan(t, "sleep 1000 & setsid sleep 1000 & exec sleep 1000"))
-	pids(t, h, 3)
-	ctx, cancel := context.WithCancel(t.Context())
-	failed := &service.Error{Op: "start", Service: h.ref.Name, Kind: service.Cancelled}
-	err := h.begin(ctx, func(context.Context) error {
-		cancel()
-		require.NoError(t, h.main.Signal(syscall.SIGKILL))
-		awaitExit(t, h)
-		return failed
-	})
-	require.Equal(t, error(failed), err)
-	left, err := b.survey(h.brand, nil)
-	require.NoError(t, err)
-	require.Empty(t, left)
+	for kind, givenUp := range map[service.Kind]bool{service.Cancelled: true, service.Unlaunchable: false} {
+		h := start(t, b, plan(t, "sleep 1000 & setsid sleep 1000 & exec sleep 1000"))
+		pids(t, h, 3)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		failed := &service.Error{Op: "start", Service: h.ref.Name, Kind: kind}
+		err := h.begin(ctx, func(context.Context) error {
+			if givenUp {
+				cancel()
+			}
+			require.NoError(t, h.main.Signal(syscall.SIGKILL))
+			awaitExit(t, h)
+			return failed
+		})
+		require.Equal(t, error(failed), err)
+		left, err := b.survey(h.brand, nil)
+		require.NoError(t, err)
+		require.Empty(t, left)
+		b.forget(h.brand)
+	}
 }
 
 // Rolling bombs, in which each member starts its successor and leaves, and

@@ -11,6 +11,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // unknownExit is the end of a main process that was gone when its incarnation
@@ -101,7 +102,7 @@ func (h *handle) kill(ctx context.Context, op string) error {
 		return nil
 	}
 	hunt := hunt{handle: h, leftOver: over(h.exited)}
-	err := hunt.run(ctx)
+	err := failpoint.After(hunt.run(ctx), failpoint.T6Empty)
 	if err == nil && !over(h.exited) {
 		// It is a zombie at most; whoever asks from now on hears its exit.
 		select {

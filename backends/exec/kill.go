@@ -11,6 +11,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // hunt is one killing of an incarnation.
@@ -48,6 +49,7 @@ func (h *hunt) run(ctx context.Context) error {
 	defer hasten()()
 	defer func() { letGo(h.stuck); letGo(h.mates) }()
 	fresh, conclusive, err := h.first()
+	err = failpoint.After(err, failpoint.T5KillSent)
 	for quiet := 0; ; {
 		switch {
 		case err != nil:

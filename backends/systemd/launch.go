@@ -13,6 +13,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/failpoint"
 	"github.com/gladsheim/gladsheim/units"
 )
 
@@ -98,10 +99,10 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 	if err := a.child.Ready(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.enter(ctx); err != nil {
+	if err := failpoint.After(a.enter(ctx), failpoint.S5CgroupMade); err != nil {
 		return nil, err
 	}
-	if err := a.held(ctx); err != nil {
+	if err := failpoint.After(a.held(ctx), failpoint.S9ScopeRegistered); err != nil {
 		return nil, err
 	}
 	h := b.newHandle(service.Ref{
@@ -111,7 +112,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 	if err := groupKill(h.scope); err != nil {
 		return nil, err
 	}
-	if err := h.verifyLimits(limits); err != nil {
+	if err := failpoint.After(h.verifyLimits(limits), failpoint.S6LimitsSet); err != nil {
 		return nil, err
 	}
 	if h.before, err = h.cell.OOMCounts(); err != nil {

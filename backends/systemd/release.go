@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // killAgain is how long a kill may take to show before it is repeated. One is
@@ -39,14 +40,14 @@ func (h *handle) killOnce(ctx context.Context) error {
 	defer cancel()
 	h.readThrottled()
 	h.scope.Unthrottle()
-	if err := h.cell.Kill(); err != nil {
+	if err := failpoint.After(h.cell.Kill(), failpoint.T5KillSent); err != nil {
 		return err
 	}
 	// Somebody may have moved it out of its cgroup.
 	if err := h.killMain(ctx); err != nil {
 		return err
 	}
-	return h.cell.WaitEmpty(ctx)
+	return failpoint.After(h.cell.WaitEmpty(ctx), failpoint.T6Empty)
 }
 
 // killMain kills the main process, and waits for its end.
@@ -116,7 +117,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	}
 	// systemd has removed the cgroups with the units; not so when it had
 	// forgotten the units while processes lived.
-	if err := h.cell.Remove(); err != nil {
+	if err := failpoint.After(h.cell.Remove(), failpoint.T7CgroupRemoved); err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, err)
 	}
 	h.released = true

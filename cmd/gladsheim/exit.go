@@ -10,7 +10,7 @@ import (
 // The exit codes. Of several, the highest is the worst.
 const (
 	exitOK          = 0
-	exitFailure     = 1 // of health and doctor: problems found
+	exitFailure     = 1 // of health, doctor and fsck: problems found
 	exitUsage       = 2
 	exitNotRunning  = 3
 	exitNotFound    = 4

@@ -34,6 +34,15 @@ func (a *app) printJSON(m proto.Message) error {
 	return a.printDocument(out.String())
 }
 
+// encode writes what is no message of the API as -o asks.
+func (a *app) encode(v any) error {
+	encoder := json.NewEncoder(a.out)
+	if a.format == "json" {
+		encoder.SetIndent("", "  ")
+	}
+	return encoder.Encode(v)
+}
+
 // printLine writes a message of a stream: one line, whatever -o says.
 func (a *app) printLine(m proto.Message) error {
 	b, err := marshaller.Marshal(m)

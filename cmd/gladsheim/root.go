@@ -74,7 +74,7 @@ func (a *app) root() *cobra.Command {
 
 The agent, gladsheimd, does the work; this command talks to it at --host.
 
-Exit codes: 0 done, 1 failure (health, doctor: problems found), 2 usage, 3 not
+Exit codes: 0 done, 1 failure (health, doctor, fsck: problems found), 2 usage, 3 not
 running, 4 no such service, 5 denied, 6 invalid definition or configuration,
 7 agent unreachable, 8 timed out, 9 conflict, 130 interrupted. With several
 services it is the highest of theirs.`,
@@ -112,7 +112,7 @@ services it is the highest of theirs.`,
 	add(groupLook, a.statusCommand(), a.listCommand(), a.healthCommand(), a.usageCommand(), a.limitsCommand(),
 		a.eventsCommand(), a.logsCommand(), a.historyCommand(), a.definitionCommand())
 	add(groupChange, a.setCommand(), a.registerCommand(), a.unregisterCommand(), a.applyCommand())
-	add(groupHost, a.systemCommand(), a.statsCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand())
+	add(groupHost, a.systemCommand(), a.statsCommand(), a.doctorCommand(), a.fsckCommand(), a.configCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID(groupHost)
 	root.SetCompletionCommandGroupID(groupHost)
 	root.InitDefaultCompletionCmd()

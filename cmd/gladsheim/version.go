@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"runtime"
 
@@ -49,11 +48,7 @@ func (a *app) versionCommand() *cobra.Command {
 
 func (a *app) showVersions(v versions) error {
 	if a.machine() {
-		encoder := json.NewEncoder(a.out)
-		if a.format == "json" {
-			encoder.SetIndent("", "  ")
-		}
-		return encoder.Encode(v)
+		return a.encode(v)
 	}
 	fmt.Fprintf(a.out, "client  %s (%s, %s)\n", v.Client.Version, v.Client.API, v.Client.Go)
 	if v.Server == nil {

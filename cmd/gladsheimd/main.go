@@ -19,6 +19,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent"
 	"github.com/gladsheim/gladsheim/api"
 	"github.com/gladsheim/gladsheim/backends/offer"
+	"github.com/gladsheim/gladsheim/failpoint"
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -71,6 +72,9 @@ func serve(o options, log *slog.Logger) error {
 	}
 	if err := errors.Join(configErr, runErr); err != nil || hostErr != nil {
 		return unready(err, hostErr)
+	}
+	if err := failpoint.Serve(o.runDir); err != nil {
+		return err
 	}
 	logs, err := logfile.Open(o.logDir, log)
 	if err != nil {

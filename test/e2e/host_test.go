@@ -70,24 +70,28 @@ func modes(t *testing.T) []string {
 
 // world is one agent with directories of its own.
 type world struct {
-	t      *testing.T
-	dir    string // readable by everybody: PostgreSQL runs as another user
-	socket string
-	daemon *exec.Cmd
-	gone   chan error // what became of the daemon, told once
-	log    *os.File
-	conn   *grpc.ClientConn
+	t       *testing.T
+	program string // the daemon's
+	dir     string // readable by everybody: PostgreSQL runs as another user
+	socket  string
+	daemon  *exec.Cmd
+	gone    chan error // what became of the daemon, told once
+	log     *os.File
+	conn    *grpc.ClientConn
 }
 
 // newWorld starts an agent, and at the end of the test stops it and checks
 // that nothing is left.
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOf(t, "gladsheimd") }
+
+// newWorldOf is newWorld with a certain program as the agent.
+func newWorldOf(t *testing.T, program string) *world {
 	t.Helper()
 	offers(t, "exec") // skips outside of a host
 	dir, err := os.MkdirTemp("", "gladsheim-e2e-")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o755))
-	w := &world{t: t, dir: dir, socket: filepath.Join(dir, "run", "gladsheim.sock")}
+	w := &world{t: t, program: program, dir: dir, socket: filepath.Join(dir, "run", "gladsheim.sock")}
 	require.NoError(t, os.MkdirAll(w.path("services.d"), 0o755))
 	require.NoError(t, os.WriteFile(w.path("gladsheim.json"), []byte(
 		fmt.Sprintf(`{"gladsheim":{"grpc":{"port":%d},"resource_limits":{"max_services":300,"default_memory_mb":512,"default_cpu_percent":100}}}`, tcpPort)), 0o600))
@@ -125,7 +129,7 @@ var tcpPort = port(15060)
 
 // begin starts the daemon and waits until it answers.
 func (w *world) begin() {
-	w.daemon = exec.Command("gladsheimd", w.flags()...)
+	w.daemon = exec.Command(w.program, w.flags()...)
 	w.daemon.Stdout, w.daemon.Stderr = w.log, w.log
 	// It must outlive nobody and take no signal meant for the tests.
 	w.daemon.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -27,7 +27,7 @@ var machinesOf = []struct {
 	soak     []string
 	programs []string
 }{
-	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, []string{"gladsheimd", "gladsheim", "workload", "wireclient"}},
+	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, []string{"gladsheimd", "gladsheimd-failpoints", "gladsheim", "workload", "wireclient"}},
 	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, nil, []string{"workload"}},
 	{"cmd/gladsheimd", []string{"systemd", "cgroup2", "bare"}, []string{"systemd-old", "systemd-new"}, []string{"workload"}},
 	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}, []string{"systemd", "systemd-new"}, []string{"workload"}},
@@ -36,6 +36,20 @@ var machinesOf = []struct {
 	{"backends/internal/launch", []string{"systemd-old"}, []string{"systemd", "systemd-new", "cgroup2"}, []string{"workload"}},
 	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}, nil, nil},
 	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, nil},
+}
+
+// programs are what the tests execute. Those that die of their own failpoints
+// could not tell what they covered.
+var programs = []struct {
+	name, pkg string
+	cover     bool
+	flags     []string
+}{
+	{"gladsheimd", "cmd/gladsheimd", true, nil},
+	{"gladsheimd-failpoints", "cmd/gladsheimd", false, []string{"-tags=failpoints"}},
+	{"gladsheim", "cmd/gladsheim", true, nil},
+	{"workload", "test/workload", false, nil},
+	{"wireclient", "test/wireclient", false, nil},
 }
 
 func hostFloors(soak bool) []job {
@@ -73,8 +87,8 @@ func bin(pkg string) string { return filepath.Join(work, "bin", filepath.FromSla
 // own programs.
 func build(jobs []job) error {
 	made := filepath.Join(work, "programs")
-	for name, cover := range map[string]bool{"cmd/gladsheimd": true, "cmd/gladsheim": true, "test/workload": false, "test/wireclient": false} {
-		if err := compile(filepath.Join(made, filepath.Base(name)), name, cover, "build"); err != nil {
+	for _, p := range programs {
+		if err := compile(filepath.Join(made, p.name), p.pkg, p.cover, append([]string{"build"}, p.flags...)...); err != nil {
 			return err
 		}
 	}

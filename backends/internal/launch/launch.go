@@ -21,6 +21,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // Path is the PATH of a program whose definition names none.
@@ -94,6 +95,9 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 		return nil, resourceFailure(name, err)
 	}
 	defer output.close()
+	if err := failpoint.Hit(failpoint.S4LogOpen); err != nil {
+		return nil, resourceFailure(name, err)
+	}
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, resourceFailure(name, fmt.Errorf("make a socket pair: %w", err))
@@ -108,6 +112,10 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 		pidfd: pidfd, process: held, socket: ours, forget: func() {}}
 	if req.Shim != nil {
 		c.forget = func() { req.Shim.Released(name, req.Launch.Incarnation) }
+	}
+	if err := failpoint.Hit(failpoint.S7Cloned); err != nil {
+		c.Abandon()
+		return nil, resourceFailure(name, err)
 	}
 	stop := hurry(ctx, ours)
 	_, err = ours.Write(message)
@@ -220,6 +228,7 @@ func (c *Child) Open(ctx context.Context) error {
 	}
 	stop := hurry(ctx, c.socket)
 	answers, err := c.converse()
+	err = failpoint.After(err, failpoint.S10GateReleased)
 	stop()
 	c.socket.Close()
 	c.socket = nil
