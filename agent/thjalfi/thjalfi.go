@@ -38,7 +38,7 @@ type Record struct {
 	Started time.Time
 	LogFrom int64         // where its output begins in the log file
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
-	Due     time.Time     // in Backoff: when the next launch is
+	Due     time.Duration // in Backoff: when the next launch is, as SinceBoot tells time
 	Actor   string
 	Options service.StartOptions
 }
@@ -69,6 +69,8 @@ type Prober interface {
 type Config struct {
 	Keeper Keeper
 	Prober Prober
+	// SinceBoot is the clock of what outlives the agent: nobody sets it.
+	SinceBoot func() time.Duration
 	// LogSize is how many bytes a log file has, and LastLines are the last
 	// lines of those from there on. They read a file.
 	LogSize   func(logFile string) int64
