@@ -137,6 +137,75 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
+// Whatever stands in a record's place: what runs is taken up, and the rest lives.
+func TestDamagedRecords(t *testing.T) {
+	for what, damage := range map[string]func(path string) error{
+		"empty":       func(path string) error { return os.Truncate(path, 0) },
+		"cut":         func(path string) error { return os.Truncate(path, 100) },
+		"missing":     os.Remove,
+		"a directory": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
+		"a link":      func(path string) error { return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path)) },
+		"huge":        func(path string) error { return os.Truncate(path, 2<<30) },
+	} {
+		for _, record := range []string{"run/services/web.json", "state/services/web.json", "state/exits/web.json"} {
+			t.Run(what+" "+record, func(t *testing.T) {
+				inside(t, func(t *testing.T, h *house) {
+					h.define(web, `"autostart": true`)
+					h.define(db)
+					h.open()
+					h.start(db)
+					_, err := h.Restart(t.Context(), web, service.StopOptions{})
+					require.NoError(t, err)
+					before := h.host.Processes()
+					h.close()
+					require.NoError(t, damage(h.path(record)))
+					h.open()
+					require.Equal(t, before, h.host.Processes())
+					h.is(web, service.Running)
+					h.is(db, service.Running)
+					require.EqualValues(t, 2, h.status(web).Machine.Incarnation)
+					if what != "missing" {
+						require.Len(t, h.doctor(), 1)
+						require.Contains(t, h.doctor()[0], record)
+					}
+					h.reopen()
+					require.Equal(t, before, h.host.Processes())
+					require.Empty(t, h.doctor())
+					h.stop(db)
+					h.reboot()
+					h.open()
+					h.is(web, service.Running)
+					h.is(db, service.Stopped)
+				})
+			})
+		}
+	}
+}
+
+// A record of a later version keeps the agent from starting, and stays as it is.
+func TestRecordOfALaterVersion(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web)
+		h.open()
+		h.start(web)
+		h.close()
+		before := h.host.Processes()
+		for _, record := range []string{"run/services/web.json", "state/services/web.json"} {
+			whole, err := os.ReadFile(h.path(record))
+			require.NoError(t, err)
+			h.write(record, `{"format":2,"crc32c":1727516817,"body":{}}`)
+			tree := h.tree()
+			_, err = Open(t.Context(), h.config())
+			refused(t, err, service.Invalid, "later version", record)
+			require.Equal(t, tree, h.tree())
+			h.write(record, string(whole))
+		}
+		h.open()
+		require.Equal(t, before, h.host.Processes())
+		h.is(web, service.Running)
+	})
+}
+
 // A stop that was under way when the records of what is were lost goes on.
 func TestLostRecordsDuringAStop(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {

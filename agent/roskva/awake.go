@@ -53,6 +53,7 @@ func (v *vigil) over() {
 		v.begin()
 		return
 	}
+	v.ended = true
 	v.end(context.DeadlineExceeded)
 }
 
@@ -60,8 +61,11 @@ func (v *vigil) over() {
 func (v *vigil) leave() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if !v.ended {
+		v.slept += max(0, time.Since(v.due))
+	}
 	v.timer.Stop()
 	v.ended = true
 	v.end(nil)
-	return v.slept + max(0, time.Since(v.due))
+	return v.slept
 }

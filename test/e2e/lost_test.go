@@ -2,8 +2,11 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -111,15 +114,33 @@ func TestRegisteredAnew(t *testing.T) {
 	})
 }
 
-// checked is a service whose health is checked all the time, and that is restarted at
-// the first failure.
-func (w *world) checked(name string, port int) *gladsheimv1.ServiceStatus {
+// checkup answers health checks at once, but for the one that it is told to hold.
+type checkup struct {
+	*httptest.Server
+	hold atomic.Pointer[held]
+}
+
+// held is a check that is not answered before it is released.
+type held struct{ asked, release chan struct{} }
+
+func newCheckup(t *testing.T) *checkup {
+	c := &checkup{}
+	c.Server = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if h := c.hold.Swap(nil); h != nil {
+			close(h.asked)
+			<-h.release
+		}
+	}))
+	t.Cleanup(c.Close)
+	return c
+}
+
+// checked is a service that is checked all the time, and restarted at the first
+// failure.
+func (w *world) checked(name string, c *checkup) *gladsheimv1.ServiceStatus {
 	w.t.Helper()
-	address := fmt.Sprintf("127.0.0.1:%d", port)
-	url := "http://" + address + "/health"
-	w.register(workload(w.t, name, name, "http", address).with(fields{
-		"ready":   fields{"type": "http", "url": url, "timeout": "60s"},
-		"health":  fields{"type": "http", "url": url, "interval": "100ms", "timeout": "2s", "threshold": 1},
+	w.register(workload(w.t, name, name, "sleep").with(fields{
+		"health":  fields{"type": "http", "url": c.URL, "interval": "100ms", "timeout": "2s", "threshold": 1},
 		"restart": fields{"policy": "always"},
 	}))
 	return byGRPC{w}.start(name)
@@ -140,15 +161,20 @@ func (w *world) unharmed(was *gladsheimv1.ServiceStatus) {
 }
 
 // TestAStalledAgentBlamesNobody: stopped in the midst of a check, for longer than that
-// may take and for less, it finds the service as well as before.
+// may take, it waits for the answer all the same.
 func TestAStalledAgentBlamesNobody(t *testing.T) {
 	oneOfAKind(t)
-	w := newWorld(t)
-	was := w.checked("patient", port(18090))
-	for _, stalled := range []time.Duration{5 * time.Second, 1900 * time.Millisecond, 2 * time.Second} {
+	w, c := newWorld(t), newCheckup(t)
+	was := w.checked("patient", c)
+	for _, stalled := range []time.Duration{2500 * time.Millisecond, 5 * time.Second} {
+		h := &held{asked: make(chan struct{}), release: make(chan struct{})}
+		c.hold.Store(h)
+		<-h.asked
 		require.NoError(t, w.daemon.Process.Signal(syscall.SIGSTOP))
 		time.Sleep(stalled)
 		require.NoError(t, w.daemon.Process.Signal(syscall.SIGCONT))
+		time.Sleep(100 * time.Millisecond) // it has seen by now how late it is
+		close(h.release)
 		w.unharmed(was)
 	}
 	require.Empty(t, byGRPC{w}.exits("patient").Exits)
@@ -168,7 +194,7 @@ func TestTheClockIsSet(t *testing.T) {
 		require.NoError(t, syscall.Settimeofday(&now))
 	}
 	t.Cleanup(func() { set(0) })
-	was := w.checked("timeless", port(18091))
+	was := w.checked("timeless", newCheckup(t))
 	const wait = 15 * time.Second
 	w.register(workload(t, "again", "again", "exit", "1").with(fields{"restart": fields{"policy": "on-failure", "backoff": wait.String(), "max_backoff": wait.String()}}))
 	_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "again"})
