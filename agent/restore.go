@@ -46,14 +46,23 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 			a.pending = append(a.pending, name)
 		}
 	}
+	var statuses []service.Status
+	var restored []thjalfi.Restored
 	for name, d := range found {
 		r, recorded := actual[name]
-		if recorded && r.Machine.Up && a.wantedOf(name).Name.IsZero() { // the state directory alone was lost
+		// The state directory was lost; what lives is recorded when it is adopted.
+		if recorded && r.Machine.Up && !r.Machine.State.Alive() && a.wantedOf(name).Name.IsZero() {
 			if err := a.want(name, func(w *skirnir.Wanted) { w.Up = true }); err != nil {
 				a.cfg.Log.Error("cannot record that a service is to run", "service", name, "error", err)
 			}
 		}
-		a.revive(d, r, recorded)
+		status, rest := a.left(d, r, recorded)
+		a.definitions[name] = d
+		statuses, restored = append(statuses, status), append(restored, rest)
+	}
+	a.registry.Add(statuses...)
+	for _, r := range restored {
+		a.thjalfi.Add(r.Name, r)
 	}
 }
 
@@ -148,18 +157,8 @@ func (a *Agent) gather(left skirnir.Loaded) (map[service.Name]*definition, confi
 	return found, faults
 }
 
-// revive makes one service known, with what an earlier agent recorded of it in
-// this boot.
-func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
-	status, restored := a.left(d, r, recorded)
-	a.mu.Lock()
-	a.definitions[d.Name] = d
-	a.mu.Unlock()
-	a.registry.Add(status)
-	a.thjalfi.Add(d.Name, restored)
-}
-
-// left is what readers and the actor are told of a service that becomes known.
+// left is what readers and the actor are told of a service that becomes known, with
+// what an earlier agent recorded of it in this boot.
 func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.Status, thjalfi.Restored) {
 	status := a.remembered(d)
 	restored := thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}}

@@ -67,6 +67,29 @@ func TestStrangers(t *testing.T) {
 	})
 }
 
+// What waits for its next attempt, or crashed, is to run after a reboot although what
+// was wanted was lost meanwhile.
+func TestLostWishes(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"restart": {"backoff": "1m"}`)
+		h.define(db, `"restart": {"policy": "never"}`)
+		h.open()
+		for _, name := range []service.Name{web, db} {
+			h.start(name)
+			h.crash(name)
+		}
+		h.close()
+		h.lose("state")
+		h.open()
+		h.is(web, service.Backoff)
+		h.is(db, service.Crashed)
+		h.reboot()
+		h.open()
+		h.is(web, service.Running)
+		h.is(db, service.Running)
+	})
+}
+
 // lose takes away what an agent has written down, all of it or one directory.
 func (h *house) lose(dirs ...string) {
 	h.t.Helper()
