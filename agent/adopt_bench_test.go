@@ -76,7 +76,10 @@ func benchmarkAdoption(b *testing.B, offered []backends.Backend, many int, lost 
 		}
 		wg.Wait()
 	}
-	each(func(name service.Name) error { _, err := a.Start(context.Background(), name, service.StartOptions{}); return err })
+	each(func(name service.Name) error {
+		_, err := a.Start(context.Background(), name, service.StartOptions{})
+		return err
+	})
 	for b.Loop() {
 		b.StopTimer()
 		a.Close()
