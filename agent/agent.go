@@ -40,6 +40,7 @@ type Config struct {
 	Backends    []backends.Backend // that the host offers, the preferred one first
 	Findings    []service.Finding  // of who opened them
 	Procfs      procfs.FS
+	SinceBoot   func() time.Duration // suspended time included, see procfs.SinceBoot
 	Facts       platform.Facts
 	Platform    string // whose profile the settings began with
 	Settings    config.Agent
@@ -67,21 +68,22 @@ type Agent struct {
 
 	pending []service.Name // for Autostart
 
-	changing    sync.Mutex // held by whoever changes the catalogue, from the look at it to the change
-	writing     sync.Mutex // see want
-	mu          sync.Mutex // of what follows; never held across a wait for a service
+	changing    sync.Mutex            // held by whoever changes the catalogue, from the look at it to the change
+	writing     sync.Mutex            // see want
+	torn        map[service.Name]bool // after a write that failed the disk may hold another than wanted; with writing held
+	mu          sync.Mutex            // of what follows; never held across a wait for a service
 	settings    config.Agent
 	refused     string // why those of the last reload were not taken
 	definitions map[service.Name]*definition
 	wanted      map[service.Name]skirnir.Wanted       // as last written
 	exits       map[service.Name][]service.ExitRecord // see brief
-	strangers   map[service.Name]service.Ref          // alive, look like ours, and nobody recorded them
-	blind       map[string]bool                       // backends that would not tell what an earlier agent left
-	looked      map[service.Name]bool                 // whether that is known of a service all the same
-	starting    map[service.Name]int                  // starts and restarts under way, see admit
-	limiting    map[service.Name]chan struct{}        // full while somebody changes limits
-	scars       []service.Finding                     // of the start
-	complaints  []service.Finding                     // of the latest look at the definitions
+	strangers   map[service.Name]stranger
+	blind       map[string]bool                // backends that would not tell what an earlier agent left
+	looked      map[service.Name]bool          // whether that is known of a service all the same
+	starting    map[service.Name]int           // starts and restarts under way, see admit
+	limiting    map[service.Name]chan struct{} // full while somebody changes limits
+	scars       []service.Finding              // of the start
+	complaints  []service.Finding              // of the latest look at the definitions
 }
 
 // ErrTaken says that another agent owns the directories.
@@ -99,9 +101,9 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		cfg: cfg, started: time.Now(), settings: cfg.Settings,
 		meter:       byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
-		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]service.Ref{},
+		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
-		limiting: map[service.Name]chan struct{}{},
+		limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
@@ -141,7 +143,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.roskva = roskva.New(a.keepHealth)
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, LogStart: a.logStart, LastLines: a.lastLines, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, SinceBoot: a.cfg.SinceBoot, LogStart: a.logStart, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})
 	a.restore(ctx, left)
 	return nil

@@ -29,7 +29,7 @@ func (d *definition) ofHost() bool { return d.Source != service.SourceAPI && d.S
 
 // Register adds or, with replace, changes a definition. What runs goes on as
 // it was started; a changed definition drops limits that were set over it.
-func (a *Agent) Register(_ context.Context, file string, document []byte, replace bool, actor string) (service.Change, error) {
+func (a *Agent) Register(ctx context.Context, file string, document []byte, replace bool, actor string) (service.Change, error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	spec, err := a.parse("register", file, document)
@@ -47,7 +47,7 @@ func (a *Agent) Register(_ context.Context, file string, document []byte, replac
 	if err := a.room("register", change); err != nil {
 		return service.Change{}, err
 	}
-	if err := a.carryOut("register", []registration{{spec, document, change}}, actor); err != nil {
+	if err := a.carryOut(ctx, "register", []registration{{spec, document, change}}, actor); err != nil {
 		return service.Change{}, err
 	}
 	return change, nil
@@ -55,7 +55,7 @@ func (a *Agent) Register(_ context.Context, file string, document []byte, replac
 
 // Apply registers all documents or, if one of them is faulty, none. With
 // dryRun it only tells what would change.
-func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error) {
+func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	var faults []service.Fault
@@ -94,7 +94,7 @@ func (a *Agent) Apply(_ context.Context, files []service.File, dryRun bool, acto
 	if dryRun {
 		return changes, nil
 	}
-	if err := a.carryOut("apply", all, actor); err != nil {
+	if err := a.carryOut(ctx, "apply", all, actor); err != nil {
 		return nil, err
 	}
 	return changes, nil
@@ -178,9 +178,14 @@ type registration struct {
 }
 
 // carryOut makes all changes or, when the disk fails, none.
-func (a *Agent) carryOut(op string, all []registration, actor string) error {
+func (a *Agent) carryOut(ctx context.Context, op string, all []registration, actor string) error {
 	before := make([]skirnir.Wanted, len(all))
 	written := make([]*definition, len(all))
+	var names []service.Name
+	for _, r := range all {
+		names = append(names, r.spec.Name)
+	}
+	a.lookFor(ctx, names)
 	for i, r := range all {
 		if r.change.Action == service.ActionUnchanged {
 			continue
@@ -189,21 +194,23 @@ func (a *Agent) carryOut(op string, all []registration, actor string) error {
 			Definition: service.Definition{Name: r.spec.Name, Document: r.document, Source: service.SourceAPI, Changed: time.Now()},
 			spec:       r.spec,
 		}
-		err := a.want(d.Name, func(w *skirnir.Wanted) {
+		_, err := a.attributed(d)
+		lives := err == nil
+		written[i] = d
+		err = a.want(d.Name, func(w *skirnir.Wanted) {
 			before[i] = *w
 			w.Document, w.Changed, w.Limits, w.Warnings = d.Document, d.Changed, service.Limits{}, service.Warnings{}
 			w.Generation++
-			d.Generation = w.Generation
+			d.Generation, w.Up = w.Generation, w.Up || lives
 		})
 		if err != nil {
-			for j, done := range written[:i] {
+			for j, done := range written[:i+1] { // of the last one as much as it may have been written
 				if done != nil {
 					err = errors.Join(err, a.want(done.Name, func(w *skirnir.Wanted) { undo(w, before[j]) }))
 				}
 			}
 			return &service.Error{Op: op, Service: d.Name, Kind: service.HostUnavailable, Err: err}
 		}
-		written[i] = d
 	}
 	for i, d := range written {
 		if d != nil {
@@ -220,12 +227,14 @@ func undo(w *skirnir.Wanted, before skirnir.Wanted) {
 	w.Limits, w.Warnings = w.Limits.Over(before.Limits), w.Warnings.Over(before.Warnings)
 }
 
-// know puts a definition into the catalogue and shows it to readers.
+// know puts a definition into the catalogue and shows it to readers. What lives of
+// the service and was left alone for want of it is taken up.
 func (a *Agent) know(d *definition, reason, actor string) {
+	r, taken := a.takeUp(d)
+	status, restored := a.left(d, r, taken)
 	a.mu.Lock()
 	a.definitions[d.Name] = d
 	a.mu.Unlock()
-	status := a.remembered(d)
 	a.registry.Add(status)
 	a.registry.Update(d.Name, skirnir.News{Kind: service.NoticeRegistered, Reason: reason, Detail: d.Source}, func(s *service.Status) {
 		s.Spec, s.Source, s.Generation, s.Warnings = &d.spec, d.Source, d.Generation, status.Warnings
@@ -233,7 +242,7 @@ func (a *Agent) know(d *definition, reason, actor string) {
 			s.LastActor = actor
 		}
 	})
-	a.thjalfi.Add(d.Name, thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}})
+	a.thjalfi.Add(d.Name, restored)
 }
 
 // remembered is the status of a service that does not run, as its exit records
@@ -275,6 +284,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	a.writing.Lock()
 	defer a.writing.Unlock()
 	if err := a.store.Forget(name); err != nil {
+		a.torn[name] = true
 		if s, known := a.registry.Get(name); known { // so that it can be tried again
 			a.thjalfi.Add(name, thjalfi.Restored{Record: thjalfi.Record{Name: name, Machine: s.Machine}})
 		}
@@ -282,6 +292,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	}
 	a.mu.Lock()
 	delete(a.definitions, name)
+	delete(a.torn, name)
 	delete(a.wanted, name)
 	delete(a.exits, name)
 	delete(a.limiting, name)

@@ -42,6 +42,53 @@ func TestStartThatCanNotBeRecorded(t *testing.T) {
 	}
 }
 
+// What a write that failed may have left on disk all the same is not taken for what
+// memory says (I4, I5): here it was renamed into place, and its directory not synced.
+func TestStopAfterAStartThatWasHalfRecorded(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		record := h.path("state/services/web.json")
+		registered, err := os.ReadFile(record)
+		require.NoError(t, err)
+		h.start(web)
+		written, err := os.ReadFile(record)
+		require.NoError(t, err)
+		h.stop(web)
+		h.close()
+		require.NoError(t, os.WriteFile(record, registered, 0o600))
+		h.lose("run")
+		h.open()
+		h.block("state/services/web.json")
+		_, err = h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.HostUnavailable, "nothing was begun")
+		h.unblock("state/services/web.json")
+		require.NoError(t, os.WriteFile(record, written, 0o600))
+		_, err = h.Stop(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		h.reboot()
+		h.open()
+		pass(time.Hour)
+		h.is(web, service.Stopped)
+	})
+}
+
+// A registration that was refused does not come back with the next agent, whatever
+// the failed write has left.
+func TestRegistrationThatWasHalfRecorded(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db)
+		h.block("state/services/web.json")
+		_, err := h.Register(t.Context(), "web.json", []byte(doc(web)), false, "alice")
+		refused(t, err, service.HostUnavailable, "web.json")
+		require.True(t, h.torn[web])
+		h.unblock("state/services/web.json")
+		h.reopen()
+		_, err = h.Status(web)
+		refused(t, err, service.NotFound)
+		h.is(db, service.Stopped)
+	})
+}
+
 func TestStopThatCanNotBeRecorded(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)

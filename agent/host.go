@@ -75,11 +75,7 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 		findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "a setting has no effect", Detail: remark.String()})
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(a.strangers), byName) {
-		ref := a.strangers[name]
-		findings = append(findings, service.Finding{
-			Level: service.SeverityProblem, Title: fmt.Sprintf("processes of %s are alive that nobody recorded, in %s%s", name, ref.Unit, ref.Cgroup),
-			Detail: "It is left alone, and the service is not started beside it.", Fix: "End the processes, then restart the agent.",
-		})
+		findings = append(findings, a.strangers[name].finding())
 	}
 	a.mu.Unlock()
 	if err := a.registry.Transient(); err != nil {

@@ -45,6 +45,7 @@ type house struct {
 	backends []backends.Backend                            // nil: one fake on host
 	fault    func(operation string, ref service.Ref) error // of that
 	enforces *service.Enforcement                          // by that
+	began    time.Time                                     // of the boot, as the bubble's clock has it
 }
 
 var facts = platform.Facts{
@@ -69,6 +70,7 @@ func inside(t *testing.T, f func(*testing.T, *house)) {
 		h.boot("boot-0")
 		h.write("proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable: 2048000 kB\nSwapTotal: 0 kB\n")
 		h.write("proc/stat", "cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 50 0 50 400 0 0 0 0 0 0\ncpu1 50 0 50 400 0 0 0 0 0 0\n")
+		h.began = time.Now().Add(-24 * time.Hour)
 		defer h.close()
 		f(t, h)
 	})
@@ -120,7 +122,7 @@ func (h *house) config() Config {
 	}
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
-		Backends: offered, Findings: h.findings, Procfs: proc, Facts: facts,
+		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: facts,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	}
 }
@@ -133,6 +135,15 @@ func (h *house) open() {
 	h.Agent = a
 	a.Autostart()
 	synctest.Wait()
+}
+
+func (h *house) sinceBoot() time.Duration { return time.Since(h.began) }
+
+// setClock sets the clock ahead. As time in the bubble passes, so does time since the
+// boot but for that.
+func (h *house) setClock(ahead time.Duration) {
+	time.Sleep(ahead)
+	h.began = h.began.Add(ahead)
 }
 
 func (h *house) close() {
@@ -285,6 +296,12 @@ func (b *lockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) Reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf.Reset()
 }
 
 func (b *lockedBuffer) String() string {

@@ -77,12 +77,14 @@ func (a *Agent) rewrite(name service.Name, change func(*skirnir.Wanted)) error {
 	after := before
 	after.Name = name
 	change(&after)
-	if same(before, after) {
+	if same(before, after) && !a.torn[name] {
 		return nil
 	}
+	a.torn[name] = true
 	if err := a.store.SaveWanted(after); err != nil {
 		return err
 	}
+	delete(a.torn, name)
 	a.mu.Lock()
 	a.wanted[name] = after
 	a.mu.Unlock()

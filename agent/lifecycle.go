@@ -10,6 +10,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
 	"github.com/gladsheim/gladsheim/backends"
 )
@@ -134,12 +135,22 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 		a.mu.Unlock()
 		return thjalfi.Plan{}, err
 	}
-	spec, over, settings := d.spec, a.wanted[name], a.settings
+	spec, over := d.spec, a.wanted[name]
 	stranger, alive := a.strangers[name]
 	a.mu.Unlock()
 	if alive {
-		return thjalfi.Plan{}, previousAlive(op, stranger)
+		return thjalfi.Plan{}, previousAlive(op, stranger.refs[0], stranger.why)
 	}
+	return a.compose(op, spec, over, opts)
+}
+
+// compose makes the plan of a definition, with what was set over it and what is
+// asked for besides.
+func (a *Agent) compose(op string, spec service.Spec, over skirnir.Wanted, opts service.StartOptions) (thjalfi.Plan, error) {
+	a.mu.Lock()
+	defaults := a.settings.DefaultLimits()
+	a.mu.Unlock()
+	name := spec.Name
 	spec.Limits = opts.Limits.Over(over.Limits.Over(spec.Limits))
 	spec.Warnings = opts.Warnings.Over(over.Warnings.Over(spec.Warnings))
 	if len(opts.Environment) > 0 {
@@ -158,7 +169,7 @@ func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptio
 	if faults := spec.Validate(); len(faults) > 0 {
 		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Faults: faults}
 	}
-	plan, err := a.planFor(op, spec, settings.DefaultLimits(), opts.Actor)
+	plan, err := a.planFor(op, spec, defaults, opts.Actor)
 	plan.Options = opts
 	return plan, err
 }

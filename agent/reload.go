@@ -30,6 +30,7 @@ func (a *Agent) Reload(ctx context.Context, settings config.Agent, refused error
 	registered := slices.SortedFunc(maps.Values(a.wanted), func(x, y skirnir.Wanted) int { return byName(x.Name, y.Name) })
 	a.mu.Unlock()
 	found, faults := config.ReadDefinitions(a.cfg.ServicesDir, settings.Base(), config.OwnFile)
+	a.lookFor(ctx, defined(found, registered))
 	taken := map[service.Name]bool{}
 	for _, f := range found {
 		taken[f.Spec.Name] = true
@@ -50,6 +51,19 @@ func (a *Agent) Reload(ctx context.Context, settings config.Agent, refused error
 			a.lose(ctx, d)
 		}
 	}
+}
+
+// defined names what files define or callers registered.
+func defined(files []config.Definition, registered []skirnir.Wanted) (names []service.Name) {
+	for _, f := range files {
+		names = append(names, f.Spec.Name)
+	}
+	for _, w := range registered {
+		if len(w.Document) > 0 {
+			names = append(names, w.Name)
+		}
+	}
+	return names
 }
 
 func (a *Agent) isOfHost(name service.Name) bool {

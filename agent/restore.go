@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -41,15 +40,29 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	a.forgetTheVanished(left, found, actual, faults)
 	// Before anything is adopted or launched, so that nothing changes meanwhile.
-	a.findStrangers(ctx, names(left, found), actual)
+	a.findStrangers(ctx, names(left, found), found, actual)
 	for name, d := range found {
 		if _, recorded := actual[name]; !recorded && (d.spec.Autostart || a.wanted[name].Up) {
 			a.pending = append(a.pending, name)
 		}
 	}
+	var statuses []service.Status
+	var restored []thjalfi.Restored
 	for name, d := range found {
 		r, recorded := actual[name]
-		a.revive(d, r, recorded)
+		// The state directory was lost; what lives is recorded when it is adopted.
+		if recorded && r.Machine.Up && !r.Machine.State.Alive() && a.wantedOf(name).Name.IsZero() {
+			if err := a.want(name, func(w *skirnir.Wanted) { w.Up = true }); err != nil {
+				a.cfg.Log.Error("cannot record that a service is to run", "service", name, "error", err)
+			}
+		}
+		status, rest := a.left(d, r, recorded)
+		a.definitions[name] = d
+		statuses, restored = append(statuses, status), append(restored, rest)
+	}
+	a.registry.Add(statuses...)
+	for _, r := range restored {
+		a.thjalfi.Add(r.Name, r)
 	}
 }
 
@@ -144,9 +157,9 @@ func (a *Agent) gather(left skirnir.Loaded) (map[service.Name]*definition, confi
 	return found, faults
 }
 
-// revive makes one service known, with what an earlier agent recorded of it in
-// this boot.
-func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
+// left is what readers and the actor are told of a service that becomes known, with
+// what an earlier agent recorded of it in this boot.
+func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.Status, thjalfi.Restored) {
 	status := a.remembered(d)
 	restored := thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}}
 	if recorded {
@@ -162,11 +175,7 @@ func (a *Agent) revive(d *definition, r skirnir.Actual, recorded bool) {
 		}
 		status.Warnings = r.Spec.Warnings
 	}
-	a.mu.Lock()
-	a.definitions[d.Name] = d
-	a.mu.Unlock()
-	a.registry.Add(status)
-	a.thjalfi.Add(d.Name, restored)
+	return status, restored
 }
 
 // backendOf is the backend that launched an incarnation or, when there is
@@ -208,81 +217,6 @@ func (b absent) Adopt(_ context.Context, ref service.Ref, _ service.Limits) (bac
 }
 
 func (b absent) Leftovers(context.Context, []service.Name) ([]service.Ref, error) { return nil, nil }
-
-// findStrangers looks for incarnations that look like ours and that nobody
-// recorded. Those in which something is alive are reported and left alone, and
-// no second copy is started beside them.
-func (a *Agent) findStrangers(ctx context.Context, known []service.Name, actual map[service.Name]skirnir.Actual) {
-	for name := range actual {
-		a.looked[name] = true
-	}
-	for _, b := range a.cfg.Backends {
-		left, err := b.Leftovers(ctx, known)
-		if err != nil {
-			a.scar("cannot look for what an earlier agent left with the "+b.Name()+" backend", err, "start services once the host serves again")
-			a.blind[b.Name()] = true
-			continue
-		}
-		for _, ref := range left {
-			if r := actual[ref.Name]; r.Machine.State.Alive() && place(r.Ref) == place(ref) || sweep(ctx, b, ref) {
-				continue
-			}
-			a.cfg.Log.Error("processes of an incarnation that nobody recorded are alive; they are left alone", "service", ref.Name, "place", place(ref))
-			a.mu.Lock()
-			a.strangers[ref.Name] = ref
-			a.mu.Unlock()
-		}
-	}
-}
-
-// look makes sure that nothing of a service is alive of which an earlier agent
-// may have left something, where that could not be found out at the start.
-func (a *Agent) look(ctx context.Context, op string, name service.Name, b backends.Backend) error {
-	a.mu.Lock()
-	known := !a.blind[b.Name()] || a.looked[name]
-	a.mu.Unlock()
-	if known {
-		return nil
-	}
-	left, err := b.Leftovers(ctx, []service.Name{name})
-	if err != nil {
-		return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable,
-			Err: fmt.Errorf("it is not known whether an earlier incarnation is alive: %w", err)}
-	}
-	for _, ref := range left {
-		if ref.Name == name && !sweep(ctx, b, ref) {
-			return previousAlive(op, ref)
-		}
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.looked[name] = true
-	return nil
-}
-
-func previousAlive(op string, stranger service.Ref) error {
-	return &service.Error{Op: op, Service: stranger.Name, Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
-		Err: fmt.Errorf("processes of an incarnation nobody recorded are alive in %s%s; end them, then restart the agent", stranger.Unit, stranger.Cgroup)}
-}
-
-// sweep removes what is left of an incarnation, such as its cgroup, if nothing
-// in it is alive. It tells whether nothing is left.
-func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
-	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
-	defer cancel()
-	h, err := b.Adopt(ctx, ref, service.Limits{})
-	if err != nil {
-		return errors.Is(err, backends.ErrGone)
-	}
-	defer h.Close()
-	if alive, err := h.Processes(ctx); err != nil || len(alive) > 0 {
-		return false
-	}
-	_, err = h.Release(ctx)
-	return err == nil
-}
-
-func place(r service.Ref) string { return fmt.Sprintf("%s/%s/%d", r.Backend, r.Name, r.Incarnation) }
 
 // autostart launches a service that nobody asked for just now. One that ran
 // when the host went down comes back as it was started.

@@ -48,9 +48,11 @@ type Backend interface {
 	// wanted. They are reported again, and nothing is set.
 	Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (Handle, error)
 
-	// Leftovers lists the incarnations on this host that look like ours.
-	// Known only by their place, they have no PID and no StartTicks. Where the
-	// place tells the name itself, known is not looked at; the exec backend,
+	// Leftovers lists the incarnations on this host that look like ours, each
+	// with the identity of its main process, living or not, as it was marked at
+	// the launch. Where the mark is missing, or not to be trusted, PID,
+	// StartTicks and BootID are zero: a main process is never guessed. Where
+	// the place tells the name itself, known is not looked at; the exec backend,
 	// whose mark on a process is a hash, finds only services among known.
 	Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error)
 

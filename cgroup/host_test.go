@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -459,4 +461,52 @@ func TestHostOpenRefusesOthers(t *testing.T) {
 	g := hostGroup(t)
 	_, err := OpenFixture(g.tree.root)
 	require.ErrorContains(t, err, "is a real cgroup2 filesystem")
+}
+
+// A mark stays as long as its group and no longer, whoever may set which.
+func TestHostMark(t *testing.T) {
+	g := hostGroup(t)
+	for _, admin := range []bool{true, false} {
+		t.Run(fmt.Sprintf("admin=%t", admin), func(t *testing.T) {
+			if !admin {
+				withoutAdmin(t)
+			}
+			child := g.Child("marked")
+			require.ErrorIs(t, child.SetMark("x"), os.ErrNotExist)
+			_, err := child.Mark()
+			require.ErrorIs(t, err, os.ErrNotExist)
+			require.NoError(t, child.Create(nil))
+			mark, err := child.Mark()
+			require.NoError(t, err)
+			require.Empty(t, mark)
+			require.NoError(t, child.SetMark("4711 1234567"))
+			require.NoError(t, child.SetMark("4712 7654321"))
+			mark, err = child.Mark()
+			require.NoError(t, err)
+			require.Equal(t, "4712 7654321", mark)
+			require.NoError(t, child.Remove())
+			require.NoError(t, child.Create(nil))
+			mark, err = child.Mark()
+			require.NoError(t, err)
+			require.Empty(t, mark, "it was another group's")
+			require.NoError(t, child.Remove())
+		})
+	}
+}
+
+// withoutAdmin takes CAP_SYS_ADMIN from the test's thread, as root in a container
+// lacks it.
+func withoutAdmin(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	require.NoError(t, unix.Capget(&header, &had[0]))
+	less := had
+	less[0].Effective &^= 1 << unix.CAP_SYS_ADMIN
+	require.NoError(t, unix.Capset(&header, &less[0]))
+	t.Cleanup(func() {
+		require.NoError(t, unix.Capset(&header, &had[0]))
+		runtime.UnlockOSThread()
+	})
 }

@@ -135,15 +135,9 @@ func (f FS) Cgroup(pid int) (string, error) {
 	return "", nil
 }
 
-// RTTimeLimit is the hard RLIMIT_RTTIME of pid in microseconds and true, or
-// false when it is unlimited (getrlimit(2)). A zombie has it still.
-func (f FS) RTTimeLimit(pid int) (uint64, bool, error) {
-	_, hard, err := f.limit(pid, limitRTTime)
-	if err != nil || hard == unlimited {
-		return 0, false, err
-	}
-	return hard, true, nil
-}
+// RTTimeLimit is the RLIMIT_RTTIME of pid in microseconds (getrlimit(2)), the
+// highest number where there is none. A zombie has it still.
+func (f FS) RTTimeLimit(pid int) (soft, hard uint64, err error) { return f.limit(pid, limitRTTime) }
 
 // NoFileLimit is the soft RLIMIT_NOFILE of pid, the one that holds.
 func (f FS) NoFileLimit(pid int) (uint64, error) {

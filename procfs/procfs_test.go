@@ -2,6 +2,7 @@ package procfs
 
 import (
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -171,13 +172,13 @@ func TestCgroup(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	fs := testTree(t)
-	limit, limited, err := fs.RTTimeLimit(7)
+	_, hard, err := fs.RTTimeLimit(7)
 	require.NoError(t, err)
-	require.True(t, limited)
-	require.Equal(t, uint64(1<<62|77), limit, "the hard one")
-	_, limited, err = fs.RTTimeLimit(40)
+	require.Equal(t, uint64(1<<62|77), hard)
+	soft, hard, err := fs.RTTimeLimit(40)
 	require.NoError(t, err)
-	require.False(t, limited)
+	require.Equal(t, uint64(100), soft)
+	require.Equal(t, uint64(math.MaxUint64), hard)
 	files, err := fs.NoFileLimit(7)
 	require.NoError(t, err)
 	require.Equal(t, uint64(1024), files, "the soft one")

@@ -4,7 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// SinceBoot is how long ago this host began to boot, the time included in which it
+// was suspended (CLOCK_BOOTTIME). Setting the clock does not change it, and no agent
+// begins it anew.
+func SinceBoot() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		panic(fmt.Sprintf("cannot read CLOCK_BOOTTIME: %v", err)) // Linux has had it since 2.6.39
+	}
+	return time.Duration(now.Nano())
+}
+
+// Ticks is the time since boot that start ticks stand for.
+func Ticks(n uint64) time.Duration { return time.Duration(n) * tick }
 
 // System is what the whole host has and has used.
 type System struct {

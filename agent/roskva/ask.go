@@ -41,7 +41,7 @@ func Ask(ctx context.Context, check service.Check) error {
 	default:
 		return fmt.Errorf("a check of type %d is not known", check.Type)
 	}
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 		return fmt.Errorf("%s %s did not answer in time: %w", check.Type, check.Target(), context.DeadlineExceeded)
 	}
 	return err

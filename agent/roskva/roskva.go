@@ -23,8 +23,8 @@ const (
 // readyAnswer is how long the answer to one of them may take.
 const readyAnswer = 5 * time.Second
 
-// tooLate is how much longer than its time a question may take. After that it
-// was we who slept, and not the service.
+// tooLate is how long we may sleep during a question whose answer is to count
+// against the service: while we are not there, others may give us up.
 const tooLate = time.Second
 
 // Reporter is told every verdict.
@@ -46,9 +46,9 @@ func (r *Roskva) Close() { r.wg.Wait() }
 // Await returns nil as soon as the check succeeds, or an error when ctx ends.
 func (r *Roskva) Await(ctx context.Context, check service.Check) error {
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
-		once, cancel := context.WithTimeout(ctx, readyAnswer)
+		once, vigil := awake(ctx, readyAnswer)
 		err := Ask(once, check)
-		cancel()
+		vigil.leave()
 		if err == nil {
 			return nil
 		}
@@ -96,16 +96,15 @@ func attend(ctx context.Context, check service.Check, tell func(service.Health),
 	wait := time.NewTimer(check.Interval)
 	defer wait.Stop()
 	for {
-		began := time.Now()
-		once, cancel := context.WithTimeout(ctx, check.Timeout)
+		once, vigil := awake(ctx, check.Timeout)
 		err := Ask(once, check)
-		cancel()
+		slept := vigil.leave()
 		if ctx.Err() != nil {
 			return
 		}
 		wait.Reset(check.Interval)
 		before := health.Failures
-		health = Judge(health, check, err, began, time.Now())
+		health = Judge(health, check, err, slept, time.Now())
 		tell(health)
 		if health.Failures > before && health.Failures == check.Threshold {
 			unhealthy()
@@ -118,17 +117,17 @@ func attend(ctx context.Context, check service.Check, tell func(service.Health),
 	}
 }
 
-// Judge is the health after one more check, begun at began, that ended with err
-// now. A failure below the threshold leaves the status as it was, and so does one
-// that took so long that it must have been we who slept.
-func Judge(before service.Health, check service.Check, err error, began, now time.Time) service.Health {
+// Judge is the health after one more check that ended with err now, and during
+// which we slept for so long. A failure below the threshold leaves the status
+// as it was; one that may be our own sleep's does not count.
+func Judge(before service.Health, check service.Check, err error, slept time.Duration, now time.Time) service.Health {
 	after := before
 	after.LastCheck, after.NextCheck = now, now.Add(check.Interval)
 	switch {
 	case err == nil:
 		after.Status, after.Failures, after.Message = service.Healthy, 0, "the check succeeded"
 		return after
-	case now.Sub(began) > check.Timeout+tooLate:
+	case slept > tooLate:
 		after.Message = "the agent was held up during the check"
 		return after
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,38 +131,72 @@ func TestAwaitEndsWithItsContext(t *testing.T) {
 func TestJudge(t *testing.T) {
 	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Timeout: time.Second, Threshold: 2}
 	now, bad := time.Now(), errors.New("refused")
-	h := Judge(service.Health{Status: service.Checking}, check, bad, now, now)
+	h := Judge(service.Health{Status: service.Checking}, check, bad, 0, now)
 	require.Equal(t, service.Checking, h.Status)
 	require.Equal(t, 1, h.Failures)
 	require.Equal(t, now.Add(time.Second), h.NextCheck)
-	h = Judge(h, check, bad, now, now)
+	h = Judge(h, check, bad, 0, now)
 	require.Equal(t, service.Ill, h.Status)
 	require.Equal(t, "refused", h.Message)
-	h = Judge(h, check, nil, now, now)
+	h = Judge(h, check, nil, 0, now)
 	require.Equal(t, service.Healthy, h.Status)
 	require.Zero(t, h.Failures)
-	h = Judge(h, check, context.DeadlineExceeded, now, now)
+	h = Judge(h, check, context.DeadlineExceeded, 0, now)
 	require.Equal(t, service.Healthy, h.Status, "one failure is not an illness")
-	h = Judge(h, check, context.DeadlineExceeded, now, now)
+	h = Judge(h, check, context.DeadlineExceeded, 0, now)
 	require.Equal(t, service.CheckTimedOut, h.Status)
-	h = Judge(h, check, bad, now, now)
+	h = Judge(h, check, bad, 0, now)
 	require.Equal(t, service.Ill, h.Status)
-	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, now, now)
+	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, 0, now)
 	require.Equal(t, service.Checking, h.Status)
 }
 
-// A question that took much longer than it may was held up by our own sleep
-// (invariant I11).
+// A failure is no failure of the service when we slept meanwhile (invariant I11).
 func TestJudgeAfterOurOwnStall(t *testing.T) {
 	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Timeout: time.Second, Threshold: 1}
 	now := time.Now()
 	h := service.Health{Status: service.Healthy}
-	after := Judge(h, check, context.DeadlineExceeded, now.Add(-time.Minute), now)
-	require.Equal(t, service.Healthy, after.Status)
-	require.Zero(t, after.Failures)
-	require.Equal(t, now.Add(time.Second), after.NextCheck)
-	require.Equal(t, service.CheckTimedOut, Judge(h, check, context.DeadlineExceeded, now.Add(-time.Second), now).Status)
-	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, now.Add(-time.Minute), now).Status, "it did answer")
+	for _, err := range []error{context.DeadlineExceeded, syscall.ECONNRESET} { // it may have given us up
+		after := Judge(h, check, err, time.Minute, now)
+		require.Equal(t, service.Healthy, after.Status)
+		require.Zero(t, after.Failures)
+		require.Equal(t, now.Add(time.Second), after.NextCheck)
+	}
+	require.Equal(t, service.CheckTimedOut, Judge(h, check, context.DeadlineExceeded, 0, now).Status)
+	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, time.Minute, now).Status, "it did answer")
+}
+
+// The time of a question passes only while we are awake. That a part is over is seen
+// late here, as when the process was stopped.
+func TestAwake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, v := awake(t.Context(), time.Second)
+		time.Sleep(time.Second - 1)
+		require.NoError(t, ctx.Err())
+		time.Sleep(1)
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
+		time.Sleep(time.Hour)
+		require.Zero(t, v.leave(), "what is after its time does not count")
+
+		ctx, v = awake(t.Context(), time.Second)
+		time.Sleep(100 * time.Millisecond)
+		v.timer.Stop()
+		time.Sleep(time.Hour)
+		v.over()
+		time.Sleep(time.Second - part - 1)
+		require.NoError(t, ctx.Err(), "it had no more than one part of its time")
+		time.Sleep(1)
+		synctest.Wait()
+		require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
+		require.Equal(t, time.Hour+100*time.Millisecond-part, v.leave())
+
+		ctx, v = awake(t.Context(), time.Second)
+		v.timer.Stop()
+		time.Sleep(time.Minute)
+		require.Equal(t, time.Minute-part, v.leave(), "although nobody has seen yet that a part is over")
+		require.ErrorIs(t, context.Cause(ctx), context.Canceled)
+	})
 }
 
 // TestAttendReportsAndGivesUpOnce has nobody listen on a port, so that every

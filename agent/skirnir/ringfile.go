@@ -43,7 +43,7 @@ func openRing(dir, boot string) (r *ring, fault, transient error) {
 	case notServed(err):
 		return r, nil, fmt.Errorf("%w; it is left as it is", err)
 	default:
-		fault = setAside(path, err)
+		fault = setAside(os.Rename, path, err)
 	}
 	return r, fault, r.toFile(path)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -43,7 +43,7 @@ type Actual struct {
 	Started time.Time       `json:"started"`
 	LogFrom int64           `json:"log_from"`       // where its output begins in the log
 	Exit    *service.Exit   `json:"exit,omitempty"` // how the main process ended, nil while nobody knows that it did
-	Due     time.Time       `json:"due"`            // in Backoff: when the next launch is
+	Due     time.Duration   `json:"due_since_boot"` // in Backoff: when the next launch is; 0 of an earlier version
 	Actor   string          `json:"actor"`
 	Asked   []service.Asked `json:"asked,omitempty"` // requests with an id, the latest last
 	BootID  string          `json:"boot_id"`
@@ -54,11 +54,15 @@ const KeptExits = 16
 
 // Store keeps records in two directories with two lifetimes: state for what
 // is wanted (survives a reboot) and run for what is (does not). Every write is
-// a temporary file, fsync, rename, fsync of the directory, so a reader finds
-// the old record or the new one. Records of different services may be written
-// at once; those of one service must not.
+// a temporary file and a rename, so a reader finds the old record or the new one;
+// what survives a reboot is synced in between, and its directory afterwards.
+// Records of different services may be written at once; those of one service must
+// not.
 type Store struct {
 	wanted, actual, exits string // directories
+
+	unread map[string]bool               // files that Load could not read: nothing is written in their stead
+	fault  func(call, path string) error // nil but in tests, which let system calls fail
 }
 
 // format is the version of the records; a newer one is refused, not guessed at.
@@ -85,6 +89,7 @@ func checksum(format int, body []byte) uint32 {
 // OpenStore makes the directories, readable by nobody else.
 func OpenStore(stateDir, runDir string) (*Store, error) {
 	s := &Store{
+		unread: map[string]bool{},
 		wanted: filepath.Join(stateDir, "services"),
 		exits:  filepath.Join(stateDir, "exits"),
 		actual: filepath.Join(runDir, "services"),
@@ -120,21 +125,21 @@ func MakeDir(dir string, mode fs.FileMode) error {
 }
 
 // SaveWanted writes w.
-func (s *Store) SaveWanted(w Wanted) error { return save(s.wanted, w.Name, w) }
+func (s *Store) SaveWanted(w Wanted) error { return s.save(s.wanted, w.Name, w) }
 
 // SaveActual writes a.
-func (s *Store) SaveActual(a Actual) error { return save(s.actual, a.Name, a) }
+func (s *Store) SaveActual(a Actual) error { return s.save(s.actual, a.Name, a) }
 
 // SaveExits writes the exit records of a service, newest last, and drops all
 // but the latest sixteen.
 func (s *Store) SaveExits(name service.Name, exits []service.ExitRecord) error {
-	return save(s.exits, name, exits[max(0, len(exits)-KeptExits):])
+	return s.save(s.exits, name, exits[max(0, len(exits)-KeptExits):])
 }
 
 // Exits reads the exit records of a service, newest last.
 func (s *Store) Exits(name service.Name) ([]service.ExitRecord, error) {
 	var exits []service.ExitRecord
-	err := read(filepath.Join(s.exits, name.String()+".json"), &exits)
+	err := s.read(filepath.Join(s.exits, name.String()+".json"), &exits)
 	return exits, err
 }
 
@@ -142,20 +147,32 @@ func (s *Store) Exits(name service.Name) ([]service.ExitRecord, error) {
 func (s *Store) Forget(name service.Name) error {
 	var all error
 	for _, dir := range []string{s.actual, s.wanted, s.exits} {
-		all = errors.Join(all, remove(dir, name))
+		all = errors.Join(all, s.forget(dir, name))
 	}
 	return all
 }
 
 // ForgetActual removes the record of what a service is.
-func (s *Store) ForgetActual(name service.Name) error { return remove(s.actual, name) }
+func (s *Store) ForgetActual(name service.Name) error { return s.forget(s.actual, name) }
 
-func remove(dir string, name service.Name) error {
-	err := os.Remove(filepath.Join(dir, name.String()+".json"))
+func (s *Store) forget(dir string, name service.Name) error {
+	path := filepath.Join(dir, name.String()+".json")
+	if err := s.spare(path); err != nil {
+		return err
+	}
+	err := s.remove(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, syncDir(dir))
+	return errors.Join(err, s.last(dir))
+}
+
+// spare refuses to touch what could not be read: nobody knows what it holds.
+func (s *Store) spare(path string) error {
+	if s.unread[path] {
+		return fmt.Errorf("%s could not be read when the agent started, so it is left as it is; mend that, then restart the agent", path)
+	}
+	return nil
 }
 
 // Loaded is everything the store holds. Faults names the files that hold no
@@ -174,21 +191,21 @@ type Loaded struct {
 func (s *Store) Load() (Loaded, error) {
 	l := Loaded{Exits: map[service.Name][]service.ExitRecord{}}
 	err := errors.Join(
-		load(s.wanted, &l.Faults, func(name service.Name, w Wanted) error {
+		load(s, s.wanted, &l.Faults, func(name service.Name, w Wanted) error {
 			if w.Name != name {
 				return fmt.Errorf("it is the record of %q", w.Name)
 			}
 			l.Wanted = append(l.Wanted, w)
 			return nil
 		}),
-		load(s.actual, &l.Faults, func(name service.Name, a Actual) error {
+		load(s, s.actual, &l.Faults, func(name service.Name, a Actual) error {
 			if a.Name != name {
 				return fmt.Errorf("it is the record of %q", a.Name)
 			}
 			l.Actual = append(l.Actual, a)
 			return nil
 		}),
-		load(s.exits, &l.Faults, func(name service.Name, x []service.ExitRecord) error {
+		load(s, s.exits, &l.Faults, func(name service.Name, x []service.ExitRecord) error {
 			l.Exits[name] = x
 			return nil
 		}),
@@ -196,7 +213,7 @@ func (s *Store) Load() (Loaded, error) {
 	return l, err
 }
 
-func save(dir string, name service.Name, body any) error {
+func (s *Store) save(dir string, name service.Name, body any) error {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return fmt.Errorf("cannot encode the record of %s: %w", name, err)
@@ -209,28 +226,95 @@ func save(dir string, name service.Name, body any) error {
 		return fmt.Errorf("the record of %s has %d bytes; fewer than %d are kept", name, len(data), maxRecord)
 	}
 	path := filepath.Join(dir, name.String()+".json")
-	if err := renameio.WriteFile(path, append(data, '\n'), 0o600, renameio.WithTempDir(dir)); err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
+	if err := s.spare(path); err != nil {
+		return err
 	}
-	return syncDir(dir)
+	fresh := filepath.Join(dir, "."+name.String()+".json")
+	if err := s.write(fresh, append(data, '\n')); err != nil {
+		return errors.Join(fmt.Errorf("cannot write the record of %s: %w", name, err), s.discard(fresh))
+	}
+	if err := s.rename(fresh, path); err != nil {
+		return errors.Join(fmt.Errorf("cannot write the record of %s: %w", name, err), s.discard(fresh))
+	}
+	return s.last(dir)
 }
 
-// syncDir makes a rename or removal in dir last (fsync(2), NOTES).
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("cannot open %s: %w", dir, err)
+// write writes a new file. One of that name is what a write left that failed.
+func (s *Store) write(path string, data []byte) error {
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := s.open(path, flags)
+	if errors.Is(err, fs.ErrExist) {
+		if err := s.remove(path); err != nil {
+			return err
+		}
+		f, err = s.open(path, flags)
 	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("cannot sync %s: %w", dir, err)
+	if err != nil {
+		return err
+	}
+	err = s.call("write", path, func() error { _, err := f.Write(data); return err })
+	if err == nil && filepath.Dir(path) != s.actual {
+		err = s.call("fsync", path, f.Sync)
+	}
+	return errors.Join(err, s.call("close", path, f.Close))
+}
+
+// discard removes what is left of a write that failed.
+func (s *Store) discard(path string) error {
+	if err := s.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
 
+// last makes a rename or removal in dir last (fsync(2), NOTES). What is does not
+// last, whatever is done.
+func (s *Store) last(dir string) error {
+	if dir == s.actual {
+		return nil
+	}
+	return s.call("fsync", dir, func() error { return syncDir(dir) })
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// The system calls of the store.
+
+func (s *Store) open(path string, flags int) (f *os.File, err error) {
+	err = s.call("open", path, func() error {
+		f, err = os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+		return err
+	})
+	return f, err
+}
+
+func (s *Store) rename(from, to string) error {
+	return s.call("rename", from, func() error { return os.Rename(from, to) })
+}
+
+func (s *Store) remove(path string) error {
+	return s.call("remove", path, func() error { return os.Remove(path) })
+}
+
+func (s *Store) call(name, path string, do func() error) error {
+	if s.fault != nil {
+		if err := s.fault(name, path); err != nil {
+			return &fs.PathError{Op: name, Path: path, Err: err}
+		}
+	}
+	return do()
+}
+
 // load reads every record in dir. A temporary file of a write that never
 // ended is removed; a record that can not be read is set aside and reported.
-func load[T any](dir string, faults *[]error, take func(service.Name, T) error) error {
+func load[T any](s *Store, dir string, faults *[]error, take func(service.Name, T) error) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("cannot read %s: %w", dir, err)
@@ -240,7 +324,7 @@ func load[T any](dir string, faults *[]error, take func(service.Name, T) error) 
 		stem, isRecord := strings.CutSuffix(e.Name(), ".json")
 		switch {
 		case strings.HasPrefix(e.Name(), "."):
-			if err := os.Remove(path); err != nil {
+			if err := s.remove(path); err != nil {
 				*faults = append(*faults, err)
 			}
 			continue
@@ -250,7 +334,7 @@ func load[T any](dir string, faults *[]error, take func(service.Name, T) error) 
 		name, err := service.ParseName(stem)
 		var body T
 		if err == nil {
-			err = read(path, &body)
+			err = s.read(path, &body)
 		}
 		if err == nil {
 			err = take(name, body)
@@ -260,9 +344,10 @@ func load[T any](dir string, faults *[]error, take func(service.Name, T) error) 
 		case errors.Is(err, errNewer):
 			return &service.Error{Op: "use " + path, Kind: service.Invalid, Err: err}
 		case notServed(err):
+			s.unread[path] = dir != s.actual // what is gets known again
 			*faults = append(*faults, fmt.Errorf("%w; it is left as it is", err))
 		default:
-			*faults = append(*faults, setAside(path, err))
+			*faults = append(*faults, setAside(s.rename, path, err))
 		}
 	}
 	return nil
@@ -277,8 +362,8 @@ func notServed(err error) bool {
 // maxRecord is the size of the largest record worth reading.
 const maxRecord = 8 << 20
 
-func read(path string, body any) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func (s *Store) read(path string, body any) error {
+	f, err := s.open(path, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
@@ -291,9 +376,16 @@ func read(path string, body any) error {
 		return errors.New("it is not a regular file")
 	case info.Size() > maxRecord:
 		return fmt.Errorf("it has %d bytes", info.Size())
+	case !trusted(info):
+		return fmt.Errorf("it belongs to user %d, and this agent is of user %d", info.Sys().(*syscall.Stat_t).Uid, os.Geteuid())
 	}
 	var r record
-	if err := json.NewDecoder(f).Decode(&r); err != nil {
+	var data []byte
+	err = s.call("read", path, func() error { data, err = io.ReadAll(f); return err })
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
 		return err
 	}
 	switch {
@@ -307,9 +399,16 @@ func read(path string, body any) error {
 	return json.Unmarshal(r.Body, body)
 }
 
-func setAside(path string, why error) error {
+// trusted tells whether a file is our user's or root's: nobody else may write down
+// what we are to run.
+func trusted(info fs.FileInfo) bool {
+	owner := int(info.Sys().(*syscall.Stat_t).Uid)
+	return owner == os.Geteuid() || owner == 0
+}
+
+func setAside(rename func(from, to string) error, path string, why error) error {
 	aside := fmt.Sprintf("%s.corrupt-%d", path, time.Now().UnixNano())
-	if err := os.Rename(path, aside); err != nil {
+	if err := rename(path, aside); err != nil {
 		return fmt.Errorf("cannot use %s (%w), nor set it aside: %w", path, why, err)
 	}
 	return fmt.Errorf("cannot use %s: %w; set aside as %s", path, why, filepath.Base(aside))

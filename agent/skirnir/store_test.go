@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -58,40 +59,127 @@ func TestRecordsComeBack(t *testing.T) {
 	require.Empty(t, l.Exits)
 }
 
-// TestEveryDamagedRecordIsSetAside truncates a record at every byte and flips
+// kinds are the three kinds of records, each with a file, how to write it and what
+// a Load says of it.
+var kinds = []struct {
+	file  string
+	write func(*Store) error
+	held  func(Loaded) any
+	want  any
+}{
+	{"state/services/web.json", func(s *Store) error { return s.SaveWanted(aWanted) }, func(l Loaded) any { return l.Wanted }, []Wanted{aWanted}},
+	{"run/services/web.json", func(s *Store) error { return s.SaveActual(anActual) }, func(l Loaded) any { return l.Actual }, []Actual{anActual}},
+	{"state/exits/web.json", func(s *Store) error { return s.SaveExits(anActual.Name, someExits) },
+		func(l Loaded) any { return l.Exits }, map[service.Name][]service.ExitRecord{anActual.Name: someExits}},
+}
+
+var (
+	aWanted   = Wanted{Name: service.MustName("web"), Generation: 5, Up: true}
+	anActual  = Actual{Name: aWanted.Name, Machine: service.Machine{State: service.Running, Incarnation: 17}, BootID: "b"}
+	someExits = []service.ExitRecord{{Incarnation: 16, Exit: service.Exit{Signal: 9}, LastLines: []string{"bye"}}}
+)
+
+// TestEveryDamagedRecordIsSetAside cuts each kind of record at every byte and flips
 // a bit in every byte: it is read whole, or set aside and reported.
 func TestEveryDamagedRecordIsSetAside(t *testing.T) {
-	s, state, _ := openStore(t)
-	web := service.MustName("web")
-	want := Wanted{Name: web, Generation: 5, Up: true}
-	require.NoError(t, s.SaveWanted(want))
-	path := filepath.Join(state, "services", "web.json")
-	whole, err := os.ReadFile(path)
-	require.NoError(t, err)
+	for _, kind := range kinds {
+		t.Run(filepath.Dir(kind.file), func(t *testing.T) {
+			dir := t.TempDir()
+			s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"))
+			require.NoError(t, err)
+			require.NoError(t, kind.write(s))
+			path := filepath.Join(dir, kind.file)
+			whole, err := os.ReadFile(path)
+			require.NoError(t, err)
+			check := func(damaged []byte, what string, at int) {
+				require.NoError(t, os.WriteFile(path, damaged, 0o600))
+				l, err := s.Load()
+				if len(l.Faults) == 0 && err == nil {
+					require.Equal(t, kind.want, kind.held(l), "%s at %d changed the record", what, at)
+					return
+				}
+				require.NoError(t, err, "%s at %d", what, at)
+				require.Len(t, l.Faults, 1, "%s at %d vanished", what, at)
+				require.Empty(t, kind.held(l), "%s at %d", what, at)
+				aside, err := filepath.Glob(path + ".corrupt-*")
+				require.NoError(t, err)
+				require.Len(t, aside, 1)
+				kept, err := os.ReadFile(aside[0])
+				require.NoError(t, err)
+				require.Equal(t, damaged, kept)
+				require.NoError(t, os.Remove(aside[0]))
+			}
+			for i := range whole {
+				check(whole[:i], "a cut", i)
+				flipped := slices.Clone(whole)
+				flipped[i] ^= 1 << (i % 8)
+				check(flipped, "a flipped bit", i)
+			}
+			check(append(slices.Clone(whole), "{}"...), "an addition", len(whole))
+			require.NoError(t, kind.write(s))
+			l, err := s.Load()
+			require.NoError(t, err)
+			require.Equal(t, kind.want, kind.held(l), "it is written anew")
+		})
+	}
+}
 
-	check := func(damaged []byte, what string, at int) {
-		require.NoError(t, os.WriteFile(path, damaged, 0o600))
-		l, err := s.Load()
-		require.NoError(t, err)
-		if len(l.Wanted) == 1 {
-			require.Equal(t, want, l.Wanted[0], "%s at %d changed the record", what, at)
-			return
+// What stands in a record's place and is none is set aside, without waiting for it
+// and without reading it through.
+func TestNoRecord(t *testing.T) {
+	for what, put := range map[string]func(t *testing.T, path string) error{
+		"a directory":     func(_ *testing.T, path string) error { return os.Mkdir(path, 0o700) },
+		"a link":          func(_ *testing.T, path string) error { return os.Symlink("/etc/passwd", path) },
+		"a dangling link": func(_ *testing.T, path string) error { return os.Symlink("nowhere", path) },
+		"a pipe":          func(_ *testing.T, path string) error { return syscall.Mkfifo(path, 0o600) },
+		"nothing in it":   func(_ *testing.T, path string) error { return os.WriteFile(path, nil, 0o600) },
+		"no record":       func(_ *testing.T, path string) error { return os.WriteFile(path, []byte("null"), 0o600) },
+		"two gigabytes": func(_ *testing.T, path string) error {
+			return errors.Join(os.WriteFile(path, []byte("{"), 0o600), os.Truncate(path, 2<<30))
+		},
+		"another user's": func(t *testing.T, path string) error {
+			if os.Geteuid() != 0 {
+				t.Skip("only root can give a file away")
+			}
+			return errors.Join(os.WriteFile(path, []byte("{}"), 0o600), os.Chown(path, 65534, 65534))
+		},
+	} {
+		for _, kind := range kinds {
+			t.Run(what+" at "+filepath.Dir(kind.file), func(t *testing.T) {
+				dir := t.TempDir()
+				s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"))
+				require.NoError(t, err)
+				path := filepath.Join(dir, kind.file)
+				require.NoError(t, put(t, path))
+				l, err := s.Load()
+				require.NoError(t, err)
+				require.Empty(t, kind.held(l))
+				require.Len(t, l.Faults, 1)
+				require.ErrorContains(t, l.Faults[0], path)
+				require.ErrorContains(t, l.Faults[0], "set aside")
+				require.NoError(t, kind.write(s))
+				l, err = s.Load()
+				require.NoError(t, err)
+				require.Empty(t, l.Faults)
+				require.Equal(t, kind.want, kind.held(l))
+			})
 		}
-		require.Len(t, l.Faults, 1, "%s at %d vanished", what, at)
-		aside, err := filepath.Glob(path + ".corrupt-*")
-		require.NoError(t, err)
-		require.Len(t, aside, 1)
-		kept, err := os.ReadFile(aside[0])
-		require.NoError(t, err)
-		require.Equal(t, damaged, kept)
-		require.NoError(t, os.Remove(aside[0]))
 	}
-	for i := range whole {
-		check(whole[:i], "a cut", i)
-		flipped := append([]byte(nil), whole...)
-		flipped[i] ^= 0x04
-		check(flipped, "a flipped bit", i)
+}
+
+// A record that is another user's and whole is no record either.
+func TestRecordOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
 	}
+	s, state, _ := openStore(t)
+	require.NoError(t, s.SaveWanted(aWanted))
+	require.NoError(t, os.Chown(filepath.Join(state, "services", "web.json"), 65534, 65534))
+	l, err := s.Load()
+	require.NoError(t, err)
+	require.Empty(t, l.Wanted)
+	require.Len(t, l.Faults, 1)
+	require.ErrorContains(t, l.Faults[0], "it belongs to user 65534, and this agent is of user 0")
 }
 
 func TestForeignFilesDoNoHarm(t *testing.T) {
@@ -126,25 +214,6 @@ func TestLaterVersion(t *testing.T) {
 	kept, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, later, string(kept))
-}
-
-// What the host does not let us read now is told, and left for the next agent.
-func TestRecordThatCanNotBeReadNow(t *testing.T) {
-	s, state, _ := openStore(t)
-	web := service.MustName("web")
-	require.NoError(t, s.SaveWanted(Wanted{Name: web}))
-	err := &fs.PathError{Op: "read", Path: filepath.Join(state, "services", "web.json"), Err: syscall.EIO}
-	require.True(t, notServed(fmt.Errorf("x: %w", err)))
-	require.False(t, notServed(&fs.PathError{Op: "open", Path: "x", Err: syscall.ELOOP}), "a link is no record")
-	require.False(t, notServed(errors.New("its checksum is wrong")))
-	if os.Geteuid() == 0 {
-		return // root may read every file
-	}
-	require.NoError(t, os.Chmod(err.Path, 0))
-	l, loadErr := s.Load()
-	require.NoError(t, loadErr)
-	require.Len(t, l.Faults, 1)
-	require.FileExists(t, err.Path)
 }
 
 // A record that would not be read back is not written.

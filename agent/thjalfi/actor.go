@@ -50,7 +50,7 @@ type actor struct {
 	sent    map[syscall.Signal]string // to the present incarnation, by whom
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
-	due     time.Time                 // in Backoff: when the next launch is
+	due     time.Duration             // in Backoff: when the next launch is, since boot
 	leaveHC func()                    // ends the health checks, nil when there are none
 
 	kept       service.Machine // as it is on disk
@@ -58,7 +58,7 @@ type actor struct {
 
 	timer *time.Timer
 	fires service.EventKind
-	at    time.Time // when it fires
+	left  time.Duration // to wait for when it fires
 	armed bool
 	abort context.CancelFunc // of the launch or the wait for readiness in flight
 	waits sync.WaitGroup     // for readiness
@@ -149,12 +149,10 @@ func (a *actor) ended(x service.Exit) {
 	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit})
 }
 
-// Of a time that is over much too late we slept, and not the service: it gets
-// that much more to tell that it is ready.
-const (
-	tooLate  = time.Second
-	overtime = 5 * time.Second
-)
+// awake is the most of a timer that one sleep of ours can use up: a service's time
+// to become ready is waited for in parts, each of which counts for itself alone,
+// however late we find it over.
+const awake = time.Second
 
 // timeout takes the event that the timer was armed for, unless the end of the
 // main process has come as well: that counts more.
@@ -163,8 +161,8 @@ func (a *actor) timeout() {
 	if a.sawExit() {
 		return
 	}
-	if a.fires == service.StartupOver && time.Since(a.at) > tooLate {
-		a.arm(overtime, service.StartupOver)
+	if a.left > 0 {
+		a.wait()
 		return
 	}
 	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
@@ -188,8 +186,8 @@ func (a *actor) restore(r Restored) {
 	a.grace = r.Plan.Spec.Stop.Timeout
 	switch {
 	case a.machine.State == service.Backoff:
-		wait := min(max(0, time.Until(r.Due)), a.machine.Policy.Delay(a.machine.Failures)) // the clock may have been set
-		a.due = time.Now().Add(wait)
+		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.Failures))
+		a.due = a.cfg.SinceBoot() + wait
 		a.arm(wait, service.BackoffOver)
 		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State.Alive():
@@ -309,7 +307,7 @@ func (a *actor) happen(events ...service.Event) {
 	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
 		a.cause, a.ender = a.machine.Cause, a.actor
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
-		a.due = time.Now().Add(a.machine.Policy.Delay(a.machine.Failures))
+		a.due = a.cfg.SinceBoot() + a.machine.Policy.Delay(a.machine.Failures)
 	}
 	news := a.conclude()
 	switch {
@@ -394,7 +392,7 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 	}
 	var next time.Time
 	if m.State == service.Backoff {
-		next = a.due
+		next = time.Now().Add(a.due - a.cfg.SinceBoot())
 	}
 	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
 		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt = m, ref, actor, failure, next
@@ -493,8 +491,19 @@ func (a *actor) fail(err error) {
 }
 
 func (a *actor) arm(d time.Duration, fires service.EventKind) {
-	a.timer.Reset(d)
-	a.fires, a.at, a.armed = fires, time.Now().Add(d), true
+	a.fires, a.left = fires, d
+	a.wait()
+}
+
+// wait begins the next part of what is left to wait for.
+func (a *actor) wait() {
+	part := a.left
+	if a.fires == service.StartupOver {
+		part = min(part, awake)
+	}
+	a.left -= part
+	a.timer.Reset(part)
+	a.armed = true
 }
 
 func (a *actor) unprobe() {

@@ -262,6 +262,27 @@ func TestAdoptBackoff(t *testing.T) {
 	})
 }
 
+// The wait goes on as if nobody had set the clock (invariant I11).
+func TestAdoptBackoffAfterTheClockWasSet(t *testing.T) {
+	for _, ahead := range []time.Duration{time.Hour, 10 * 365 * 24 * time.Hour} {
+		play(t, func(t *testing.T, s *stage) {
+			s.running(func(d *service.Spec) { d.Restart.Backoff, d.Restart.MaxBackoff = time.Minute, time.Minute })
+			s.host.Crash(web, service.Exit{Code: 1})
+			synctest.Wait()
+			pass(20 * time.Second)
+			s.Close()
+			s.setClock(ahead)
+			s.succeed(forEver)
+			require.Equal(t, time.Now().Add(40*time.Second), s.status().NextAttempt)
+			pass(40*time.Second - 1)
+			s.is(service.Backoff)
+			pass(1)
+			s.is(service.Running)
+			require.EqualValues(t, 1, s.status().Machine.Restarts)
+		})
+	}
+}
+
 // What an agent knew of an end survives it.
 func TestAdoptClearing(t *testing.T) {
 	for _, tt := range []struct {

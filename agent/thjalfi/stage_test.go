@@ -38,6 +38,8 @@ type stage struct {
 	dogged   bool          // a launch can not be given up
 	slow     time.Duration // from when it is identified until it runs
 	lax      bool          // the disk fails, so that deeds may come without a record
+	began    time.Time
+	clockSet time.Duration // by how much, altogether
 	life     atomic.Int64  // deeds until the agent dies in the middle of things; below 0: never
 }
 
@@ -66,7 +68,7 @@ func play(t *testing.T, f func(*testing.T, *stage)) {
 }
 
 func newStage(t *testing.T) *stage {
-	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber()}
+	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber(), began: time.Now()}
 	s.complain = t.Errorf
 	s.life.Store(forEver)
 	s.disk.breathe, s.disk.alive = s.breathe, s.host.IncarnationsAlive
@@ -80,12 +82,22 @@ func (s *stage) board() {
 	b := fake.New(fake.Config{Host: s.host, Fault: s.hook})
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
-		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout,
+		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
 		LogStart: func(*service.Spec, string) int64 { return int64(s.host.Runs(web)) },
 		LastLines: func(file string, from int64) []string {
 			return []string{fmt.Sprintf("the end of %s from %d", file, from)}
 		},
 	})
+}
+
+// sinceBoot tells the time of a host that was up for a day when time in the bubble
+// began, and whose clock was set meanwhile.
+func (s *stage) sinceBoot() time.Duration { return 24*time.Hour + time.Since(s.began) - s.clockSet }
+
+// setClock sets the host's clock ahead.
+func (s *stage) setClock(ahead time.Duration) {
+	s.clockSet += ahead
+	time.Sleep(ahead)
 }
 
 // forEver is the life of an agent that does not die.

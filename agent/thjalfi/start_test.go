@@ -130,12 +130,13 @@ func TestStartupTimeoutDuringLaunch(t *testing.T) {
 
 // When it is we who slept, the service is not to blame (invariant I11).
 func TestStartupTimeoutAfterOurOwnStall(t *testing.T) {
-	for range 10 { // which of two that are ready comes first is left to chance
+	for i := range 30 { // which of two that are ready comes first is left to chance
+		asleep := []time.Duration{time.Minute, 30 * time.Second, 30*time.Second + awake/2}[i%3] // its time is 30 s
 		play(t, func(t *testing.T, s *stage) {
 			c := s.start(never, readyByTCP)
 			a, err := s.find("test", web)
 			require.NoError(t, err)
-			go func() { a.inbox <- func() { time.Sleep(time.Minute) } }()
+			go func() { a.inbox <- func() { time.Sleep(asleep) } }()
 			pass(time.Second)
 			s.prober.become()
 			pass(time.Minute)
@@ -143,6 +144,19 @@ func TestStartupTimeoutAfterOurOwnStall(t *testing.T) {
 			s.is(service.Running)
 		})
 	}
+	play(t, func(t *testing.T, s *stage) { // it has its time, as long as we are awake
+		c := s.start(never, readyByTCP)
+		a, err := s.find("test", web)
+		require.NoError(t, err)
+		pass(10*time.Second + 1)
+		go func() { a.inbox <- func() { time.Sleep(time.Hour) } }()
+		pass(time.Hour)
+		pass(19*time.Second - 1)
+		s.pending(c)
+		s.is(service.Starting)
+		pass(1)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+	})
 }
 
 func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {

@@ -38,7 +38,7 @@ type Record struct {
 	Started time.Time
 	LogFrom int64         // where its output begins in the log, see Config.LogStart
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
-	Due     time.Time     // in Backoff: when the next launch is
+	Due     time.Duration // in Backoff: when the next launch is, as SinceBoot tells time
 	Actor   string
 	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions
@@ -70,6 +70,8 @@ type Prober interface {
 type Config struct {
 	Keeper Keeper
 	Prober Prober
+	// SinceBoot is the clock of what outlives the agent: nobody sets it.
+	SinceBoot func() time.Duration
 	// LogStart is where in a log file the output of an incarnation of spec begins
 	// that is about to be launched, and LastLines are the last lines from there
 	// on. They read files.

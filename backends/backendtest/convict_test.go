@@ -213,8 +213,31 @@ func crimes() []crime {
 				return b.Adopt(ctx, ref, service.Limits{})
 			}}
 		}},
-		{"believes nothing is ever left", "what runs is listed by a fresh agent, with its name and incarnation and no identity", func(b *fake.Backend) backends.Backend {
+		{"believes nothing is ever left", "what runs is listed by a fresh agent, as it was launched", func(b *fake.Backend) backends.Backend {
 			return culprit{Backend: b, leftovers: func(context.Context, []service.Name) ([]service.Ref, error) { return nil, nil }}
+		}},
+		{"takes whoever is there for the main process", "what outlived its main process is listed too, and none of it is taken for that", func(b *fake.Backend) backends.Backend {
+			return culprit{Backend: b, leftovers: func(ctx context.Context, known []service.Name) ([]service.Ref, error) {
+				refs, err := b.Leftovers(ctx, known)
+				for i, ref := range refs {
+					for _, p := range b.Processes() {
+						if p.Service == ref.Name && p.Incarnation == ref.Incarnation {
+							refs[i].PID = p.PID
+							break
+						}
+					}
+				}
+				return refs, err
+			}}
+		}},
+		{"forgets who the main process is", "what is listed can be adopted with nothing else known of it, as if there were a record", func(b *fake.Backend) backends.Backend {
+			return culprit{Backend: b, leftovers: func(ctx context.Context, known []service.Name) ([]service.Ref, error) {
+				refs, err := b.Leftovers(ctx, known)
+				for i := range refs {
+					refs[i].PID, refs[i].StartTicks, refs[i].BootID = 0, 0, ""
+				}
+				return refs, err
+			}}
 		}},
 		{"takes its services along", "closing the backend does not touch a single service", func(b *fake.Backend) backends.Backend {
 			return culprit{Backend: b, close: func() error {

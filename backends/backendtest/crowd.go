@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 
 	"github.com/stretchr/testify/require"
 
@@ -16,9 +17,10 @@ import (
 
 func leftoverLaws() []law {
 	return []law{
-		{says: "what runs is listed by a fresh agent, with its name and incarnation and no identity", check: lawLeftovers},
-		{says: "what outlived its main process is listed too", check: lawLeftoversRest},
-		{says: "what is listed can be adopted by its place alone, and be removed", check: lawLeftoversAdopted},
+		{says: "what runs is listed by a fresh agent, as it was launched", check: lawLeftovers},
+		{says: "what outlived its main process is listed too, and none of it is taken for that", check: lawLeftoversRest},
+		{says: "what is listed can be adopted with nothing else known of it, as if there were a record", check: lawLeftoversAdopted},
+		{says: "what is listed can be removed by its place alone", check: lawLeftoversRemoved},
 	}
 }
 
@@ -44,12 +46,7 @@ func lawLeftovers(b *bench) {
 	i := b.launch(l)
 	ref, ok := b.leftover(l)
 	require.True(b, ok)
-	want := b.agent.Plan(l)
-	require.Equal(b, want.Backend, ref.Backend)
-	require.Equal(b, want.Unit, ref.Unit)
-	require.Equal(b, want.Cgroup, ref.Cgroup)
-	require.Zero(b, ref.PID)
-	require.Zero(b, ref.StartTicks)
+	require.Equal(b, i.Ref(), ref)
 	i.release()
 	_, ok = b.leftover(l)
 	require.False(b, ok, "after its release")
@@ -58,15 +55,34 @@ func lawLeftovers(b *bench) {
 func lawLeftoversRest(b *bench) {
 	i := b.start("double-fork")
 	i.exit()
-	_, ok := b.leftover(i.plan)
+	ref, ok := b.leftover(i.plan)
 	require.True(b, ok)
+	require.Equal(b, i.Ref(), ref)
 }
 
 func lawLeftoversAdopted(b *bench) {
 	i := b.abandoned("fork", "2")
 	require.NoError(b, i.Close())
+	require.NoError(b, b.agent.Close())
 	ref, ok := b.leftover(i.plan)
 	require.True(b, ok)
+	h, err := b.newAgent().Adopt(b.within(), ref, i.plan.Limits)
+	require.NoError(b, err)
+	found := b.keep(h, i.plan)
+	found.lives()
+	require.Equal(b, 3, b.alive(i.plan))
+	require.NoError(b, found.Signal(b.within(), syscall.SIGTERM))
+	b.exact(service.Exit{Signal: syscall.SIGTERM}, found.exit())
+	require.Equal(b, 2, found.release().Leftovers)
+	b.nothingOf(i.plan)
+}
+
+func lawLeftoversRemoved(b *bench) {
+	i := b.abandoned("fork", "2")
+	require.NoError(b, i.Close())
+	ref, ok := b.leftover(i.plan)
+	require.True(b, ok)
+	ref.PID, ref.StartTicks, ref.BootID = 0, 0, ""
 	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
 	require.NoError(b, err)
 	found := b.keep(h, i.plan)

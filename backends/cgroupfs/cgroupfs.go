@@ -198,12 +198,28 @@ func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Re
 	}
 	var refs []service.Ref
 	for _, dir := range names {
-		if service, incarnation, ok := units.ParseDir(dir); ok {
-			refs = append(refs, b.Plan(launchOf(service, incarnation)))
+		if name, incarnation, ok := units.ParseDir(dir); ok {
+			ref, err := b.identified(b.Plan(launchOf(name, incarnation)))
+			if err != nil {
+				return nil, failure("look for leftovers", name, service.HostUnavailable, err)
+			}
+			refs = append(refs, ref)
 		}
 	}
 	slices.SortFunc(refs, func(a, b service.Ref) int { return strings.Compare(a.Cgroup, b.Cgroup) })
 	return refs, nil
+}
+
+// identified adds to ref the main process that the cgroup is marked with.
+func (b *Backend) identified(ref service.Ref) (service.Ref, error) {
+	mark, err := b.tree.Group(ref.Cgroup).Mark()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
+		return ref, err
+	}
+	if pid, ticks, ok := process.ParseMark(mark); ok {
+		ref.PID, ref.StartTicks, ref.BootID = pid, ticks, b.bootID
+	}
+	return ref, nil
 }
 
 func launchOf(name service.Name, incarnation uint64) service.Launch {

@@ -9,6 +9,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/failpoint"
 	"github.com/gladsheim/gladsheim/units"
@@ -218,6 +219,10 @@ func (h *handle) identify(child *launch.Child, tell func(service.Ref) error) err
 		return fmt.Errorf("process %d was born in cgroup %s instead of %s", child.PID(), at, h.group.Path())
 	}
 	h.ref.PID, h.ref.StartTicks, h.ref.BootID = child.PID(), child.StartTicks(), h.backend.bootID
+	err = h.group.SetMark(process.Mark(h.ref.PID, h.ref.StartTicks))
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // the record alone tells then
+		return err
+	}
 	if err := tell(h.ref); err != nil {
 		return fmt.Errorf("record its identity: %w", err)
 	}

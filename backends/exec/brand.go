@@ -12,15 +12,16 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
-// brand is the RLIMIT_RTTIME, soft and hard, of every process of one
-// incarnation, in microseconds: bit 62, then 30 bits of a hash of the agent
-// and the service, then the incarnation's lower 32 bits.
+// brand is the hard RLIMIT_RTTIME of every process of one incarnation, in
+// microseconds: bit 62, then 30 bits of a hash of the agent and the service,
+// then the incarnation's lower 32 bits. The soft one tells who the main process
+// is, see launch.Self.
 //
 // That limit fits because nothing else uses it: it bounds how long a real-time
 // process may run without a system call, and each brand allows more than
 // 146,000 years. The kernel hands it down through fork and execve, everybody
 // may read it in /proc/PID/limits, and only CAP_SYS_RESOURCE may raise it. The
-// hard limit counts; the soft one is a process's to play with.
+// soft limit is a process's to play with, up to the hard one.
 type brand uint64
 
 const brandBit brand = 1 << 62
@@ -46,29 +47,32 @@ func (b *Backend) hash(name service.Name) uint32 {
 // brandOf reads the brand of pid, 0 if it has none. It fails with
 // procfs.ErrNoProcess when there is no such process; a zombie still has one.
 func (b *Backend) brandOf(pid int) (brand, error) {
+	mark, _, err := b.marksOf(pid)
+	return mark, err
+}
+
+// marksOf reads the brand of pid and, as far as it has left that alone, who led
+// its incarnation at the launch (launch.Self).
+func (b *Backend) marksOf(pid int) (mark brand, leader uint64, err error) {
 	// One system call, but only for processes of our own user, or with
 	// CAP_SYS_RESOURCE.
 	var limit unix.Rlimit
-	err := unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &limit)
+	err = unix.Prlimit(pid, unix.RLIMIT_RTTIME, nil, &limit)
 	switch {
 	case err == nil:
-		if m := brand(limit.Max); m.is() {
-			return m, nil
-		}
-		return 0, nil
 	case errors.Is(err, unix.ESRCH):
-		return 0, procfs.ErrNoProcess
+		return 0, 0, procfs.ErrNoProcess
 	case !errors.Is(err, unix.EPERM):
-		return 0, fmt.Errorf("read the brand of process %d: %w", pid, err)
+		return 0, 0, fmt.Errorf("read the brand of process %d: %w", pid, err)
+	default:
+		if limit.Cur, limit.Max, err = b.proc.RTTimeLimit(pid); err != nil {
+			return 0, 0, err
+		}
 	}
-	value, limited, err := b.proc.RTTimeLimit(pid)
-	if err != nil {
-		return 0, err
+	if mark = brand(limit.Max); !mark.is() {
+		return 0, 0, nil
 	}
-	if m := brand(value); limited && m.is() {
-		return m, nil
-	}
-	return 0, nil
+	return mark, limit.Cur, nil
 }
 
 // canBrand tells why this process could not give its children a brand, or nil.

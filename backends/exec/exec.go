@@ -221,7 +221,8 @@ func leads(pid int) bool {
 	return err == nil && group == pid && inSession(pid, pid)
 }
 
-// Leftovers implements backends.Backend: it knows services among known only.
+// Leftovers implements backends.Backend: it knows services among known only. Who
+// the main process is, every process tells that has left its soft limit alone.
 func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error) {
 	names := make(map[uint32]service.Name, len(known))
 	for _, name := range known {
@@ -231,24 +232,41 @@ func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]servic
 	if err != nil {
 		return nil, &service.Error{Op: "look for leftovers", Kind: service.HostUnavailable, Err: err}
 	}
-	var refs []service.Ref
-	seen := map[brand]bool{}
+	accounts := map[brand]account{}
 	for _, pid := range pids {
 		if ctx.Err() != nil {
 			return nil, ended(ctx, "look for leftovers", service.Name{}, errors.New("before all processes were seen"))
 		}
-		mark, err := b.brandOf(pid)
-		name, ours := names[mark.service()]
-		if err != nil || !mark.is() || !ours || seen[mark] {
+		mark, leader, err := b.marksOf(pid)
+		if _, ours := names[mark.service()]; err != nil || !mark.is() || !ours {
 			continue
 		}
 		if p, err := b.proc.Process(pid); err != nil || !p.Alive() {
 			continue
 		}
-		seen[mark] = true
-		refs = append(refs, service.Ref{Backend: b.Name(), Name: name, Incarnation: mark.incarnation()})
+		a := accounts[mark]
+		if _, _, told := launch.ParseSelf(leader); told {
+			a.disputed = a.disputed || a.leader != 0 && a.leader != leader
+			a.leader = leader
+		}
+		accounts[mark] = a
+	}
+	var refs []service.Ref
+	for mark, a := range accounts {
+		ref := service.Ref{Backend: b.Name(), Name: names[mark.service()], Incarnation: mark.incarnation()}
+		if a.leader != 0 && !a.disputed {
+			ref.PID, ref.StartTicks, _ = launch.ParseSelf(a.leader)
+			ref.BootID = b.boot
+		}
+		refs = append(refs, ref)
 	}
 	return refs, nil
+}
+
+// account is what the living processes of an incarnation tell of who led it.
+type account struct {
+	leader   uint64 // see launch.Self; 0 when none tells
+	disputed bool   // one of them lies
 }
 
 // Close implements backends.Backend.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -104,10 +105,10 @@ func TestBrandIsReadFromProcWhereTheSystemCallMayNot(t *testing.T) {
 	m, err := b.brandOf(h.main.PID())
 	require.NoError(t, err)
 	require.Equal(t, h.brand, m)
-	value, limited, err := b.proc.RTTimeLimit(h.main.PID())
+	soft, hard, err := b.proc.RTTimeLimit(h.main.PID())
 	require.NoError(t, err)
-	require.True(t, limited)
-	require.Equal(t, h.brand, brand(value))
+	require.Equal(t, h.brand, brand(hard))
+	require.Equal(t, launch.Self(h.ref.PID, h.ref.StartTicks), soft)
 	none, err := b.brandOf(1)
 	require.NoError(t, err)
 	require.Zero(t, none)
@@ -441,7 +442,41 @@ func TestLeftoversNeedTheName(t *testing.T) {
 	require.Empty(t, refs)
 	refs, err = b.Leftovers(t.Context(), []service.Name{service.MustName("other"), h.ref.Name})
 	require.NoError(t, err)
-	require.Equal(t, []service.Ref{{Backend: "exec", Name: h.ref.Name, Incarnation: 7}}, refs)
+	require.Equal(t, []service.Ref{h.ref}, refs)
+}
+
+// Who the main process is must be told by all who tell anything.
+func TestMainProcessIsNotGuessed(t *testing.T) {
+	b := newBackend(t)
+	found := func(h *handle) service.Ref {
+		t.Helper()
+		refs, err := b.Leftovers(t.Context(), []service.Name{h.ref.Name})
+		require.NoError(t, err)
+		require.Len(t, refs, 1)
+		return refs[0]
+	}
+	nobody := func(h *handle) service.Ref {
+		return service.Ref{Backend: "exec", Name: h.ref.Name, Incarnation: h.ref.Incarnation}
+	}
+	h := start(t, b, plan(t, "sleep 1000 & setsid sleep 1000 & exec sleep 1000"))
+	all := pids(t, h, 3)
+	soft := func(pid int, value uint64) {
+		require.NoError(t, unix.Prlimit(pid, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: value, Max: uint64(h.brand)}, nil))
+	}
+	child := all[1]
+	soft(h.ref.PID, 1_000_000)
+	require.Equal(t, h.ref, found(h), "its children tell")
+	soft(child, launch.Self(child, 1))
+	require.Equal(t, nobody(h), found(h), "one of them lies")
+	soft(child, 1_000_000)
+	require.Equal(t, h.ref, found(h), "one still tells")
+	require.NoError(t, h.Signal(t.Context(), syscall.SIGKILL))
+	awaitExit(t, h)
+	require.Equal(t, h.ref, found(h), "the main process has ended")
+	for _, pid := range all[1:] {
+		soft(pid, 1_000_000)
+	}
+	require.Equal(t, nobody(h), found(h), "nobody tells")
 }
 
 func TestAnAgentThatMayNotBrandIsTold(t *testing.T) {

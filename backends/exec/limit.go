@@ -69,8 +69,15 @@ func (h *handle) pids() ([]int, error) {
 	return pids, nil
 }
 
-// noFile reads the limit of open files back.
+// noFile reads the limit of open files back: of the main process, or of another when
+// that has ended, for which all processes of the host have to be looked at.
 func (h *handle) noFile() (uint64, error) {
+	if h.main != nil && !over(h.exited) {
+		files, err := h.backend.proc.NoFileLimit(h.main.PID())
+		if err == nil && !over(h.exited) { // else it may have been another's
+			return files, nil
+		}
+	}
 	pids, err := h.pids()
 	if err != nil {
 		return 0, h.failure("read the limits of", err)

@@ -251,9 +251,7 @@ func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Re
 	var refs []service.Ref
 	for _, g := range b.groups {
 		if g.populated() {
-			ref := g.ref
-			ref.PID, ref.StartTicks = 0, 0
-			refs = append(refs, ref)
+			refs = append(refs, g.ref)
 		}
 	}
 	return refs, nil

@@ -119,7 +119,17 @@ func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Re
 	if err != nil && !gone(err) {
 		return nil, failure(op, service.Name{}, err)
 	}
-	return refs(slice, append(names, cells...)), nil
+	found := refs(slice, append(names, cells...))
+	for i, ref := range found {
+		mark, err := b.tree.Group(ref.Cgroup).Mark()
+		if err != nil && !gone(err) { // its scope is empty, or never was
+			return nil, failure(op, ref.Name, err)
+		}
+		if pid, ticks, ok := process.ParseMark(mark); ok {
+			found[i].PID, found[i].StartTicks, found[i].BootID = pid, ticks, b.bootID
+		}
+	}
+	return found, nil
 }
 
 // refs makes one Ref of each incarnation that is named.

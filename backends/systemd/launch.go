@@ -12,6 +12,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/failpoint"
 	"github.com/gladsheim/gladsheim/units"
@@ -116,6 +117,10 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 		return nil, err
 	}
 	if h.before, err = h.cell.OOMCounts(); err != nil {
+		return nil, err
+	}
+	err = h.scope.SetMark(process.Mark(h.ref.PID, h.ref.StartTicks))
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // the record alone tells then
 		return nil, err
 	}
 	if err := identify(h.ref); err != nil {

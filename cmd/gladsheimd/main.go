@@ -83,7 +83,7 @@ func serve(o options, log *slog.Logger) error {
 	defer logs.Close()
 	a, err := agent.Open(ctx, agent.Config{
 		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, Logs: logs, ServicesDir: o.servicesDir,
-		Backends: host.Backends, Findings: host.Findings, Procfs: proc, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
+		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {
 		return err

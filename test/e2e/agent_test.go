@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -158,14 +160,57 @@ func TestEndsOfTheAbsence(t *testing.T) {
 	})
 }
 
-// TestASecondAgentIsRefused: it exits 3 and touches nothing.
+// TestASecondAgentIsRefused: it exits 3 at once and touches nothing, whatever its
+// configuration says.
 func TestASecondAgentIsRefused(t *testing.T) {
 	w := newWorld(t)
-	cmd := exec.Command("gladsheimd", w.flags()...)
-	out, err := cmd.CombinedOutput()
-	require.Error(t, err)
-	require.Equal(t, 3, cmd.ProcessState.ExitCode(), "%s", out)
+	w.register(workload(t, "only", "only", "sleep"))
+	pid := byGRPC{w}.start("only").ProcessId
+	eventually(t, "it writes no more", func() bool { return strings.Contains(w.mustCLI("logs", "only"), "ready") })
+	writeFile(t, w.path("other.json"), []byte(`{"gladsheim":{"resource_limits":{"max_services":1}}}`))
+	for what, args := range map[string][]string{
+		"itself":            w.flags(),
+		"another config":    append(w.flags(), "-config", w.path("other.json")),
+		"no definitions":    append(w.flags(), "-services-dir", w.path("nowhere")),
+		"the state is ours": append(w.flags(), "-run-dir", w.path("other-run")),
+		"the run is ours":   append(w.flags(), "-state-dir", w.path("other-state")),
+	} {
+		before := w.touched()
+		cmd := exec.Command("gladsheimd", args...)
+		began := time.Now()
+		out, err := cmd.CombinedOutput()
+		took := time.Since(began)
+		require.Error(t, err, what)
+		require.Equal(t, 3, cmd.ProcessState.ExitCode(), "%s: %s", what, out)
+		require.Less(t, took, time.Second, what)
+		require.Equal(t, before, w.touched(), what)
+		require.Equal(t, []int{int(pid)}, marked(t, "only"))
+	}
 	w.mustCLI("list")
+}
+
+// touched tells of all that an agent has made in its directories what tells that it was
+// touched.
+func (w *world) touched() map[string]string {
+	all := map[string]string{}
+	for _, dir := range []string{"run", "state", "log", "services.d"} {
+		require.NoError(w.t, filepath.WalkDir(w.path(dir), func(path string, _ os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			var st syscall.Stat_t
+			if err := syscall.Lstat(path, &st); err != nil {
+				return err
+			}
+			var content []byte
+			if st.Mode&syscall.S_IFMT == syscall.S_IFREG {
+				content, err = os.ReadFile(path)
+			}
+			all[path] = fmt.Sprintf("%o %d:%d inode %d modified %v changed %v %q", st.Mode, st.Uid, st.Gid, st.Ino, st.Mtim, st.Ctim, content)
+			return err
+		}))
+	}
+	return all
 }
 
 // TestASecondAgentWithDirectoriesOfItsOwnIsRefused where the two would share

@@ -31,11 +31,19 @@ const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 type Request struct {
 	Launch   service.Launch
 	CgroupFD int    // an open cgroup directory: the child is born inside (CLONE_INTO_CGROUP, clone(2)); -1: none
-	Brand    uint64 // RLIMIT_RTTIME soft and hard in microseconds, which every descendant inherits; 0: none
+	Brand    uint64 // hard RLIMIT_RTTIME in microseconds, which every descendant inherits; the soft one is Self; 0: none
 	Shim     *Shim  // whose child it is to be; nil: ours
 
 	files []int // descriptors 4 and so on of the shim, if it is that
 }
+
+// Self is the soft RLIMIT_RTTIME of a branded child: its number and its start
+// ticks, by which it is told from its descendants, which inherit them. It is less
+// than any brand.
+func Self(pid int, startTicks uint64) uint64 { return gate.Self(pid, startTicks) }
+
+// ParseSelf reads what Self made, and tells whether it did.
+func ParseSelf(self uint64) (pid int, startTicks uint64, ok bool) { return gate.ParseSelf(self) }
 
 // Child is a gate that waits. Its methods may be called by many goroutines at
 // once.

@@ -69,6 +69,17 @@ type Teller interface {
 	Ended(pid int, startTicks uint64) (Told, bool)
 }
 
+// Mark names a process for whoever finds it again in the same boot.
+func Mark(pid int, startTicks uint64) string { return fmt.Sprintf("%d %d", pid, startTicks) }
+
+// ParseMark reads what Mark wrote, and tells whether it did.
+func ParseMark(mark string) (pid int, startTicks uint64, ok bool) {
+	if _, err := fmt.Sscanf(mark, "%d %d", &pid, &startTicks); err != nil || pid <= 0 || Mark(pid, startTicks) != mark {
+		return 0, 0, false
+	}
+	return pid, startTicks, true
+}
+
 // Used is what the kernel counted for a child of ours until it was reaped:
 // its own CPU time and that of all the descendants it had waited for.
 type Used struct {

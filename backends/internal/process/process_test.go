@@ -483,3 +483,14 @@ func TestABystanderWithTheSameNumberIsNotTouched(t *testing.T) {
 	require.True(t, found.Alive())
 	require.NoError(t, bystander.Process.Signal(syscall.Signal(0)))
 }
+
+func TestMark(t *testing.T) {
+	pid, ticks, ok := ParseMark(Mark(4711, 1<<63))
+	require.True(t, ok)
+	require.Equal(t, 4711, pid)
+	require.Equal(t, uint64(1<<63), ticks)
+	for _, other := range []string{"", "4711", "4711 ", " 4711 1", "4711 1 ", "0 1", "-3 1", "4711 -1", "04711 1", "x 1", "4711 1\x00"} {
+		_, _, ok := ParseMark(other)
+		require.False(t, ok, "%q", other)
+	}
+}

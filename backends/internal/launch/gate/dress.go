@@ -57,10 +57,7 @@ func resetScheduling() {
 // more, the greater value that was inherited is left standing, for else no
 // service could start below a user manager, which has one.
 func setOOMScoreAdj(score int32) syscall.Errno {
-	path := "/proc/self/oom_score_adj\x00"
-	const atFdcwd = ^uintptr(99)
-	fd, _, errno := syscall.RawSyscall6(syscall.SYS_OPENAT, atFdcwd,
-		uintptr(unsafe.Pointer(unsafe.StringData(path))), syscall.O_WRONLY|syscall.O_CLOEXEC, 0, 0, 0)
+	fd, errno := open("/proc/self/oom_score_adj\x00", syscall.O_WRONLY)
 	if errno != 0 {
 		return errno
 	}
@@ -71,6 +68,13 @@ func setOOMScoreAdj(score int32) syscall.Errno {
 		return 0
 	}
 	return errno
+}
+
+func open(path string, flags uintptr) (fd uintptr, errno syscall.Errno) {
+	const atFdcwd = ^uintptr(99)
+	fd, _, errno = syscall.RawSyscall6(syscall.SYS_OPENAT, atFdcwd,
+		uintptr(unsafe.Pointer(unsafe.StringData(path))), flags|syscall.O_CLOEXEC, 0, 0, 0)
+	return fd, errno
 }
 
 func decimal(n int32) []byte {
@@ -150,7 +154,11 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 		case resource == rlimitNice || resource == rlimitRTPriority:
 			limit.soft = 0
 		case resource == rlimitRTTime && p.Brand != 0:
-			limit = rlimit{p.Brand, p.Brand}
+			self, errno := ownSelf()
+			if errno != 0 {
+				return StepRlimits, errno
+			}
+			limit = rlimit{self, p.Brand}
 		case resource == rlimitNoFile && p.NoFile != 0:
 			limit = rlimit{p.NoFile, p.NoFile}
 		case start.unbounded:

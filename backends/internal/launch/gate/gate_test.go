@@ -2,6 +2,7 @@ package gate
 
 import (
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,5 +154,35 @@ func TestItImportsNothingLarge(t *testing.T) {
 				require.Contains(t, []string{`syscall"`, `unsafe"`, `errors"`, `sync"`}, imported, file)
 			}
 		}
+	}
+}
+
+func TestSelf(t *testing.T) {
+	for _, is := range []struct {
+		pid   int
+		ticks uint64
+	}{{1, 0}, {1<<22 - 1, 1<<39 - 1}, {4711, 123456789}} {
+		self := Self(is.pid, is.ticks)
+		require.Less(t, self, uint64(1)<<62, "less than any brand")
+		pid, ticks, ok := ParseSelf(self)
+		require.True(t, ok)
+		require.Equal(t, is.pid, pid)
+		require.Equal(t, is.ticks, ticks)
+	}
+	for _, ordinary := range []uint64{0, 1_000_000, 1<<61 - 1, 1 << 61, 1 << 62, 1<<62 | 1<<61, ^uint64(0)} {
+		_, _, ok := ParseSelf(ordinary)
+		require.False(t, ok, "%x", ordinary)
+	}
+	stat, err := os.ReadFile("/proc/self/stat")
+	require.NoError(t, err)
+	fields := strings.Fields(string(stat))
+	self, errno := ownSelf()
+	require.Zero(t, errno)
+	pid, ticks, ok := ParseSelf(self)
+	require.True(t, ok)
+	require.Equal(t, os.Getpid(), pid)
+	require.Equal(t, fields[21], strconv.FormatUint(ticks, 10))
+	for cut := range len(strings.Join(fields[:22], " ")) + 1 {
+		require.Zero(t, ticksOf(stat[:cut]), "cut at %d", cut)
 	}
 }

@@ -16,7 +16,7 @@ type Plan struct {
 	Umask       uint32
 	OOMScoreAdj int32
 	NoFile      uint64 // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
-	Brand       uint64 // RLIMIT_RTTIME soft and hard, microseconds; 0: none
+	Brand       uint64 // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
 	NoNewPrivs  bool
 
 	Become   bool // change groups, group and user to those below

@@ -59,7 +59,7 @@ type End struct {
 	Child
 	Status  syscall.WaitStatus
 	CPU     uint64 // nanoseconds, its own and of descendants it had waited for
-	Brand   uint64 // its RLIMIT_RTTIME
+	Brand   uint64 // its hard RLIMIT_RTTIME
 	Session int32
 	Whose   string // what the agent said when it was forked
 }
@@ -324,7 +324,7 @@ func (w *warden) bury(pid int) {
 	// Of a zombie the kernel still tells these.
 	var brand rlimit
 	if _, _, errno := prlimitOf(pid, rlimitRTTime, nil, &brand); errno == 0 {
-		e.Brand = brand.soft
+		e.Brand = brand.hard
 	}
 	if session, _, errno := syscall.RawSyscall(syscall.SYS_GETSID, uintptr(pid), 0, 0); errno == 0 {
 		e.Session = int32(session)
@@ -379,8 +379,8 @@ const siginfoPID = (12 + unsafe.Alignof(uintptr(0)) - 1) &^ (unsafe.Alignof(uint
 // statSize is more than a line of /proc/PID/stat has.
 const statSize = 1024
 
-// statOf reads /proc/PID/stat of a child that was not reaped; nothing if that can
-// not be.
+// statOf reads /proc/PID/stat of this process or of a child that was not reaped;
+// nothing if that can not be.
 func statOf(pid int, text *[statSize]byte) []byte {
 	fd, err := syscall.Open("/proc/"+string(decimal(int32(pid)))+"/stat", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -432,5 +432,5 @@ func ticksOf(stat []byte) uint64 {
 			ticks = ticks*10 + uint64(c-'0')
 		}
 	}
-	return ticks
+	return 0 // it was cut off
 }

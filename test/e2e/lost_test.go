@@ -1,0 +1,221 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// crowdSize is how many services lose their records at once. systemd makes no
+// hundred scopes in useful time on a machine that is emulated.
+func crowdSize(mode string) int {
+	if mode == "scope" && !soak {
+		return 10
+	}
+	return 100
+}
+
+// TestEverythingIsLost: an agent that finds neither the directory of what is nor that
+// of what is wanted takes up all that runs, and starts nothing beside it.
+func TestEverythingIsLost(t *testing.T) {
+	oneOfAKind(t)
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		w.leave(syscall.SIGTERM)
+		many := crowdSize(mode)
+		names := make([]string, many)
+		for i := range names {
+			names[i] = fmt.Sprintf("lost-%d", i)
+			writeFile(t, w.path("services.d", names[i]+".json"), workload(t, names[i], "lost", "sleep").with(fields{
+				"launch": mode, "restart": fields{"policy": "always"}, "limits": limits(t, fields{"memory_max": "64MiB", "memory_swap_max": "0", "cpu_percent": 50, "pids_max": 40}),
+			}).json(t))
+		}
+		w.begin()
+		var wg sync.WaitGroup
+		for _, name := range names {
+			wg.Go(func() {
+				_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: name})
+			})
+		}
+		wg.Wait()
+		byGRPC{w}.restart(names[0]) // so that it is not its first incarnation
+		before := byGRPC{w}.list().Services
+		require.Len(t, before, many)
+		w.leave(syscall.SIGKILL)
+		for _, dir := range []string{"run", "state"} {
+			require.NoError(t, os.RemoveAll(w.path(dir)))
+		}
+		w.begin()
+		eventually(t, "all are taken up", func() bool { return byGRPC{w}.list().RunningCount == uint32(many) })
+		require.Len(t, marked(t, "lost"), many, "none is started beside another")
+		for i, s := range (byGRPC{w}).list().Services {
+			was := before[i]
+			require.Equal(t, was.ProcessId, s.ProcessId, s.ServiceName)
+			require.Equal(t, was.Incarnation, s.Incarnation)
+			require.Equal(t, was.Cgroup, s.Cgroup)
+			require.InDelta(t, was.StartTimeUnix, s.StartTimeUnix, 2)
+			require.Zero(t, s.RestartCount)
+		}
+		first := byGRPC{w}.status(names[0])
+		checkLimits(t, first, bounds{64 * mebibyte, 50, 40})
+		w.leave(syscall.SIGKILL) // there are records again
+		w.begin()
+		eventually(t, "all are taken up once more", func() bool { return byGRPC{w}.list().RunningCount == uint32(many) })
+		require.NotContains(t, w.cli("doctor").stdout, "nobody recorded")
+
+		require.NoError(t, syscall.Kill(int(first.ProcessId), syscall.SIGKILL))
+		eventually(t, "it is started anew", func() bool {
+			s := byGRPC{w}.status(names[0])
+			return s.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && s.Incarnation == first.Incarnation+1
+		})
+		require.Len(t, marked(t, "lost"), many)
+		w.mustCLI(append([]string{"--timeout", "5m", "stop"}, names...)...)
+		w.nothingLeft()
+	})
+}
+
+// TestRegisteredAnew: what a caller had registered is taken up when it is registered
+// again, and until then nothing is started beside it.
+func TestRegisteredAnew(t *testing.T) {
+	oneOfAKind(t)
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		def := workload(t, "again", "again", "sleep").with(fields{"launch": mode})
+		w.register(def)
+		byGRPC{w}.start("again")
+		before := byGRPC{w}.restart("again")
+		w.leave(syscall.SIGKILL)
+		for _, dir := range []string{"run", "state"} {
+			require.NoError(t, os.RemoveAll(w.path(dir)))
+		}
+		w.begin()
+		require.Equal(t, 4, w.cli("status", "again").code)
+		require.Equal(t, []int{int(before.ProcessId)}, marked(t, "again"))
+		if limited(t) {
+			require.Contains(t, w.cli("doctor").stdout, "no service of that name is registered")
+		}
+		w.register(def)
+		eventually(t, "it is taken up", func() bool {
+			return byGRPC{w}.status("again").State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+		})
+		after := byGRPC{w}.status("again")
+		require.Equal(t, before.ProcessId, after.ProcessId)
+		require.Equal(t, before.Incarnation, after.Incarnation)
+		byGRPC{w}.stop("again")
+		require.Empty(t, marked(t, "again"))
+	})
+}
+
+// checkup answers health checks at once, but for the one that it is told to hold.
+type checkup struct {
+	*httptest.Server
+	hold atomic.Pointer[held]
+}
+
+// held is a check that is not answered before it is released.
+type held struct{ asked, release chan struct{} }
+
+func newCheckup(t *testing.T) *checkup {
+	c := &checkup{}
+	c.Server = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		if h := c.hold.Swap(nil); h != nil {
+			close(h.asked)
+			<-h.release
+		}
+	}))
+	t.Cleanup(c.Close)
+	return c
+}
+
+// checked is a service that is checked all the time, and restarted at the first
+// failure.
+func (w *world) checked(name string, c *checkup) *gladsheimv1.ServiceStatus {
+	w.t.Helper()
+	w.register(workload(w.t, name, name, "sleep").with(fields{
+		"health":  fields{"type": "http", "url": c.URL, "interval": "100ms", "timeout": "2s", "threshold": 1},
+		"restart": fields{"policy": "always"},
+	}))
+	return byGRPC{w}.start(name)
+}
+
+// unharmed holds that a service is the one that it was, is well, and is asked so.
+func (w *world) unharmed(was *gladsheimv1.ServiceStatus) {
+	w.t.Helper()
+	last := byGRPC{w}.health(was.ServiceName).LastCheckUnix
+	eventually(w.t, "it is checked again", func() bool {
+		h := byGRPC{w}.health(was.ServiceName)
+		return h.LastCheckUnix != last && h.Status == gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY
+	})
+	is := byGRPC{w}.status(was.ServiceName)
+	require.Equal(w.t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, is.State)
+	require.Equal(w.t, was.Incarnation, is.Incarnation)
+	require.Equal(w.t, was.ProcessId, is.ProcessId)
+}
+
+// TestAStalledAgentBlamesNobody: stopped in the midst of a check, for longer than that
+// may take, it waits for the answer all the same.
+func TestAStalledAgentBlamesNobody(t *testing.T) {
+	oneOfAKind(t)
+	w, c := newWorld(t), newCheckup(t)
+	was := w.checked("patient", c)
+	for _, stalled := range []time.Duration{2500 * time.Millisecond, 5 * time.Second} {
+		h := &held{asked: make(chan struct{}), release: make(chan struct{})}
+		c.hold.Store(h)
+		<-h.asked
+		require.NoError(t, w.daemon.Process.Signal(syscall.SIGSTOP))
+		time.Sleep(stalled)
+		require.NoError(t, w.daemon.Process.Signal(syscall.SIGCONT))
+		time.Sleep(100 * time.Millisecond) // it has seen by now how late it is
+		close(h.release)
+		w.unharmed(was)
+	}
+	require.Empty(t, byGRPC{w}.exits("patient").Exits)
+}
+
+// TestTheClockIsSet: nobody is restarted, and a wait for the next attempt goes on as
+// before, over the end of an agent as well.
+func TestTheClockIsSet(t *testing.T) {
+	oneOfAKind(t)
+	if os.Getenv("GLADSHEIM_TEST_HOST") == "bare" {
+		return // it is somebody's clock
+	}
+	w := newWorld(t)
+	began, clock := time.Now(), time.Now().Round(0)
+	set := func(ahead time.Duration) {
+		now := syscall.NsecToTimeval(clock.Add(time.Since(began) + ahead).UnixNano())
+		require.NoError(t, syscall.Settimeofday(&now))
+	}
+	t.Cleanup(func() { set(0) })
+	was := w.checked("timeless", newCheckup(t))
+	const wait = 15 * time.Second
+	w.register(workload(t, "again", "again", "exit", "1").with(fields{"restart": fields{"policy": "on-failure", "backoff": wait.String(), "max_backoff": wait.String()}}))
+	_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "again"})
+	w.ended("again")
+	ended := time.Now()
+	const year = 365 * 24 * time.Hour
+	for i, ahead := range []time.Duration{time.Hour, -time.Hour, 10 * year, -10 * year} {
+		set(ahead)
+		w.unharmed(was)
+		if i%2 == 0 {
+			w.leave(syscall.SIGKILL)
+			w.begin()
+			eventually(t, "it is taken up", func() bool {
+				return byGRPC{w}.status("timeless").State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+			})
+			w.unharmed(was)
+		}
+	}
+	require.Less(t, time.Since(ended), wait, "the host is too slow for this test")
+	require.Len(t, byGRPC{w}.exits("again").Exits, 1, "it was tried again too early")
+	eventually(t, "it is tried again", func() bool { return len(byGRPC{w}.exits("again").Exits) == 2 })
+	require.GreaterOrEqual(t, time.Since(ended), wait-time.Second)
+	require.Less(t, time.Since(ended), 2*wait)
+}
