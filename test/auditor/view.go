@@ -197,7 +197,7 @@ func belowOurs(group string) bool {
 // notServices are the cgroups below our roots that hold processes of the agent's
 // own: the one that keeps the delegated scope, and in a container the one for all
 // that was there before.
-var notServices = []string{"/gladsheim.slice/gladsheim-cgroups.scope/pause", "/gladsheim/supervisor"}
+var notServices = []string{"/gladsheim.slice/gladsheim-cgroups.scope/pause", "/gladsheim/supervisor", "/gladsheim/shim"}
 
 // instance names an incarnation and where it is.
 type instance struct {
