@@ -195,8 +195,8 @@ func belowOurs(group string) bool {
 }
 
 // notServices are the cgroups below our roots that hold processes of the agent's
-// own: the one that keeps the delegated scope, and in a container the one for all
-// that was there before.
+// own: the one that keeps the delegated scope, the shim's, and in a container the
+// one for all that was there before.
 var notServices = []string{"/gladsheim.slice/gladsheim-cgroups.scope/pause", "/gladsheim/supervisor", "/gladsheim/shim"}
 
 // instance names an incarnation and where it is.
