@@ -99,25 +99,22 @@ func Child(w *watch.Watcher, pid, pidfd int) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot identify child %d: %w", pid, err)
 	}
-	return hold(w, pid, pidfd, start)
+	return hold(w, pid, pidfd, start, nil)
 }
 
 // Ward takes up a child of the teller's; else it is like Child.
 func Ward(w *watch.Watcher, pid, pidfd int, startTicks uint64, teller Teller) (*Process, error) {
-	p, err := hold(w, pid, pidfd, startTicks)
+	p, err := hold(w, pid, pidfd, startTicks, teller)
 	if err != nil {
 		return nil, err
 	}
-	p.listen(teller)
+	p.listen()
 	return p, nil
 }
 
 // listen has the teller tell how p ends.
-func (p *Process) listen(teller Teller) {
-	p.mu.Lock()
-	p.teller = teller
-	p.mu.Unlock()
-	forget := teller.Await(p.pid, p.start, p.tell)
+func (p *Process) listen() {
+	forget := p.teller.Await(p.pid, p.start, p.tell)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.forget = forget
@@ -161,14 +158,14 @@ func Open(pid int) (pidfd int, err error) {
 //
 // A zombie is found too; it has ended, and Exited tells so soon.
 func Find(w *watch.Watcher, fs procfs.FS, teller Teller, pid int, startTicks uint64) (*Process, error) {
-	p, err := find(w, fs, pid, startTicks)
+	p, err := find(w, fs, teller, pid, startTicks)
 	if teller == nil {
 		return p, err
 	}
 	t, ended := teller.Ended(pid, startTicks)
 	switch {
 	case err == nil:
-		p.listen(teller)
+		p.listen()
 	case errors.Is(err, ErrGone) && ended:
 		return past(pid, startTicks, teller, t), nil
 	}
@@ -183,7 +180,7 @@ func past(pid int, startTicks uint64, teller Teller, t Told) *Process {
 	return p
 }
 
-func find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process, error) {
+func find(w *watch.Watcher, fs procfs.FS, teller Teller, pid int, startTicks uint64) (*Process, error) {
 	pidfd, err := Open(pid)
 	if err != nil {
 		return nil, err
@@ -199,16 +196,17 @@ func find(w *watch.Watcher, fs procfs.FS, pid int, startTicks uint64) (*Process,
 		unix.Close(pidfd)
 		return nil, fmt.Errorf("cannot identify process %d: %w", pid, err)
 	}
-	p, err := hold(w, pid, pidfd, start)
+	p, err := hold(w, pid, pidfd, start, teller)
 	if err != nil {
 		unix.Close(pidfd)
 	}
 	return p, err
 }
 
-// hold does not close pidfd when it fails.
-func hold(w *watch.Watcher, pid, pidfd int, start uint64) (*Process, error) {
-	p := &Process{pid: pid, start: start, pidfd: pidfd, exited: make(chan struct{})}
+// hold does not close pidfd when it fails. A teller is known from the start: the
+// end may come before it was asked.
+func hold(w *watch.Watcher, pid, pidfd int, start uint64, teller Teller) (*Process, error) {
+	p := &Process{pid: pid, start: start, pidfd: pidfd, exited: make(chan struct{}), teller: teller}
 	own(pid)
 	// Edge-triggered: the one event tells of the zombie, another of its
 	// being reaped, and nothing is to be read in between. The lock keeps the

@@ -278,6 +278,32 @@ func TestExitOfAStrangerIsExactWhereTheKernelKeepsIt(t *testing.T) {
 	require.Equal(t, want, awaitExit(t, p))
 }
 
+// lateTeller is asked when the end has come already.
+type lateTeller struct{ t *testing.T }
+
+func (l lateTeller) Ended(pid int, _ uint64) (Told, bool) {
+	require.NoError(l.t, syscall.Kill(pid, syscall.SIGTERM))
+	require.Eventually(l.t, func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); return err != nil }, deadline, time.Millisecond)
+	time.Sleep(20 * time.Millisecond) // for the watcher, of whose look nobody tells
+	return Told{}, false
+}
+
+func (lateTeller) Await(_ int, _ uint64, tell func(Told, bool)) func() {
+	tell(Told{Exit: service.Exit{Code: 42}}, true)
+	return func() {}
+}
+
+// TestTheTellerCountsMore: what ends before its parent was asked has ended as the
+// parent says, and not as unknown.
+func TestTheTellerCountsMore(t *testing.T) {
+	w := newWatcher(t)
+	stranger := grandchild(t, w, `sh -c 'trap "exit 6" TERM; echo $$; while :; do sleep 0.01; done' & wait; exec sleep 1000`)
+	p, err := Find(w, proc(t), lateTeller{t}, stranger.PID(), stranger.StartTicks())
+	require.NoError(t, err)
+	require.Equal(t, service.Exit{Code: 42}, awaitExit(t, p))
+	require.NoError(t, p.Close())
+}
+
 func TestEndOfAStrangerThatNobodyReapsIsToldAsUnknown(t *testing.T) {
 	w := newWatcher(t)
 	// The parent of the inner process becomes a program that never waits.
