@@ -187,7 +187,9 @@ func (w *warden) serve(agent int) {
 	message, rights := make([]byte, 1+MaxWhose), make([]byte, syscall.CmsgSpace(4*maxShimFDs))
 	for {
 		n, nr, _, _, err := syscall.Recvmsg(agent, message, rights, syscall.MSG_CMSG_CLOEXEC)
-		if err == syscall.EINTR {
+		// An agent that leaves without having read all is told of first, once; what it
+		// said before is still to be read (unix(7)).
+		if err == syscall.EINTR || err == syscall.ECONNRESET {
 			continue
 		}
 		if err != nil || n == 0 {
