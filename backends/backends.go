@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"syscall"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -39,9 +40,10 @@ type Backend interface {
 	Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (Handle, error)
 
 	// Adopt takes up the incarnation that ref names. If its main process is
-	// gone but something of it is left, the Handle tells an unknown exit at
-	// once and Release removes the rest. If nothing is left the error is
-	// ErrGone. A process that merely has the same number is never touched.
+	// gone but something of it is left, or how it ended is known, the Handle tells
+	// the exit at once, unknown or service.NeverRan if need be, and Release removes
+	// the rest. If nothing is left the error is ErrGone. A process that merely has
+	// the same number is never touched.
 	//
 	// requested are the limits that were asked for, as Launch was told and
 	// Limit has changed since: the kernel knows what holds and not what was
@@ -66,9 +68,11 @@ type Backend interface {
 type Handle interface {
 	Ref() service.Ref
 
-	// Exited is closed when the main process has ended; Exit then tells how.
+	// Exited is closed when the main process has ended; Exit then tells how, and
+	// ExitedAt when, by the wall clock; zero if nobody saw it.
 	Exited() <-chan struct{}
 	Exit() service.Exit
+	ExitedAt() time.Time
 
 	// Signal sends sig to the main process, by pidfd. Of a process that has
 	// ended it says service.NotRunning.

@@ -23,6 +23,8 @@ func (e Exit) Clean() bool { return e == Exit{} }
 
 func (e Exit) String() string {
 	switch {
+	case e == NeverRan:
+		return "never ran"
 	case e.Unknown != "":
 		return "unknown (" + e.Unknown + ")"
 	case e.Signal != 0 && e.Core:
@@ -91,7 +93,7 @@ type ExitRecord struct {
 	RequestedBy string // who asked for the end, "" when nobody did
 	ForceKilled bool   // it outlived its stop timeout
 	Started     time.Time
-	Ended       time.Time
+	Ended       time.Time // of its main process; when that was noticed if nobody saw it
 	LastLines   []string
 	Message     string // one sentence for people
 }
@@ -114,6 +116,8 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictUnhealthy
 	case cause == CauseStartup:
 		return VerdictStartupTime
+	case x == NeverRan:
+		return VerdictLaunchFailed
 	case x.Unknown != "":
 		return VerdictUnknown
 	case x.Clean():

@@ -44,7 +44,7 @@ func (k EventKind) String() string { return eventNames[k] }
 type Event struct {
 	Kind        EventKind
 	Incarnation uint64 // 0 for users' events; else news of another incarnation is ignored
-	Exit        Exit   // of Exited
+	Exit        Exit   // of Exited and Cleared
 	Permanent   bool   // of LaunchFailed: trying again can not help
 }
 
@@ -180,7 +180,7 @@ var table = [numStates][numEvents]rule{
 		Stop: becauseAsked(), Kill: killing(becauseAsked(Disarm, DoKill)), Start: again(), Restart: again(),
 	},
 	Clearing: {
-		Cleared: settle, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
+		Cleared: cleared, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
 		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(),
 	},
 }
@@ -351,6 +351,15 @@ func unlaunched(m Machine, ev Event) (Machine, []Effect) {
 		m.State = Crashed
 		m.Failures++
 		return m, []Effect{Disarm}
+	}
+	return settle(m, ev)
+}
+
+// cleared is settle for an incarnation that was launched, unless the end of an
+// earlier agent kept its program from running.
+func cleared(m Machine, ev Event) (Machine, []Effect) {
+	if ev.Exit == NeverRan {
+		return cutOff(m, ev)
 	}
 	return settle(m, ev)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
 
@@ -94,6 +95,61 @@ func TestAdoptWhatWasNeverLaunched(t *testing.T) {
 		s.neverRan(1)
 		require.Equal(t, 1, s.host.Runs(web))
 	})
+}
+
+// unopened is a host that tells of what was adopted that it never got through its gate.
+type unopened struct{ backends.Backend }
+
+func (u unopened) Adopt(ctx context.Context, ref service.Ref, l service.Limits) (backends.Handle, error) {
+	h, err := u.Backend.Adopt(ctx, ref, l)
+	return stillborn{h}, err
+}
+
+type stillborn struct{ backends.Handle }
+
+func (stillborn) Exit() service.Exit { return service.NeverRan }
+
+func (stillborn) Exited() <-chan struct{} {
+	over := make(chan struct{})
+	close(over)
+	return over
+}
+
+// An agent that ended between the record of whom it launched and the opening of
+// the gate has let nothing run. That is no failure either.
+func TestAdoptWhatNeverGotThroughItsGate(t *testing.T) {
+	for _, stopped := range []bool{false, true} {
+		play(t, func(t *testing.T, s *stage) {
+			s.running(never)
+			ran := s.status().Ref
+			s.Close()
+			s.disk.reopen()
+			s.board()
+			left := s.left()
+			left.Plan.Backend = unopened{s.backend}
+			if stopped {
+				left.Record.Machine.Cause, left.Record.Machine.Up = service.CauseAsked, false
+			}
+			s.Add(web, left)
+			synctest.Wait()
+			exits := s.disk.exitsOf(web)
+			require.Len(t, exits, 1)
+			require.Equal(t, ran.Incarnation, exits[0].Incarnation)
+			require.Equal(t, service.NeverRan, exits[0].Exit)
+			require.Zero(t, s.status().Machine.Failures)
+			if stopped {
+				s.is(service.Stopped)
+				require.Equal(t, service.VerdictStopped, exits[0].Verdict)
+				return
+			}
+			s.is(service.Running)
+			s.saw("adopting clearing launching starting running")
+			require.Equal(t, service.VerdictLaunchFailed, exits[0].Verdict)
+			require.Empty(t, s.status().Error)
+			require.Equal(t, "never ran: the agent ended before it was launched", exits[0].Message)
+			s.alive(1)
+		})
+	}
 }
 
 // neverRan wants one record of how an incarnation ended, and that it never ran.

@@ -172,6 +172,9 @@ func (a *actor) giveUp() {
 	a.waiters = nil
 }
 
+// errCutOff is why an incarnation never ran that was adopted.
+var errCutOff = errors.New("the agent ended before it was launched")
+
 func (a *actor) adopt() {
 	ref, backend, limits := a.ref, a.plan.Backend, a.plan.Limits
 	a.then(func(ctx context.Context) func() {
@@ -184,7 +187,7 @@ func (a *actor) adopt() {
 			switch {
 			case errors.Is(err, backends.ErrGone) && ref.PID == 0:
 				a.drop()
-				a.unlaunched(ref.Incarnation, errors.New("the agent ended before it was launched"))
+				a.unlaunched(ref.Incarnation, errCutOff)
 				a.happen(a.event(service.LaunchFailed))
 			case errors.Is(err, backends.ErrGone):
 				a.ended(service.Exit{Unknown: "agent_was_down"})
@@ -302,7 +305,9 @@ func (a *actor) clear() {
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
 		remains := service.Remains{Lost: h == nil}
+		var ended time.Time
 		if h != nil {
+			ended = h.ExitedAt()
 			var err error
 			if remains, err = h.Release(ctx); err != nil {
 				if _, told := errors.AsType[*service.Error](err); !told { // else the backend knows whether something would not die
@@ -314,7 +319,9 @@ func (a *actor) clear() {
 				}
 			}
 		}
-		ended := time.Now()
+		if ended.IsZero() {
+			ended = time.Now()
+		}
 		return func() { a.cleared(incarnation, exit, remains, ended) }
 	})
 }
@@ -334,7 +341,9 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	x.Message = explain(x)
 	a.failure = a.endError(x)
 	a.bury(x)
-	a.happen(a.event(service.Cleared))
+	cleared := a.event(service.Cleared)
+	cleared.Exit = exit
+	a.happen(cleared)
 }
 
 // bury completes an exit record off the actor's goroutine, keeps it, and shows it.
@@ -384,6 +393,8 @@ func explain(x service.ExitRecord) string {
 		} else {
 			text += ", sent by " + x.RequestedBy
 		}
+	case service.VerdictLaunchFailed:
+		text += ": " + errCutOff.Error()
 	case service.VerdictUnknown:
 		if x.Exit.Unknown == "" {
 			text += ", and nobody can tell why: its counters were gone"
@@ -406,6 +417,8 @@ func (a *actor) endError(x service.ExitRecord) error {
 		return a.startupTimeout()
 	case service.VerdictStopped:
 		return nil
+	case service.VerdictLaunchFailed:
+		return errCutOff
 	}
 	end := fmt.Errorf("it ended: %s", x.Message)
 	if !a.machine.Unready {

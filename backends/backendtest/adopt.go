@@ -1,10 +1,13 @@
 package backendtest
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -17,6 +20,7 @@ func adoptLaws() []law {
 		{says: "a fresh agent adopts what an earlier one launched, and has full power over it", check: lawAdopt},
 		{says: "an exit after the adoption is told exactly, or as unknown where the kernel keeps none, never invented", check: lawAdoptExit},
 		{says: "an exit while no agent was there is told exactly or as unknown, never invented", check: lawAdoptExitMissed},
+		{says: "an exit while no agent was there is told also when somebody has removed the cgroup meanwhile", only: caged, check: lawAdoptUncaged},
 		{says: "what is gone is not adopted", check: lawAdoptGone},
 		{says: "what was never launched is not adopted, and a bystander with its number lives", check: lawAdoptBystander},
 		{says: "a plain process with the number, the ticks and the boot id of the record is no incarnation", only: real, check: lawAdoptPlainProcess},
@@ -136,13 +140,37 @@ func lawAdoptExit(b *bench) {
 }
 
 func lawAdoptExitMissed(b *bench) {
+	began := time.Now()
 	first := b.abandoned("hand-stdout", "100ms")
 	require.NoError(b, first.Close())
 	require.NoError(b, b.agent.Close())
 	b.eventually(func() bool { return b.alive(first.plan) == 1 }, "it never ended")
+	if b.KeepsExits {
+		b.eventually(func() bool { _, there := statOf(first.Ref().PID); return !there }, "nobody reaps it")
+	}
+	ended := time.Now()
 	i := first.adoptAnew()
 	b.missed(service.Exit{}, i.exit())
+	if b.KeepsExits {
+		require.WithinRange(b, i.ExitedAt(), began, ended)
+	}
 	require.Equal(b, 1, i.release().Leftovers)
+	b.nothingOf(i.plan)
+}
+
+func lawAdoptUncaged(b *bench) {
+	first := b.abandoned("sleep")
+	require.NoError(b, first.Signal(b.within(), syscall.SIGTERM))
+	first.exit()
+	require.NoError(b, first.Close())
+	require.NoError(b, b.agent.Close())
+	b.eventually(func() bool {
+		err := os.Remove(filepath.Join(b.CgroupRoot, first.Ref().Cgroup))
+		return err == nil || errors.Is(err, fs.ErrNotExist)
+	}, "somebody lives in it")
+	i := first.adoptAnew()
+	b.missed(service.Exit{Signal: syscall.SIGTERM}, i.exit())
+	i.release()
 	b.nothingOf(i.plan)
 }
 

@@ -128,6 +128,9 @@ func Run(t *testing.T, s Subject) {
 			})
 		}
 	}
+	// A host has one agent at a time; of many that come at once, each would begin
+	// a shim of its own.
+	t.Run("first", func(t *testing.T) { trial.bench(t).start("sleep").release() })
 	t.Run("together", func(t *testing.T) { try(t, false) })
 	t.Run("alone", func(t *testing.T) { try(t, true) })
 }

@@ -239,21 +239,27 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	if ref.Backend != name || group != b.group(launchOf(ref.Name, ref.Incarnation)) {
 		return nil, failure(op, ref.Name, service.Invalid, fmt.Errorf("%q of backend %q is not a cgroup of incarnation %d", ref.Cgroup, ref.Backend, ref.Incarnation))
 	}
+	if ref.BootID != "" && ref.BootID != b.bootID {
+		return nil, backends.ErrGone
+	}
 	there, err := group.Exists()
 	if err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
-	if !there || (ref.BootID != "" && ref.BootID != b.bootID) {
-		return nil, backends.ErrGone
-	}
 	h := &handle{backend: b, group: group, ref: ref, requested: requested, turn: make(chan struct{}, 1)}
-	counts, err := group.OOMCounts()
-	if err != nil {
-		return nil, failure(op, ref.Name, service.HostUnavailable, err)
+	if there {
+		counts, err := group.OOMCounts()
+		if err != nil {
+			return nil, failure(op, ref.Name, service.HostUnavailable, err)
+		}
+		h.base = counts.Base()
 	}
-	h.base = counts.Base()
 	if h.main, err = b.findMain(ref); err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
+	}
+	if !there && (h.main == nil || !h.main.Ended()) { // a process alone proves nothing; how ours ended does
+		b.shim.Released(ref.Name, ref.Incarnation)
+		return nil, errors.Join(backends.ErrGone, h.Close())
 	}
 	return h, nil
 }
@@ -263,19 +269,11 @@ func (b *Backend) findMain(ref service.Ref) (*process.Process, error) {
 	if ref.PID <= 0 {
 		return nil, nil
 	}
-	main, err := process.Find(b.watcher, b.procfs, b.teller(), ref.PID, ref.StartTicks)
+	main, err := launch.Find(b.watcher, b.procfs, b.shim, ref.PID, ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
 	}
 	return main, err
-}
-
-// teller is the parent of what was launched, if it is another process.
-func (b *Backend) teller() process.Teller {
-	if b.shim == nil {
-		return nil
-	}
-	return b.shim
 }
 
 // Close makes Launch fail from now on. There is nothing else to end.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
@@ -56,6 +57,13 @@ func (h *handle) Exit() service.Exit {
 		return service.Exit{Unknown: process.UnknownExit}
 	}
 	return h.main.Exit()
+}
+
+func (h *handle) ExitedAt() time.Time {
+	if h.main == nil {
+		return time.Time{}
+	}
+	return h.main.ExitedAt()
 }
 
 // mainEnded tells whether the main process has ended.

@@ -117,9 +117,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if err := failpoint.After(h.group.Remove(), failpoint.T7CgroupRemoved); err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
-	if h.backend.shim != nil {
-		h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
-	}
+	h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Leftovers = h.leftovers

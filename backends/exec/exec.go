@@ -175,6 +175,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
 	}
 	if len(rest) == 0 {
+		b.shim.Released(ref.Name, ref.Incarnation)
 		return nil, backends.ErrGone
 	}
 	return b.open(ref, mark, nil, requested), nil
@@ -195,7 +196,7 @@ func (b *Backend) findMain(ref service.Ref, mark brand) (*process.Process, error
 }
 
 func (b *Backend) lookFor(ref service.Ref, mark brand) (*process.Process, error) {
-	main, err := process.Find(b.watch, b.proc, b.shim, ref.PID, ref.StartTicks)
+	main, err := launch.Find(b.watch, b.proc, b.shim, ref.PID, ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil, nil
 	}

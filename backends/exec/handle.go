@@ -60,6 +60,13 @@ func (h *handle) Exit() service.Exit {
 	return h.main.Exit()
 }
 
+func (h *handle) ExitedAt() time.Time {
+	if h.main == nil {
+		return time.Time{}
+	}
+	return h.main.ExitedAt()
+}
+
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	if h.main == nil || over(h.exited) {
 		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
@@ -33,6 +34,15 @@ func (h *handle) Exit() service.Exit {
 	h.group.host.mu.Lock()
 	defer h.group.host.mu.Unlock()
 	return h.group.exit
+}
+
+func (h *handle) ExitedAt() time.Time {
+	if !h.told {
+		return time.Time{}
+	}
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	return h.group.exitedAt
 }
 
 // begin is how each operation but Kill and Release begins; it leaves with the

@@ -49,6 +49,7 @@ type group struct {
 	main      bool        // the main process lives
 	children  []int       // that live
 	exit      service.Exit
+	exitedAt  time.Time
 	oom       service.OOM
 	level     string
 	doomed    bool           // SIGKILL waits for processes that can not die
@@ -253,7 +254,7 @@ func (g *group) end(e End) {
 	if g.stop != nil {
 		g.stop.Stop()
 	}
-	g.main, g.exit, g.oom, g.level = false, e.Exit, e.OOM, e.Level
+	g.main, g.exit, g.exitedAt, g.oom, g.level = false, e.Exit, time.Now(), e.OOM, e.Level
 	if e.OOM != service.OOMNone {
 		g.children = nil
 	}

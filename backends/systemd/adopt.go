@@ -8,6 +8,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -54,6 +55,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	case err != nil:
 		return nil, failure(op, ref.Name, err)
 	case !left:
+		b.shim.Released(ref.Name, ref.Incarnation)
 		return nil, backends.ErrGone
 	}
 	return h, nil
@@ -64,7 +66,7 @@ func (h *handle) find() error {
 	if h.ref.PID == 0 {
 		return nil
 	}
-	p, err := process.Find(h.b.watcher, h.b.fs, h.b.teller(), h.ref.PID, h.ref.StartTicks)
+	p, err := launch.Find(h.b.watcher, h.b.fs, h.b.shim, h.ref.PID, h.ref.StartTicks)
 	if errors.Is(err, process.ErrGone) {
 		return nil
 	}

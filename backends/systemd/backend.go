@@ -99,14 +99,6 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	return b, nil
 }
 
-// teller is the parent, if there is one.
-func (b *Backend) teller() process.Teller {
-	if b.shim == nil {
-		return nil
-	}
-	return b.shim
-}
-
 // Name is "systemd".
 func (b *Backend) Name() string { return "systemd" }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,6 +72,13 @@ func (h *handle) Exit() service.Exit {
 		return service.Exit{Unknown: process.UnknownExit}
 	}
 	return h.main.Exit()
+}
+
+func (h *handle) ExitedAt() time.Time {
+	if h.main == nil {
+		return time.Time{}
+	}
+	return h.main.ExitedAt()
 }
 
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {

@@ -121,9 +121,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 		return service.Remains{}, failure(op, h.ref.Name, err)
 	}
 	h.released = true
-	if h.b.shim != nil {
-		h.b.shim.Released(h.ref.Name, h.ref.Incarnation)
-	}
+	h.b.shim.Released(h.ref.Name, h.ref.Incarnation)
 	return h.remains, h.Close()
 }
 

@@ -2,23 +2,17 @@ package launch
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"net"
 	"os"
-	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/procfs"
 )
 
 // Shim is the way to the shim: one small process that is the parent of every service: it
@@ -66,21 +60,6 @@ type Orphan struct {
 	Brand   uint64 // see Request
 	Session int
 	CPUTime time.Duration // its own and that of descendants it had waited for
-}
-
-// line is one connection to the process.
-type line struct {
-	conn    *net.UnixConn
-	all     chan struct{} // told whenever all ends that are kept have come
-	lost    chan struct{} // closed when the connection is
-	answers chan forked
-}
-
-// forked is what became of a request to fork.
-type forked struct {
-	child gate.Child
-	pidfd int
-	errno syscall.Errno
 }
 
 // NewShim does nothing yet.
@@ -159,9 +138,35 @@ func (s *Shim) ask(ctx context.Context, l *line) error {
 	return l.hear(ctx)
 }
 
-// Released says that how an incarnation ended was written down: it need not be
-// kept any more, nor told again.
+// Find is process.Find for what the shim has made; it may be nil. A gate that was
+// not opened when its agent ended is about to leave, and that is waited for: it is
+// found to have ended without having run.
+func Find(w *watch.Watcher, fs procfs.FS, s *Shim, pid int, startTicks uint64) (*process.Process, error) {
+	if s == nil {
+		return process.Find(w, fs, nil, pid, startTicks)
+	}
+	p, err := process.Find(w, fs, s, pid, startTicks)
+	if err != nil || p.Ended() {
+		return p, err
+	}
+	if now, err := fs.Process(pid); err != nil || now.Name != gate.Name {
+		return p, nil
+	}
+	select {
+	case <-p.Exited():
+		_ = p.Close()
+		return process.Find(w, fs, s, pid, startTicks)
+	case <-time.After(reapWait):
+		return p, nil
+	}
+}
+
+// Released says that how an incarnation ended was written down, or that nobody will
+// ask: it need not be kept any more, nor told again. Without a shim there is nothing to say.
 func (s *Shim) Released(name service.Name, incarnation uint64) {
+	if s == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
 	defer cancel()
 	l, _ := s.find(ctx)
@@ -180,206 +185,8 @@ func whose(name service.Name, incarnation uint64) string {
 	return fmt.Sprintf("%s %d", name, incarnation)
 }
 
-// fork has the shim make a gate, with the descriptors of its 0, of its 1 and 2,
-// and of its socket, in a cgroup if cgroupFD is not -1.
-func (s *Shim) fork(ctx context.Context, whose string, cgroupFD int, output sinks, socket int) (forked, error) {
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return forked{}, ctx.Err()
-	}
-	for again := false; ; again = true {
-		l, err := s.connect(ctx)
-		if err != nil {
-			return forked{}, fmt.Errorf("reach the shim: %w", err)
-		}
-		f, err := l.fork(ctx, whose, cgroupFD, output, socket)
-		// One that was killed meanwhile has made nothing that could run: a gate
-		// leaves with its socket, and the program is not executed before a word on it.
-		if again || !errors.Is(err, errLost) {
-			return f, err
-		}
-	}
-}
-
-var errLost = errors.New("the shim, which is the parent of all services, has ended")
-
-func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sinks, socket int) (forked, error) {
-	// The link names the running program even when its file was replaced.
-	program, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return forked{}, &os.PathError{Op: "open", Path: "/proc/self/exe", Err: err}
-	}
-	defer unix.Close(program)
-	files := []int{program, int(output.in), int(output.out), socket}
-	if cgroupFD >= 0 {
-		files = append(files, cgroupFD)
-	}
-	if _, _, err := l.conn.WriteMsgUnix(append([]byte{gate.SayFork}, whose...), unix.UnixRights(files...), nil); err != nil {
-		l.hangUp()
-		return forked{}, errors.Join(errLost, err)
-	}
-	select {
-	case f := <-l.answers:
-		if f.errno != 0 {
-			return f, f.errno
-		}
-		return f, nil
-	case <-l.lost:
-		l.drop()
-		return forked{}, errLost
-	case <-ctx.Done(): // whatever it answers later must not be taken for another's
-		l.hangUp()
-		l.drop()
-		return forked{}, ctx.Err()
-	}
-}
-
-// drop lets go of an answer that came on a connection that was lost.
-func (l *line) drop() {
-	select {
-	case f := <-l.answers:
-		if f.pidfd >= 0 {
-			unix.Close(f.pidfd)
-		}
-	default:
-	}
-}
-
-// connect gives the connection: the one there is, one to the process that an
-// earlier agent has left, or one to a new process. The caller holds turn.
-func (s *Shim) connect(ctx context.Context) (*line, error) {
-	if l, err := s.dial(ctx); l != nil || err != nil {
-		return l, err
-	}
-	return s.begin(ctx)
-}
-
-// find is connect without a new process.
-func (s *Shim) find(ctx context.Context) (*line, error) {
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	return s.dial(ctx)
-}
-
-// dial gives the connection if there is one to be had, else nil.
-func (s *Shim) dial(ctx context.Context) (*line, error) {
-	s.mu.Lock()
-	l, closed := s.line, s.closed
-	s.mu.Unlock()
-	switch {
-	case closed:
-		return nil, net.ErrClosed
-	case l != nil:
-		return l, nil
-	}
-	fd, err := s.socket(unix.Connect)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	l, err = s.adopt(ctx, fd)
-	switch {
-	case errors.Is(err, errLost): // it was about to leave
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	return l, nil
-}
-
-// adopt takes up a connection, and hears all that was kept.
-func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
-	file := os.NewFile(uintptr(fd), "shim")
-	conn, err := net.FileConn(file)
-	file.Close()
-	if err != nil {
-		return nil, err
-	}
-	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}, 1), lost: make(chan struct{}), answers: make(chan forked, 1)}
-	s.mu.Lock()
-	closed := s.closed
-	if !closed {
-		s.line = l
-		s.readers.Go(func() { s.read(l) })
-	}
-	s.mu.Unlock()
-	if closed {
-		l.conn.Close()
-		return nil, net.ErrClosed
-	}
-	return l, l.hear(ctx)
-}
-
-// hear waits until all ends that are kept have come.
-func (l *line) hear(ctx context.Context) error {
-	select {
-	case <-l.all:
-		return nil
-	case <-l.lost:
-		return errLost
-	case <-ctx.Done():
-		l.hangUp()
-		return ctx.Err()
-	}
-}
-
-// hangUp ends the connection, and returns when nobody takes it for one any more.
-func (l *line) hangUp() {
-	l.conn.Close()
-	<-l.lost
-}
-
-// read hears one connection out.
-func (s *Shim) read(l *line) {
-	defer s.lose(l)
-	message, rights := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
-	for {
-		n, nr, _, _, err := l.conn.ReadMsgUnix(message, rights)
-		if err != nil || n == 0 {
-			return
-		}
-		switch said := message[:n]; said[0] {
-		case gate.SayAll:
-			l.all <- struct{}{}
-		case gate.SayChild:
-			l.answers <- answered(said, rights[:nr])
-		case gate.SayEnd:
-			if e, ok := gate.DecodeEnd(said); ok {
-				s.ended(e)
-			}
-		case gate.SayOrphan:
-			if e, ok := gate.DecodeEnd(said); ok && s.cfg.Orphan != nil {
-				s.cfg.Orphan(Orphan{PID: int(e.PID), Brand: e.Brand, Session: int(e.Session), CPUTime: time.Duration(e.CPU)})
-			}
-		}
-	}
-}
-
-func answered(said, rights []byte) forked {
-	c, errno, ok := gate.DecodeChild(said)
-	f := forked{child: c, pidfd: -1, errno: errno}
-	if messages, err := unix.ParseSocketControlMessage(rights); err == nil && len(messages) > 0 {
-		if files, err := unix.ParseUnixRights(&messages[0]); err == nil && len(files) > 0 {
-			f.pidfd = files[0]
-			unix.CloseOnExec(f.pidfd)
-		}
-	}
-	if errno == 0 && (!ok || f.pidfd < 0) { // no descriptor was free here
-		f.errno = unix.EMFILE
-	}
-	return f
-}
-
 func (s *Shim) ended(e gate.End) {
-	told := process.Told{Used: process.Used{CPUTime: time.Duration(e.CPU), Known: true}}
+	told := process.Told{Used: process.Used{CPUTime: time.Duration(e.CPU), Known: true}, At: time.Unix(0, e.At), NeverRan: e.Gate}
 	if e.Status.Exited() {
 		told.Exit.Code = e.Status.ExitStatus()
 	} else {
@@ -395,21 +202,6 @@ func (s *Shim) ended(e gate.End) {
 	}
 }
 
-// lose ends a connection, and tells those who wait that nobody will tell them,
-// unless the process is there after all.
-func (s *Shim) lose(l *line) {
-	l.conn.Close()
-	s.mu.Lock()
-	s.line = nil
-	s.mu.Unlock()
-	close(l.lost)
-	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
-	defer cancel()
-	if again, _ := s.find(ctx); again == nil {
-		s.orphan()
-	}
-}
-
 // orphan tells those who wait that the process is no more.
 func (s *Shim) orphan() {
 	s.mu.Lock()
@@ -419,96 +211,4 @@ func (s *Shim) orphan() {
 	for _, tell := range waiting {
 		tell(process.Told{}, false)
 	}
-}
-
-// begin starts the process. Of the children of another, which is no more, it knows
-// nothing.
-func (s *Shim) begin(ctx context.Context) (*line, error) {
-	s.orphan()
-	listener, err := s.socket(unix.Bind)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(listener)
-	// Before anybody can connect: who may forks as we do.
-	if err := errors.Join(unix.Chmod(s.path(), 0o600), unix.Listen(listener, 1)); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", s.path(), err)
-	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("make a socket pair: %w", err)
-	}
-	defer unix.Close(pair[1])
-	req := Request{CgroupFD: -1, files: []int{listener, pair[1]}}
-	if s.cfg.Place != nil {
-		dir, err := s.cfg.Place(ctx)
-		if err != nil {
-			unix.Close(pair[0])
-			return nil, err
-		}
-		if dir != nil {
-			defer dir.Close()
-			req.CgroupFD = int(dir.Fd())
-		}
-	}
-	child, err := start(ctx, s.cfg.Watcher, req, gate.Plan{Shim: true, Orphans: s.cfg.Orphan != nil, OOMScoreAdj: ownOOMScore()})
-	if err == nil {
-		err = child.Open(ctx)
-	}
-	if err != nil {
-		unix.Close(pair[0])
-		return nil, err
-	}
-	s.mu.Lock()
-	last := s.self
-	s.self = child.Process()
-	s.mu.Unlock()
-	if last != nil {
-		_ = last.Close() // it was killed
-	}
-	l, err := s.adopt(ctx, pair[0])
-	if err != nil {
-		return nil, err
-	}
-	return l, nil
-}
-
-// ownOOMScore is the agent's own: it is the last to go, and so is the shim.
-func ownOOMScore() int32 {
-	var score int32
-	text, err := os.ReadFile("/proc/self/oom_score_adj")
-	if err == nil {
-		_, _ = fmt.Sscan(string(text), &score)
-	}
-	return score
-}
-
-func (s *Shim) path() string {
-	return filepath.Join(s.cfg.Dir, fmt.Sprintf("shim.%d.sock", gate.ShimVersion))
-}
-
-// socket makes a socket and binds or connects it. The kernel takes paths of up to
-// 107 bytes, so it is told one through a descriptor of the directory.
-func (s *Shim) socket(use func(int, unix.Sockaddr) error) (int, error) {
-	dir, err := unix.Open(s.cfg.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: s.cfg.Dir, Err: err}
-	}
-	defer unix.Close(dir)
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("make a socket: %w", err)
-	}
-	name := fmt.Sprintf("/proc/self/fd/%d/%s", dir, filepath.Base(s.path()))
-	err = use(fd, &unix.SockaddrUnix{Name: name})
-	if errors.Is(err, unix.EADDRINUSE) { // of one that is no more, or connect would have found it
-		if err = unix.Unlink(name); err == nil {
-			err = use(fd, &unix.SockaddrUnix{Name: name})
-		}
-	}
-	if err != nil {
-		unix.Close(fd)
-		return -1, &os.PathError{Op: "use the socket", Path: s.path(), Err: err}
-	}
-	return fd, nil
 }

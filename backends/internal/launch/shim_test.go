@@ -142,9 +142,11 @@ func TestEndsOfTheAbsence(t *testing.T) {
 	shim := parentOf(t, f.fs, lives.PID())
 	f.die()
 	require.NoError(t, os.WriteFile(word, nil, 0o600))
+	before := time.Now()
 	require.NoError(t, unix.Kill(killed.PID(), unix.SIGKILL))
 	gone(t, f.fs, go7.PID())
 	gone(t, f.fs, killed.PID())
+	after := time.Now()
 
 	second := newFamily(t, dir)
 	found := func(p *process.Process) *process.Process {
@@ -153,7 +155,9 @@ func TestEndsOfTheAbsence(t *testing.T) {
 		return again
 	}
 	require.Equal(t, service.Exit{Code: 7}, exitOf(t, found(go7)))
-	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, exitOf(t, found(killed)))
+	dead := found(killed)
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, exitOf(t, dead))
+	require.WithinRange(t, dead.ExitedAt(), before, after)
 	_, err := process.Find(second.watcher, second.fs, second, go7.PID(), go7.StartTicks()+1)
 	require.ErrorIs(t, err, process.ErrGone)
 	survivor := found(lives)
@@ -173,20 +177,58 @@ func TestEndsOfTheAbsence(t *testing.T) {
 	gone(t, f.fs, shim)
 }
 
-// TestUnopenedGatesAreNotKept: an agent that dies with a child at its gate leaves
-// nothing that anybody would ask for.
-func TestUnopenedGatesAreNotKept(t *testing.T) {
-	f := newFamily(t, t.TempDir())
-	req := request("/bin/true")
-	req.Shim = f.Shim
-	c, err := Start(t.Context(), f.watcher, req)
-	require.NoError(t, err)
-	require.NoError(t, c.Ready(t.Context()))
-	shim := parentOf(t, f.fs, c.PID())
-	require.NoError(t, c.socket.Close())
+// TestAGateThatWasNotOpened: what an agent that dies leaves at its gate has never
+// run, and that is told, also when the gate is still about to leave.
+func TestAGateThatWasNotOpened(t *testing.T) {
+	for name, leave := range map[string]func(*Child) error{
+		"gone": func(c *Child) error { return c.socket.Close() },
+		"leaving": func(c *Child) error {
+			time.AfterFunc(100*time.Millisecond, func() { c.socket.Close() })
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			f := newFamily(t, dir)
+			req := request("/bin/true")
+			req.Shim = f.Shim
+			c, err := Start(t.Context(), f.watcher, req)
+			require.NoError(t, err)
+			require.NoError(t, c.Ready(t.Context()))
+			f.die()
+			require.NoError(t, leave(c))
+			if name == "gone" {
+				gone(t, f.fs, c.PID())
+			}
+			second := newFamily(t, dir)
+			found, err := Find(second.watcher, second.fs, second.Shim, c.PID(), c.StartTicks())
+			require.NoError(t, err)
+			require.True(t, found.Ended())
+			require.Equal(t, service.NeverRan, found.Exit())
+			require.NoError(t, found.Close())
+			require.NoError(t, c.process.Close())
+		})
+	}
+}
+
+// TestAShimThatNobodyFindsLeaves: what it kept can not be asked for.
+func TestAShimThatNobodyFindsLeaves(t *testing.T) {
+	dir := t.TempDir()
+	f := newFamily(t, dir)
+	before, lives := f.leave(t, "sleep 60"), f.leave(t, "sleep 60")
+	shim := parentOf(t, f.fs, lives.PID())
 	f.die()
+	require.NoError(t, unix.Kill(before.PID(), unix.SIGKILL))
+	gone(t, f.fs, before.PID())
+	require.NoError(t, os.Remove(f.path()))
+	second := newFamily(t, dir)
+	other := second.run(t, "sleep 60")
+	require.NotEqual(t, shim, parentOf(t, f.fs, other.PID()), "it can not be the one that was lost")
+	require.Equal(t, shim, parentOf(t, f.fs, lives.PID()), "it is there as long as its children are")
+	require.NoError(t, unix.Kill(lives.PID(), unix.SIGKILL))
 	gone(t, f.fs, shim)
-	require.NoError(t, c.process.Close())
+	require.NoError(t, other.Signal(syscall.SIGKILL))
+	exitOf(t, other)
 }
 
 // TestShimIsKilled: nobody dies with it, ends are unknown where the kernel does

@@ -46,6 +46,7 @@ type Process struct {
 	settle sync.Once // closes exited
 	exit   service.Exit
 	used   Used
+	at     time.Time
 	disown sync.Once
 	grace  *time.Timer // runs while a zombie waits for its parent
 
@@ -56,8 +57,10 @@ type Process struct {
 
 // Told is how a process ended, as its parent says.
 type Told struct {
-	Exit service.Exit
-	Used Used
+	Exit     service.Exit
+	Used     Used
+	At       time.Time // wall clock
+	NeverRan bool      // it ended as what it was born as, before it ran a program
 }
 
 // Teller is a parent that tells us how its children ended.
@@ -123,7 +126,7 @@ func (p *Process) listen() {
 // tell takes what the teller says.
 func (p *Process) tell(t Told, known bool) {
 	if known {
-		p.end(t.Exit, t.Used)
+		p.end(t.Exit, t.Used, t.At)
 		return
 	}
 	p.mu.Lock()
@@ -154,7 +157,7 @@ func Open(pid int) (pidfd int, err error) {
 // ends is known if the teller knows (nil: there is none), if it is our child after
 // all, or if the kernel tells (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15);
 // else it is UnknownExit. One that is no more, but of which the teller knows how
-// it ended, is found as well: it has exited.
+// it ended, is found as well: it has exited, with service.NeverRan if it ran no program.
 //
 // A zombie is found too; it has ended, and Exited tells so soon.
 func Find(w *watch.Watcher, fs procfs.FS, teller Teller, pid int, startTicks uint64) (*Process, error) {
@@ -176,7 +179,10 @@ func Find(w *watch.Watcher, fs procfs.FS, teller Teller, pid int, startTicks uin
 func past(pid int, startTicks uint64, teller Teller, t Told) *Process {
 	p := &Process{pid: pid, start: startTicks, pidfd: -1, exited: make(chan struct{}), remove: func() {}, teller: teller}
 	p.disown.Do(func() {}) // it was never owned
-	p.end(t.Exit, t.Used)
+	if t.NeverRan {
+		t.Exit = service.NeverRan
+	}
+	p.end(t.Exit, t.Used, t.At)
 	return p
 }
 
@@ -249,6 +255,17 @@ func (p *Process) Exit() service.Exit {
 		return p.exit
 	default:
 		return service.Exit{}
+	}
+}
+
+// ExitedAt is when the process ended, or was seen to have ended, by the wall
+// clock; zero until Exited is closed.
+func (p *Process) ExitedAt() time.Time {
+	select {
+	case <-p.exited:
+		return p.at
+	default:
+		return time.Time{}
 	}
 }
 
@@ -347,7 +364,7 @@ func (p *Process) judge(events uint32) {
 	exit, used, err := reap(p.pidfd)
 	switch {
 	case err == nil:
-		p.end(exit, used)
+		p.end(exit, used, time.Now())
 		return
 	case !errors.Is(err, unix.ECHILD):
 		return // not ended yet: its last thread is about to
@@ -357,20 +374,20 @@ func (p *Process) judge(events uint32) {
 	exit, told := keptExit(p.pidfd)
 	switch {
 	case told == tellsNow:
-		p.end(exit, Used{})
+		p.end(exit, Used{}, time.Now())
 	case told == tellsNever || events&unix.EPOLLHUP != 0:
-		p.end(service.Exit{Unknown: UnknownExit}, Used{})
+		p.end(service.Exit{Unknown: UnknownExit}, Used{}, time.Now())
 	case p.grace == nil:
 		// The kernel tells once its parent has reaped it, with another event;
 		// a parent that never does must not hide the end for ever.
-		p.grace = time.AfterFunc(reapGrace, func() { p.end(service.Exit{Unknown: UnknownExit}, Used{}) })
+		p.grace = time.AfterFunc(reapGrace, func() { p.end(service.Exit{Unknown: UnknownExit}, Used{}, time.Now()) })
 	}
 }
 
 // end publishes how the process ended, once.
-func (p *Process) end(exit service.Exit, used Used) {
+func (p *Process) end(exit service.Exit, used Used, at time.Time) {
 	p.settle.Do(func() {
-		p.exit, p.used = exit, used
+		p.exit, p.used, p.at = exit, used, at
 		p.disown.Do(func() { disown(p.pid) })
 		close(p.exited)
 	})

@@ -10,7 +10,7 @@ import (
 // other properties of threads need to be set only here.
 func run() {
 	closeOnExec(FD)
-	setName(gateName + "\x00")
+	setName(Name + "\x00")
 	p := readPlan()
 	resetSignals()
 	if step, errno := dress(&p); errno != 0 {
@@ -35,8 +35,8 @@ func run() {
 	fail(StepExecute, errno)
 }
 
-// gateName is what a gate is called until it executes its program.
-const gateName = "gladsheim-gate"
+// Name is what a gate is called (comm of proc_pid_comm(5)) until it executes its program.
+const Name = "gladsheim-gate"
 
 // readPlan waits for the plan. When the agent goes instead, so does the gate.
 func readPlan() Plan {

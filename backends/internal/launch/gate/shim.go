@@ -6,16 +6,17 @@ import (
 	"unsafe"
 )
 
-// Descriptors of a shim besides the gate's: the socket it listens on, and its
-// first connection.
+// Descriptors of a shim besides the gate's: the socket it listens on, the
+// directory where that has its name, and its first connection.
 const (
 	ListenFD = 4
-	FirstFD  = 5
+	DirFD    = 5
+	FirstFD  = 6
 )
 
-// ShimVersion is the version of the messages below. The socket's name holds
-// it, so that an agent of another version finds no shim it can not talk to.
-const ShimVersion = 1
+// ShimSocket is the name of a shim's socket. It holds the version of the messages
+// below, so that an agent of another one finds no shim it can not talk to.
+const ShimSocket = "shim.2.sock"
 
 // What an agent says to a shim, one message each, and gets for it.
 const (
@@ -33,8 +34,7 @@ const (
 const (
 	// SayChild: a Child and the errno of its fork, with its pidfd if that is 0.
 	SayChild = 'C'
-	// SayEnd: an End of a child. It is kept until it was heard of, unless the child
-	// was a gate that nobody had opened.
+	// SayEnd: an End of a child. It is kept until it was heard of.
 	SayEnd = 'E'
 	// SayOrphan: an End of a process that was given to the shim when its own
 	// parent ended; it is told once, to the agent that listens, and not kept.
@@ -60,7 +60,9 @@ type End struct {
 	Status  syscall.WaitStatus
 	CPU     uint64 // nanoseconds, its own and of descendants it had waited for
 	Brand   uint64 // its hard RLIMIT_RTTIME
+	At      int64  // wall clock, nanoseconds since 1970
 	Session int32
+	Gate    bool   // it was a gate still: its program did not run
 	Whose   string // what the agent said when it was forked
 }
 
@@ -72,7 +74,7 @@ const maxEnds = 1 << 14
 
 const (
 	childSize  = 12
-	endSize    = 1 + childSize + 4 + 8 + 8 + 4 // and whose
+	endSize    = 1 + childSize + 4 + 8 + 8 + 8 + 4 + 1 // and whose
 	maxShimFDs = 8
 )
 
@@ -81,8 +83,12 @@ func (e End) Encode(say byte) []byte {
 	b := putChild([]byte{say}, e.Child)
 	b = putUint32(b, uint32(e.Status))
 	b = putUint64(b, e.CPU)
-	b = putUint64(b, e.Brand)
-	return append(putUint32(b, uint32(e.Session)), e.Whose...)
+	b = putUint64(putUint64(b, e.Brand), uint64(e.At))
+	b = append(putUint32(b, uint32(e.Session)), 0)
+	if e.Gate {
+		b[len(b)-1] = 1
+	}
+	return append(b, e.Whose...)
 }
 
 // DecodeEnd reads what Encode wrote; false for anything else.
@@ -91,8 +97,9 @@ func DecodeEnd(b []byte) (End, bool) {
 		return End{}, false
 	}
 	r := reader{b: b[1:]}
-	e := End{Child: r.child(), Status: syscall.WaitStatus(r.uint32()), CPU: r.uint64(), Brand: r.uint64()}
-	e.Session, e.Whose = int32(r.uint32()), string(r.b)
+	e := End{Child: r.child(), Status: syscall.WaitStatus(r.uint32()), CPU: r.uint64(), Brand: r.uint64(), At: int64(r.uint64())}
+	e.Session = int32(r.uint32())
+	e.Gate, e.Whose = r.b[0] != 0, string(r.b[1:])
 	return e, true
 }
 
@@ -121,6 +128,7 @@ type warden struct {
 	ends   []End            // that were not heard of
 	agents map[int]bool     // connections; more than one only while an agent follows another
 	forked chan struct{}    // that there is somebody to wait for
+	socket syscall.Stat_t   // as it was when agents could find it
 }
 
 // living is a child that was not reaped.
@@ -132,7 +140,8 @@ type living struct {
 // shim is the life of the process that is the parent of every service, so that
 // their ends are known also when no agent was there. It makes gates for the
 // agent, reaps, and keeps how its children ended until an agent has heard of it.
-// It leaves when it has no agent, no child and nothing to tell.
+// It leaves when it has no agent, no child and nothing to tell, or nobody who
+// could come and ask, because its socket was removed.
 //
 // A service is no more bound to it than to any parent: when it is killed, the
 // services run on.
@@ -145,12 +154,14 @@ func shim(reapOrphans bool) {
 		syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
 	}
 	closeOnExec(ListenFD)
+	closeOnExec(DirFD)
 	closeOnExec(FirstFD)
 	closeRange(FirstFD+1, 0)
 	answer(StepExecute, 0)
 	// Closed, but not free: what is received lies above all that a gate is given.
 	syscall.Dup3(0, FD, syscall.O_CLOEXEC)
 	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1)}
+	lookUp(&w.socket)
 	go w.reap()
 	for agent := FirstFD; ; {
 		w.greet(agent)
@@ -298,9 +309,22 @@ func (w *warden) heard(whose string) {
 
 // leaveIfIdle ends the process when nobody needs it.
 func (w *warden) leaveIfIdle() {
-	if len(w.agents) == 0 && len(w.living) == 0 && len(w.ends) == 0 {
+	if len(w.agents) == 0 && len(w.living) == 0 && (len(w.ends) == 0 || !w.reachable()) {
 		leave(0)
 	}
+}
+
+// lookUp looks where an agent would for the socket, also when the path of its
+// directory leads elsewhere by now.
+func lookUp(found *syscall.Stat_t) error {
+	return syscall.Lstat("/proc/self/fd/"+string(decimal(DirFD))+"/"+ShimSocket, found)
+}
+
+// reachable tells whether an agent that comes would find the socket.
+func (w *warden) reachable() bool {
+	var now syscall.Stat_t
+	err := lookUp(&now)
+	return err != syscall.ENOENT && (err != nil || now.Dev == w.socket.Dev && now.Ino == w.socket.Ino)
 }
 
 // reap waits for the ends of children, and of orphans.
@@ -332,7 +356,11 @@ func (w *warden) bury(pid int) {
 		e.Session = int32(session)
 	}
 	var text [statSize]byte
-	unopened := nameOf(statOf(pid, &text)) == gateName
+	e.Gate = nameOf(statOf(pid, &text)) == Name
+	var now syscall.Timeval
+	if syscall.Gettimeofday(&now) == nil {
+		e.At = now.Nano()
+	}
 	var usage syscall.Rusage
 	for {
 		_, err := syscall.Wait4(pid, &e.Status, 0, &usage)
@@ -351,9 +379,7 @@ func (w *warden) bury(pid int) {
 	}
 	delete(w.living, e.PID)
 	e.StartTicks, e.Whose = child.ticks, child.whose
-	if !unopened {
-		w.keep(e)
-	}
+	w.keep(e)
 	w.sayAll(e.Encode(SayEnd))
 }
 
