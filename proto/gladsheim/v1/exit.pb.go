@@ -135,7 +135,7 @@ type ExitRecord struct {
 	RequestedBy string `protobuf:"bytes,8,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
 	// When it was started.
 	StartedUnixMs int64 `protobuf:"varint,9,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`
-	// When it ended; the moment it was noticed if no agent was there.
+	// When its main process ended; the moment that was noticed if nobody saw it.
 	EndedUnixMs int64 `protobuf:"varint,10,opt,name=ended_unix_ms,json=endedUnixMs,proto3" json:"ended_unix_ms,omitempty"`
 	// The most memory it ever used.
 	MemoryPeakBytes *uint64 `protobuf:"varint,11,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3,oneof" json:"memory_peak_bytes,omitempty"`
