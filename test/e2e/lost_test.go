@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -182,6 +184,44 @@ func TestAStalledAgentBlamesNobody(t *testing.T) {
 		close(h.release)
 		w.unharmed(was)
 	}
+	require.Empty(t, byGRPC{w}.exits("patient").Exits)
+}
+
+// TestAStarvedAgentBlamesNobody: with a hundredth of a processor it blames nobody for
+// being late itself, nor when it was frozen in the midst of a check.
+func TestAStarvedAgentBlamesNobody(t *testing.T) {
+	if !limited(t) || offers(t, "systemd") && !soak {
+		return // nothing here starves a process, or it is tried where systemd is not
+	}
+	w, c := newWorld(t), newCheckup(t)
+	was := w.checked("patient", c)
+	const root = "/sys/fs/cgroup/"
+	group := filepath.Join(root, "starved")
+	require.NoError(t, os.Mkdir(group, 0o755))
+	home, agent := cgroupOf(w.daemon.Process.Pid), strconv.Itoa(w.daemon.Process.Pid)
+	put := func(file, value string) {
+		require.NoError(t, os.WriteFile(filepath.Join(group, file), []byte(value), 0))
+	}
+	put("cgroup.procs", agent)
+	t.Cleanup(func() {
+		_ = os.WriteFile(filepath.Join(root, home, "cgroup.procs"), []byte(agent), 0)
+		eventually(t, "nobody lives in it", func() bool { return os.Remove(group) == nil })
+	})
+
+	put("cpu.max", "1000 100000")
+	time.Sleep(5 * time.Second)
+	put("cpu.max", "max 100000")
+	w.unharmed(was)
+
+	h := &held{asked: make(chan struct{}), release: make(chan struct{})}
+	c.hold.Store(h)
+	<-h.asked
+	put("cgroup.freeze", "1")
+	time.Sleep(3 * time.Second)
+	put("cgroup.freeze", "0")
+	time.Sleep(100 * time.Millisecond) // it has seen by now how late it is
+	close(h.release)
+	w.unharmed(was)
 	require.Empty(t, byGRPC{w}.exits("patient").Exits)
 }
 
