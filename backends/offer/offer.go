@@ -189,14 +189,18 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 	if err != nil {
 		return err
 	}
-	var anchor string
-	o.shim = launch.NewShim(launch.ShimConfig{Watcher: o.watcher, Dir: c.RunDir, Place: func(context.Context) (*os.File, error) {
-		if anchor == "" { // it lives with the agent: the unit has KillMode=process
+	var b *systemd.Backend
+	o.shim = launch.NewShim(launch.ShimConfig{Watcher: o.watcher, Dir: c.RunDir, Place: func(ctx context.Context) (*os.File, error) {
+		if !slices.Contains(names, "cgroupfs") {
+			return nil, nil // it lives with the agent: the unit has KillMode=process
+		}
+		anchor, err := b.EnsureAnchor(ctx) // somebody may have stopped it
+		if err != nil {
 			return nil, nil
 		}
 		return leaf(c, anchor+"/"+systemd.PauseLeaf)
 	}})
-	b, err := systemd.New(ctx, systemd.Config{Watcher: o.watcher, Shim: o.shim, Procfs: c.Procfs, Tree: tree, Log: c.Log})
+	b, err = systemd.New(ctx, systemd.Config{Watcher: o.watcher, Shim: o.shim, Procfs: c.Procfs, Tree: tree, Log: c.Log})
 	switch kind := service.KindOf(err); {
 	case kind == service.Timeout, kind == service.Cancelled, kind == service.HostUnavailable:
 		return NotYet{err}
@@ -207,7 +211,7 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 	if !slices.Contains(names, "cgroupfs") {
 		return nil
 	}
-	anchor, err = b.EnsureAnchor(ctx)
+	anchor, err := b.EnsureAnchor(ctx)
 	switch kind := service.KindOf(err); {
 	case err == nil:
 	case kind == service.Timeout, kind == service.Cancelled:

@@ -106,14 +106,11 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if err := failpoint.Hit(failpoint.S4LogOpen); err != nil {
 		return nil, resourceFailure(name, err)
 	}
-	ours, theirs, err := socketPair()
-	if err != nil {
-		return nil, resourceFailure(name, fmt.Errorf("make a socket pair: %w", err))
+	held, pidfd, ours, err := req.fork(ctx, w, output)
+	if errors.Is(err, errLost) { // it was killed just now, say
+		held, pidfd, ours, err = req.fork(ctx, w, output)
 	}
-	held, pidfd, err := req.fork(ctx, w, output, theirs)
-	unix.Close(theirs)
 	if err != nil {
-		ours.Close()
 		return nil, resourceFailure(name, err)
 	}
 	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,
@@ -144,8 +141,23 @@ func hurry(ctx context.Context, socket *os.File) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { socket.SetDeadline(time.Unix(1, 0)) })
 }
 
-// fork executes this very program again as a gate, in a session of its own.
-func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks, socket int) (held *process.Process, pidfd int, err error) {
+// fork has a gate made, and gives our end of its socket: a gate that nobody knows of
+// leaves when that is closed.
+func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks) (held *process.Process, pidfd int, ours *os.File, err error) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, -1, nil, fmt.Errorf("make a socket pair: %w", err)
+	}
+	defer unix.Close(theirs)
+	if held, pidfd, err = r.forkAs(ctx, w, output, theirs); err != nil {
+		ours.Close()
+		return nil, -1, nil, err
+	}
+	return held, pidfd, ours, nil
+}
+
+// forkAs executes this very program again as a gate, in a session of its own.
+func (r Request) forkAs(ctx context.Context, w *watch.Watcher, output sinks, socket int) (held *process.Process, pidfd int, err error) {
 	if r.Shim != nil {
 		f, err := r.Shim.fork(ctx, whose(r.Launch.Name, r.Launch.Incarnation), r.CgroupFD, output, socket)
 		if err != nil {

@@ -18,10 +18,11 @@ import (
 
 // line is one connection to the process.
 type line struct {
-	conn    *net.UnixConn
-	all     chan struct{} // told whenever all ends that are kept have come
-	lost    chan struct{} // closed when the connection is
-	answers chan forked
+	conn     *net.UnixConn
+	all      chan struct{} // told whenever all ends that are kept have come
+	lost     chan struct{} // closed when the connection is
+	answers  chan forked
+	children map[gate.Child]bool // that live, guarded by the Shim's mu
 }
 
 // forked is what became of a request to fork.
@@ -40,21 +41,21 @@ func (s *Shim) fork(ctx context.Context, whose string, cgroupFD int, output sink
 	case <-ctx.Done():
 		return forked{}, ctx.Err()
 	}
-	for again := false; ; again = true {
-		l, err := s.connect(ctx)
-		if err != nil {
-			return forked{}, fmt.Errorf("reach the shim: %w", err)
-		}
-		f, err := l.fork(ctx, whose, cgroupFD, output, socket)
-		// One that was killed meanwhile has made nothing that could run: a gate
-		// leaves with its socket, and the program is not executed before a word on it.
-		if again || !errors.Is(err, errLost) {
-			return f, err
-		}
+	l, err := s.connect(ctx)
+	if err != nil {
+		return forked{}, fmt.Errorf("reach the shim: %w", err)
 	}
+	return l.fork(ctx, whose, cgroupFD, output, socket)
 }
 
+// errLost says that nobody can tell whether the shim has made a gate. One that it
+// has made leaves when the other end of its socket is closed: to try again takes
+// another.
 var errLost = errors.New("the shim, which is the parent of all services, has ended")
+
+// forkWait is how long the shim may take to make a gate. Only one that is stopped,
+// or stuck with a child in a frozen cgroup, takes longer.
+const forkWait = 10 * time.Second
 
 func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sinks, socket int) (forked, error) {
 	// The link names the running program even when its file was replaced.
@@ -71,6 +72,8 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 		l.hangUp()
 		return forked{}, errors.Join(errLost, err)
 	}
+	silent := time.NewTimer(forkWait)
+	defer silent.Stop()
 	select {
 	case f := <-l.answers:
 		if f.errno != 0 {
@@ -78,13 +81,15 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 		}
 		return f, nil
 	case <-l.lost:
-		l.drop()
-		return forked{}, errLost
+		err = errLost
 	case <-ctx.Done(): // whatever it answers later must not be taken for another's
-		l.hangUp()
-		l.drop()
-		return forked{}, ctx.Err()
+		err = ctx.Err()
+	case <-silent.C:
+		err = fmt.Errorf("the shim, which is the parent of all services, has not answered for %v", forkWait)
 	}
+	l.hangUp()
+	l.drop()
+	return forked{}, err
 }
 
 // drop lets go of an answer that came on a connection that was lost.
@@ -118,7 +123,8 @@ func (s *Shim) find(ctx context.Context) (*line, error) {
 	return s.dial(ctx)
 }
 
-// dial gives the connection if there is one to be had, else nil.
+// dial gives the connection if there is one to be had, and nil if there surely is no
+// process that an earlier agent has left: any other failure is an error.
 func (s *Shim) dial(ctx context.Context) (*line, error) {
 	s.mu.Lock()
 	l, closed := s.line, s.closed
@@ -129,24 +135,41 @@ func (s *Shim) dial(ctx context.Context) (*line, error) {
 	case l != nil:
 		return l, nil
 	}
-	fd, err := s.socket(unix.Connect)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil, nil
+	for {
+		fd, err := s.socket(unix.SOCK_NONBLOCK, unix.Connect)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+			return nil, nil
+		}
+		if err == nil {
+			l, err = s.adopt(ctx, fd)
+		}
+		switch {
+		case err == nil:
+			return l, nil
+		// It was about to leave, has hung up on us because we did not listen, or has
+		// too many who knock: which of them the next attempt tells.
+		case errors.Is(err, errLost), errors.Is(err, unix.EAGAIN):
+		default:
+			return nil, err
+		}
+		if !pause(ctx) {
+			return nil, ctx.Err()
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	l, err = s.adopt(ctx, fd)
-	switch {
-	case errors.Is(err, errLost): // it was about to leave
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	return l, nil
 }
 
-// adopt takes up a connection, and hears all that was kept.
+// pause waits before the next attempt, and tells whether there is to be one.
+func pause(ctx context.Context) bool {
+	select {
+	case <-time.After(10 * time.Millisecond):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// adopt takes up a connection, hears who lives and all that was kept, and says what
+// could not be said to the last one.
 func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 	file := os.NewFile(uintptr(fd), "shim")
 	conn, err := net.FileConn(file)
@@ -154,7 +177,7 @@ func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}, 1), lost: make(chan struct{}), answers: make(chan forked, 1)}
+	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}, 1), lost: make(chan struct{}), answers: make(chan forked, 1), children: map[gate.Child]bool{}}
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
@@ -166,7 +189,11 @@ func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 		l.conn.Close()
 		return nil, net.ErrClosed
 	}
-	return l, l.hear(ctx)
+	if err := l.hear(ctx); err != nil {
+		return nil, err
+	}
+	s.settle(l)
+	return l, nil
 }
 
 // hear waits until all ends that are kept have come.
@@ -191,7 +218,7 @@ func (l *line) hangUp() {
 // read hears one connection out.
 func (s *Shim) read(l *line) {
 	defer s.lose(l)
-	message, rights := make([]byte, 256), make([]byte, unix.CmsgSpace(4))
+	message, rights := make([]byte, gate.MaxSaid), make([]byte, unix.CmsgSpace(4))
 	for {
 		n, nr, _, _, err := l.conn.ReadMsgUnix(message, rights)
 		if err != nil || n == 0 {
@@ -200,11 +227,17 @@ func (s *Shim) read(l *line) {
 		switch said := message[:n]; said[0] {
 		case gate.SayAll:
 			l.all <- struct{}{}
+		case gate.SayLiving:
+			s.born(l, gate.DecodeChildren(said)...)
 		case gate.SayChild:
-			l.answers <- answered(said, rights[:nr])
+			f := answered(said, rights[:nr])
+			if f.errno == 0 {
+				s.born(l, f.child)
+			}
+			l.answers <- f
 		case gate.SayEnd:
 			if e, ok := gate.DecodeEnd(said); ok {
-				s.ended(e)
+				s.ended(l, e)
 			}
 		case gate.SayOrphan:
 			if e, ok := gate.DecodeEnd(said); ok && s.cfg.Orphan != nil {
@@ -229,32 +262,62 @@ func answered(said, rights []byte) forked {
 	return f
 }
 
-// lose ends a connection, and tells those who wait that nobody will tell them,
-// unless the process is there after all.
+// lose ends a connection.
 func (s *Shim) lose(l *line) {
 	l.conn.Close()
 	s.mu.Lock()
 	s.line = nil
 	s.mu.Unlock()
+	s.search() // before anybody could take the process for gone
 	close(l.lost)
-	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
+}
+
+// search finds out, beside everything else, whether a process is there that can not
+// be reached. While that is not known, those who wait for it go on waiting.
+func (s *Shim) search() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.searching {
+		return
+	}
+	s.searching = true
+	s.readers.Go(func() {
+		for !s.found() {
+			if !pause(s.ctx) {
+				return
+			}
+		}
+	})
+}
+
+// found makes one attempt, and tells whether the search is over.
+func (s *Shim) found() bool {
+	ctx, cancel := context.WithTimeout(s.ctx, reapWait)
 	defer cancel()
-	if again, _ := s.find(ctx); again == nil {
+	l, err := s.find(ctx)
+	s.mu.Lock()
+	over := err == nil && (l == nil || s.line != nil) // else it was lost again
+	s.searching = !over
+	s.mu.Unlock()
+	if over {
 		s.orphan()
 	}
+	return over
 }
+
+// backlog is how many may knock at once: one agent, that hung up and comes again.
+const backlog = 8
 
 // begin starts the process. Of the children of another, which is no more, it knows
 // nothing.
 func (s *Shim) begin(ctx context.Context) (*line, error) {
-	s.orphan()
-	listener, err := s.socket(unix.Bind)
+	listener, err := s.socket(0, unix.Bind)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(listener)
 	// Before anybody can connect: who may forks as we do.
-	if err := errors.Join(unix.Chmod(s.path(), 0o600), unix.Listen(listener, 1)); err != nil {
+	if err := errors.Join(unix.Chmod(s.path(), 0o600), unix.Listen(listener, backlog)); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", s.path(), err)
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -316,15 +379,15 @@ func (s *Shim) path() string {
 	return filepath.Join(s.cfg.Dir, gate.ShimSocket)
 }
 
-// socket makes a socket and binds or connects it. The kernel takes paths of up to
+// socket makes a socket, with flags, and binds or connects it. The kernel takes paths of up to
 // 107 bytes, so it is told one through a descriptor of the directory.
-func (s *Shim) socket(use func(int, unix.Sockaddr) error) (int, error) {
+func (s *Shim) socket(flags int, use func(int, unix.Sockaddr) error) (int, error) {
 	dir, err := unix.Open(s.cfg.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: s.cfg.Dir, Err: err}
 	}
 	defer unix.Close(dir)
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|flags, 0)
 	if err != nil {
 		return -1, fmt.Errorf("make a socket: %w", err)
 	}

@@ -26,12 +26,17 @@ type Shim struct {
 	turn    chan struct{} // held by the one who connects or forks
 	readers sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	line    *line // the connection, nil while there is none
-	ends    map[gate.Child]ending
-	waiting map[gate.Child]func(process.Told, bool)
-	self    *process.Process // the shim, if we started it
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+
+	mu        sync.Mutex
+	closed    bool
+	line      *line // the connection, nil while there is none
+	searching bool  // for the process, after a connection was lost
+	ends      map[gate.Child]ending
+	waiting   map[gate.Child]func(process.Told, bool)
+	unsaid    []string         // what was heard of, and nobody was told so
+	self      *process.Process // the shim, if we started it
 }
 
 var _ process.Teller = (*Shim)(nil)
@@ -64,8 +69,9 @@ type Orphan struct {
 
 // NewShim does nothing yet.
 func NewShim(cfg ShimConfig) *Shim {
+	ctx, cancel := context.WithCancel(context.Background())
 	return &Shim{
-		cfg: cfg, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
+		cfg: cfg, ctx: ctx, cancel: cancel, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
 		waiting: map[gate.Child]func(process.Told, bool){},
 	}
 }
@@ -77,6 +83,7 @@ func (s *Shim) Close() error {
 	s.closed = true
 	l, self := s.line, s.self
 	s.mu.Unlock()
+	s.cancel()
 	if l != nil {
 		l.conn.Close()
 	}
@@ -87,17 +94,17 @@ func (s *Shim) Close() error {
 	return nil
 }
 
-// Await implements process.Teller.
+// Await implements process.Teller: a shim tells of its own children only.
 func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) (forget func()) {
 	c := gate.Child{PID: int32(pid), StartTicks: startTicks}
 	s.mu.Lock()
 	told, ended := s.ends[c]
-	alone := s.line == nil
-	if !ended && !alone {
+	waits := !ended && (s.searching || s.line != nil && s.line.children[c])
+	if waits {
 		s.waiting[c] = tell
 	}
 	s.mu.Unlock()
-	if ended || alone {
+	if !waits {
 		tell(told.Told, ended)
 	}
 	return func() {
@@ -108,18 +115,29 @@ func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) 
 }
 
 // Ended implements process.Teller. It looks for a shim that an earlier agent has
-// started, and asks it: a process that is no more may not have been told of yet.
-func (s *Shim) Ended(pid int, startTicks uint64) (process.Told, bool) {
+// started, and asks it: that of a child which is no more may not have been told yet.
+func (s *Shim) Ended(pid int, startTicks uint64) (process.Told, bool, error) {
 	c := gate.Child{PID: int32(pid), StartTicks: startTicks}
-	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
+	ctx, cancel := context.WithTimeout(s.ctx, reapWait)
 	defer cancel()
-	for asked := false; ; asked = true {
+	for {
 		l, err := s.find(ctx)
+		if err != nil {
+			s.search()
+			return process.Told{}, false, fmt.Errorf("ask the shim, which is the parent of services: %w", err)
+		}
 		s.mu.Lock()
-		told, ok := s.ends[c]
+		told, ended := s.ends[c]
+		lives := l != nil && l.children[c]
 		s.mu.Unlock()
-		if ok || asked || l == nil || err != nil || s.ask(ctx, l) != nil { // without it nobody can tell
-			return told.Told, ok
+		if ended || !lives {
+			return told.Told, ended, nil
+		}
+		if s.ask(ctx, l) == nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			told, ended = s.ends[c]
+			return told.Told, ended, nil
 		}
 	}
 }
@@ -133,6 +151,7 @@ func (s *Shim) ask(ctx context.Context, l *line) error {
 		return ctx.Err()
 	}
 	if _, err := l.conn.Write([]byte{gate.SayAsk}); err != nil {
+		l.hangUp()
 		return err
 	}
 	return l.hear(ctx)
@@ -167,25 +186,35 @@ func (s *Shim) Released(name service.Name, incarnation uint64) {
 	if s == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
-	defer cancel()
-	l, _ := s.find(ctx)
-	if l == nil {
-		return // nothing is kept
-	}
 	was := whose(name, incarnation)
-	// If it is lost with the connection, the end is told once more to the next agent.
-	_, _ = l.conn.Write(append([]byte{gate.SayHeard}, was...))
+	ctx, cancel := context.WithTimeout(s.ctx, reapWait)
+	defer cancel()
+	l, err := s.find(ctx)
+	if err == nil && l != nil {
+		_, err = l.conn.Write(append([]byte{gate.SayHeard}, was...))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.ends, func(_ gate.Child, e ending) bool { return e.whose == was })
+	if err != nil {
+		s.unsaid = append(s.unsaid, was) // for the next connection; without one, the next agent is told once more
+	}
 }
 
 func whose(name service.Name, incarnation uint64) string {
 	return fmt.Sprintf("%s %d", name, incarnation)
 }
 
-func (s *Shim) ended(e gate.End) {
+// born takes up children.
+func (s *Shim) born(l *line, children ...gate.Child) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range children {
+		l.children[c] = true
+	}
+}
+
+func (s *Shim) ended(l *line, e gate.End) {
 	told := process.Told{Used: process.Used{CPUTime: time.Duration(e.CPU), Known: true}, At: time.Unix(0, e.At), NeverRan: e.Gate}
 	if e.Status.Exited() {
 		told.Exit.Code = e.Status.ExitStatus()
@@ -196,19 +225,47 @@ func (s *Shim) ended(e gate.End) {
 	s.ends[e.Child] = ending{told, e.Whose}
 	tell := s.waiting[e.Child]
 	delete(s.waiting, e.Child)
+	delete(l.children, e.Child)
 	s.mu.Unlock()
 	if tell != nil {
 		tell(told, true)
 	}
 }
 
-// orphan tells those who wait that the process is no more.
-func (s *Shim) orphan() {
+// settle says what could not be said, and tells those who wait for children of
+// another shim that nobody will tell them.
+func (s *Shim) settle(l *line) {
 	s.mu.Lock()
-	waiting := s.waiting
-	s.waiting = map[gate.Child]func(process.Told, bool){}
+	unsaid := s.unsaid
+	s.unsaid = nil
 	s.mu.Unlock()
-	for _, tell := range waiting {
-		tell(process.Told{}, false)
+	for i, was := range unsaid {
+		if _, err := l.conn.Write(append([]byte{gate.SayHeard}, was...)); err != nil {
+			s.mu.Lock()
+			s.unsaid = append(s.unsaid, unsaid[i:]...)
+			s.mu.Unlock()
+			break
+		}
+		s.mu.Lock()
+		maps.DeleteFunc(s.ends, func(_ gate.Child, e ending) bool { return e.whose == was })
+		s.mu.Unlock()
+	}
+	s.orphan()
+}
+
+// orphan tells those who wait for children of no shim that is left that nobody will
+// tell them.
+func (s *Shim) orphan() {
+	var tell []func(process.Told, bool)
+	s.mu.Lock()
+	for c, waits := range s.waiting {
+		if !s.searching && (s.line == nil || !s.line.children[c]) {
+			tell = append(tell, waits)
+			delete(s.waiting, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, told := range tell {
+		told(process.Told{}, false)
 	}
 }

@@ -3,6 +3,7 @@ package launch
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -245,8 +247,127 @@ func TestShimIsKilled(t *testing.T) {
 	if exit.Unknown == "" {
 		require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, exit)
 	} else {
-		require.Equal(t, process.UnknownExit, exit.Unknown)
+		require.Equal(t, process.ParentLost, exit.Unknown)
 	}
+}
+
+// TestAChildOfAnotherShim: of what a shim had made that is no more, or that nobody
+// finds, the next shim knows nothing, and an agent that has heard of that one only
+// must not wait for its word.
+func TestAChildOfAnotherShim(t *testing.T) {
+	dir := t.TempDir()
+	f := newFamily(t, dir)
+	stranger := f.leave(t, "sleep 60")
+	require.NoError(t, unix.Kill(parentOf(t, f.fs, stranger.PID()), unix.SIGKILL))
+	f.die()
+	second := newFamily(t, dir)
+	require.Equal(t, service.Exit{Code: 3}, exitOf(t, second.run(t, "exit 3"))) // there is another shim
+	second.die()
+	third := newFamily(t, dir)
+	found, err := Find(third.watcher, third.fs, third.Shim, stranger.PID(), stranger.StartTicks())
+	require.NoError(t, err)
+	require.NoError(t, found.Signal(syscall.SIGTERM))
+	exit := exitOf(t, found)
+	if exit.Unknown == "" {
+		require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, exit)
+	} else {
+		require.Equal(t, process.ParentLost, exit.Unknown)
+	}
+	require.NoError(t, found.Close())
+}
+
+// TestAShimThatHangsUp: one that does so because it was not heard is there all the
+// same, and what waits for its word gets it.
+func TestAShimThatHangsUp(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	p, lives := f.run(t, "sleep 60"), f.run(t, "sleep 60")
+	shim := parentOf(t, f.fs, p.PID())
+	for range 3 {
+		l, err := f.find(t.Context())
+		require.NoError(t, err)
+		l.hangUp()
+	}
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, exitOf(t, p))
+	require.Equal(t, shim, parentOf(t, f.fs, f.run(t, "sleep 60").PID()), "there is another beside it")
+	require.False(t, lives.Ended())
+}
+
+// TestAShimThatDoesNotAnswer: a start gives up, an end that the kernel tells of is not
+// waited for without bound, and the agent can leave.
+func TestAShimThatDoesNotAnswer(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	p := f.run(t, "sleep 60")
+	shim := parentOf(t, f.fs, p.PID())
+	require.NoError(t, unix.Kill(shim, unix.SIGSTOP))
+	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
+	require.NoError(t, p.Signal(syscall.SIGTERM))
+	req := request("/bin/true")
+	req.Shim = f.Shim
+	_, err := Start(t.Context(), f.watcher, req)
+	require.ErrorContains(t, err, "has not answered")
+	require.Equal(t, process.ParentLost, exitOf(t, p).Unknown)
+	again := NewShim(f.cfg)
+	zombie, err := Find(f.watcher, f.fs, again, p.PID(), p.StartTicks())
+	require.NoError(t, err)
+	require.False(t, zombie.Ended(), "its parent may tell yet")
+	require.NoError(t, zombie.Close())
+	_, _, err = again.Ended(p.PID(), p.StartTicks())
+	require.ErrorContains(t, err, "ask the shim")
+	closed := make(chan error)
+	go func() { closed <- again.Close() }()
+	select {
+	case err := <-closed:
+		require.NoError(t, err)
+	case <-time.After(time.Minute):
+		t.Fatal("an agent can not leave")
+	}
+	require.NoError(t, unix.Kill(shim, unix.SIGCONT))
+	require.Equal(t, service.Exit{Code: 3}, exitOf(t, f.run(t, "exit 3")))
+	third := NewShim(f.cfg)
+	found, err := Find(f.watcher, f.fs, third, p.PID(), p.StartTicks())
+	require.NoError(t, err)
+	require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, exitOf(t, found), "it knows it all the same")
+	require.NoError(t, found.Close())
+	require.NoError(t, third.Close())
+}
+
+// TestALostAnswerMakesNoSecondGate: whoever tries again does so with another socket, so
+// that what was made for the first attempt leaves.
+func TestALostAnswerMakesNoSecondGate(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	lives := f.run(t, "sleep 60")
+	shim := parentOf(t, f.fs, lives.PID())
+	require.NoError(t, unix.Kill(shim, unix.SIGSTOP))
+	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
+	req := request("/bin/sh", "-c", "sleep 60")
+	req.Shim = f.Shim
+	started := make(chan *Child)
+	go func() {
+		c, err := Start(t.Context(), f.watcher, req)
+		require.NoError(t, err)
+		started <- c
+	}()
+	require.Eventually(t, func() bool { return len(f.turn) == 1 }, time.Minute, time.Millisecond)
+	time.Sleep(50 * time.Millisecond) // it has asked by now
+	f.mu.Lock()
+	l := f.line
+	f.mu.Unlock()
+	l.hangUp()
+	require.NoError(t, unix.Kill(shim, unix.SIGCONT))
+	c := <-started
+	require.NoError(t, c.Open(t.Context()))
+	require.Eventually(t, func() bool {
+		all, err := f.fs.Processes()
+		require.NoError(t, err)
+		return !slices.ContainsFunc(all, func(p procfs.Process) bool { return p.PPID == shim && p.Name == gate.Name && p.Alive() })
+	}, time.Minute, time.Millisecond, "a gate stays")
+	command, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.PID()), "cmdline"))
+	require.NoError(t, err)
+	require.Contains(t, string(command), "sleep 60", "another one runs the program")
+	require.NoError(t, c.Process().Signal(syscall.SIGKILL))
+	exitOf(t, c.Process())
+	require.NoError(t, c.Process().Close())
 }
 
 // TestNobodyElseReachesTheShim: who could talk to it would fork as we do.

@@ -27,6 +27,13 @@ var ErrGone = errors.New("the process is gone")
 // ours and about which the kernel keeps nothing.
 const UnknownExit = "agent_was_down"
 
+// ParentLost is why nobody knows how a process ended whose parent, which would have
+// told us, is no more or has not told within parentGrace.
+const ParentLost = "parent_lost"
+
+// parentGrace is how long a parent may take to tell of an end that was seen.
+const parentGrace = 10 * time.Second
+
 // reapGrace is how long the exit of a zombie that is not our child may wait
 // for its parent to reap it; only then does the kernel tell how it ended.
 const reapGrace = time.Second
@@ -50,9 +57,10 @@ type Process struct {
 	disown sync.Once
 	grace  *time.Timer // runs while a zombie waits for its parent
 
-	teller Teller // of its end, nil when nobody is
-	told   bool   // the teller will say no more
-	forget func() // ends the waiting for the teller
+	teller   Teller      // of its end, nil when nobody is
+	told     bool        // the teller will say no more
+	patience *time.Timer // runs while an end that was seen waits for the teller
+	forget   func()      // ends the waiting for the teller
 }
 
 // Told is how a process ended, as its parent says.
@@ -68,8 +76,9 @@ type Teller interface {
 	// Await calls tell once: when the process has ended, at once if it has
 	// already, or with false when the teller is gone and nobody will tell.
 	Await(pid int, startTicks uint64, tell func(Told, bool)) (forget func())
-	// Ended tells how a process ended that is no more.
-	Ended(pid int, startTicks uint64) (Told, bool)
+	// Ended tells how a child ended that is no more. An error says that the teller
+	// may know and could not be asked.
+	Ended(pid int, startTicks uint64) (Told, bool, error)
 }
 
 // Mark names a process for whoever finds it again in the same boot.
@@ -165,10 +174,12 @@ func Find(w *watch.Watcher, fs procfs.FS, teller Teller, pid int, startTicks uin
 	if teller == nil {
 		return p, err
 	}
-	t, ended := teller.Ended(pid, startTicks)
+	t, ended, deaf := teller.Ended(pid, startTicks)
 	switch {
 	case err == nil:
 		p.listen()
+	case deaf != nil:
+		return nil, deaf
 	case errors.Is(err, ErrGone) && ended:
 		return past(pid, startTicks, teller, t), nil
 	}
@@ -336,8 +347,10 @@ func (p *Process) Close() error {
 	if p.pidfd < 0 {
 		return nil
 	}
-	if p.grace != nil {
-		p.grace.Stop()
+	for _, timer := range []*time.Timer{p.grace, p.patience} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 	err := unix.Close(p.pidfd)
 	p.pidfd = -1
@@ -369,18 +382,25 @@ func (p *Process) judge(events uint32) {
 	case !errors.Is(err, unix.ECHILD):
 		return // not ended yet: its last thread is about to
 	case p.teller != nil && !p.told:
-		return // its parent tells
+		if p.patience == nil { // its parent tells
+			p.patience = time.AfterFunc(parentGrace, func() { p.tell(Told{}, false) })
+		}
+		return
+	}
+	unknown := service.Exit{Unknown: UnknownExit}
+	if p.teller != nil {
+		unknown.Unknown = ParentLost
 	}
 	exit, told := keptExit(p.pidfd)
 	switch {
 	case told == tellsNow:
 		p.end(exit, Used{}, time.Now())
 	case told == tellsNever || events&unix.EPOLLHUP != 0:
-		p.end(service.Exit{Unknown: UnknownExit}, Used{}, time.Now())
+		p.end(unknown, Used{}, time.Now())
 	case p.grace == nil:
 		// The kernel tells once its parent has reaped it, with another event;
 		// a parent that never does must not hide the end for ever.
-		p.grace = time.AfterFunc(reapGrace, func() { p.end(service.Exit{Unknown: UnknownExit}, Used{}, time.Now()) })
+		p.grace = time.AfterFunc(reapGrace, func() { p.end(unknown, Used{}, time.Now()) })
 	}
 }
 

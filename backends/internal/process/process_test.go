@@ -281,11 +281,11 @@ func TestExitOfAStrangerIsExactWhereTheKernelKeepsIt(t *testing.T) {
 // lateTeller is asked when the end has come already.
 type lateTeller struct{ t *testing.T }
 
-func (l lateTeller) Ended(pid int, _ uint64) (Told, bool) {
+func (l lateTeller) Ended(pid int, _ uint64) (Told, bool, error) {
 	require.NoError(l.t, syscall.Kill(pid, syscall.SIGTERM))
 	require.Eventually(l.t, func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); return err != nil }, deadline, time.Millisecond)
 	time.Sleep(20 * time.Millisecond) // for the watcher, of whose look nobody tells
-	return Told{}, false
+	return Told{}, false, nil
 }
 
 func (lateTeller) Await(_ int, _ uint64, tell func(Told, bool)) func() {

@@ -16,7 +16,7 @@ const (
 
 // ShimSocket is the name of a shim's socket. It holds the version of the messages
 // below, so that an agent of another one finds no shim it can not talk to.
-const ShimSocket = "shim.2.sock"
+const ShimSocket = "shim.3.sock"
 
 // What an agent says to a shim, one message each, and gets for it.
 const (
@@ -39,8 +39,11 @@ const (
 	// SayOrphan: an End of a process that was given to the shim when its own
 	// parent ended; it is told once, to the agent that listens, and not kept.
 	SayOrphan = 'O'
-	// SayAll: all ends that are kept have been told. It comes first on every
-	// connection, behind those, and as the answer to a SayAsk.
+	// SayLiving: Children that live. It comes first on every connection, as often as
+	// it takes to name them all.
+	SayLiving = 'L'
+	// SayAll: all ends that are kept have been told. It comes behind those on every
+	// connection, and as the answer to a SayAsk.
 	SayAll = 'A'
 )
 
@@ -71,6 +74,9 @@ const MaxWhose = 128
 
 // maxEnds is how many ends are kept; of more the oldest go.
 const maxEnds = 1 << 14
+
+// MaxSaid is the longest message of a shim.
+const MaxSaid = 4096
 
 const (
 	childSize  = 12
@@ -117,18 +123,29 @@ func DecodeChild(b []byte) (Child, syscall.Errno, bool) {
 	return r.child(), syscall.Errno(r.uint32()), true
 }
 
+// DecodeChildren reads the children of a SayLiving.
+func DecodeChildren(b []byte) []Child {
+	var children []Child
+	for r := (reader{b: b[1:]}); len(r.b) >= childSize; {
+		children = append(children, r.child())
+	}
+	return children
+}
+
 func putChild(b []byte, c Child) []byte { return putUint64(putUint32(b, uint32(c.PID)), c.StartTicks) }
 
 func (r *reader) child() Child { return Child{PID: int32(r.uint32()), StartTicks: r.uint64()} }
 
 // warden is the state of a shim.
 type warden struct {
-	mu     sync.Mutex       // held across a fork, so that no child is reaped before it is known
-	living map[int32]living // the children
-	ends   []End            // that were not heard of
-	agents map[int]bool     // connections; more than one only while an agent follows another
-	forked chan struct{}    // that there is somebody to wait for
-	socket syscall.Stat_t   // as it was when agents could find it
+	mu      sync.Mutex
+	living  map[int32]living // the children
+	forking int              // of which the kernel may have made one that is not known yet
+	known   sync.Cond        // that one less is
+	ends    []End            // that were not heard of
+	agents  map[int]bool     // connections; more than one only while an agent follows another
+	forked  chan struct{}    // that there is somebody to wait for
+	socket  syscall.Stat_t   // as it was when agents could find it
 }
 
 // living is a child that was not reaped.
@@ -161,6 +178,7 @@ func shim(reapOrphans bool) {
 	// Closed, but not free: what is received lies above all that a gate is given.
 	syscall.Dup3(0, FD, syscall.O_CLOEXEC)
 	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1)}
+	w.known.L = &w.mu
 	lookUp(&w.socket)
 	go w.reap()
 	for agent := FirstFD; ; {
@@ -181,12 +199,20 @@ func shim(reapOrphans bool) {
 // hung up on: it will connect again, and be told all anew.
 var patience = syscall.Timeval{Sec: 1}
 
-// greet tells a new agent what was kept.
+// greet tells a new agent who lives and what was kept.
 func (w *warden) greet(agent int) {
 	syscall.SetsockoptTimeval(agent, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &patience)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.agents[agent] = true
+	message := []byte{SayLiving}
+	for pid, l := range w.living {
+		if message = putChild(message, Child{pid, l.ticks}); len(message)+childSize > MaxSaid {
+			say(agent, message, nil)
+			message = message[:1]
+		}
+	}
+	say(agent, message, nil)
 	for _, e := range w.ends {
 		say(agent, e.Encode(SayEnd), nil)
 	}
@@ -259,24 +285,17 @@ func (w *warden) sayAll(message []byte) {
 }
 
 // fork makes a gate: the program is the agent's, so that the two understand each
-// other.
+// other. It may take for ever: a child that is born in a frozen cgroup does not get
+// to execve.
 func (w *warden) fork(agent int, whose string, files []int) {
 	w.mu.Lock()
+	w.forking++
+	w.mu.Unlock()
+	pid, pidfd, err := forkGate(files)
+	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(files) < ForkedFiles {
-		say(agent, EncodeChild(SayChild, Child{}, syscall.EBADMSG), nil)
-		return
-	}
-	pidfd := -1
-	attr := &syscall.ProcAttr{
-		Dir: "/", Env: []string{Mark, OneProcessor},
-		Files: []uintptr{uintptr(files[1]), uintptr(files[2]), uintptr(files[2]), uintptr(files[3])},
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
-	}
-	if len(files) > ForkedFiles {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, files[ForkedFiles]
-	}
-	pid, err := syscall.ForkExec("/proc/self/fd/"+string(decimal(int32(files[0]))), []string{"gladsheim-gate"}, attr)
+	w.forking--
+	defer w.known.Broadcast()
 	if err != nil {
 		errno, ok := err.(syscall.Errno)
 		if !ok {
@@ -285,14 +304,34 @@ func (w *warden) fork(agent int, whose string, files []int) {
 		say(agent, EncodeChild(SayChild, Child{}, errno), nil)
 		return
 	}
+	defer syscall.Close(pidfd)
 	c := Child{int32(pid), startTicks(pid)}
 	w.living[c.PID] = living{c.StartTicks, whose}
 	select {
 	case w.forked <- struct{}{}:
 	default:
 	}
+	if c.StartTicks == 0 { // nobody could tell it from others; it leaves, for nobody has its socket
+		say(agent, EncodeChild(SayChild, c, syscall.ESRCH), nil)
+		return
+	}
 	say(agent, EncodeChild(SayChild, c, 0), syscall.UnixRights(pidfd))
-	syscall.Close(pidfd)
+}
+
+func forkGate(files []int) (pid, pidfd int, err error) {
+	if len(files) < ForkedFiles {
+		return 0, -1, syscall.EBADMSG
+	}
+	attr := &syscall.ProcAttr{
+		Dir: "/", Env: []string{Mark, OneProcessor},
+		Files: []uintptr{uintptr(files[1]), uintptr(files[2]), uintptr(files[2]), uintptr(files[3])},
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	if len(files) > ForkedFiles {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, files[ForkedFiles]
+	}
+	pid, err = syscall.ForkExec("/proc/self/fd/"+string(decimal(int32(files[0]))), []string{"gladsheim-gate"}, attr)
+	return pid, pidfd, err
 }
 
 func (w *warden) heard(whose string) {
@@ -346,6 +385,9 @@ func (w *warden) reap() {
 
 // bury reaps a process that has ended, and tells of it.
 func (w *warden) bury(pid int) {
+	for _, known := w.living[int32(pid)]; !known && w.forking > 0; _, known = w.living[int32(pid)] {
+		w.known.Wait() // it may be a child that is just being made
+	}
 	e := End{Child: Child{PID: int32(pid)}}
 	// Of a zombie the kernel still tells these.
 	var brand rlimit
@@ -356,7 +398,7 @@ func (w *warden) bury(pid int) {
 		e.Session = int32(session)
 	}
 	var text [statSize]byte
-	e.Gate = nameOf(statOf(pid, &text)) == Name
+	named := nameOf(statOf(pid, &text)) == Name
 	var now syscall.Timeval
 	if syscall.Gettimeofday(&now) == nil {
 		e.At = now.Nano()
@@ -371,6 +413,8 @@ func (w *warden) bury(pid int) {
 			return
 		}
 	}
+	// A program may call itself so too; but a gate has not many ways to end.
+	e.Gate = named && (e.Status.Signaled() || e.Status.ExitStatus() == unopened)
 	e.CPU = uint64(usage.Utime.Nano() + usage.Stime.Nano())
 	child, ours := w.living[e.PID]
 	if !ours {
