@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 )
 
 // jobVariable holds, for a process that plays an agent, what it is to do.
@@ -53,12 +55,31 @@ func RunDir(t testing.TB) string {
 				return
 			}
 			if time.Now().After(end) {
-				t.Errorf("these shims stay, with ends that nobody has heard of: %v", shims)
+				t.Errorf("these shims stay: %v, with ends that nobody has heard of: %+v", shims, kept(dir))
 				return
 			}
 		}
 	})
 	return dir
+}
+
+// kept asks the shim in dir for the ends that it keeps.
+func kept(dir string) (ends []gate.End) {
+	c, err := net.Dial("unixpacket", filepath.Join(dir, gate.ShimSocket))
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	message := make([]byte, gate.MaxSaid)
+	for {
+		n, err := c.Read(message)
+		if err != nil || message[0] == gate.SayAll {
+			return ends
+		}
+		if e, ok := gate.DecodeEnd(message[:n]); ok && message[0] == gate.SayEnd {
+			ends = append(ends, e)
+		}
+	}
 }
 
 // actAsAgent plays the agent when this process was started for that. It does

@@ -151,6 +151,7 @@ func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks) (held
 	defer unix.Close(theirs)
 	if held, pidfd, err = r.forkAs(ctx, w, output, theirs); err != nil {
 		ours.Close()
+		r.Shim.abandon(whose(r.Launch.Name, r.Launch.Incarnation))
 		return nil, -1, nil, err
 	}
 	return held, pidfd, ours, nil

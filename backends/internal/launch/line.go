@@ -68,7 +68,7 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 	if cgroupFD >= 0 {
 		files = append(files, cgroupFD)
 	}
-	if _, _, err := l.conn.WriteMsgUnix(append([]byte{gate.SayFork}, whose...), unix.UnixRights(files...), nil); err != nil {
+	if err := l.say(gate.SayFork, whose, files...); err != nil {
 		l.hangUp()
 		return forked{}, errors.Join(errLost, err)
 	}
@@ -90,6 +90,19 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 	l.hangUp()
 	l.drop()
 	return forked{}, err
+}
+
+// say sends a message. One that is not taken for long is an error: the shim is stopped.
+func (l *line) say(what byte, whose string, files ...int) error {
+	var rights []byte
+	if len(files) > 0 {
+		rights = unix.UnixRights(files...)
+	}
+	if err := l.conn.SetWriteDeadline(time.Now().Add(reapWait)); err != nil {
+		return err
+	}
+	_, _, err := l.conn.WriteMsgUnix(append([]byte{what}, whose...), rights, nil)
+	return err
 }
 
 // drop lets go of an answer that came on a connection that was lost.

@@ -150,7 +150,7 @@ func (s *Shim) ask(ctx context.Context, l *line) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if _, err := l.conn.Write([]byte{gate.SayAsk}); err != nil {
+	if err := l.say(gate.SayAsk, ""); err != nil {
 		l.hangUp()
 		return err
 	}
@@ -191,7 +191,7 @@ func (s *Shim) Released(name service.Name, incarnation uint64) {
 	defer cancel()
 	l, err := s.find(ctx)
 	if err == nil && l != nil {
-		_, err = l.conn.Write(append([]byte{gate.SayHeard}, was...))
+		err = l.say(gate.SayHeard, was)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,6 +199,23 @@ func (s *Shim) Released(name service.Name, incarnation uint64) {
 	if err != nil {
 		s.unsaid = append(s.unsaid, was) // for the next connection; without one, the next agent is told once more
 	}
+}
+
+// abandon is Released for what came to nothing, of which the shim may have made a
+// gate all the same.
+func (s *Shim) abandon(whose string) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	l := s.line
+	s.mu.Unlock()
+	if l != nil && l.say(gate.SayHeard, whose) == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unsaid = append(s.unsaid, whose)
 }
 
 func whose(name service.Name, incarnation uint64) string {
@@ -240,7 +257,7 @@ func (s *Shim) settle(l *line) {
 	s.unsaid = nil
 	s.mu.Unlock()
 	for i, was := range unsaid {
-		if _, err := l.conn.Write(append([]byte{gate.SayHeard}, was...)); err != nil {
+		if err := l.say(gate.SayHeard, was); err != nil {
 			s.mu.Lock()
 			s.unsaid = append(s.unsaid, unsaid[i:]...)
 			s.mu.Unlock()

@@ -303,7 +303,7 @@ func TestAShimThatDoesNotAnswer(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
 	require.NoError(t, p.Signal(syscall.SIGTERM))
 	req := request("/bin/true")
-	req.Shim = f.Shim
+	req.Shim, req.Launch.Incarnation = f.Shim, 2
 	_, err := Start(t.Context(), f.watcher, req)
 	require.ErrorContains(t, err, "has not answered")
 	require.Equal(t, process.ParentLost, exitOf(t, p).Unknown)

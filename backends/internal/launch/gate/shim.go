@@ -24,7 +24,7 @@ const (
 	// of its 1 and 2, of its socket, and of a cgroup directory if it is to be born
 	// in one. The answer is a SayChild.
 	SayFork = 'F'
-	// SayHeard, with whose it was: its end has been written down.
+	// SayHeard, with whose it is: its end, past or to come, need not be kept.
 	SayHeard = 'H'
 	// SayAsk: the answer is a SayAll, behind the ends of all that is no more.
 	SayAsk = 'Q'
@@ -152,6 +152,7 @@ type warden struct {
 type living struct {
 	ticks uint64
 	whose string
+	heard bool // nobody will ask how it ended
 }
 
 // shim is the life of the process that is the parent of every service, so that
@@ -306,7 +307,7 @@ func (w *warden) fork(agent int, whose string, files []int) {
 	}
 	defer syscall.Close(pidfd)
 	c := Child{int32(pid), startTicks(pid)}
-	w.living[c.PID] = living{c.StartTicks, whose}
+	w.living[c.PID] = living{ticks: c.StartTicks, whose: whose}
 	select {
 	case w.forked <- struct{}{}:
 	default:
@@ -344,6 +345,12 @@ func (w *warden) heard(whose string) {
 		}
 	}
 	w.ends = others
+	for pid, l := range w.living {
+		if l.whose == whose {
+			l.heard = true
+			w.living[pid] = l
+		}
+	}
 }
 
 // leaveIfIdle ends the process when nobody needs it.
@@ -423,7 +430,9 @@ func (w *warden) bury(pid int) {
 	}
 	delete(w.living, e.PID)
 	e.StartTicks, e.Whose = child.ticks, child.whose
-	w.keep(e)
+	if !child.heard {
+		w.keep(e)
+	}
 	w.sayAll(e.Encode(SayEnd))
 }
 
