@@ -55,6 +55,17 @@ func cgroupOf(pid int) string {
 	return ""
 }
 
+// parentOf is the parent of a process, field 4 of proc_pid_stat(5).
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	require.NoError(t, err)
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	parent, err := strconv.Atoi(fields[1])
+	require.NoError(t, err)
+	return parent
+}
+
 // cgroupFile reads a file of a cgroup as the kernel shows it.
 func cgroupFile(t *testing.T, group, name string) string {
 	t.Helper()

@@ -121,6 +121,49 @@ func TestRegisteredAnew(t *testing.T) {
 	})
 }
 
+// TestAnotherParent: of what another shim had made, which nobody finds any more, or
+// which was killed, an end is seen all the same.
+func TestAnotherParent(t *testing.T) {
+	oneOfAKind(t)
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		always := fields{"launch": mode, "restart": fields{"policy": "always", "backoff": "100ms"}}
+		for _, name := range []string{"first", "second", "third"} {
+			w.register(workload(t, name, name, "sleep").with(always))
+		}
+		anew := func() {
+			w.leave(syscall.SIGKILL)
+			w.begin()
+		}
+		ends := func(name string) {
+			t.Helper()
+			eventually(t, "it is taken up", func() bool {
+				return byGRPC{w}.status(name).State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+			})
+			was := byGRPC{w}.status(name)
+			require.NoError(t, syscall.Kill(int(was.ProcessId), syscall.SIGKILL))
+			eventually(t, "its end is seen", func() bool { return byGRPC{w}.status(name).Incarnation == was.Incarnation+1 })
+		}
+		byGRPC{w}.start("first")
+		w.leave(syscall.SIGKILL)
+		require.NoError(t, os.RemoveAll(w.path("run")))
+		w.begin()
+		byGRPC{w}.start("second")
+		anew()
+		ends("first")
+
+		second := byGRPC{w}.status("second")
+		parent := parentOf(t, int(second.ProcessId))
+		require.NoError(t, syscall.Kill(parent, syscall.SIGKILL))
+		byGRPC{w}.start("third")
+		ends("second")
+		ends("third")
+		anew()
+		ends("third")
+		w.mustCLI("stop", "first", "second", "third")
+		w.nothingLeft()
+	})
+}
+
 // checkup answers health checks at once, but for the one that it is told to hold.
 type checkup struct {
 	*httptest.Server
