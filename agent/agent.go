@@ -29,7 +29,7 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
-// Config is what an Agent is made of. Every field is required.
+// Config is what an Agent is made of. Every exported field is required.
 type Config struct {
 	Version     string
 	StateDir    string             // what is wanted; survives a reboot
@@ -45,6 +45,8 @@ type Config struct {
 	Platform    string // whose profile the settings began with
 	Settings    config.Agent
 	Log         *slog.Logger
+
+	fault func(call, path string) error // of the store; nil but in tests
 }
 
 // Agent is one running agent. Its methods may be called by many goroutines at
@@ -133,6 +135,7 @@ func (a *Agent) open(ctx context.Context) error {
 	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir); err != nil {
 		return err
 	}
+	a.store.Fault = a.cfg.fault
 	left, err := a.store.Load()
 	if err != nil {
 		return err

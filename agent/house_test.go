@@ -3,13 +3,13 @@ package agent
 import (
 	"bytes"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,8 +44,10 @@ type house struct {
 	findings []service.Finding
 	backends []backends.Backend                            // nil: one fake on host
 	fault    func(operation string, ref service.Ref) error // of that
+	disk     func(call, path string) error                 // of the store
 	enforces *service.Enforcement                          // by that
 	began    time.Time                                     // of the boot, as the bubble's clock has it
+	ahead    atomic.Int64                                  // by how much that was set since
 }
 
 var facts = platform.Facts{
@@ -67,7 +69,7 @@ func inside(t *testing.T, f func(*testing.T, *house)) {
 		require.NoError(t, err)
 		h := &house{t: t, dir: dir, logs: logs, host: fake.NewHost(), log: log, settings: config.DefaultAgent(profile)}
 		h.write("services.d/.keep", "")
-		h.boot("boot-0")
+		h.boot(h.bootID())
 		h.write("proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable: 2048000 kB\nSwapTotal: 0 kB\n")
 		h.write("proc/stat", "cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 50 0 50 400 0 0 0 0 0 0\ncpu1 50 0 50 400 0 0 0 0 0 0\n")
 		h.began = time.Now().Add(-24 * time.Hour)
@@ -104,12 +106,14 @@ func (h *house) remove(path string) {
 // boot gives the host a boot id.
 func (h *house) boot(id string) { h.write("proc/sys/kernel/random/boot_id", id+"\n") }
 
+func (h *house) bootID() string { return fmt.Sprintf("boot-%d", h.boots) }
+
 // reboot ends everything and boots again.
 func (h *house) reboot() {
 	h.close()
 	h.host.Reboot()
 	h.boots++
-	h.boot(fmt.Sprintf("boot-%d", h.boots))
+	h.boot(h.bootID())
 }
 
 func (h *house) config() Config {
@@ -123,7 +127,7 @@ func (h *house) config() Config {
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
 		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: facts,
-		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)),
+		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)), fault: h.disk,
 	}
 }
 
@@ -137,13 +141,13 @@ func (h *house) open() {
 	synctest.Wait()
 }
 
-func (h *house) sinceBoot() time.Duration { return time.Since(h.began) }
+func (h *house) sinceBoot() time.Duration { return time.Since(h.began) - time.Duration(h.ahead.Load()) }
 
 // setClock sets the clock ahead. As time in the bubble passes, so does time since the
 // boot but for that.
 func (h *house) setClock(ahead time.Duration) {
 	time.Sleep(ahead)
-	h.began = h.began.Add(ahead)
+	h.ahead.Add(int64(ahead))
 }
 
 func (h *house) close() {
@@ -248,18 +252,7 @@ func (h *house) doctor() []string {
 }
 
 // tree is every file below the house's directories, with what it holds.
-func (h *house) tree() map[string]string {
-	files := map[string]string{}
-	require.NoError(h.t, filepath.WalkDir(h.dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		files[path] = string(data)
-		return err
-	}))
-	return files
-}
+func (h *house) tree() map[string]string { return files(h.t, h.dir) }
 
 // reasons are the reasons of all notices about a service.
 func (h *house) reasons(name service.Name, kinds ...service.NoticeKind) []string {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/logfile"
 )
 
@@ -46,6 +47,28 @@ func (a *Agent) LogFile(name service.Name) (*logfile.File, error) {
 func (a *Agent) Watch(ctx context.Context) (after uint64, notices <-chan service.Notice, err error) {
 	after, notices = a.registry.Watch(ctx)
 	return after, notices, nil
+}
+
+// catchUp tells what an agent that died did not come to tell, or told of what it then
+// did not do: whoever goes on where that one ended hears how it is. What lives or
+// waits for its next attempt tells of itself.
+func (a *Agent) catchUp() {
+	told := map[service.Name]service.State{}
+	for _, n := range a.registry.Kept(0) {
+		if told[n.Service] = n.State; n.Kind == service.NoticeUnregistered {
+			delete(told, n.Service)
+		}
+	}
+	for name, state := range told {
+		s, known := a.registry.Get(name)
+		switch {
+		case !known:
+			a.registry.Add(service.Status{Name: name})
+			a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "restored"})
+		case s.Machine.State != state && (s.Machine.State == service.Stopped || s.Machine.State == service.Crashed):
+			a.registry.Update(name, skirnir.News{Kind: service.NoticeState, Reason: "restored"}, func(*service.Status) {})
+		}
+	}
 }
 
 // Kept gives the notices that are kept of those after the one of a sequence, oldest

@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -31,6 +32,44 @@ func TestEventsGoOnOverTheEndOfAnAgent(t *testing.T) {
 		require.Equal(t, []string{"adopt", "adopted", "adopted", "healthy"}, reasons)
 		require.Equal(t, service.Running, after[2].State)
 		require.Empty(t, h.doctor())
+	})
+}
+
+// What an agent told and then did not come to do, or did and did not come to tell, is
+// set right by the next one.
+func TestEventsOfAnAgentThatDied(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		m := h.mortal()
+		m.arrive()
+		h.register(web)
+		h.register(db)
+		for _, row := range []struct {
+			what  string
+			calls int // that are made before its death
+			do    func() error
+			kind  service.NoticeKind
+			name  service.Name
+		}{
+			{"a start that was told of and not recorded", 0, func() error { _, err := h.Start(t.Context(), web, service.StartOptions{}); return err }, service.NoticeState, web},
+			{"a service that was forgotten, which was not told", 4, func() error { return h.Unregister(t.Context(), db, "alice") }, service.NoticeUnregistered, db},
+		} {
+			m.calls = row.calls + 1
+			require.Error(t, row.do(), row.what)
+			token := m.heard
+			require.True(t, m.bury())
+			pass(time.Second)
+			m.arrive()
+			after := h.Kept(token)
+			require.Len(t, after, 1, row.what)
+			require.Equal(t, row.kind, after[0].Kind)
+			require.Equal(t, row.name, after[0].Service)
+			require.Equal(t, service.Stopped, after[0].State)
+			require.Equal(t, "restored", after[0].Reason)
+		}
+		require.Len(t, h.List(), 1)
+		token := h.Sequence()
+		h.reopen()
+		require.Equal(t, token, h.Sequence(), "there is nothing to set right")
 	})
 }
 

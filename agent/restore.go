@@ -61,6 +61,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 		statuses, restored = append(statuses, status), append(restored, rest)
 	}
 	a.registry.Add(statuses...)
+	a.catchUp()
 	for _, r := range restored {
 		a.thjalfi.Add(r.Name, r)
 	}

@@ -3,7 +3,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -88,8 +87,9 @@ func (g Group) Create(controllers []string) error {
 		return err
 	}
 	defer parent.Close()
-	if err := unix.Mkdirat(int(parent.Fd()), path.Base(g.path), 0o755); err != nil {
-		return &fs.PathError{Op: "mkdir", Path: g.file(""), Err: err}
+	err = g.tree.call("mkdir", g.file(""), func() error { return unix.Mkdirat(int(parent.Fd()), path.Base(g.path), 0o755) })
+	if err != nil {
+		return err
 	}
 	if err := g.verifyNew(controllers); err != nil {
 		return errors.Join(err, g.Remove())

@@ -448,7 +448,7 @@ func TestHostRemove(t *testing.T) {
 	require.NoError(t, g.Child("a").Kill())
 	require.NoError(t, g.Child("a").Remove(), "those who are ending are waited for")
 	require.NoError(t, g.Child("a").Remove(), "it is gone")
-	is, err := eventIs(int(events.Fd()), "populated", false)
+	is, err := g.eventIs(int(events.Fd()), "populated", false)
 	require.NoError(t, err)
 	require.True(t, is, "through a descriptor from before, gone is empty")
 	_, err = dir.read("cgroup.procs")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -194,12 +193,13 @@ func (g Group) killEach() error {
 		}
 	}()
 	for _, pid := range pids {
-		fd, err := unix.PidfdOpen(pid, 0)
+		var fd int
+		err := g.tree.call("open a pidfd", fmt.Sprint(pid), func() (err error) { fd, err = unix.PidfdOpen(pid, 0); return err })
 		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 			continue // it has ended; EINVAL when its session lives on
 		}
 		if err != nil {
-			return fmt.Errorf("pidfd_open %d: %w", pid, err)
+			return err
 		}
 		held[pid] = fd
 	}
@@ -212,8 +212,9 @@ func (g Group) killEach() error {
 		if !ok {
 			continue
 		}
-		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill %d: %w", pid, err)
+		err := g.tree.call("kill", fmt.Sprint(pid), func() error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
 		}
 	}
 	return nil
@@ -244,7 +245,7 @@ func (g Group) waitEvent(ctx context.Context, key string, want bool) error {
 	var done bool
 	var failed error
 	look := func(fd uintptr) bool {
-		done, failed = eventIs(int(fd), key, want)
+		done, failed = g.eventIs(int(fd), key, want)
 		return done || failed != nil
 	}
 	if err := raw.Control(func(fd uintptr) { look(fd) }); err != nil || done || failed != nil {
@@ -265,16 +266,15 @@ func (g Group) waitEvent(ctx context.Context, key string, want bool) error {
 }
 
 // eventIs reads cgroup.events from its start.
-func eventIs(fd int, key string, want bool) (bool, error) {
+func (g Group) eventIs(fd int, key string, want bool) (bool, error) {
 	var buf [256]byte
-	n, err := unix.Pread(fd, buf[:], 0)
+	var n int
+	err := g.tree.call("read", g.file("cgroup.events"), func() (err error) { n, err = unix.Pread(fd, buf[:], 0); return err })
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return true, nil
-	case errors.Is(err, unix.EINTR):
-		return eventIs(fd, key, want)
 	case err != nil:
-		return false, fmt.Errorf("read cgroup.events: %w", err)
+		return false, err
 	case n == 0:
 		return false, io.ErrUnexpectedEOF
 	}
@@ -330,9 +330,7 @@ func ignoreGone(err error) error {
 }
 
 func rmdir(parent *dir, g Group) error {
-	err := unix.Unlinkat(int(parent.Fd()), path.Base(g.path), unix.AT_REMOVEDIR)
-	if err == nil || gone(err) {
-		return nil
-	}
-	return &fs.PathError{Op: "rmdir", Path: g.file(""), Err: err}
+	return ignoreGone(g.tree.call("rmdir", g.file(""), func() error {
+		return unix.Unlinkat(int(parent.Fd()), path.Base(g.path), unix.AT_REMOVEDIR)
+	}))
 }

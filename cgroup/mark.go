@@ -25,18 +25,15 @@ func (g Group) SetMark(text string) error {
 	}
 	defer d.Close()
 	for _, name := range marks {
-		err = unix.Fsetxattr(int(d.Fd()), name, []byte(text), 0)
+		err = g.tree.call("mark", d.Name(), func() error { return unix.Fsetxattr(int(d.Fd()), name, []byte(text), 0) })
 		if !notServed(err) {
 			break
 		}
 	}
-	switch {
-	case err == nil:
-		return nil
-	case notServed(err):
-		err = errors.ErrUnsupported
+	if notServed(err) {
+		return &fs.PathError{Op: "mark", Path: d.Name(), Err: errors.ErrUnsupported}
 	}
-	return &fs.PathError{Op: "mark", Path: d.Name(), Err: err}
+	return err
 }
 
 // Mark is what SetMark has noted, "" for nothing.
@@ -48,12 +45,13 @@ func (g Group) Mark() (string, error) {
 	defer d.Close()
 	var text [maxMark]byte
 	for _, name := range marks {
-		n, err := unix.Fgetxattr(int(d.Fd()), name, text[:])
+		var n int
+		err := g.tree.call("read the mark of", d.Name(), func() (err error) { n, err = unix.Fgetxattr(int(d.Fd()), name, text[:]); return err })
 		switch {
 		case err == nil:
 			return string(text[:n]), nil
 		case !errors.Is(err, unix.ENODATA) && !notServed(err):
-			return "", &fs.PathError{Op: "read the mark of", Path: d.Name(), Err: err}
+			return "", err
 		}
 	}
 	return "", nil

@@ -27,6 +27,34 @@ import (
 type Tree struct {
 	root  string
 	magic int64 // filesystem type that every opened directory must have
+	fault *func(call, path string) error
+}
+
+// WithFault is t for tests: fault is called before each system call on the tree,
+// which then fails with what it returns.
+func (t Tree) WithFault(fault func(call, path string) error) Tree {
+	t.fault = &fault
+	return t
+}
+
+// call makes a system call, again when a signal interrupts it. The error says which
+// call, and of what.
+func (t Tree) call(name, path string, do func() error) error {
+	for {
+		var err error
+		if t.fault != nil {
+			err = (*t.fault)(name, path)
+		}
+		if err == nil {
+			err = do()
+		}
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EINTR):
+			return &fs.PathError{Op: name, Path: path, Err: err}
+		}
+	}
 }
 
 // Open takes up the hierarchy mounted at root, "/sys/fs/cgroup" on most hosts.
@@ -68,9 +96,9 @@ func (t Tree) Group(p string) Group {
 
 // open opens the directory of a group, one step at a time.
 func (t Tree) open(group string) (*dir, error) {
-	fd, err := openat(unix.AT_FDCWD, t.root, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := t.openat(unix.AT_FDCWD, t.root, t.root, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: t.root, Err: err}
+		return nil, err
 	}
 	var root unix.Stat_t
 	if err := t.verify(fd, t.root, &root); err != nil {
@@ -83,10 +111,10 @@ func (t Tree) open(group string) (*dir, error) {
 			continue
 		}
 		at = filepath.Join(at, step)
-		next, err := openat(fd, step, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		next, err := t.openat(fd, step, at, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		unix.Close(fd)
 		if err != nil {
-			return nil, &fs.PathError{Op: "open", Path: at, Err: err}
+			return nil, err
 		}
 		fd = next
 	}
@@ -99,52 +127,49 @@ func (t Tree) open(group string) (*dir, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("%s lies on another filesystem than %s", at, t.root)
 	}
-	return &dir{File: os.NewFile(uintptr(fd), at), dev: root.Dev}, nil
+	return &dir{File: os.NewFile(uintptr(fd), at), tree: t, dev: root.Dev}, nil
 }
 
 // verify refuses a directory that is not on the tree's kind of filesystem.
 func (t Tree) verify(fd int, at string, st *unix.Stat_t) error {
 	var sf unix.Statfs_t
-	if err := unix.Fstatfs(fd, &sf); err != nil {
-		return &fs.PathError{Op: "statfs", Path: at, Err: err}
+	if err := t.call("statfs", at, func() error { return unix.Fstatfs(fd, &sf) }); err != nil {
+		return err
 	}
 	if sf.Type != t.magic {
 		return fmt.Errorf("%s is not on a cgroup2 filesystem (type %#x, want %#x)", at, sf.Type, t.magic)
 	}
-	if err := unix.Fstat(fd, st); err != nil {
-		return &fs.PathError{Op: "stat", Path: at, Err: err}
-	}
-	return nil
+	return t.call("stat", at, func() error { return unix.Fstat(fd, st) })
 }
 
-// openat is openat(2), closed on exec and not interrupted.
-func openat(at int, name string, flags int) (int, error) {
-	for {
-		fd, err := unix.Openat(at, name, flags|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+// openat is openat(2), closed on exec.
+func (t Tree) openat(at int, name, path string, flags int) (fd int, err error) {
+	err = t.call("open", path, func() error {
+		fd, err = unix.Openat(at, name, flags|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
 }
 
 // dir is an open, verified directory of the tree.
 type dir struct {
 	*os.File
-	dev uint64
+	tree Tree
+	dev  uint64
 }
 
 // openFile opens one file of d, never a link and never one on another
 // filesystem.
 func (d *dir) openFile(name string, flags int) (*os.File, error) {
 	full := filepath.Join(d.Name(), name)
-	fd, err := openat(int(d.Fd()), name, flags|unix.O_NOFOLLOW)
+	fd, err := d.tree.openat(int(d.Fd()), name, full, flags|unix.O_NOFOLLOW)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: full, Err: err}
+		return nil, err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := d.tree.call("stat", full, func() error { return unix.Fstat(fd, &st) }); err != nil {
 		unix.Close(fd)
-		return nil, &fs.PathError{Op: "stat", Path: full, Err: err}
+		return nil, err
 	}
 	if st.Dev != d.dev {
 		unix.Close(fd)
@@ -160,7 +185,8 @@ func (d *dir) read(name string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(f)
+	var text []byte
+	err = d.tree.call("read", f.Name(), func() error { text, err = io.ReadAll(f); return bare(err) })
 	return strings.TrimSpace(string(text)), err
 }
 
@@ -171,29 +197,42 @@ func (d *dir) write(name, value string) error {
 		return err
 	}
 	defer f.Close()
-	_, err = f.WriteString(value)
+	return d.tree.call("write", f.Name(), func() error { _, err := f.WriteString(value); return bare(err) })
+}
+
+// bare is the errno in an error of package os, which names the file already.
+func bare(err error) error {
+	if named, ok := errors.AsType[*fs.PathError](err); ok {
+		return named.Err
+	}
 	return err
 }
 
 // has tells whether d holds a file of that name.
 func (d *dir) has(name string) (bool, error) {
 	var st unix.Stat_t
-	err := unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := d.tree.call("stat", filepath.Join(d.Name(), name), func() error {
+		return unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
 	switch {
 	case err == nil:
 		return true, nil
 	case gone(err):
 		return false, nil
 	}
-	return false, &fs.PathError{Op: "stat", Path: filepath.Join(d.Name(), name), Err: err}
+	return false, err
 }
 
 // children lists the names of the groups in d.
 func (d *dir) children() ([]string, error) {
-	if _, err := d.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	entries, err := d.ReadDir(-1)
+	var entries []os.DirEntry
+	err := d.tree.call("list", d.Name(), func() error {
+		_, err := d.Seek(0, io.SeekStart)
+		if err == nil {
+			entries, err = d.ReadDir(-1)
+		}
+		return bare(err)
+	})
 	if err != nil {
 		return nil, err
 	}

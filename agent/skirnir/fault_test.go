@@ -90,7 +90,7 @@ func story() []deed {
 // onDisk is what a Load without faults finds.
 func onDisk(t *testing.T, s *Store) map[string]string {
 	t.Helper()
-	s.fault = nil
+	s.Fault = nil
 	l, err := s.Load()
 	require.NoError(t, err)
 	require.Empty(t, l.Faults)
@@ -113,7 +113,7 @@ func onDisk(t *testing.T, s *Store) map[string]string {
 func TestEveryWriteFails(t *testing.T) {
 	eachCall(t, func(t *testing.T, c *countdown) {
 		s, state, run := openStore(t)
-		s.fault = c.fault
+		s.Fault = c.fault
 		allowed := map[string][]string{} // by record: what was acknowledged last, and what was tried since
 		for _, d := range story() {
 			if allowed[d.name] == nil {
@@ -139,7 +139,7 @@ func TestEveryWriteFails(t *testing.T) {
 				require.True(t, strings.HasSuffix(e.Name(), ".json") && e.Name()[0] != '.', "left over: %s", e.Name())
 			}
 		}
-		s.fault = nil // once the disk is well, so is the store
+		s.Fault = nil // once the disk is well, so is the store
 		for _, d := range story()[len(story())-3:] {
 			require.NoError(t, d.do(s))
 		}
@@ -161,14 +161,14 @@ func TestEveryReadFails(t *testing.T) {
 		}
 		require.NoError(t, os.WriteFile(filepath.Join(state, "services", ".web.json"), []byte("half"), 0o600))
 		require.NoError(t, os.WriteFile(filepath.Join(state, "services", "bad.json"), []byte("{"), 0o600))
-		s.fault = c.fault
+		s.Fault = c.fault
 		l, err := s.Load()
 		require.NoError(t, err)
 		if c.left <= 0 {
 			require.ErrorIs(t, errors.Join(l.Faults...), c.errno)
 		}
 		unread := len(l.Wanted) < 2 || len(l.Exits) < 2
-		s.fault = nil
+		s.Fault = nil
 		refused := 0
 		for _, d := range story() {
 			if err := d.do(s); err != nil {
@@ -179,7 +179,7 @@ func TestEveryReadFails(t *testing.T) {
 		require.Equal(t, unread, refused > 0)
 		again, err := OpenStore(state, filepath.Dir(s.actual))
 		require.NoError(t, err)
-		again.fault = nil
+		again.Fault = nil
 		_, err = again.Load() // sets aside what could not be set aside before
 		require.NoError(t, err)
 		require.Equal(t, map[string]string{"wanted web": "3", "actual web": "3", "exits web": "3", "wanted db": "1", "exits db": "1"}, onDisk(t, again))

@@ -61,8 +61,11 @@ const KeptExits = 16
 type Store struct {
 	wanted, actual, exits string // directories
 
-	unread map[string]bool               // files that Load could not read: nothing is written in their stead
-	fault  func(call, path string) error // nil but in tests, which let system calls fail
+	// Fault is nil but in tests: it is called before each system call, which then
+	// fails with what it returns. It is set before the first.
+	Fault func(call, path string) error
+
+	unread map[string]bool // files that Load could not read: nothing is written in their stead
 }
 
 // format is the version of the records; a newer one is refused, not guessed at.
@@ -304,8 +307,8 @@ func (s *Store) remove(path string) error {
 }
 
 func (s *Store) call(name, path string, do func() error) error {
-	if s.fault != nil {
-		if err := s.fault(name, path); err != nil {
+	if s.Fault != nil {
+		if err := s.Fault(name, path); err != nil {
 			return &fs.PathError{Op: name, Path: path, Err: err}
 		}
 	}

@@ -241,7 +241,8 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	return &handle{backend: b, group: g, exited: over, requested: requested}, nil
 }
 
-// Leftovers lists every incarnation that has a process.
+// Leftovers lists every incarnation whose program has begun to run and that was
+// not released, with a process or without.
 func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Ref, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, gaveUp("look for leftovers", service.Ref{}, err)
@@ -250,7 +251,7 @@ func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Re
 	defer b.mu.Unlock()
 	var refs []service.Ref
 	for _, g := range b.groups {
-		if g.populated() {
+		if g.life != nil {
 			refs = append(refs, g.ref)
 		}
 	}

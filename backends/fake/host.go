@@ -23,7 +23,7 @@ type Host struct {
 	groups   []*group // in the order of their launches; none that was released
 	scripts  map[service.Name][]Script
 	launches map[service.Name]int
-	runs     map[service.Name]int
+	lives    map[service.Name][]*Life
 	peak     map[service.Name]int
 }
 
@@ -32,7 +32,7 @@ func NewHost() *Host {
 	return &Host{
 		pids:     1000,
 		scripts:  map[service.Name][]Script{},
-		launches: map[service.Name]int{}, runs: map[service.Name]int{}, peak: map[service.Name]int{},
+		launches: map[service.Name]int{}, lives: map[service.Name][]*Life{}, peak: map[service.Name]int{},
 	}
 }
 
@@ -44,6 +44,7 @@ type group struct {
 	script Script
 	parent *Backend // whose child the main process is
 
+	life      *Life // nil until the program begins
 	began     time.Time
 	stop      *time.Timer // of an end that is to come
 	main      bool        // the main process lives
@@ -166,7 +167,38 @@ func (h *Host) Launches(name service.Name) int {
 func (h *Host) Runs(name service.Name) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.runs[name]
+	return len(h.lives[name])
+}
+
+// Life is one program that has begun to run: what really came of it, whoever was
+// told.
+type Life struct {
+	Incarnation uint64
+	Ended       bool // its main process
+	End         End  // how; After is 0
+}
+
+// Lives tells of the programs of a service in the order of their beginnings, over
+// reboots as well.
+func (h *Host) Lives(name service.Name) []Life {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []Life
+	for _, l := range h.lives[name] {
+		all = append(all, *l)
+	}
+	return all
+}
+
+// Places lists the incarnations that were not released, with processes or without.
+func (h *Host) Places() []service.Ref {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var refs []service.Ref
+	for _, g := range h.groups {
+		refs = append(refs, g.ref)
+	}
+	return refs
 }
 
 // IncarnationsAlive counts the incarnations of a service that have a process.
@@ -218,12 +250,12 @@ func (h *Host) bootID() string { return fmt.Sprintf("boot-%d", h.boots) }
 
 // run opens the gate: the program begins.
 func (g *group) run() {
-	g.main, g.began = true, time.Now()
+	g.main, g.began, g.life = true, time.Now(), &Life{Incarnation: g.ref.Incarnation}
 	for range g.script.Children {
 		g.children = append(g.children, g.host.newPID())
 	}
 	name := g.ref.Name
-	g.host.runs[name]++
+	g.host.lives[name] = append(g.host.lives[name], g.life)
 	g.host.peak[name] = max(g.host.peak[name], g.host.alive(name))
 	if g.script.End != nil {
 		g.schedule(*g.script.End)
@@ -255,6 +287,7 @@ func (g *group) end(e End) {
 		g.stop.Stop()
 	}
 	g.main, g.exit, g.exitedAt, g.oom, g.level = false, e.Exit, time.Now(), e.OOM, e.Level
+	g.life.Ended, g.life.End = true, End{Exit: e.Exit, OOM: e.OOM, Level: e.Level}
 	if e.OOM != service.OOMNone {
 		g.children = nil
 	}

@@ -34,7 +34,21 @@ type Request struct {
 	Brand    uint64 // hard RLIMIT_RTTIME in microseconds, which every descendant inherits; the soft one is Self; 0: none
 	Shim     *Shim  // whose child it is to be; nil: ours
 
-	files []int // descriptors 4 and so on of the shim, if it is that
+	files []int  // descriptors 4 and so on of the shim, if it is that
+	fault faults // nil but in tests
+}
+
+// faults is called before each system call of a launch, which then fails with what it
+// returns.
+type faults func(call string) error
+
+func (f faults) call(name string, do func() error) error {
+	if f != nil {
+		if err := f(name); err != nil {
+			return err
+		}
+	}
+	return do()
 }
 
 // Self is the soft RLIMIT_RTTIME of a branded child: its number and its start
@@ -55,6 +69,7 @@ type Child struct {
 	pidfd   int
 	process *process.Process
 	forget  func() // says that nobody will ask how it ended
+	fault   faults
 
 	mu     sync.Mutex // held while the gate is opened or closed
 	socket *os.File   // to the gate; nil when it is open or gone
@@ -98,7 +113,7 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if err != nil {
 		return nil, failure(name, service.ReasonExecTooBig, true, err)
 	}
-	output, err := openOutput(req.Launch.LogFile)
+	output, err := openOutput(req.fault, req.Launch.LogFile)
 	if err != nil {
 		return nil, resourceFailure(name, err)
 	}
@@ -114,7 +129,7 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 		return nil, resourceFailure(name, err)
 	}
 	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,
-		pidfd: pidfd, process: held, socket: ours, forget: func() {}}
+		pidfd: pidfd, process: held, socket: ours, forget: func() {}, fault: req.fault}
 	if req.Shim != nil {
 		c.forget = func() { req.Shim.Released(name, req.Launch.Incarnation) }
 	}
@@ -123,7 +138,7 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 		return nil, resourceFailure(name, err)
 	}
 	stop := hurry(ctx, ours)
-	_, err = ours.Write(message)
+	err = req.fault.call("send the plan", func() error { _, err := ours.Write(message); return err })
 	stop()
 	switch {
 	case err == nil, errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
@@ -144,7 +159,7 @@ func hurry(ctx context.Context, socket *os.File) (stop func() bool) {
 // fork has a gate made, and gives our end of its socket: a gate that nobody knows of
 // leaves when that is closed.
 func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks) (held *process.Process, pidfd int, ours *os.File, err error) {
-	ours, theirs, err := socketPair()
+	ours, theirs, err := socketPair(r.fault)
 	if err != nil {
 		return nil, -1, nil, fmt.Errorf("make a socket pair: %w", err)
 	}
@@ -187,11 +202,13 @@ func (r Request) forkAs(ctx context.Context, w *watch.Watcher, output sinks, soc
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, r.CgroupFD
 	}
 	// The link names the running program even when its file was replaced.
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{name}, attr)
+	var pid int
+	err = r.fault.call("fork", func() (err error) { pid, err = syscall.ForkExec("/proc/self/exe", []string{name}, attr); return err })
 	if err != nil {
 		return nil, -1, fmt.Errorf("fork: %w", err)
 	}
-	if held, err = process.Child(w, pid, pidfd); err != nil {
+	err = r.fault.call("take up the child", func() error { held, err = process.Child(w, pid, pidfd); return err })
+	if err != nil {
 		discard(pidfd)
 	}
 	return held, pidfd, err
@@ -209,7 +226,7 @@ func (c *Child) Ready(ctx context.Context) error {
 	}
 	stop := hurry(ctx, c.socket)
 	first := make([]byte, gate.AnswerSize)
-	_, err := io.ReadFull(c.socket, first)
+	err := c.fault.call("hear the gate", func() error { _, err := io.ReadFull(c.socket, first); return err })
 	stop()
 	if err == nil {
 		if said, _ := gate.ReadAnswers(first); said[0].Errno == 0 {
@@ -271,13 +288,16 @@ func (c *Child) Open(ctx context.Context) error {
 // converse opens the gate and hears it out, until the socket's other end is
 // closed by execve or by death.
 func (c *Child) converse() ([]gate.Answer, error) {
-	// Fails when the gate is gone; what it said before is still to be read.
-	_, _ = c.socket.Write([]byte{gate.Go})
+	err := c.fault.call("open the gate", func() error { _, err := c.socket.Write([]byte{gate.Go}); return err })
+	if err != nil && !isEnd(err) { // of one that is gone what it said before is still to be read
+		return nil, err
+	}
 	var answers []gate.Answer
 	var rest []byte
 	buffer := make([]byte, 64)
 	for {
-		n, err := c.socket.Read(buffer)
+		var n int
+		err := c.fault.call("hear the gate", func() (err error) { n, err = c.socket.Read(buffer); return err })
 		var more []gate.Answer
 		more, rest = gate.ReadAnswers(append(rest, buffer[:n]...))
 		answers = append(answers, more...)

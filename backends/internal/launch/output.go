@@ -12,16 +12,16 @@ import (
 type sinks struct{ in, out uintptr }
 
 // openOutput opens /dev/null, and the log file or /dev/null again.
-func openOutput(logFile string) (sinks, error) {
-	in, err := open(os.DevNull, unix.O_RDONLY, 0)
+func openOutput(fault faults, logFile string) (sinks, error) {
+	in, err := open(fault, os.DevNull, unix.O_RDONLY, 0)
 	if err != nil {
 		return sinks{}, err
 	}
 	var out int
 	if logFile == "" {
-		out, err = open(os.DevNull, unix.O_WRONLY, 0)
+		out, err = open(fault, os.DevNull, unix.O_WRONLY, 0)
 	} else {
-		out, err = openLog(logFile)
+		out, err = openLog(fault, logFile)
 	}
 	if err != nil {
 		unix.Close(in)
@@ -38,14 +38,14 @@ func (s sinks) close() {
 // openLog opens a log file for appending. It must be a regular file with one
 // name, and no link is followed at its end, so that whoever can write into the
 // directory can not make us write elsewhere or block us with a FIFO.
-func openLog(path string) (int, error) {
+func openLog(fault faults, path string) (int, error) {
 	const flags = unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY
-	fd, err := open(path, flags, 0o640)
+	fd, err := open(fault, path, flags, 0o640)
 	if err != nil {
 		return -1, fmt.Errorf("open the log: %w", err)
 	}
 	var stat unix.Stat_t
-	err = unix.Fstat(fd, &stat)
+	err = fault.call("stat", func() error { return unix.Fstat(fd, &stat) })
 	switch {
 	case err != nil:
 	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
@@ -53,7 +53,7 @@ func openLog(path string) (int, error) {
 	case stat.Nlink != 1:
 		err = fmt.Errorf("it has %d names; a log has one", stat.Nlink)
 	default:
-		err = unix.SetNonblock(fd, false)
+		err = fault.call("set to block", func() error { return unix.SetNonblock(fd, false) })
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -62,9 +62,9 @@ func openLog(path string) (int, error) {
 	return fd, nil
 }
 
-func open(path string, flags int, mode uint32) (int, error) {
+func open(fault faults, path string, flags int, mode uint32) (fd int, err error) {
 	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, mode)
+		err := fault.call("open", func() error { fd, err = unix.Open(path, flags|unix.O_CLOEXEC, mode); return err })
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -77,12 +77,16 @@ func open(path string, flags int, mode uint32) (int, error) {
 
 // socketPair makes the line between the agent and a gate: our end waits in the
 // runtime's poller, theirs blocks.
-func socketPair() (ours *os.File, theirs int, err error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+func socketPair(fault faults) (ours *os.File, theirs int, err error) {
+	var pair [2]int
+	err = fault.call("make a socket pair", func() error {
+		pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
 		return nil, -1, err
 	}
-	if err := unix.SetNonblock(pair[0], true); err != nil {
+	if err := fault.call("set not to block", func() error { return unix.SetNonblock(pair[0], true) }); err != nil {
 		unix.Close(pair[0])
 		unix.Close(pair[1])
 		return nil, -1, err
