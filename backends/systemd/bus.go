@@ -70,7 +70,10 @@ func (l *link) call(ctx context.Context, object dbus.ObjectPath, method string, 
 		return err
 	}
 	answer := <-call.Done
-	if answer.Err != nil || len(into) == 0 {
+	switch {
+	case answer.Err != nil && ctx.Err() != nil:
+		return fmt.Errorf("systemd has not answered yet: %w", answer.Err)
+	case answer.Err != nil, len(into) == 0:
 		return answer.Err
 	}
 	return answer.Store(into...)
