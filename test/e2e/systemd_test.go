@@ -1,0 +1,273 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+	"github.com/gladsheim/gladsheim/test/auditor"
+	"github.com/gladsheim/gladsheim/test/dbusproxy"
+)
+
+// needsSystemd is for what only systemd can do to us.
+func needsSystemd(t *testing.T) {
+	t.Helper()
+	if !offers(t, "systemd") {
+		t.Skip("this belongs on hosts with systemd")
+	}
+}
+
+// seeing writes a program that is the agent, for whom other sockets lie over those
+// of systemd and the bus.
+func seeing(t *testing.T, sockets map[string]string) string {
+	t.Helper()
+	var script strings.Builder
+	script.WriteString("set -e\n")
+	for over, socket := range sockets {
+		fmt.Fprintf(&script, "mount --bind %s %s\n", socket, over)
+	}
+	script.WriteString(`exec gladsheimd "$@"` + "\n")
+	inside, program := filepath.Join(t.TempDir(), "inside"), filepath.Join(t.TempDir(), "agent")
+	writeFile(t, inside, []byte(script.String()))
+	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\nexec unshare --mount sh "+inside+` "$@"`+"\n"), 0o755))
+	return program
+}
+
+// byTheBus is the agent, which finds no socket of systemd's own that answers.
+func byTheBus(t *testing.T) string {
+	t.Helper()
+	none := filepath.Join(t.TempDir(), "none")
+	writeFile(t, none, nil)
+	return seeing(t, map[string]string{dbusproxy.Private: none})
+}
+
+// TestSystemdInTurmoil: while callers start, stop and limit services, read their
+// usage and watch the events, the bus restarts or is killed, or systemd reloads
+// or executes itself anew, again and again. No call fails, no event is missing, and
+// services that just run keep their process, their place and their limits.
+func TestSystemdInTurmoil(t *testing.T) {
+	needsSystemd(t)
+	run := func(command ...string) func(*testing.T) {
+		return func(t *testing.T) {
+			out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+			require.NoError(t, err, "%v: %s", command, out)
+		}
+	}
+	// Else systemd would refuse to start it that often.
+	forgiven := func(trouble ...string) func(*testing.T) {
+		return func(t *testing.T) {
+			run(trouble...)(t)
+			run("systemctl", "reset-failed", "dbus.service")(t)
+		}
+	}
+	for _, c := range []struct {
+		name    string
+		program func(*testing.T) string
+		trouble func(*testing.T)
+		pause   time.Duration // before it happens again, at most
+	}{
+		{"the bus restarts", byTheBus, forgiven("systemctl", "restart", "dbus.service"), time.Second},
+		{"the bus is killed", byTheBus, forgiven("systemctl", "kill", "--signal=KILL", "dbus.service"), time.Second},
+		{"systemd reloads", nil, run("systemctl", "daemon-reload"), 100 * time.Millisecond},
+		{"systemd executes itself anew", nil, run("systemctl", "daemon-reexec"), time.Second},
+		{"systemd reloads, seen by the bus", byTheBus, run("systemctl", "daemon-reload"), 100 * time.Millisecond},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			program := "gladsheimd"
+			if c.program != nil {
+				program = c.program(t)
+			}
+			w := newWorldOf(t, program)
+			if c.program != nil {
+				out, err := exec.Command("busctl", "--no-pager", "list").CombinedOutput()
+				require.NoError(t, err, "%s", out)
+				require.Regexp(t, fmt.Sprintf(`(?m)^:\S+ +%d gladsheimd`, w.daemon.Process.Pid), string(out), "it goes by the bus")
+			}
+			w.turmoil(c.trouble, c.pause)
+		})
+	}
+}
+
+// turmoil lets callers be at work, and trouble happen meanwhile.
+func (w *world) turmoil(trouble func(*testing.T), pause time.Duration) {
+	t := w.t
+	var steady []string
+	want := bounds{memory: 64 * mebibyte, cpu: 50, pids: 32}
+	for i := range 3 {
+		name := fmt.Sprintf("steady-%d", i)
+		w.register(workload(t, name, "steady", "sleep").with(fields{"launch": "scope", "limits": fields{
+			"memory_max": "64MiB", "memory_swap_max": "0", "cpu_percent": 50, "pids_max": 32}}))
+		byGRPC{w}.start(name)
+		steady = append(steady, name)
+	}
+	since, err := auditor.Take(t.Context(), w.auditorHost())
+	require.NoError(t, err)
+	require.Len(t, since.Instances, len(steady))
+	token := w.sequence()
+
+	watching, watch := context.WithCancel(t.Context())
+	var watcher, callers sync.WaitGroup
+	watcher.Go(func() { w.watch(watching, token) })
+	rounds := 4
+	if soak {
+		rounds = 40
+	}
+	acked := make([][]auditor.Ack, 3)
+	for i := range acked {
+		name := fmt.Sprintf("busy-%d", i)
+		w.register(workload(t, name, "busy", "sleep").with(fields{"launch": "scope"}))
+		callers.Go(func() { acked[i] = w.busy(name, rounds) })
+	}
+	over := make(chan struct{})
+	go func() { callers.Wait(); close(over) }()
+	times := 0
+	for done := false; !done; times++ {
+		trouble(t)
+		select {
+		case <-over:
+			done = true
+		case <-time.After(rand.N(pause)):
+		}
+	}
+	t.Logf("%d times, while each of %d callers did %d rounds", times, len(acked), rounds)
+	require.Greater(t, times, 1)
+
+	byGRPC{w}.set(steady[0], bounds{memory: 48 * mebibyte, cpu: 50, pids: 32})
+	for i, name := range steady {
+		expected := want
+		if i == 0 {
+			expected.memory = 48 * mebibyte
+		}
+		s := byGRPC{w}.status(name)
+		checkPlace(t, s, "scope")
+		checkLimits(t, s, expected)
+	}
+	watch()
+	watcher.Wait()
+	expect := auditor.Expectation{Since: since, Quiet: true}
+	for _, a := range acked {
+		require.Len(t, a, 2*rounds)
+		expect.Acked = append(expect.Acked, a...)
+	}
+	r, err := auditor.Audit(t.Context(), w.auditorHost(), expect, settle)
+	require.NoError(t, err)
+	require.Empty(t, r.Findings, w.daemonLog())
+}
+
+// watch reads events until ctx ends; none may be missing.
+func (w *world) watch(ctx context.Context, after uint64) {
+	stream, err := gladsheimv1.NewEventServiceClient(w.conn).Watch(ctx, &gladsheimv1.WatchRequest{AfterSequence: &after})
+	if err != nil {
+		w.t.Errorf("watch: %v", err)
+		return
+	}
+	for {
+		ev, err := stream.Recv()
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			w.t.Errorf("the watch ended: %v", err)
+			return
+		case ev.GetEvent() == nil: // synced
+		case ev.Sequence != after+1:
+			w.t.Errorf("event %d came after %d", ev.Sequence, after)
+		default:
+			after++
+		}
+	}
+}
+
+// busy does with a service what callers do, again and again; all must succeed.
+func (w *world) busy(name string, rounds int) (acked []auditor.Ack) {
+	for range rounds {
+		s, err := w.services().StartService(contextFor(w.t), &gladsheimv1.StartServiceRequest{ServiceName: name})
+		if err != nil {
+			w.t.Errorf("start %s: %v", name, err)
+			return acked
+		}
+		acked = append(acked, auditor.Ack{Service: name, Deed: auditor.Started, Incarnation: s.Incarnation})
+		pids := 40 + rand.Uint64N(40)
+		l, err := w.services().SetResourceLimits(contextFor(w.t), &gladsheimv1.ResourceLimitsRequest{
+			ServiceName: name, Limits: &gladsheimv1.ResourceLimits{PidsMax: &pids}})
+		if err != nil || l.GetPidsMax() != pids {
+			w.t.Errorf("limit %s: %v, %v", name, l, err)
+		}
+		if text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", s.Cgroup, "pids.max")); err != nil || strings.TrimSpace(string(text)) != fmt.Sprint(pids) {
+			w.t.Errorf("%s may have %s tasks, not %d: %v", name, text, pids, err)
+		}
+		if _, err := w.services().GetResourceUsage(contextFor(w.t), &gladsheimv1.ResourceUsageRequest{ServiceName: name}); err != nil {
+			w.t.Errorf("usage of %s: %v", name, err)
+		}
+		s, err = w.services().StopService(contextFor(w.t), &gladsheimv1.StopServiceRequest{ServiceName: name})
+		if err != nil {
+			w.t.Errorf("stop %s: %v", name, err)
+			return acked
+		}
+		acked = append(acked, auditor.Ack{Service: name, Deed: auditor.Stopped, Incarnation: s.Incarnation})
+	}
+	return acked
+}
+
+// reasonOf is the stable reason of an error.
+func reasonOf(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.Reason
+		}
+	}
+	return ""
+}
+
+// TestSystemdAnswersLate: a start is answered when its time is up, whatever
+// systemd does, and what systemd makes of it later is removed. Those that run are
+// served meanwhile.
+func TestSystemdAnswersLate(t *testing.T) {
+	needsSystemd(t)
+	oneOfAKind(t)
+	for name, kind := range map[string]dbus.Type{"it hears late": dbus.TypeMethodCall, "it is heard late": dbus.TypeMethodReply} {
+		t.Run(name, func(t *testing.T) {
+			p := dbusproxy.New(t, dbusproxy.Private)
+			w := newWorldOf(t, seeing(t, map[string]string{dbusproxy.Private: p.Path()}))
+			for _, name := range []string{"late", "lasting"} {
+				w.register(workload(t, name, name, "sleep").with(fields{"launch": "scope"}))
+			}
+			before := byGRPC{w}.start("lasting")
+			late := &dbusproxy.Rule{Kind: kind, Member: "StartTransientUnit", Times: 1, Do: dbusproxy.Delay(45 * time.Second)}
+			p.Script(late)
+			var err error
+			took := stopwatch(func() {
+				_, err = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "late"})
+			})
+			require.Equal(t, 1, late.Done())
+			require.Error(t, err)
+			require.Equal(t, "BACKEND_TIMEOUT", reasonOf(err), "%v", err)
+			require.ErrorContains(t, err, "systemd has not answered yet")
+			require.Less(t, took, 45*time.Second, "it did not wait for systemd")
+			t.Logf("answered after %v: %v", took, err)
+			require.Equal(t, before.ProcessId, byGRPC{w}.status("lasting").ProcessId)
+			byGRPC{w}.usage("lasting")
+			require.Empty(t, marked(t, "late"))
+			eventually(t, "what systemd made late is removed", func() bool {
+				return len(ourUnits(t)) == 2 && strings.Contains(w.daemonLog(), "removed what systemd made of a launch that was given up")
+			})
+			require.Empty(t, marked(t, "late"))
+			s := byGRPC{w}.start("late")
+			require.Equal(t, []int{int(s.ProcessId)}, marked(t, "late"))
+			w.mustCLI("stop", "late", "lasting")
+		})
+	}
+}
