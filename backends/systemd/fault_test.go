@@ -284,6 +284,69 @@ func gates(t *testing.T) []string {
 	return found
 }
 
+// TestPID1IsBusy gives PID 1 a queue of jobs so long that everything waits for it:
+// nothing fails, and no more is asked for at a time than before.
+func TestPID1IsBusy(t *testing.T) {
+	needSystemd(t)
+	jobs := 100
+	if soak {
+		jobs = 1000
+	}
+	long, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	b := newBackend(t, Config{})
+	running := start(t, b, planned(t, service.Limits{}, "sleep"))
+	crowd, err := dbus.SystemBusPrivate()
+	require.NoError(t, err)
+	defer crowd.Close()
+	require.NoError(t, crowd.Auth(nil))
+	require.NoError(t, crowd.Hello())
+	answers := make(chan *dbus.Call, jobs)
+	type property struct {
+		Name  string
+		Value dbus.Variant
+	}
+	type aux struct {
+		Name       string
+		Properties []property
+	}
+	for n := range jobs {
+		crowd.Object("org.freedesktop.systemd1", manager).Go(managerInterface+".StartTransientUnit", dbus.FlagNoReplyExpected, answers,
+			fmt.Sprintf("crowd%d.slice", n), "fail", []property{{"Description", dbus.MakeVariant("one of many")}}, []aux{})
+	}
+	defer func() {
+		systemctl(t, "stop", "crowd*.slice")
+		eventually(t, func() bool { left, err := loaded("crowd*.slice"); return err == nil && len(left) == 0 }, "the crowd stays")
+	}()
+	began := time.Now()
+	var wait sync.WaitGroup
+	for range 4 {
+		l := planned(t, service.Limits{service.PidsMax: service.Of(40)}, "sleep")
+		wait.Go(func() {
+			h, err := b.Launch(long, l, unrecorded)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := h.Limit(long, service.Limits{service.PidsMax: service.Of(50)}); err != nil {
+				t.Error(err)
+			}
+			if _, err := h.Release(long); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	_, err = running.Usage(within(t))
+	require.NoError(t, err)
+	wait.Wait()
+	left, err := loaded("crowd*.slice")
+	require.NoError(t, err)
+	t.Logf("4 starts, changes of limits and releases took %v; %d of %d units were there then", time.Since(began), len(left), jobs)
+	require.NotEmpty(t, left)
+	require.Empty(t, b.slots)
+	release(t, running)
+}
+
 // TestDaemonRestarts launches after each of the accidents that break links.
 func TestDaemonRestarts(t *testing.T) {
 	accidents := map[string]func(t *testing.T){

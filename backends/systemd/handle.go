@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -37,6 +38,10 @@ type handle struct {
 	requested service.Limits
 	leftovers int
 	throttled throttled
+	removing  bool            // we have begun to have the scope removed
+	foreign   dbus.ObjectPath // the job of its scope that somebody else has asked for; "" if there is none
+
+	unhold func() // ends the news of jobs
 
 	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
 	releasing chan struct{} // held by the one who releases, and guards what follows
@@ -61,7 +66,47 @@ func (b *Backend) newHandle(ref service.Ref, requested service.Limits) *handle {
 }
 
 // take makes p the main process.
-func (h *handle) take(p *process.Process) { h.main, h.exited = p, p.Exited() }
+func (h *handle) take(p *process.Process) {
+	h.main, h.exited = p, p.Exited()
+	h.unhold = h.b.bus.ends.hold(h.ref.Unit, h)
+}
+
+// jobBegan takes news of a job of the scope. Of a scope that is active jobs stop it,
+// or change nothing.
+func (h *handle) jobBegan(job dbus.ObjectPath) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.removing {
+		h.foreign = job
+	}
+}
+
+// jobEnded takes news of the end of a job. One that the main process lives
+// through was none that stops it.
+func (h *handle) jobEnded(job dbus.ObjectPath) {
+	if h == nil || !h.main.Lives() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.foreign == job {
+		h.foreign = ""
+	}
+}
+
+// stopper is who has had the scope stopped, if that was not us.
+func (h *handle) stopper() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.removing = true
+	if h.foreign != "" {
+		return "systemd"
+	}
+	return ""
+}
 
 func (h *handle) Ref() service.Ref { return h.ref }
 
@@ -278,5 +323,6 @@ func (h *handle) Close() error {
 	if h.main == nil {
 		return nil
 	}
+	h.unhold()
 	return h.main.Close()
 }

@@ -271,3 +271,102 @@ func TestSystemdAnswersLate(t *testing.T) {
 		})
 	}
 }
+
+// TestStoppedBehindOurBack: somebody stops a scope, or kills what is in it, with
+// systemctl. The record tells it from an end of the service's own, whatever the
+// service makes of the signal; what follows is up to its restart policy.
+func TestStoppedBehindOurBack(t *testing.T) {
+	needsSystemd(t)
+	w := newWorld(t)
+	const dies, exits = "exec sleep 1000", "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+	for i, c := range []struct {
+		verb      []string
+		does      string
+		policy    string
+		restarted bool
+		says      string
+		by        string
+		code      int32
+		signal    int32
+	}{
+		{[]string{"stop"}, dies, "never", false, "signal 15 (SIGTERM), stopped from outside, by systemd", "systemd", 0, 15},
+		{[]string{"stop"}, dies, "on-failure", true, "signal 15 (SIGTERM), stopped from outside, by systemd", "systemd", 0, 15},
+		{[]string{"stop"}, exits, "on-failure", false, "exit code 0, stopped from outside, by systemd", "systemd", 0, 0},
+		{[]string{"stop"}, exits, "always", true, "exit code 0, stopped from outside, by systemd", "systemd", 0, 0},
+		{[]string{"kill"}, dies, "on-failure", true, "signal 15 (SIGTERM), killed from outside", "", 0, 15},
+		{[]string{"kill", "--signal=KILL"}, dies, "never", false, "signal 9 (SIGKILL), killed from outside", "", 0, 9},
+	} {
+		t.Run(fmt.Sprint(strings.Join(c.verb, " "), " ", c.policy, " ", i), func(t *testing.T) {
+			w := w.in(t)
+			name := fmt.Sprintf("victim-%d", i)
+			w.register(fields{"name": name, "launch": "scope", "exec": []string{"/bin/sh", "-c", "echo begun; " + c.does},
+				"restart": fields{"policy": c.policy, "backoff": "10ms"}})
+			before, token := byGRPC{w}.start(name), w.sequence()
+			eventually(t, "it has begun", func() bool { return strings.Contains(w.mustCLI("logs", name), "begun") })
+			out, err := exec.Command("systemctl", append(c.verb, before.Unit)...).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			x := w.ended(name)
+			require.Equal(t, gladsheimv1.Verdict_VERDICT_KILLED_FROM_OUTSIDE, x.Verdict, "%v", x)
+			require.Equal(t, c.says, x.Message)
+			require.Equal(t, c.by, x.RequestedBy)
+			require.Equal(t, []int32{c.code, c.signal}, []int32{x.GetExitCode(), x.GetSignal()})
+			want := gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+			switch {
+			case c.restarted:
+			case c.policy == "never" && c.signal != 0:
+				want = gladsheimv1.ServiceState_SERVICE_STATE_CRASHED
+			default:
+				want = gladsheimv1.ServiceState_SERVICE_STATE_STOPPED
+			}
+			eventually(t, fmt.Sprintf("it is %s", want), func() bool { return byGRPC{w}.status(name).State == want })
+			after := byGRPC{w}.status(name)
+			require.Equal(t, c.restarted, after.Incarnation == before.Incarnation+1)
+			kinds, _ := w.resume(token)
+			require.Contains(t, kinds, "exited")
+			require.Len(t, byGRPC{w}.exits(name).Exits, 1)
+			if c.restarted {
+				checkPlace(t, after, "scope")
+				w.mustCLI("stop", name)
+			}
+		})
+	}
+}
+
+// TestTheSliceIsStopped: somebody stops, or restarts, the slice in which all services
+// live, with the scope of those in cgroups of their own and the parent of all. They
+// come back as their policy says, each once. A restart leaves scopes alone (systemd
+// 257 does), or ends them as a stop does.
+func TestTheSliceIsStopped(t *testing.T) {
+	needsSystemd(t)
+	for _, verb := range []string{"stop", "restart"} {
+		t.Run(verb, func(t *testing.T) {
+			w := newWorld(t)
+			before := map[string]*gladsheimv1.ServiceStatus{}
+			for _, mode := range modes(t) {
+				for i := range 3 {
+					name := fmt.Sprintf("%s-%d", mode, i)
+					w.register(fields{"name": name, "launch": mode, "exec": []string{"/bin/sleep", "infinity"},
+						"restart": fields{"policy": "on-failure", "backoff": "100ms", "max_attempts": 20}})
+					before[name] = byGRPC{w}.start(name)
+				}
+			}
+			out, err := exec.Command("systemctl", verb, "gladsheim.slice").CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			for name, s := range before {
+				eventually(t, name+" runs again", func() bool {
+					now := byGRPC{w}.status(name)
+					return now.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && (now.Incarnation > s.Incarnation || verb == "restart")
+				})
+				now := byGRPC{w}.status(name)
+				checkPlace(t, now, now.Launch)
+				require.Equal(t, s.Launch, now.Launch)
+				for _, x := range (byGRPC{w}).exits(name).Exits {
+					t.Logf("%s, incarnation %d: %s", name, x.Incarnation, x.Message)
+				}
+			}
+			r, err := auditor.Audit(t.Context(), w.auditorHost(), auditor.Expectation{Quiet: true}, settle)
+			require.NoError(t, err)
+			require.Empty(t, r.Findings, w.daemonLog())
+		})
+	}
+}
