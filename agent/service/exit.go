@@ -119,10 +119,10 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictStartupTime
 	case x == NeverRan:
 		return VerdictLaunchFailed
-	case x.Unknown != "":
-		return VerdictUnknown
 	case r.Stopper != "":
 		return VerdictKilled
+	case x.Unknown != "":
+		return VerdictUnknown
 	case x.Clean():
 		return VerdictClean
 	case x.Signal == syscall.SIGKILL && r.Lost: // it may have been for want of memory

@@ -182,6 +182,24 @@ func TestStoppedBySomebodyElse(t *testing.T) {
 	})
 }
 
+// TestLaunchWhileTheSliceIsStopped: a launch waits for the end of a stop that
+// somebody has begun and that takes its time.
+func TestLaunchWhileTheSliceIsStopped(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		l := planned(t, service.Limits{}, "ignore-term")
+		l.Spec.Stop.Timeout = 3 * time.Second // then systemd kills it
+		h := start(t, b, l)
+		eventually(t, func() bool { text, _ := os.ReadFile(l.LogFile); return strings.Contains(string(text), "ready") }, "it is not ready")
+		systemctl(t, "stop", "--no-block", units.Slice)
+		eventually(t, func() bool { return show(t, h.ref.Unit, "ActiveState") == "deactivating" }, "nobody stops it")
+		next := start(t, b, planned(t, service.Limits{}, "sleep"))
+		require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, waitExit(t, h), "the stop was over before")
+		require.Equal(t, next.ref.Cgroup, cgroupOfProcess(t, next.ref.PID))
+		require.Equal(t, "systemd", release(t, h).Stopper)
+	})
+}
+
 // TestNotStoppedBySomebodyElse: what is no stop is not told as one.
 func TestNotStoppedBySomebodyElse(t *testing.T) {
 	onBothRoutes(t, func(t *testing.T, cfg Config) {

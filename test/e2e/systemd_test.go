@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -332,6 +333,25 @@ func TestStoppedBehindOurBack(t *testing.T) {
 	}
 }
 
+// TestTheAnchorIsStopped: the scope in which cgroups of services would lie, and in
+// which the parent of all services lives, is stopped while there is none. Services
+// in scopes run on, and others are started.
+func TestTheAnchorIsStopped(t *testing.T) {
+	needsSystemd(t)
+	oneOfAKind(t)
+	w := newWorld(t)
+	for _, name := range []string{"before", "after"} {
+		w.register(workload(t, name, name, "sleep").with(fields{"launch": "scope"}))
+	}
+	before := byGRPC{w}.start("before")
+	out, err := exec.Command("systemctl", "stop", "gladsheim-cgroups.scope").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Equal(t, before.ProcessId, byGRPC{w}.status("before").ProcessId)
+	require.Equal(t, []int{int(before.ProcessId)}, marked(t, "before"))
+	checkPlace(t, byGRPC{w}.start("after"), "scope")
+	w.mustCLI("stop", "before", "after")
+}
+
 // TestTheSliceIsStopped: somebody stops, or restarts, the slice in which all services
 // live, with the scope of those in cgroups of their own and the parent of all. They
 // come back as their policy says, each once. A restart leaves scopes alone (systemd
@@ -341,12 +361,15 @@ func TestTheSliceIsStopped(t *testing.T) {
 	for _, verb := range []string{"stop", "restart"} {
 		t.Run(verb, func(t *testing.T) {
 			w := newWorld(t)
+			w.register(workload(t, "slow-to-stop", "slow", "ignore-term").with(fields{"launch": "scope", "stop": fields{"timeout": "8s"}}))
+			byGRPC{w}.start("slow-to-stop")
+			eventually(t, "it is ready", func() bool { return strings.Contains(w.mustCLI("logs", "slow-to-stop"), "ready") })
 			before := map[string]*gladsheimv1.ServiceStatus{}
 			for _, mode := range modes(t) {
 				for i := range 3 {
 					name := fmt.Sprintf("%s-%d", mode, i)
 					w.register(fields{"name": name, "launch": mode, "exec": []string{"/bin/sleep", "infinity"},
-						"restart": fields{"policy": "on-failure", "backoff": "100ms", "max_attempts": 20}})
+						"restart": fields{"policy": "on-failure", "backoff": "100ms"}})
 					before[name] = byGRPC{w}.start(name)
 				}
 			}
@@ -369,4 +392,70 @@ func TestTheSliceIsStopped(t *testing.T) {
 			require.Empty(t, r.Findings, w.daemonLog())
 		})
 	}
+}
+
+// TestMovedByRoot: root takes the main process of a service out of its cgroup, and
+// removes that. It is told at once, and by the doctor; limits are refused, since
+// they would not hold. The next agent takes the process up all the same; there is
+// never a second one, and a stop ends it.
+func TestMovedByRoot(t *testing.T) {
+	if !limited(t) {
+		t.Skip("this belongs on hosts with cgroup v2")
+	}
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		w.register(workload(t, "moved", "moved", "sleep").with(fields{"launch": mode, "restart": fields{"policy": "always", "backoff": "10ms"}}))
+		s := byGRPC{w}.start("moved")
+		token := w.sequence()
+		const elsewhere = "/sys/fs/cgroup/elsewhere"
+		require.NoError(t, os.Mkdir(elsewhere, 0o755))
+		t.Cleanup(func() { eventually(t, "nobody is elsewhere", func() bool { return os.Remove(elsewhere) == nil }) })
+		told := make(chan time.Time, 1)
+		stream, err := gladsheimv1.NewEventServiceClient(w.conn).Watch(contextFor(t), &gladsheimv1.WatchRequest{AfterSequence: &token})
+		require.NoError(t, err)
+		go func() {
+			for {
+				ev, err := stream.Recv()
+				if err != nil {
+					return
+				}
+				if ev.GetEvent().GetKind() == "displaced" {
+					told <- time.Now()
+					return
+				}
+			}
+		}()
+		began := time.Now()
+		require.NoError(t, os.WriteFile(elsewhere+"/cgroup.procs", fmt.Append(nil, s.ProcessId), 0o644))
+		select {
+		case at := <-told:
+			t.Logf("told after %v", at.Sub(began))
+			require.Less(t, at.Sub(began), time.Second)
+		case <-time.After(patience):
+			require.Fail(t, "nobody told", w.daemonLog())
+		}
+		r := w.cli("doctor")
+		require.Contains(t, r.stdout, fmt.Sprintf("processes of moved have left its cgroup: %d in /elsewhere", s.ProcessId))
+		r = w.cli("set", "moved", "pids_max=7")
+		require.NotZero(t, r.code)
+		require.Contains(t, r.stderr, "somebody has moved process")
+		require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, byGRPC{w}.status("moved").State)
+
+		home := filepath.Join("/sys/fs/cgroup", s.Cgroup)
+		eventually(t, "its cgroup goes", func() bool { _ = os.Remove(home); _, err := os.Stat(home); return err != nil })
+		_ = os.Remove(filepath.Dir(home)) // that of a scope alone; others may live in it
+		w.leave(syscall.SIGKILL)
+		w.begin()
+		eventually(t, "it is taken up", func() bool {
+			return byGRPC{w}.status("moved").State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+		})
+		require.Equal(t, []int{int(s.ProcessId)}, marked(t, "moved"))
+		after := byGRPC{w}.status("moved")
+		require.Equal(t, []any{s.ProcessId, s.Incarnation}, []any{after.ProcessId, after.Incarnation})
+		require.Contains(t, w.cli("doctor").stdout, "have left its cgroup")
+		again := byGRPC{w}.restart("moved")
+		require.Equal(t, []int{int(again.ProcessId)}, marked(t, "moved"))
+		checkPlace(t, again, mode)
+		w.mustCLI("stop", "moved")
+		require.Empty(t, marked(t, "moved"))
+	})
 }
