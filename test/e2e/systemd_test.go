@@ -194,33 +194,59 @@ func (w *world) watch(ctx context.Context, after uint64) {
 
 // busy does with a service what callers do, again and again; all must succeed.
 func (w *world) busy(name string, rounds int) (acked []auditor.Ack) {
+	var s *gladsheimv1.ServiceStatus
 	for range rounds {
-		s, err := w.services().StartService(contextFor(w.t), &gladsheimv1.StartServiceRequest{ServiceName: name})
-		if err != nil {
-			w.t.Errorf("start %s: %v", name, err)
+		if !w.insist("start "+name, func() (err error) {
+			s, err = w.services().StartService(contextFor(w.t), &gladsheimv1.StartServiceRequest{ServiceName: name})
+			return err
+		}) {
 			return acked
 		}
-		acked = append(acked, auditor.Ack{Service: name, Deed: auditor.Started, Incarnation: s.Incarnation})
+		incarnation := s.Incarnation
+		acked = append(acked, auditor.Ack{Service: name, Deed: auditor.Started, Incarnation: incarnation})
 		pids := 40 + rand.Uint64N(40)
-		l, err := w.services().SetResourceLimits(contextFor(w.t), &gladsheimv1.ResourceLimitsRequest{
-			ServiceName: name, Limits: &gladsheimv1.ResourceLimits{PidsMax: &pids}})
-		if err != nil || l.GetPidsMax() != pids {
-			w.t.Errorf("limit %s: %v, %v", name, l, err)
-		}
+		w.insist("limit "+name, func() error {
+			_, err := w.services().SetResourceLimits(contextFor(w.t), &gladsheimv1.ResourceLimitsRequest{
+				ServiceName: name, Limits: &gladsheimv1.ResourceLimits{PidsMax: &pids}})
+			return err
+		})
 		if text, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", s.Cgroup, "pids.max")); err != nil || strings.TrimSpace(string(text)) != fmt.Sprint(pids) {
 			w.t.Errorf("%s may have %s tasks, not %d: %v", name, text, pids, err)
 		}
-		if _, err := w.services().GetResourceUsage(contextFor(w.t), &gladsheimv1.ResourceUsageRequest{ServiceName: name}); err != nil {
-			w.t.Errorf("usage of %s: %v", name, err)
-		}
-		s, err = w.services().StopService(contextFor(w.t), &gladsheimv1.StopServiceRequest{ServiceName: name})
-		if err != nil {
-			w.t.Errorf("stop %s: %v", name, err)
+		w.insist("read the usage of "+name, func() error {
+			_, err := w.services().GetResourceUsage(contextFor(w.t), &gladsheimv1.ResourceUsageRequest{ServiceName: name})
+			return err
+		})
+		again := false
+		if !w.insist("stop "+name, func() error {
+			_, err := w.services().StopService(contextFor(w.t), &gladsheimv1.StopServiceRequest{ServiceName: name})
+			if again && reasonOf(err) == "NOT_RUNNING" { // it came about meanwhile
+				return nil
+			}
+			again = true
+			return err
+		}) {
 			return acked
 		}
-		acked = append(acked, auditor.Ack{Service: name, Deed: auditor.Stopped, Incarnation: s.Incarnation})
+		acked = append(acked, auditor.Ack{Service: name, Deed: auditor.Stopped, Incarnation: incarnation})
 	}
 	return acked
+}
+
+// insist asks until it has an answer. The one error that a caller may get is that
+// systemd has not answered in time, as on a machine that is busy with other things.
+func (w *world) insist(what string, ask func() error) bool {
+	for end := time.Now().Add(patience); ; {
+		err := ask()
+		switch {
+		case err == nil:
+			return true
+		case reasonOf(err) != "BACKEND_TIMEOUT" || time.Now().After(end):
+			w.t.Errorf("%s: %v", what, err)
+			return false
+		}
+		w.t.Logf("%s, once more: %v", what, err)
+	}
 }
 
 // reasonOf is the stable reason of an error.
