@@ -74,6 +74,13 @@ type Handle interface {
 	Exit() service.Exit
 	ExitedAt() time.Time
 
+	// Displaced is closed when the main process lives, and nothing of the
+	// incarnation is left in its cgroup: somebody moved it, as only root can. No
+	// limit holds for it there, nor is it counted; Signal, Kill and Release reach
+	// it all the same, and Limit is refused with service.Unenforceable. The kernel
+	// tells of it only when the cgroup becomes empty. It is nil without a cgroup.
+	Displaced() <-chan struct{}
+
 	// Signal sends sig to the main process, by pidfd. Of a process that has
 	// ended it says service.NotRunning.
 	Signal(ctx context.Context, sig syscall.Signal) error

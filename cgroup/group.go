@@ -296,9 +296,9 @@ func (g Group) OpenDir() (*os.File, error) {
 	return d.File, nil
 }
 
-// openEvents opens cgroup.events, which signals EPOLLPRI whenever the group
+// OpenEvents opens cgroup.events, which signals EPOLLPRI whenever the group
 // becomes populated, empty, frozen or thawed.
-func (g Group) openEvents() (*os.File, error) {
+func (g Group) OpenEvents() (*os.File, error) {
 	d, err := g.open()
 	if err != nil {
 		return nil, err

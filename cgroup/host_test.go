@@ -439,7 +439,7 @@ func TestHostRemove(t *testing.T) {
 	require.ErrorIs(t, err, unix.EBUSY)
 	require.ErrorContains(t, err, "processes ["+strconv.Itoa(c.Process.Pid)+"] live in it")
 
-	events, err := inner.openEvents()
+	events, err := inner.OpenEvents()
 	require.NoError(t, err)
 	defer events.Close()
 	dir, err := inner.open()

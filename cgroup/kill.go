@@ -230,7 +230,7 @@ func (g Group) WaitEmpty(ctx context.Context) error {
 // waitEvent waits until key in cgroup.events has the value wanted. It looks once
 // even when ctx has ended.
 func (g Group) waitEvent(ctx context.Context, key string, want bool) error {
-	f, err := g.openEvents()
+	f, err := g.OpenEvents()
 	if gone(err) {
 		return nil
 	}

@@ -49,7 +49,7 @@ const (
 	VerdictAncestorOOM          // killed at the limit of a cgroup above it
 	VerdictHostOOM              // killed because the host ran out of memory
 	VerdictUnhealthy            // we ended it because its checks failed
-	VerdictKilled               // SIGKILL or SIGTERM from outside
+	VerdictKilled               // SIGKILL or SIGTERM from outside, or its unit was stopped there
 	VerdictStartupTime          // we ended it because it was not ready in time
 	VerdictLaunchFailed         // it never ran
 	VerdictUnknown              // it ended, or its counters went, while nobody was watching
@@ -82,6 +82,7 @@ type Remains struct {
 	OOM       OOM
 	OOMLevel  string // the cgroup whose limit was reached, relative to the root
 	Leftovers int    // processes still alive after the main one ended, killed by us
+	Stopper   string `json:"-"` // who else ended it on purpose, such as "systemd"; "" when nobody is known to have
 }
 
 // ExitRecord is the death certificate of one incarnation.
@@ -118,6 +119,8 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictStartupTime
 	case x == NeverRan:
 		return VerdictLaunchFailed
+	case r.Stopper != "":
+		return VerdictKilled
 	case x.Unknown != "":
 		return VerdictUnknown
 	case x.Clean():

@@ -40,6 +40,7 @@ type actor struct {
 	ref     service.Ref
 	handle  backends.Handle
 	exited  <-chan struct{} // of handle; nil once seen
+	moved   <-chan struct{} // likewise, when somebody displaced it
 	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
 	started time.Time
 	logFrom int64                     // where its output begins in the log file
@@ -121,6 +122,9 @@ func (a *actor) run(r Restored) {
 			then()
 		case <-a.exited: // closed, so it can be seen again
 			a.sawExit()
+		case <-a.moved:
+			a.moved = nil
+			a.publish(service.NoticeState, "displaced", "somebody moved its main process out of "+a.ref.Cgroup+": no limit holds there, and it is not counted; restart it")
 		case <-a.timer.C:
 			a.timeout()
 		}
@@ -515,7 +519,7 @@ func (a *actor) unprobe() {
 
 // hold takes up a handle that a launch or an adoption brought.
 func (a *actor) hold(h backends.Handle) {
-	a.handle, a.exited, a.ref = h, h.Exited(), h.Ref()
+	a.handle, a.exited, a.moved, a.ref = h, h.Exited(), h.Displaced(), h.Ref()
 	a.present.Store(&h)
 }
 
@@ -525,5 +529,5 @@ func (a *actor) drop() {
 		a.present.Store(nil)
 		_ = a.handle.Close()
 	}
-	a.handle, a.exited, a.exit, a.ref = nil, nil, nil, service.Ref{}
+	a.handle, a.exited, a.moved, a.exit, a.ref = nil, nil, nil, nil, service.Ref{}
 }

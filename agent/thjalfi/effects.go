@@ -336,7 +336,7 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	case a.cause == service.CauseAsked:
 		x.RequestedBy = a.ender
 	case x.Verdict == service.VerdictKilled:
-		x.RequestedBy = a.sent[exit.Signal]
+		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
 	x.Message = explain(x)
 	a.failure = a.endError(x)
@@ -388,10 +388,13 @@ func explain(x service.ExitRecord) string {
 	case service.VerdictStartupTime:
 		text += ", ended because it was not ready in time"
 	case service.VerdictKilled:
-		if x.RequestedBy == "" {
-			text += ", killed from outside"
-		} else {
+		switch {
+		case x.Remains.Stopper != "":
+			text += ", stopped from outside, by " + x.RequestedBy
+		case x.RequestedBy != "":
 			text += ", sent by " + x.RequestedBy
+		default:
+			text += ", killed from outside"
 		}
 	case service.VerdictLaunchFailed:
 		text += ": " + errCutOff.Error()

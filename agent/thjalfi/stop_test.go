@@ -338,3 +338,30 @@ func TestStopSendsTheSignalOfTheDefinition(t *testing.T) {
 		require.Equal(t, service.Exit{Signal: syscall.SIGUSR1}, s.lastExit().Exit)
 	})
 }
+
+// TestDisplaced: that somebody moved the main process is told once, by each agent;
+// it is served as before.
+func TestDisplaced(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		told := func() (n int) {
+			for _, reason := range s.disk.told() {
+				if reason == "displaced" {
+					n++
+				}
+			}
+			return n
+		}
+		require.Zero(t, told())
+		s.host.Displace(web)
+		synctest.Wait()
+		require.Equal(t, 1, told())
+		s.is(service.Running)
+		s.alive(1)
+		s.ok(s.restart())
+		require.Equal(t, 1, told(), "the next incarnation is in its place")
+		s.alive(1)
+		s.ok(s.stop())
+		s.alive(0)
+	})
+}

@@ -27,6 +27,7 @@ func adoptLaws() []law {
 		{says: "a process that got the number of one that ended is left alone", only: real, alone: true, check: lawNumberUsedAgain},
 		{says: "when the main process is gone its exit is told at once, exactly or as unknown, and Release removes the rest", check: lawAdoptRest},
 		{says: "a main process that somebody has moved out of its cgroup is adopted, and killed", only: caged, check: lawAdoptMoved},
+		{says: "a main process that somebody has moved out of its cgroup is told of, and stays in hand when that cgroup is removed", only: caged, check: lawDisplaced},
 		{says: "an adoption whose context has ended adopts nothing and harms nothing", check: lawAdoptEnded},
 		{says: "closing a handle does not touch the incarnation, and another may adopt it", check: lawHandleClose},
 		{says: "closing the backend does not touch a single service", check: lawBackendClose},
@@ -306,6 +307,46 @@ func lawAdoptMoved(b *bench) {
 	b.unknownOr(service.Exit{Signal: syscall.SIGKILL}, i.exit())
 	require.Zero(b, b.alive(i.plan))
 	i.release()
+	b.eventually(func() bool { return os.Remove(elsewhere) == nil }, "somebody lives elsewhere")
+}
+
+// lawDisplaced moves all there is of an incarnation, and removes where it was.
+func lawDisplaced(b *bench) {
+	i := b.abandoned("sleep")
+	displaced := func() bool {
+		select {
+		case <-i.Displaced():
+			return true
+		default:
+			return false
+		}
+	}
+	require.False(b, displaced())
+	home := filepath.Join(b.CgroupRoot, i.Ref().Cgroup)
+	elsewhere := filepath.Join(b.CgroupRoot, "elsewhere-"+random())
+	require.NoError(b, os.Mkdir(elsewhere, 0o755))
+	require.NoError(b, os.WriteFile(filepath.Join(elsewhere, "cgroup.procs"), []byte(strconv.Itoa(i.Ref().PID)), 0))
+	began := time.Now()
+	b.eventually(displaced, "nobody tells that it was moved")
+	b.Logf("told after %v", time.Since(began))
+	more := service.Limits{service.PidsMax: service.Of(99)}
+	_, err := i.Limit(b.within(), more)
+	b.wantError(err, service.Unenforceable)
+	require.ErrorContains(b, err, "somebody has moved process")
+
+	b.eventually(func() bool { _ = os.Remove(home); _, err := os.Stat(home); return err != nil }, "its cgroup stays")
+	_ = os.Remove(filepath.Dir(home)) // it may be one that others live in
+	i.lives()
+	i = i.adoptAnew()
+	i.lives()
+	b.eventually(displaced, "the next agent does not tell that it was moved")
+	_, err = i.Limit(b.within(), more)
+	b.wantError(err, service.Unenforceable)
+	require.NoError(b, i.Kill(b.within()))
+	require.Equal(b, service.Exit{Signal: syscall.SIGKILL}, i.exit())
+	require.Zero(b, b.alive(i.plan))
+	i.release()
+	b.nothingOf(i.plan)
 	b.eventually(func() bool { return os.Remove(elsewhere) == nil }, "somebody lives elsewhere")
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -254,10 +255,17 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		}
 		h.base = counts.Base()
 	}
-	if h.main, err = b.findMain(ref); err != nil {
+	main, err := b.findMain(ref)
+	if err == nil && main != nil {
+		if err = h.hold(main); err != nil {
+			err = errors.Join(err, main.Close())
+		}
+	}
+	if err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
-	if !there && (h.main == nil || !h.main.Ended()) { // a process alone proves nothing; how ours ended does
+	// A process alone proves nothing; how ours ended does, and whose child it is.
+	if !there && (h.main == nil || !h.main.Ended() && !place.Kept(b.procfs, ref.PID)) {
 		b.shim.Released(ref.Name, ref.Incarnation)
 		return nil, errors.Join(backends.ErrGone, h.Close())
 	}

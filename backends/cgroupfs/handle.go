@@ -11,6 +11,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -22,6 +23,7 @@ type handle struct {
 	group   cgroup.Group
 	ref     service.Ref
 	main    *process.Process // nil when it had ended before the incarnation was adopted
+	place   *place.Place     // of main; nil without it
 
 	base cgroup.OOMCounts // what the kernel had counted before
 
@@ -64,6 +66,21 @@ func (h *handle) ExitedAt() time.Time {
 		return time.Time{}
 	}
 	return h.main.ExitedAt()
+}
+
+func (h *handle) Displaced() <-chan struct{} {
+	if h.place == nil {
+		return nil
+	}
+	return h.place.Left()
+}
+
+// hold makes p the main process.
+func (h *handle) hold(p *process.Process) (err error) {
+	if h.place, err = place.Watch(h.backend.watcher, h.backend.procfs, h.group, p); err == nil {
+		h.main = p
+	}
+	return err
 }
 
 // mainEnded tells whether the main process has ended.
@@ -146,6 +163,9 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	}
 	if h.mainEnded() {
 		return service.Applied{}, h.notRunning(op)
+	}
+	if err := h.place.Check(); err != nil {
+		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
 	if err := h.group.Apply(l); err != nil {
 		return service.Applied{}, h.fileError(op, err)
@@ -254,7 +274,7 @@ func (h *handle) Close() error {
 	if h.main == nil {
 		return nil
 	}
-	if err := h.main.Close(); err != nil {
+	if err := errors.Join(h.place.Close(), h.main.Close()); err != nil {
 		return failure("let go of", h.ref.Name, service.Internal, err)
 	}
 	return nil

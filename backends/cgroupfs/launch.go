@@ -9,6 +9,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/failpoint"
@@ -186,10 +187,14 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if err := h.tighten(ctx, child, atOpening); err != nil {
 		return err
 	}
-	if err := child.Open(ctx); err != nil {
-		return h.explain(err)
+	at, err := place.Watch(h.backend.watcher, h.backend.procfs, h.group, child.Process())
+	if err != nil {
+		return err
 	}
-	h.main = child.Process()
+	if err := child.Open(ctx); err != nil {
+		return errors.Join(h.explain(err), at.Close())
+	}
+	h.main, h.place = child.Process(), at
 	return nil
 }
 

@@ -53,6 +53,9 @@ func (h *handle) Ref() service.Ref { return h.ref }
 
 func (h *handle) Exited() <-chan struct{} { return h.exited }
 
+// Displaced is nil: there is no cgroup to be taken out of.
+func (h *handle) Displaced() <-chan struct{} { return nil }
+
 func (h *handle) Exit() service.Exit {
 	if h.main == nil {
 		return unknownExit

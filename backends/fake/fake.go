@@ -168,7 +168,7 @@ func (b *Backend) gate(l service.Launch, ref service.Ref) (*group, error) {
 	g := &group{
 		host: b.Host, ref: ref, launch: l, script: script, parent: b,
 		limits: limits,
-		ended:  make(chan struct{}), empty: make(chan struct{}),
+		ended:  make(chan struct{}), empty: make(chan struct{}), displaced: make(chan struct{}),
 	}
 	b.groups = append(b.groups, g)
 	return g, nil

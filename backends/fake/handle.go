@@ -25,7 +25,10 @@ type handle struct {
 
 func (h *handle) Ref() service.Ref        { return h.group.ref }
 func (h *handle) Exited() <-chan struct{} { return h.exited }
-func (h *handle) Close() error            { return nil }
+
+func (h *handle) Displaced() <-chan struct{} { return h.group.displaced }
+
+func (h *handle) Close() error { return nil }
 
 func (h *handle) Exit() service.Exit {
 	if !h.told {

@@ -57,6 +57,8 @@ type group struct {
 	leftovers int            // children that we killed after the main process had ended
 	limits    service.Limits // that hold
 
+	displaced chan struct{} // closed when somebody has taken the main process out of its place
+
 	ended    chan struct{} // closed when the main process has ended
 	empty    chan struct{} // closed when no process is left
 	released *service.Remains
@@ -88,6 +90,14 @@ func (h *Host) Crash(name service.Name, exit service.Exit) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.running(name).end(End{Exit: exit})
+}
+
+// Displace takes the main process of the latest incarnation of a service out of
+// its place. It panics when that has none.
+func (h *Host) Displace(name service.Name) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.running(name).displaced)
 }
 
 // OOMKill kills the latest incarnation of a service for want of memory: at its

@@ -9,6 +9,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -73,24 +74,33 @@ func (h *handle) find() error {
 	if err != nil {
 		return err
 	}
-	if p.Ended() { // as the parent of services tells: of a child of its own
-		h.take(p)
-		return nil
+	ours, err := h.ours(p)
+	if ours && err == nil {
+		err = h.take(p)
 	}
-	// That it is the process of the record does not make it one of ours: it is
-	// in its scope, or was moved out of one that is still there.
-	at, err := h.b.fs.Cgroup(h.ref.PID)
-	if err == nil && at != h.ref.Cgroup {
-		var there bool
-		if there, err = h.cell.Exists(); err == nil && !there {
-			return p.Close()
-		}
-	}
-	if err != nil && !errors.Is(err, procfs.ErrNoProcess) {
+	if !ours || err != nil {
 		return errors.Join(err, p.Close())
 	}
-	h.take(p)
 	return nil
+}
+
+// ours tells whether p is one of ours: that it is the process of the record does
+// not make it one. It is in its scope, or was moved out of one that is still there,
+// or out of one that is gone but not out of the hands of its parent. Of what has
+// ended that parent has told.
+func (h *handle) ours(p *process.Process) (bool, error) {
+	if p.Ended() {
+		return true, nil
+	}
+	at, err := h.b.fs.Cgroup(h.ref.PID)
+	switch {
+	case errors.Is(err, procfs.ErrNoProcess), err == nil && at == h.ref.Cgroup:
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	there, err := h.cell.Exists()
+	return there || place.Kept(h.b.fs, h.ref.PID), err
 }
 
 // left tells whether a cgroup or a unit of the incarnation is left.

@@ -106,7 +106,8 @@ func (b *Backend) repairAnchor(ctx context.Context, anchor cgroup.Group) error {
 // only a group without processes of its own can pass controllers on.
 func (b *Backend) makeAnchor(ctx context.Context, anchor cgroup.Group) (cgroup.Group, error) {
 	a := &attempt{
-		b: b, scope: units.AnchorScope, units: []string{units.AnchorScope}, path: anchor.Path(), root: anchor.Path(),
+		b: b, slots: make(chan struct{}, 1), // of its own: launches that hold one may wait for it
+		scope: units.AnchorScope, units: []string{units.AnchorScope}, path: anchor.Path(), root: anchor.Path(),
 		describe: func(can *link) ([]sd.Property, []sd.PropertyCollection) {
 			return anchorProperties(can.oomPolicy), []sd.PropertyCollection{}
 		},

@@ -18,6 +18,7 @@ import (
 // attempt puts one child into a new scope, or leaves nothing.
 type attempt struct {
 	b        *Backend
+	slots    chan struct{} // of which it takes one
 	name     service.Name
 	scope    string   // that the child is to be in
 	units    []string // that are made
@@ -54,12 +55,12 @@ func previousAlive(name service.Name, err error) error {
 // also from the undoing of one.
 func (a *attempt) begin(ctx context.Context) error {
 	select {
-	case a.b.slots <- struct{}{}:
+	case a.slots <- struct{}{}:
 	case <-ctx.Done():
 		return fmt.Errorf("wait for one of %d launches under way to end: %w", inFlight, ctx.Err())
 	}
 	if _, underWay := a.b.making.LoadOrStore(a.scope, a); underWay {
-		<-a.b.slots
+		<-a.slots
 		return previousAlive(a.name, fmt.Errorf("%s is being made, or undone, already", a.scope))
 	}
 	return nil
@@ -68,7 +69,7 @@ func (a *attempt) begin(ctx context.Context) error {
 // end gives back what begin took.
 func (a *attempt) end() {
 	a.b.making.Delete(a.scope)
-	<-a.b.slots
+	<-a.slots
 }
 
 // enter puts the child into its scope.
@@ -91,13 +92,15 @@ func (a *attempt) enter(ctx context.Context) error {
 			if err := a.clear(ctx); err != nil {
 				return err
 			}
+			continue
+		case errorIs(err, destructive): // somebody stops the slice around it: that comes to its end
 		case !lostAnswer(err):
 			return fmt.Errorf("make %s: %w", a.scope, err)
 		default:
 			a.lost = true
-			if sleep(ctx, pause) != nil {
-				return fmt.Errorf("make %s: %w", a.scope, errors.Join(ctx.Err(), err))
-			}
+		}
+		if sleep(ctx, pause) != nil {
+			return fmt.Errorf("make %s: %w", a.scope, errors.Join(ctx.Err(), err))
 		}
 	}
 }

@@ -70,7 +70,10 @@ func (l *link) call(ctx context.Context, object dbus.ObjectPath, method string, 
 		return err
 	}
 	answer := <-call.Done
-	if answer.Err != nil || len(into) == 0 {
+	switch {
+	case answer.Err != nil && ctx.Err() != nil:
+		return fmt.Errorf("systemd has not answered yet: %w", answer.Err)
+	case answer.Err != nil, len(into) == 0:
 		return answer.Err
 	}
 	return answer.Store(into...)
@@ -261,9 +264,11 @@ func (l *link) greet(ctx context.Context) error {
 			return fmt.Errorf("say Hello: %w", err)
 		}
 		// From systemd alone: anybody may say on the bus that a job has ended.
-		err := l.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender("org.freedesktop.systemd1"), dbus.WithMatchInterface(managerInterface), dbus.WithMatchMember(jobRemoved))
-		if err != nil {
-			return fmt.Errorf("ask the bus for the ends of jobs: %w", err)
+		for _, signal := range []string{jobNew, jobRemoved} {
+			err := l.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender("org.freedesktop.systemd1"), dbus.WithMatchInterface(managerInterface), dbus.WithMatchMember(signal))
+			if err != nil {
+				return fmt.Errorf("ask the bus for %s: %w", signal, err)
+			}
 		}
 	}
 	// The probe is long and comes first: on its own socket systemd reads up to

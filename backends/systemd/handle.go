@@ -10,10 +10,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -30,6 +32,7 @@ type handle struct {
 	before cgroup.OOMCounts // when it began, or was adopted
 
 	main   *process.Process // nil if it had ended before it was adopted
+	place  *place.Place     // of main; nil without it
 	exited <-chan struct{}
 
 	count     sync.Once // counts the leftovers, before the first kill
@@ -37,6 +40,10 @@ type handle struct {
 	requested service.Limits
 	leftovers int
 	throttled throttled
+	removing  bool            // we have begun to have the scope removed
+	foreign   dbus.ObjectPath // the job of its scope that somebody else has asked for; "" if there is none
+
+	unhold func() // ends the news of jobs
 
 	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
 	releasing chan struct{} // held by the one who releases, and guards what follows
@@ -61,11 +68,69 @@ func (b *Backend) newHandle(ref service.Ref, requested service.Limits) *handle {
 }
 
 // take makes p the main process.
-func (h *handle) take(p *process.Process) { h.main, h.exited = p, p.Exited() }
+func (h *handle) take(p *process.Process) error {
+	at, err := place.Watch(h.b.watcher, h.b.fs, h.scope, p)
+	if err != nil {
+		return err
+	}
+	h.main, h.place, h.exited = p, at, p.Exited()
+	h.unhold = h.b.bus.ends.hold(h.ref.Unit, h)
+	return nil
+}
+
+// letGo ends all news of the incarnation but that of its end.
+func (h *handle) letGo() error {
+	h.unhold()
+	return h.place.Close()
+}
+
+// jobBegan takes news of a job of the scope. Of a scope that is active jobs stop it,
+// or change nothing.
+func (h *handle) jobBegan(job dbus.ObjectPath) {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.removing {
+		h.foreign = job
+	}
+}
+
+// jobEnded takes news of the end of a job. One that the main process lives
+// through was none that stops it.
+func (h *handle) jobEnded(job dbus.ObjectPath) {
+	if h == nil || !h.main.Lives() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.foreign == job {
+		h.foreign = ""
+	}
+}
+
+// stopper is who has had the scope stopped, if that was not us.
+func (h *handle) stopper() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.removing = true
+	if h.foreign != "" {
+		return "systemd"
+	}
+	return ""
+}
 
 func (h *handle) Ref() service.Ref { return h.ref }
 
 func (h *handle) Exited() <-chan struct{} { return h.exited }
+
+func (h *handle) Displaced() <-chan struct{} {
+	if h.place == nil {
+		return nil
+	}
+	return h.place.Left()
+}
 
 func (h *handle) Exit() service.Exit {
 	if h.main == nil {
@@ -100,6 +165,9 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	}
 	if err := h.b.unenforceable(op, h.ref.Name, l); err != nil {
 		return service.Applied{}, err
+	}
+	if err := h.place.Check(); err != nil {
+		return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.Unenforceable, Err: err}
 	}
 	for r, q := range l {
 		if err := service.Resource(r).Check(q); err != nil {
@@ -278,5 +346,5 @@ func (h *handle) Close() error {
 	if h.main == nil {
 		return nil
 	}
-	return h.main.Close()
+	return errors.Join(h.letGo(), h.main.Close())
 }

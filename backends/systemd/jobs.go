@@ -14,6 +14,7 @@ import (
 type jobEnds struct {
 	mu      sync.Mutex
 	waiting map[string]map[chan jobEnd]struct{}
+	held    map[string]*handle // living incarnations by their scopes
 }
 
 // jobEnd is how a job has ended: "done", "failed", "canceled", …
@@ -24,6 +25,7 @@ type jobEnd struct {
 
 const (
 	managerInterface = "org.freedesktop.systemd1.Manager"
+	jobNew           = "JobNew"
 	jobRemoved       = "JobRemoved"
 )
 
@@ -51,16 +53,46 @@ func (j *jobEnds) expect(unit string) (ends <-chan jobEnd, forget func()) {
 	}
 }
 
-// DeliverSignal hands on the end of a job. godbus calls it in the goroutine
-// that also reads the answers, so signals and answers keep their order.
+// hold has the handle of a scope told of its jobs, until release.
+func (j *jobEnds) hold(scope string, h *handle) (release func()) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.held == nil {
+		j.held = make(map[string]*handle)
+	}
+	j.held[scope] = h
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if j.held[scope] == h {
+			delete(j.held, scope)
+		}
+	}
+}
+
+func (j *jobEnds) holder(scope string) *handle {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.held[scope]
+}
+
+// DeliverSignal hands on the beginning and the end of a job. godbus calls it in
+// the goroutine that also reads the answers, so signals and answers keep their order.
 func (j *jobEnds) DeliverSignal(iface, name string, s *dbus.Signal) {
-	if iface != managerInterface || name != jobRemoved {
+	if iface != managerInterface || name != jobNew && name != jobRemoved {
 		return
 	}
 	var id uint32
 	var end jobEnd
 	var unit string
+	if name == jobNew {
+		if dbus.Store(s.Body, &id, &end.job, &unit) == nil {
+			j.holder(unit).jobBegan(end.job)
+		}
+		return
+	}
 	if dbus.Store(s.Body, &id, &end.job, &unit, &end.result) == nil {
+		j.holder(unit).jobEnded(end.job)
 		j.deliver(unit, end)
 	}
 }

@@ -76,7 +76,7 @@ func (b *Backend) enforceable(l service.Launch) (service.Limits, error) {
 func (b *Backend) newAttempt(l service.Launch, limits service.Limits) *attempt {
 	scope, cell, at := plan(l)
 	return &attempt{
-		b: b, name: l.Name, scope: scope, units: []string{scope, cell}, path: at, root: path.Dir(at),
+		b: b, slots: b.slots, name: l.Name, scope: scope, units: []string{scope, cell}, path: at, root: path.Dir(at),
 		describe: func(can *link) ([]sd.Property, []sd.PropertyCollection) {
 			return scopeProperties(l, limits, cell, can.oomPolicy),
 				[]sd.PropertyCollection{{Name: cell, Properties: cellProperties(l, limits)}}
@@ -86,11 +86,10 @@ func (b *Backend) newAttempt(l service.Launch, limits service.Limits) *attempt {
 
 func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limits service.Limits,
 	identify func(service.Ref) error,
-) (*handle, error) {
+) (_ *handle, err error) {
 	if err := b.refuseInstances(l.Name); err != nil {
 		return nil, err
 	}
-	var err error
 	a.child, err = launch.Start(ctx, b.watcher, launch.Request{Launch: l, CgroupFD: -1, Shim: b.shim})
 	if err != nil {
 		return nil, err
@@ -123,13 +122,20 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limi
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // the record alone tells then
 		return nil, err
 	}
+	if err := h.take(a.child.Process()); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.letGo())
+		}
+	}()
 	if err := identify(h.ref); err != nil {
 		return nil, fmt.Errorf("record it: %w", err)
 	}
 	if err := a.child.Open(ctx); err != nil {
 		return nil, err
 	}
-	h.take(a.child.Process())
 	return h, nil
 }
 

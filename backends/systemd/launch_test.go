@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -110,6 +111,21 @@ func TestLeftoverUnitOfTheSameName(t *testing.T) {
 	})
 }
 
+// TestLeftoverUnitThatFailed: systemd keeps it, and refuses its name to others.
+func TestLeftoverUnitThatFailed(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	l := planned(t, service.Limits{}, "sleep")
+	ref := b.Plan(l)
+	run := exec.Command("systemd-run", "--scope", "--unit="+ref.Unit, "--slice="+cellOf(ref.Unit), "--property=RuntimeMaxSec=100ms", "sleep", "1000")
+	require.Error(t, run.Run())
+	eventually(t, func() bool { return show(t, ref.Unit, "ActiveState") == "failed" }, "it never failed")
+	h := start(t, b, l)
+	require.Equal(t, ref.Unit, h.ref.Unit)
+	require.Equal(t, "active", show(t, ref.Unit, "ActiveState"))
+	release(t, h)
+}
+
 // TestProcessesThatSystemdForgot: the cgroup tells the truth, not the unit.
 func TestProcessesThatSystemdForgot(t *testing.T) {
 	needSystemd(t)
@@ -143,14 +159,67 @@ func TestStoppedBySomebodyElse(t *testing.T) {
 		h := start(t, b, l)
 		systemctl(t, "stop", h.ref.Unit)
 		require.Equal(t, service.Exit{Signal: syscall.SIGINT}, waitExit(t, h))
-		require.Zero(t, release(t, h).Leftovers)
+		remains := release(t, h)
+		require.Zero(t, remains.Leftovers)
+		require.Equal(t, "systemd", remains.Stopper)
 
 		h = start(t, b, planned(t, service.Limits{}, "sleep"))
 		systemctl(t, "stop", cellOf(h.ref.Unit))
 		require.Equal(t, service.Exit{Signal: syscall.SIGTERM}, waitExit(t, h))
 		_, err := h.Limits(t.Context())
 		require.Equal(t, service.NotRunning, service.KindOf(err), "%v", err)
-		require.Equal(t, service.OOMNone, release(t, h).OOM)
+		remains = release(t, h)
+		require.Equal(t, service.OOMNone, remains.OOM)
+		require.Equal(t, "systemd", remains.Stopper)
+
+		// The stop waits until we have killed what does not heed it.
+		l = planned(t, service.Limits{}, "ignore-term")
+		h = start(t, b, l)
+		eventually(t, func() bool { text, _ := os.ReadFile(l.LogFile); return strings.Contains(string(text), "ready") }, "it is not ready")
+		systemctl(t, "stop", "--no-block", h.ref.Unit)
+		eventually(t, func() bool { return show(t, h.ref.Unit, "ActiveState") == "deactivating" }, "nobody stops it")
+		require.Equal(t, "systemd", release(t, h).Stopper)
+	})
+}
+
+// TestLaunchWhileTheSliceIsStopped: a launch waits for the end of a stop that
+// somebody has begun and that takes its time.
+func TestLaunchWhileTheSliceIsStopped(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		l := planned(t, service.Limits{}, "ignore-term")
+		l.Spec.Stop.Timeout = 3 * time.Second // then systemd kills it
+		h := start(t, b, l)
+		eventually(t, func() bool { text, _ := os.ReadFile(l.LogFile); return strings.Contains(string(text), "ready") }, "it is not ready")
+		systemctl(t, "stop", "--no-block", units.Slice)
+		eventually(t, func() bool { return show(t, h.ref.Unit, "ActiveState") == "deactivating" }, "nobody stops it")
+		next := start(t, b, planned(t, service.Limits{}, "sleep"))
+		require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, waitExit(t, h), "the stop was over before")
+		require.Equal(t, next.ref.Cgroup, cgroupOfProcess(t, next.ref.PID))
+		require.Equal(t, "systemd", release(t, h).Stopper)
+	})
+}
+
+// TestNotStoppedBySomebodyElse: what is no stop is not told as one.
+func TestNotStoppedBySomebodyElse(t *testing.T) {
+	onBothRoutes(t, func(t *testing.T, cfg Config) {
+		b := newBackend(t, cfg)
+		for name, end := range map[string]func(h *handle){
+			"released":            func(*handle) {},
+			"ended by itself":     func(h *handle) { require.NoError(t, h.Signal(within(t), syscall.SIGTERM)); waitExit(t, h) },
+			"killed by systemctl": func(h *handle) { systemctl(t, "kill", "--signal=KILL", h.ref.Unit); waitExit(t, h) },
+			"started by systemctl, to which it answers that it runs": func(h *handle) {
+				systemctl(t, "start", h.ref.Unit)
+				require.NoError(t, h.Signal(within(t), syscall.SIGTERM))
+				waitExit(t, h)
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				h := start(t, b, planned(t, service.Limits{}, "sleep"))
+				end(h)
+				require.Empty(t, release(t, h).Stopper)
+			})
+		}
 	})
 }
 

@@ -110,6 +110,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if err := h.read(); err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, err)
 	}
+	h.remains.Stopper = h.stopper()
 	limited, cancel := bounded(ctx)
 	defer cancel()
 	if err := h.b.bus.removeAll(limited, []string{h.ref.Unit, cellOf(h.ref.Unit)}); err != nil {

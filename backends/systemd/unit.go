@@ -46,6 +46,9 @@ const (
 	noSuchUnit = "org.freedesktop.systemd1.NoSuchUnit"
 	unitExists = "org.freedesktop.systemd1.UnitExists"
 
+	// The start contradicts a stop that is under way.
+	destructive = "org.freedesktop.systemd1.TransactionIsDestructive"
+
 	unknownObject = "org.freedesktop.DBus.Error.UnknownObject"
 )
 

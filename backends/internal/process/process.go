@@ -259,6 +259,14 @@ func (p *Process) Ended() bool {
 	}
 }
 
+// Lives asks the kernel whether the process lives, of whose end Exited tells
+// a moment later. Of one that was closed it says no.
+func (p *Process) Lives() bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.pidfd >= 0 && !Ended(p.pidfd)
+}
+
 // Exit tells how the process ended; the zero Exit until Exited is closed.
 func (p *Process) Exit() service.Exit {
 	select {

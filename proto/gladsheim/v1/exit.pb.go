@@ -45,7 +45,7 @@ const (
 	Verdict_VERDICT_WATCHDOG Verdict = 7
 	// Its health checks failed, and the agent ended it.
 	Verdict_VERDICT_UNHEALTHY Verdict = 8
-	// It was sent a deadly signal: by requested_by through this API, else by somebody else.
+	// It was sent a deadly signal, or its unit was stopped: by requested_by, else by somebody else.
 	Verdict_VERDICT_KILLED_FROM_OUTSIDE Verdict = 9
 	// It was not ready in time.
 	Verdict_VERDICT_STARTUP_TIMEOUT Verdict = 10
@@ -131,7 +131,8 @@ type ExitRecord struct {
 	Verdict Verdict `protobuf:"varint,6,opt,name=verdict,proto3,enum=gladsheim.v1.Verdict" json:"verdict,omitempty"`
 	// The cgroup whose limit fired, when the verdict is one of the OOM ones.
 	OomLevel string `protobuf:"bytes,7,opt,name=oom_level,json=oomLevel,proto3" json:"oom_level,omitempty"`
-	// Who asked for the end; empty when nobody did.
+	// Who asked for the end: a caller, or systemd when it stopped the unit and nobody
+	// had asked us. Empty when nobody is known to have.
 	RequestedBy string `protobuf:"bytes,8,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
 	// When it was started.
 	StartedUnixMs int64 `protobuf:"varint,9,opt,name=started_unix_ms,json=startedUnixMs,proto3" json:"started_unix_ms,omitempty"`

@@ -1,0 +1,122 @@
+// Package place tells when the main process of an incarnation is taken out of
+// the cgroup that it was launched in, as root can do, and systemd at its behest.
+package place
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/backends/internal/process"
+	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Place is where one incarnation belongs. Its methods may be called by many
+// goroutines at once.
+type Place struct {
+	fs      procfs.FS
+	group   cgroup.Group
+	main    *process.Process
+	left    chan struct{}
+	over    bool // left is closed; the watcher's, once it knows of the place
+	events  *os.File
+	unwatch func()
+}
+
+// Watch looks at once, and again whenever the kernel tells that the group has
+// become empty (cgroup.events, Linux's cgroup-v2.rst). It tells nothing when
+// others stay behind in the group: then only who asks finds out.
+func Watch(w *watch.Watcher, proc procfs.FS, g cgroup.Group, main *process.Process) (*Place, error) {
+	p := &Place{fs: proc, group: g, main: main, left: make(chan struct{}), unwatch: func() {}}
+	events, err := g.OpenEvents()
+	if errors.Is(err, fs.ErrNotExist) { // nobody is left in it, or will be
+		p.look(0)
+		return p, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.events = events
+	if err := p.watch(w); err != nil {
+		events.Close()
+		return nil, fmt.Errorf("watch %s: %w", g.Path(), err)
+	}
+	return p, nil
+}
+
+func (p *Place) watch(w *watch.Watcher) error {
+	raw, err := p.events.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { // the first look comes with it
+		p.unwatch, failed = w.Add(int(fd), unix.EPOLLPRI|unix.EPOLLET, p.look)
+	})
+	return errors.Join(err, failed)
+}
+
+// look runs on the watcher's loop.
+func (p *Place) look(uint32) {
+	if !p.over && p.gone() {
+		p.over = true
+		close(p.left)
+	}
+}
+
+// gone tells whether the main process lives elsewhere. One that is ending is
+// still where it was, or where that has been.
+func (p *Place) gone() bool {
+	at, err := p.fs.Cgroup(p.main.PID())
+	if err != nil || !p.main.Lives() { // else the number may be another's
+		return false
+	}
+	at = strings.TrimSuffix(at, " (deleted)")
+	return at != p.group.Path() && !strings.HasPrefix(at, p.group.Path()+"/")
+}
+
+// Left is closed when the main process lives and is no more in its place.
+func (p *Place) Left() <-chan struct{} { return p.left }
+
+// Check is an error if the main process has left its place, also where the
+// kernel does not tell.
+func (p *Place) Check() error {
+	select {
+	case <-p.left:
+	default:
+		if !p.gone() {
+			return nil
+		}
+	}
+	return fmt.Errorf("somebody has moved process %d out of %s: no limit holds there; restart the service", p.main.PID(), p.group.Path())
+}
+
+// Close ends the watching. It is idempotent.
+func (p *Place) Close() error {
+	p.unwatch()
+	if p.events == nil {
+		return nil
+	}
+	if err := p.events.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Kept tells whether a process that is in none of our cgroups, and that a record
+// calls the main one of a service, is a child of the shim: then it was launched as
+// such, and has been moved out of a cgroup that is no more.
+func Kept(proc procfs.FS, pid int) bool {
+	p, err := proc.Process(pid)
+	if err != nil {
+		return false
+	}
+	parent, err := proc.Process(p.PPID)
+	return err == nil && parent.Name == "gladsheim-shim"
+}
