@@ -38,8 +38,9 @@ func (w *world) auditorHost() auditor.Host {
 	return h
 }
 
-// settle is how long the host may take to come to rest after a fault.
-const settle = 5 * time.Second
+// settle is how long a host may take to come to rest after a fault: some seconds
+// where it is not emulated.
+const settle = 30 * time.Second
 
 // audit holds the host against all that is known.
 func (a *audited) audit(what string) {
