@@ -137,6 +137,9 @@ func (j job) command(run string, timeout time.Duration) *exec.Cmd {
 	if j.soak {
 		args = append(args, "-env", "GLADSHEIM_TEST_SOAK=1")
 	}
+	if kills := os.Getenv("GLADSHEIM_TEST_KILLS"); kills != "" { // of the agent, in test/e2e
+		args = append(args, "-env", "GLADSHEIM_TEST_KILLS="+kills)
+	}
 	if j.user {
 		args = append(args, "-user")
 	}
