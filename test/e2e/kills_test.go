@@ -60,6 +60,9 @@ func kills(t *testing.T) (times, services int) {
 	if soak {
 		return 200, 100
 	}
+	if os.Getenv("GLADSHEIM_TEST_HOST") == "bare" { // which is not emulated
+		return 25, 100
+	}
 	return 5, 20
 }
 
@@ -167,7 +170,7 @@ type doomed struct {
 // doom starts mortals, and gives each the next fate.
 func (c *crowd) doom() []doomed {
 	c.t.Helper()
-	out := make([]doomed, c.deaths)
+	out, faults := make([]doomed, c.deaths), make([]error, c.deaths)
 	var starts sync.WaitGroup
 	for i := range out {
 		at := c.ends + i
@@ -175,13 +178,12 @@ func (c *crowd) doom() []doomed {
 		d.name, d.fate = c.mortals[at%len(c.mortals)], fates[at%len(fates)]
 		starts.Go(func() {
 			s, err := c.services().StartService(contextFor(c.t), &gladsheimv1.StartServiceRequest{ServiceName: d.name})
-			if err == nil {
-				d.incarnation, d.process = s.Incarnation, relative{pid: int(s.ProcessId)}
-			}
+			d.incarnation, d.process, faults[i] = s.GetIncarnation(), relative{pid: int(s.GetProcessId())}, err
 		})
 	}
 	starts.Wait()
 	for i, d := range out {
+		require.NoError(c.t, faults[i], d.name)
 		stat, err := statOf(d.process.pid)
 		require.NoError(c.t, err, d.name)
 		out[i].process.start = stat[19]
