@@ -43,7 +43,7 @@ var rooms = map[string]string{
 	"backends/exec":                 "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch procfs failpoint",
 	"backends/fake":                 "agent/service backends",
 	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/launch backends/internal/process backends/internal/watch cgroup platform procfs",
-	"backends/backendtest":          "agent/service backends",
+	"backends/backendtest":          "agent/service backends backends/internal/launch/gate",
 
 	"agent/thjalfi": "agent/service backends failpoint",
 	"agent/skirnir": "agent/service",

@@ -45,11 +45,11 @@ type Report struct {
 	Unchecked []string  `json:"unchecked"` // what could not be looked at, and why
 }
 
-// Audit looks until nothing is found, or for as long as grace: a host that is at
-// work is between two states all the time, and a finding is what stays. An error
-// says that the host can not be looked at.
+// Audit looks until nothing is found, or for as long as grace after its first look:
+// a host that is at work is between two states all the time, and a finding is what
+// stays. An error says that the host can not be looked at.
 func Audit(ctx context.Context, h Host, e Expectation, grace time.Duration) (Report, error) {
-	began := time.Now()
+	var began time.Time
 	var kept Report
 	for looks := 0; ; looks++ {
 		v, err := look(ctx, h)
@@ -61,6 +61,9 @@ func Audit(ctx context.Context, h Host, e Expectation, grace time.Duration) (Rep
 			now.Findings = slices.DeleteFunc(now.Findings, func(f Finding) bool { return !slices.Contains(kept.Findings, f) })
 		}
 		kept = now
+		if looks == 0 {
+			began = time.Now()
+		}
 		if len(kept.Findings) == 0 || time.Since(began) >= grace {
 			return kept, nil
 		}

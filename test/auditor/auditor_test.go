@@ -452,6 +452,17 @@ func TestAFindingIsWhatStays(t *testing.T) {
 	require.Empty(t, r.Findings)
 	require.Equal(t, 3, looks)
 
+	// A look that takes longer than the grace is not the last one.
+	s.group("/gladsheim/svc-web-00000002")
+	s.asked = func() {
+		time.Sleep(2 * pause)
+		s.asked = func() { require.NoError(t, os.Remove(s.host.Cgroups+"/gladsheim/svc-web-00000002")) }
+	}
+	r, err = Audit(t.Context(), s.host, Expectation{}, pause)
+	require.NoError(t, err)
+	require.Empty(t, r.Findings)
+
+	s.asked = nil
 	s.group("/gladsheim/svc-web-00000002")
 	began := time.Now()
 	r, err = Audit(t.Context(), s.host, Expectation{}, 2*pause)

@@ -75,40 +75,25 @@ func actions() []action {
 // matrix is a world in which a service is started and stopped under faults, while
 // a witness runs and is never to notice.
 type matrix struct {
-	*world
+	*audited
 	backend string
-	host    auditor.Host
-	expect  auditor.Expectation
 }
 
 func (w *world) matrix(mode string) *matrix {
-	m := &matrix{world: w, backend: map[string]string{"scope": "systemd", "cgroup": "cgroupfs", "auto": "exec"}[mode], host: w.auditorHost()}
 	w.register(fields{"name": "witness", "exec": []string{"/bin/sleep", "infinity"}, "launch": mode})
 	w.register(fields{"name": "victim", "exec": []string{"/bin/sh", "-c", "sleep 1000 & exec sleep 2000"}, "launch": mode,
 		"restart": fields{"policy": "on-failure", "backoff": "10ms"}})
-	byGRPC{w}.start("witness")
+	m := &matrix{w.audited("witness"), map[string]string{"scope": "systemd", "cgroup": "cgroupfs", "auto": "exec"}[mode]}
 	bystander := exec.Command("/bin/sleep", "infinity")
 	require.NoError(w.t, bystander.Start())
 	w.t.Cleanup(func() {
 		require.NoError(w.t, bystander.Process.Kill())
 		_ = bystander.Wait()
 	})
-	since, err := auditor.Take(w.t.Context(), m.host)
-	require.NoError(w.t, err)
-	require.Len(w.t, since.Instances, 1)
 	stander, err := auditor.Bystander(m.host, bystander.Process.Pid)
 	require.NoError(w.t, err)
-	m.expect = auditor.Expectation{Since: since, Bystanders: []auditor.Instance{stander}, Bare: []string{"witness"}, Quiet: true}
+	m.expect.Bystanders = []auditor.Instance{stander}
 	return m
-}
-
-// auditorHost is where the auditor finds this world.
-func (w *world) auditorHost() auditor.Host {
-	h := auditor.Host{State: w.path("state"), Run: w.path("run"), Socket: w.socket, AgentLog: w.path("daemon.log"), Proc: "/proc"}
-	if limited(w.t) {
-		h.Cgroups = "/sys/fs/cgroup"
-	}
-	return h
 }
 
 // in is m for a subtest, which leaves behind another daemon than it found.
@@ -117,18 +102,6 @@ func (m *matrix) in(t *testing.T) *matrix {
 	m.t = t
 	t.Cleanup(func() { m.t = parent })
 	return m
-}
-
-// settle is how long the host may take to come to rest after a fault.
-const settle = 5 * time.Second
-
-// audit holds the host against all that is known.
-func (m *matrix) audit(what string) {
-	m.t.Helper()
-	r, err := auditor.Audit(m.t.Context(), m.host, m.expect, settle)
-	require.NoError(m.t, err)
-	require.Empty(m.t, r.Findings, "%s\n%s", what, m.daemonLog())
-	require.Empty(m.t, r.Unchecked, what)
 }
 
 // order gives the agent's failpoints an order.

@@ -95,7 +95,7 @@ func newWorldOf(t *testing.T, program string) *world {
 	require.NoError(t, os.MkdirAll(w.path("services.d"), 0o755))
 	require.NoError(t, os.WriteFile(w.path("gladsheim.json"), []byte(
 		fmt.Sprintf(`{"gladsheim":{"grpc":{"port":%d},"resource_limits":{"max_services":300,"default_memory_mb":512,"default_cpu_percent":100}}}`, tcpPort)), 0o600))
-	w.log, err = os.Create(w.path("daemon.log"))
+	w.log, err = os.OpenFile(w.path("daemon.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(t, err)
 	t.Cleanup(w.end)
 	w.begin()

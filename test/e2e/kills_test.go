@@ -6,12 +6,14 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -20,72 +22,232 @@ import (
 )
 
 // TestKillsAtRandom: the agent is killed at random moments while callers start and
-// stop some services as fast as they can, and others just run. After each kill the
-// next agent takes up what there is, and the auditor finds nothing: none of those
-// that run was lost, none lives twice, every acknowledged start and stop holds, and
-// every end has its record.
+// stop some services as fast as they can, others just run, others number the lines
+// that they write, and others end while it is dead. After each kill the next agent
+// takes up what there is, and the auditor finds nothing: none of those that run was
+// lost, none lives twice, every acknowledged start and stop holds. Every end has its
+// exact code or signal, no event is missing, and in the end no line is.
 func TestKillsAtRandom(t *testing.T) {
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
 			if mode == "cgroup" {
 				oneOfAKind(t)
 			}
+			times, many := kills(t)
 			w := newWorld(t)
-			steady, busy := crowd(10), crowd(4)
-			for name, defs := range map[string]int{"steady": steady, "busy": busy} {
-				for i := range defs {
-					w.register(fields{"name": fmt.Sprintf("%s-%d", name, i), "exec": []string{"/bin/sleep", "infinity"}, "launch": mode})
+			c := w.crowd(mode, many, times)
+			began := time.Now()
+			for n := range times {
+				c.kill(fmt.Sprintf("kill %d", n))
+				if n := n + 1; n%50 == 0 || n == times {
+					t.Logf("%d kills in %v, %d services, 0 lost, 0 doubled; %d starts and stops acknowledged; all of %d ends in the absence known; %d events without a hole",
+						n, time.Since(began).Round(time.Second), many, c.acks, c.ends, c.events)
 				}
 			}
-			var bare []string
-			for i := range steady {
-				bare = append(bare, fmt.Sprintf("steady-%d", i))
-				byGRPC{w}.start(bare[i])
-			}
-			since, err := auditor.Take(t.Context(), w.auditorHost())
-			require.NoError(t, err)
-			require.Len(t, since.Instances, steady)
-			for n := range kills(t) {
-				acked := make([][]auditor.Ack, busy)
-				var callers sync.WaitGroup
-				for i := range busy {
-					callers.Go(func() { acked[i] = w.traffic(fmt.Sprintf("busy-%d", i)) })
-				}
-				moment := time.Duration(rand.Int64N(int64(time.Second)))
-				time.Sleep(moment) // that is the moment
-				w.leave(syscall.SIGKILL)
-				callers.Wait()
-				w.begin()
-				what := fmt.Sprintf("kill %d, %v after the agent was ready", n, moment)
-				r, err := auditor.Audit(t.Context(), w.auditorHost(),
-					auditor.Expectation{Since: since, Acked: slices.Concat(acked...), Bare: bare, Quiet: true}, settle)
-				require.NoError(t, err)
-				require.Empty(t, r.Findings, "%s\n%s", what, w.daemonLog())
-				require.Empty(t, r.Unchecked, what)
-			}
+			t.Logf("all of %d lines", c.allLines())
 		})
 	}
 }
 
-// kills is how often the agent is killed: GLADSHEIM_TEST_KILLS times, if that is set.
-func kills(t *testing.T) int {
+// kills is how often the agent is killed, and amid how many services:
+// GLADSHEIM_TEST_KILLS times amid a hundred, if that is set.
+func kills(t *testing.T) (times, services int) {
 	if text := os.Getenv("GLADSHEIM_TEST_KILLS"); text != "" {
 		n, err := strconv.Atoi(text)
 		require.NoError(t, err)
-		return n
+		return n, 100
 	}
 	if soak {
-		return 200
+		return 200, 100
 	}
-	return 5
+	if os.Getenv("GLADSHEIM_TEST_HOST") == "bare" { // which is not emulated
+		return 25, 100
+	}
+	return 5, 20
 }
 
-// crowd is a number of services, ten times as many where there is time.
-func crowd(n int) int {
-	if soak {
-		return 10 * n
+// crowd is what lives while the agent is killed.
+type crowd struct {
+	*audited
+	talkers, busy, mortals []string
+	deaths                 int    // how many mortals end with each kill
+	token                  uint64 // of the latest event
+	acks, ends, events     int
+}
+
+// crowd starts so many services: of ten, five are steady, one talks, two are mortal,
+// and two are busy.
+func (w *world) crowd(mode string, many, times int) *crowd {
+	w.t.Helper()
+	names := func(kind string, n int, def func(name string) fields) (out []string) {
+		for i := range n {
+			name := fmt.Sprintf("%s-%d", kind, i)
+			w.register(def(name).with(fields{"name": name, "launch": mode}))
+			out = append(out, name)
+		}
+		return out
 	}
-	return n
+	rest := func(string) fields { return fields{"exec": []string{"/bin/sleep", "infinity"}} }
+	tenth := max(many/10, 1)
+	c := &crowd{audited: w.audited(names("steady", 5*tenth, rest)...), busy: names("busy", 2*tenth, rest)}
+	c.talkers = names("talker", tenth, func(name string) fields {
+		// Its log is cut many times.
+		return workload(w.t, name, name, "talk", "200", "20").with(fields{"log_rotate": fields{"size": "64KiB", "total": "1GiB"}})
+	})
+	c.mortals = names("mortal", 2*tenth, func(name string) fields {
+		require.NoError(w.t, unix.Mkfifo(w.path(name), 0o600))
+		return fields{"exec": []string{"/bin/sh", "-c", "read code <" + w.path(name) + "; exit $code"}, "log": "null", "restart": fields{"policy": "never"}}
+	})
+	c.deaths = min(1+len(fates)/times, len(c.mortals))
+	for _, name := range c.talkers {
+		byGRPC{w}.start(name)
+	}
+	c.token = w.sequence()
+	return c
+}
+
+// kill has the agent killed at a random moment of its work, and some mortals ended
+// before there is another.
+func (c *crowd) kill(what string) {
+	c.t.Helper()
+	// The auditor reads the log whole, and has read what is there.
+	require.NoError(c.t, c.log.Truncate(0))
+	doomed := c.doom()
+	acked := make([][]auditor.Ack, len(c.busy))
+	var callers sync.WaitGroup
+	for i, name := range c.busy {
+		callers.Go(func() { acked[i] = c.traffic(name) })
+	}
+	moment := time.Duration(rand.Int64N(int64(time.Second)))
+	time.Sleep(moment) // that is the moment
+	c.leave(syscall.SIGKILL)
+	callers.Wait()
+	for _, d := range doomed {
+		c.meet(d)
+	}
+	c.begin()
+	c.expect.Acked = slices.Concat(acked...)
+	c.acks += len(c.expect.Acked)
+	c.audit(fmt.Sprintf("%s, %v after the agent was ready", what, moment))
+	for _, d := range doomed {
+		c.told(what, d)
+	}
+	kinds, last := c.resume(c.token)
+	c.token, c.events = last, c.events+len(kinds)
+}
+
+// fates are all ends that a program can come to: each code, and each signal that
+// kills, of those for everybody's own use the first few.
+var fates = func() (all []fate) {
+	for code := range 256 {
+		all = append(all, fate{code: code})
+	}
+	for signal := syscall.Signal(1); signal < 41; signal++ {
+		switch signal {
+		case syscall.SIGCHLD, syscall.SIGCONT, syscall.SIGURG, syscall.SIGWINCH, // are ignored
+			syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, // stop
+			32, 33: // belong to the C library
+		default:
+			all = append(all, fate{signal: signal})
+		}
+	}
+	return all
+}()
+
+type fate struct {
+	code   int
+	signal syscall.Signal
+}
+
+// doomed is a mortal, and what is to become of it.
+type doomed struct {
+	fate
+	name        string
+	incarnation uint64
+	process     relative
+}
+
+// doom starts mortals, and gives each the next fate.
+func (c *crowd) doom() []doomed {
+	c.t.Helper()
+	out, faults := make([]doomed, c.deaths), make([]error, c.deaths)
+	var starts sync.WaitGroup
+	for i := range out {
+		at := c.ends + i
+		d := &out[i]
+		d.name, d.fate = c.mortals[at%len(c.mortals)], fates[at%len(fates)]
+		starts.Go(func() {
+			ctx, req := contextFor(c.t), &gladsheimv1.StartServiceRequest{ServiceName: d.name}
+			s, err := c.services().StartService(ctx, req)
+			for status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil { // an emulated host was too slow for it
+				s, err = c.services().StartService(ctx, req)
+			}
+			d.incarnation, d.process, faults[i] = s.GetIncarnation(), relative{pid: int(s.GetProcessId())}, err
+		})
+	}
+	starts.Wait()
+	for i, d := range out {
+		require.NoError(c.t, faults[i], d.name)
+		stat, err := statOf(d.process.pid)
+		require.NoError(c.t, err, d.name)
+		out[i].process.start = stat[19]
+	}
+	return out
+}
+
+// meet has a mortal end as it is to, and waits until it has.
+func (c *crowd) meet(d doomed) {
+	c.t.Helper()
+	if d.signal != 0 {
+		require.NoError(c.t, syscall.Kill(d.process.pid, d.signal))
+	} else {
+		eventually(c.t, d.name+" listens", func() bool {
+			fifo, err := os.OpenFile(c.path(d.name), os.O_WRONLY|syscall.O_NONBLOCK, 0)
+			if err != nil {
+				require.ErrorIs(c.t, err, syscall.ENXIO)
+				return false
+			}
+			defer fifo.Close()
+			_, err = fmt.Fprintln(fifo, d.code)
+			require.NoError(c.t, err)
+			return true
+		})
+	}
+	eventually(c.t, d.name+" has ended", func() bool { return !d.process.lives() })
+}
+
+// told holds that the record of an end says what it was.
+func (c *crowd) told(what string, d doomed) {
+	c.t.Helper()
+	var x *gladsheimv1.ExitRecord
+	eventually(c.t, d.name+" is known to have ended", func() bool {
+		if exits := (byGRPC{c.world}).exits(d.name).Exits; len(exits) > 0 {
+			x = exits[0] // the latest
+		}
+		return x.GetIncarnation() >= d.incarnation
+	})
+	require.Equal(c.t, d.incarnation, x.Incarnation, "%s: %s", what, d.name)
+	require.Empty(c.t, x.GetUnknownReason(), "%s: %s", what, d.name)
+	require.Equal(c.t, d.fate, fate{int(x.GetExitCode()), syscall.Signal(x.GetSignal())}, "%s: %s: %v", what, d.name, x)
+	c.ends++
+}
+
+// allLines stops the talkers and holds that every line that they wrote is there,
+// once and in its order. It tells how many there were.
+func (c *crowd) allLines() (all int) {
+	c.t.Helper()
+	for _, name := range c.talkers {
+		byGRPC{c.world}.stop(name)
+		lines := strings.Split(strings.TrimSuffix(c.mustCLI("logs", name, "-n", "1000000"), "\n"), "\n")
+		for i, line := range lines[:len(lines)-1] {
+			if want := fmt.Sprintf("%0199d", i+1); line != want {
+				require.Equal(c.t, want, line, "of %d lines of %s", len(lines), name)
+			}
+		}
+		require.Equal(c.t, fmt.Sprintf("%d lines", len(lines)-1), lines[len(lines)-1], name)
+		all += len(lines)
+	}
+	return all
 }
 
 // traffic starts and stops a service some times, or until the agent is gone. It

@@ -12,11 +12,15 @@ import (
 
 // job is one test binary on one host.
 type job struct {
-	host string // as test/host/run knows it
+	host string // as test/host/run knows it, or outside
 	user bool   // bare only: as a plain user
 	soak bool   // at length
 	pkg  string // folder of the package
 }
+
+// outside is the floor of tests that run here and switch machines on and off
+// themselves.
+const outside = "power"
 
 // machinesOf says on which machines a package's tests run, besides the unit
 // floor, and with which programs. What takes longest comes first. In a soak they
@@ -28,6 +32,7 @@ var machinesOf = []struct {
 	programs []string
 }{
 	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, []string{"gladsheimd", "gladsheimd-failpoints", "gladsheim", "workload", "wireclient"}},
+	{"test/power", []string{outside}, nil, []string{"gladsheimd", "gladsheim", "workload"}},
 	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, nil, []string{"workload"}},
 	{"cmd/gladsheimd", []string{"systemd", "cgroup2", "bare"}, []string{"systemd-old", "systemd-new"}, []string{"workload"}},
 	{"backends/cgroupfs", []string{"cgroup2", "systemd-old"}, []string{"systemd", "systemd-new"}, []string{"workload"}},
@@ -124,10 +129,16 @@ func compile(to, pkg string, cover bool, verb ...string) error {
 // command runs the job's test binary on its host; its output is what
 // `go test -json` would print.
 func (j job) command(run string, timeout time.Duration) *exec.Cmd {
+	if j.host == outside {
+		return j.here(run, timeout)
+	}
 	data := coverDir(strings.NewReplacer("/", "-", " ", "-").Replace(j.label() + "-" + j.pkg))
 	args := []string{"-timeout", (timeout + time.Minute).String(), "-bin", bin(j.pkg), "-out", "cover:" + data}
 	if j.soak {
 		args = append(args, "-env", "GLADSHEIM_TEST_SOAK=1")
+	}
+	if kills := os.Getenv("GLADSHEIM_TEST_KILLS"); kills != "" { // of the agent, in test/e2e
+		args = append(args, "-env", "GLADSHEIM_TEST_KILLS="+kills)
 	}
 	if j.user {
 		args = append(args, "-user")
@@ -138,7 +149,29 @@ func (j job) command(run string, timeout time.Duration) *exec.Cmd {
 		test += " -test.run '" + strings.ReplaceAll(run, "'", `'\''`) + "'"
 	}
 	args = append([]string{"test/host/run", j.host}, args...)
-	args = append(args, "--", "sh", "-c", test)
+	return j.events(append(args, "--", "sh", "-c", test))
+}
+
+// here is command for a test binary that stays outside of the machines.
+func (j job) here(run string, timeout time.Duration) *exec.Cmd {
+	dir, err := filepath.Abs(bin(j.pkg))
+	if err != nil {
+		panic(err) // only without a working directory
+	}
+	args := []string{filepath.Join(dir, j.binary()), "-test.v=test2json", "-test.timeout=" + timeout.String()}
+	if run != "" {
+		args = append(args, "-test.run", run)
+	}
+	cmd := j.events(args)
+	cmd.Dir, cmd.Env = j.pkg, append(os.Environ(), "GLADSHEIM_TEST_POWER="+dir)
+	if j.soak {
+		cmd.Env = append(cmd.Env, "GLADSHEIM_TEST_SOAK=1")
+	}
+	return cmd
+}
+
+// events runs a test binary by such a command, and turns what it prints into events.
+func (j job) events(args []string) *exec.Cmd {
 	script := fmt.Sprintf(`set -o pipefail; "$@" | go tool test2json -t -p %s/%s`, module, j.pkg)
 	return exec.Command("bash", append([]string{"-c", script, "floors"}, args...)...)
 }

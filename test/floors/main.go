@@ -26,7 +26,7 @@ const minimumCoverage = 80.0
 const work = ".cover"
 
 func main() {
-	only := flag.String("only", "", "comma-separated floors to run: unit, or hosts such as systemd; default all")
+	only := flag.String("only", "", "comma-separated floors to run: unit, power, or hosts such as systemd; default all")
 	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
 	machines := flag.Int("machines", 2, "emulated machines at the same time, or one less beside the unit floor")
 	soak := flag.Bool("soak", false, "hosts only: every package on every host it can run on, and at length")

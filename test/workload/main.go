@@ -48,6 +48,7 @@ func modes() map[string]mode {
 		"close-stdout": {"close stdout and stderr, and live on", runCloseStdout},
 		"hand-stdout":  {"[AFTER]: exit 0 while a grandchild keeps stdout open", runHandStdout},
 		"log":          {"LINES SIZE [RATE]: print numbered lines of SIZE bytes, RATE a second", runLog},
+		"talk":         {"SIZE RATE: print numbered lines of SIZE bytes, RATE a second, and how many they were when SIGTERM arrives", runTalk},
 		"long-line":    {"BYTES: print one line of odd bytes", runLongLine},
 		"odd-name":     {"wear a name that breaks parsers, and a command line of 120 KiB", runOddName},
 		"exec-self":    {"RATE: exec itself RATE times a second", runExecSelf},

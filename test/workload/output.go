@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"syscall"
 	"time"
@@ -77,6 +78,31 @@ func runLog(args []string) error {
 		fmt.Fprintf(out, "%010d %s\n", i+1, filler)
 	}
 	return out.Flush()
+}
+
+// runTalk numbers its lines and knows at its end how many it has written, so that
+// whoever reads them knows whether that was all. With the newline each has SIZE bytes.
+func runTalk(args []string) error {
+	size, err := number(args, 0)
+	if err != nil {
+		return err
+	}
+	rate, err := number(args, 1)
+	if err != nil {
+		return err
+	}
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	tick := time.NewTicker(time.Second / time.Duration(max(rate, 1)))
+	for i := 1; ; i++ {
+		select {
+		case <-tick.C:
+			fmt.Printf("%0*d\n", size-1, i)
+		case <-end:
+			fmt.Printf("%d lines\n", i-1)
+			return nil
+		}
+	}
 }
 
 // runLongLine prints a line that holds NUL, invalid UTF-8, an escape sequence

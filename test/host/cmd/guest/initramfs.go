@@ -36,8 +36,17 @@ func initramfs() error {
 	if err := mountRoot("/dev/vda"); err != nil {
 		return err
 	}
-	if err := settle(kind); err != nil {
+	name, err := bootArg("name")
+	if err != nil {
 		return err
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return err
+	}
+	if _, err := os.Stat(newRoot + programPath); err != nil { // else a disk of its own has made it this host before
+		if err := settle(kind, name); err != nil {
+			return err
+		}
 	}
 	if err := switchRoot(); err != nil {
 		return err
@@ -61,7 +70,8 @@ func loadModule(path string) error {
 	return nil
 }
 
-// mountRoot mounts the disk read-only with memory over it: any number of machines use one disk, and each starts fresh.
+// mountRoot mounts the disk read-only with memory over it: any number of machines use one disk, and each starts fresh. A machine
+// that has a disk of its own has that over it instead.
 func mountRoot(disk string) error {
 	if err := waitFor(disk); err != nil {
 		return err
@@ -69,11 +79,18 @@ func mountRoot(disk string) error {
 	if err := mount(disk, "/lower", "ext4", unix.MS_RDONLY, ""); err != nil {
 		return err
 	}
-	if err := mount("tmpfs", "/rw", "tmpfs", 0, "mode=0755,nr_inodes=0"); err != nil {
+	if kept, err := bootArg("disk"); err == nil {
+		if err := waitFor(kept); err != nil {
+			return err
+		}
+		if err := mount(kept, "/rw", "ext4", 0, ""); err != nil {
+			return err
+		}
+	} else if err := mount("tmpfs", "/rw", "tmpfs", 0, "mode=0755,nr_inodes=0"); err != nil {
 		return err
 	}
 	for _, dir := range []string{"/rw/upper", "/rw/work"} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
@@ -105,11 +122,8 @@ func waitFor(device string) error {
 var units embed.FS
 
 // settle writes what makes a plain Debian this host: identity, the runner's program, and for systemd its unit.
-func settle(kind string) error {
-	name, err := bootArg("name")
-	if err != nil {
-		return err
-	}
+// The program comes last and tells that the rest is there.
+func settle(kind, name string) error {
 	id := make([]byte, 16)
 	if _, err := rand.Read(id); err != nil {
 		return err
@@ -127,20 +141,17 @@ func settle(kind string) error {
 			return err
 		}
 	}
-	if err := unix.Sethostname([]byte(name)); err != nil {
-		return err
+	if kind == "systemd" {
+		if err := settleSystemd(); err != nil {
+			return err
+		}
 	}
 	program, err := os.ReadFile("/init")
 	if err != nil {
 		return err
 	}
-	if err := write(programPath, program, 0o755); err != nil {
-		return err
-	}
-	if kind == "systemd" {
-		return settleSystemd()
-	}
-	return nil
+	unix.Sync()
+	return write(programPath, program, 0o755)
 }
 
 const unitDir = "/etc/systemd/system"

@@ -10,9 +10,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/test/host/internal/machine"
 	"github.com/gladsheim/gladsheim/test/host/internal/options"
@@ -20,7 +23,7 @@ import (
 	"github.com/gladsheim/gladsheim/test/host/internal/wire"
 )
 
-// runMachine wakes a machine, has it do the job, and ends it.
+// runMachine wakes or boots a machine, has it do the job, and ends it.
 func runMachine(ctx context.Context, snapshot machine.Snapshot, opts options.Options) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
 	defer cancel()
@@ -40,10 +43,16 @@ func runMachine(ctx context.Context, snapshot machine.Snapshot, opts options.Opt
 	}
 	defer screen.restore()
 
-	m, err := snapshot.Wake(ctx, dir, disk)
+	var m *machine.Machine
+	if opts.Disk != "" {
+		m, err = snapshot.Boot(ctx, dir, disk, opts.Disk)
+	} else {
+		m, err = snapshot.Wake(ctx, dir, disk)
+	}
 	if err != nil {
 		return 0, errors.Join(ctx.Err(), err)
 	}
+	defer onPause(m)()
 	outcome, err := converse(m.Port, opts, screen, size)
 	console := m.Console()
 	if err != nil {
@@ -62,6 +71,27 @@ func runMachine(ctx context.Context, snapshot machine.Snapshot, opts options.Opt
 		return 0, err
 	}
 	return outcome.Code, outcome.complaint()
+}
+
+// onPause pauses the machine on SIGUSR1 and lets it go on on SIGUSR2, until undone.
+func onPause(m *machine.Machine) (undo func()) {
+	asked := make(chan os.Signal, 8)
+	signal.Notify(asked, unix.SIGUSR1, unix.SIGUSR2)
+	go func() {
+		for sig := range asked {
+			do := m.Continue
+			if sig == unix.SIGUSR1 {
+				do = m.Pause
+			}
+			if err := do(); err != nil {
+				say("%v: %v", sig, err)
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(asked)
+		close(asked)
+	}
 }
 
 // writePayload writes the disk with the binaries and the copies, and returns the size of the tar on it.

@@ -36,7 +36,8 @@ type hardware struct {
 	ram                  string // the file that is its memory
 	keepRAM              bool   // changes go to the file; otherwise they are this machine's own
 	boot                 string // kernel arguments
-	wake                 bool   // wait for the state of a frozen machine
+	wake                 bool   // wait for the state of a frozen machine; otherwise boot
+	disk                 string // what it writes is kept there, if anywhere
 }
 
 // quiet are kernel arguments that save time: checks of the (emulated) hardware, mitigations for faults it does not have, security
@@ -54,8 +55,11 @@ const processor = "qemu64,-cx16,+rdrand,+rdtscp,+fsgsbase"
 func (h hardware) arguments() []string {
 	share, threads := "off", "multi"
 	if h.keepRAM {
+		share = "on"
+	}
+	if !h.wake {
 		// One processor at a time, for the kernel patches itself while it boots: units/quota.slice of the guest program tells more.
-		share, threads = "on", "single"
+		threads = "single"
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -67,6 +71,9 @@ func (h hardware) arguments() []string {
 		"-drive", "file=" + escape(h.root) + ",format=raw,if=virtio,readonly=on",
 		"-drive", "file=" + escape(h.payload) + ",format=raw,if=virtio,readonly=on",
 		"-kernel", h.kernel, "-initrd", h.initrd, "-append", quiet + " " + h.boot,
+	}
+	if h.disk != "" {
+		args = append(args, "-drive", "file="+escape(h.disk)+",format=raw,if=virtio")
 	}
 	if h.wake {
 		args = append(args, "-incoming", "defer")
@@ -120,7 +127,14 @@ func start(ctx context.Context, dir string, h hardware) (*Machine, error) {
 	return m, nil
 }
 
-// Kill ends the machine at once, as if its power was cut. Nothing is lost: its disks are read-only.
+// Pause stops all of the machine, its clocks included, until Continue.
+func (m *Machine) Pause() error { return m.qmp.do("stop", nil) }
+
+// Continue lets a paused machine go on.
+func (m *Machine) Continue() error { return m.qmp.do("cont", nil) }
+
+// Kill ends the machine at once, as if its power was cut. What it has written to a disk that is kept is there, as on a disk whose
+// own memory outlives the cut; what its kernel still held back is lost.
 func (m *Machine) Kill() {
 	_ = m.cmd.Process.Kill()
 	_ = m.cmd.Wait()

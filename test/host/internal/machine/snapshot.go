@@ -2,7 +2,9 @@ package machine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,10 +99,7 @@ func (m Maker) freeze(ctx context.Context, s Snapshot, dir string) error {
 	if err != nil {
 		return err
 	}
-	kind, _, err := machine.Port.Receive()
-	if err == nil && kind != wire.Ready {
-		err = fmt.Errorf("frame %d instead of ready", kind)
-	}
+	err = machine.booted()
 	if err == nil {
 		err = machine.save(filepath.Join(dir, stateName))
 	}
@@ -109,6 +108,15 @@ func (m Maker) freeze(ctx context.Context, s Snapshot, dir string) error {
 	}
 	machine.Kill()
 	return nil
+}
+
+// booted waits until the machine is ready for a job.
+func (m *Machine) booted() error {
+	kind, _, err := m.Port.Receive()
+	if err == nil && kind != wire.Ready {
+		err = fmt.Errorf("frame %d instead of ready", kind)
+	}
+	return err
 }
 
 // save writes the state of the devices; the memory is in its file.
@@ -132,6 +140,38 @@ func (s Snapshot) Wake(ctx context.Context, dir, payload string) (*Machine, erro
 		return nil, machine.Failed(err)
 	}
 	return machine, nil
+}
+
+// Boot boots the machine from its beginning instead, and keeps what it writes on the disk, a file that is made if it is not there.
+func (s Snapshot) Boot(ctx context.Context, dir, payload, disk string) (*Machine, error) {
+	if _, err := os.Stat(disk); errors.Is(err, fs.ErrNotExist) {
+		if err := makeDisk(ctx, disk); err != nil {
+			return nil, err
+		}
+	}
+	h := s.hardware(payload)
+	h.ram, h.wake, h.disk, h.boot = filepath.Join(dir, ramName), false, disk, s.boot+" testhost.disk=/dev/vdc"
+	if err := hole(h.ram, memorySize); err != nil {
+		return nil, err
+	}
+	machine, err := start(ctx, dir, h)
+	if err != nil {
+		return nil, err
+	}
+	if err := machine.booted(); err != nil {
+		return nil, machine.Failed(err)
+	}
+	return machine, nil
+}
+
+// makeDisk makes an empty disk. It appears complete or not at all.
+func makeDisk(ctx context.Context, disk string) error {
+	made := disk + ".new"
+	out, err := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", made, "1G").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mke2fs %s: %w\n%s", made, err, out)
+	}
+	return os.Rename(made, disk)
 }
 
 func (m *Machine) load(path string) error {

@@ -29,10 +29,14 @@ streams its output and returns its exit code. 124: timed out. 125: the host coul
   -bin DIR               the binaries to put in PATH (default: bin/ of this tree)
   -stdin                 give the command this standard input (default: none)
   -tty                   run the command on a terminal: test/host/run systemd -tty -- bash
+  -disk FILE             keep what the machine writes on this disk, made when it is not there: the next run
+                         boots the same machine again, as after a power cut (some seconds, not half a second)
   -console               print the machine's console at the end
   -user                  bare only: run as a plain user
   -list                  list the hosts
   -build [HOST]...       make the machines now, so that the first run need not
+
+SIGUSR1 pauses the machine, SIGUSR2 lets it go on. SIGTERM, like any end of this program, cuts its power.
 `
 
 // Pair is a path on one side and its place on the other.
@@ -47,6 +51,7 @@ type Options struct {
 	Env     []string
 	Timeout time.Duration
 	Bin     string
+	Disk    string
 	Stdin   bool
 	TTY     bool
 	Console bool
@@ -86,6 +91,7 @@ func parseRun(name string, args []string) (Options, error) {
 	flags.Func("env", "", func(s string) error { return o.addEnv(s) })
 	flags.DurationVar(&o.Timeout, "timeout", o.Timeout, "")
 	flags.StringVar(&o.Bin, "bin", "", "")
+	flags.StringVar(&o.Disk, "disk", "", "")
 	flags.BoolVar(&o.Stdin, "stdin", false, "")
 	flags.BoolVar(&o.TTY, "tty", false, "")
 	flags.BoolVar(&o.Console, "console", false, "")
@@ -104,6 +110,8 @@ func parseRun(name string, args []string) (Options, error) {
 		return o, errors.New("no command after --")
 	case o.Timeout <= 0:
 		return o, errors.New("-timeout must be more than nothing")
+	case o.Disk != "" && o.Host.Bare():
+		return o, errors.New("-disk is for machines; bare keeps what it is told anyway")
 	case o.User && !o.Host.Bare():
 		return o, errors.New("-user is for bare; in a machine use runuser or setpriv")
 	}

@@ -41,6 +41,7 @@ func TestParseRefuses(t *testing.T) {
 		"bad variable":    {"systemd", "-env", "=x", "--", "true"},
 		"no time":         {"systemd", "-timeout", "0", "--", "true"},
 		"user in machine": {"systemd", "-user", "--", "true"},
+		"bare on a disk":  {"bare", "-disk", "x", "--", "true"},
 		"unknown build":   {"-build", "windows"},
 	} {
 		_, err := Parse(args)
