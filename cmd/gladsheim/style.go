@@ -135,7 +135,9 @@ func (t *table) write(w io.Writer) error {
 func oneLine(text string) string {
 	var said []string
 	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" && !slices.Contains(said, line) {
+		line = strings.TrimSpace(line)
+		before := func(s string) bool { return strings.HasSuffix(s, line) } // perhaps after what it was done for
+		if line != "" && !slices.ContainsFunc(said, before) {
 			said = append(said, line)
 		}
 	}

@@ -131,6 +131,7 @@ func TestALostDefinition(t *testing.T) {
 
 func TestOneLine(t *testing.T) {
 	require.Equal(t, "cannot write x: no space; cannot remove x", oneLine("cannot write x: no space\ncannot write x: no space\n\ncannot remove x"))
+	require.Equal(t, "cannot register x: cannot write x: no space", oneLine("cannot register x: cannot write x: no space\ncannot write x: no space"))
 }
 
 // What ends by itself is bound as well, for the agent may hang.
