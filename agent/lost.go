@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 )
@@ -21,6 +23,7 @@ func (a *Agent) tellLostEnd(name service.Name, r skirnir.Actual) {
 	}
 	exits := []service.ExitRecord{{
 		Incarnation: ended, Exit: service.Exit{Unknown: recordDamaged}, Verdict: service.VerdictUnknown,
+		Started: r.Started, Ended: time.Now(), // when that was noticed
 		Message: "it ended, and the record of how was damaged; it and those before it were set aside",
 	}}
 	if err := a.store.SaveExits(name, exits); err != nil {

@@ -345,12 +345,14 @@ func TestFollow(t *testing.T) {
 	f, err := os.OpenFile(filepath.Join(c.agent.LogDir, "api.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
 	defer f.Close()
-	_, err = f.WriteString("hello\n")
-	require.NoError(t, err)
-	require.NoError(t, reader.SetReadDeadline(time.Now().Add(10*time.Second)))
-	line := make([]byte, 64)
-	n, err := reader.Read(line)
-	require.NoError(t, err)
+	line, n := make([]byte, 11), 0
+	require.Eventually(t, func() bool {
+		_, err := f.WriteString("hello\n") // again: what was there before the log was opened is past
+		require.NoError(t, err)
+		require.NoError(t, reader.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+		n, err = io.ReadFull(reader, line)
+		return err == nil
+	}, 10*time.Second, time.Millisecond)
 	require.Equal(t, "api: hello\n", string(line[:n]))
 	cancel()
 	require.Equal(t, exitInterrupted, <-done)
