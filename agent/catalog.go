@@ -271,7 +271,7 @@ func (a *Agent) Unregister(ctx context.Context, name service.Name, actor string)
 	a.mu.Unlock()
 	if d != nil && d.ofHost() {
 		return &service.Error{Op: "unregister", Service: name, Kind: service.Conflict,
-			Err: fmt.Errorf("%s defines it; remove that file and reload instead", d.Source)}
+			Err: fmt.Errorf("%s defines it; remove that file, then reload the agent (systemctl reload gladsheimd, or SIGHUP)", d.Source)}
 	}
 	return a.forget(ctx, name, actor)
 }

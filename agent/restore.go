@@ -29,7 +29,10 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 		}
 	}
 	for _, fault := range left.Faults {
-		a.scar("a record could not be read", fault, "see what it held; the service it names may have to be registered again")
+		a.scar("a record could not be read", fault, "see what it held, and remove it; if it is in services/ of the state directory, the service may have to be registered again; other records are made anew, and exit records are lost")
+	}
+	for _, name := range left.LostExits {
+		a.tellLostEnd(name, actual[name])
 	}
 	found, faults := a.gather(left)
 	for name, r := range actual {

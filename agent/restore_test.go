@@ -178,6 +178,33 @@ func TestCorruptRecords(t *testing.T) {
 	})
 }
 
+// That exit records were damaged is told in their stead: history does not say that
+// the service never ended.
+func TestCorruptExits(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.stop(web)
+		h.start(web)
+		h.stop(web)
+		h.close()
+		h.write("state/exits/web.json", `{"format": 1, "crc32c": 1, "body": {}}`)
+		h.open()
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 1)
+		require.EqualValues(t, 2, exits[0].Incarnation)
+		require.Equal(t, recordDamaged, exits[0].Exit.Unknown)
+		require.Len(t, h.doctor(), 1)
+		h.start(web)
+		h.stop(web)
+		h.reopen()
+		exits, err = h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 2)
+	})
+}
+
 // What a caller registered and is not valid any more, as after an upgrade.
 func TestRegisteredDefinitionThatIsNotValidAnyMore(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {

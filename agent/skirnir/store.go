@@ -187,6 +187,8 @@ type Loaded struct {
 	Actual []Actual
 	Exits  map[service.Name][]service.ExitRecord
 	Faults []error
+
+	LostExits []service.Name // whose exit records were set aside
 }
 
 // Load reads all records. Those of a later version are an error of Kind Invalid:
@@ -194,21 +196,21 @@ type Loaded struct {
 func (s *Store) Load() (Loaded, error) {
 	l := Loaded{Exits: map[service.Name][]service.ExitRecord{}}
 	err := errors.Join(
-		load(s, s.wanted, &l.Faults, func(name service.Name, w Wanted) error {
+		load(s, s.wanted, &l.Faults, nil, func(name service.Name, w Wanted) error {
 			if w.Name != name {
 				return fmt.Errorf("it is the record of %q", w.Name)
 			}
 			l.Wanted = append(l.Wanted, w)
 			return nil
 		}),
-		load(s, s.actual, &l.Faults, func(name service.Name, a Actual) error {
+		load(s, s.actual, &l.Faults, nil, func(name service.Name, a Actual) error {
 			if a.Name != name {
 				return fmt.Errorf("it is the record of %q", a.Name)
 			}
 			l.Actual = append(l.Actual, a)
 			return nil
 		}),
-		load(s, s.exits, &l.Faults, func(name service.Name, x []service.ExitRecord) error {
+		load(s, s.exits, &l.Faults, &l.LostExits, func(name service.Name, x []service.ExitRecord) error {
 			l.Exits[name] = x
 			return nil
 		}),
@@ -316,8 +318,9 @@ func (s *Store) call(name, path string, do func() error) error {
 }
 
 // load reads every record in dir. A temporary file of a write that never
-// ended is removed; a record that can not be read is set aside and reported.
-func load[T any](s *Store, dir string, faults *[]error, take func(service.Name, T) error) error {
+// ended is removed; a record that can not be read is set aside and reported, and
+// lost gets its service unless it is nil.
+func load[T any](s *Store, dir string, faults *[]error, lost *[]service.Name, take func(service.Name, T) error) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("cannot read %s: %w", dir, err)
@@ -351,6 +354,9 @@ func load[T any](s *Store, dir string, faults *[]error, take func(service.Name, 
 			*faults = append(*faults, fmt.Errorf("%w; it is left as it is", err))
 		default:
 			*faults = append(*faults, setAside(s.rename, path, err))
+			if lost != nil && !name.IsZero() {
+				*lost = append(*lost, name)
+			}
 		}
 	}
 	return nil

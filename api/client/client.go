@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -38,6 +39,12 @@ const (
 	// An agent that hangs is noticed after both, whatever it owes us.
 	keepaliveIdle    = 30 * time.Second
 	keepaliveTimeout = 10 * time.Second
+
+	// The pause after the first try to connect that fails, the longest after a
+	// later one, and the least time that a try has.
+	firstPause     = 100 * time.Millisecond
+	longestPause   = 2 * time.Second
+	connectTimeout = 20 * time.Second
 
 	maxAnswer = 4 << 20 // as much as the agent sends
 )
@@ -80,6 +87,10 @@ func Dial(address string) (*Client, error) {
 			conn, err := (&net.Dialer{}).DialContext(ctx, network, target)
 			c.dialed.Store(&dialResult{err})
 			return conn, err
+		}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: longestPause},
+			MinConnectTimeout: connectTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveIdle, Timeout: keepaliveTimeout}),

@@ -67,6 +67,13 @@ func Unreachable(err error) bool {
 	return status.Code(err) == codes.Unavailable && info(err) == nil
 }
 
+// agentLeaving is the reason of a stream that ends because the agent stops.
+const agentLeaving service.Reason = "AGENT_LEAVING"
+
+// Gone tells whether a stream ended because its agent did, or was not opened
+// because there is none. With the next agent it can be opened again.
+func Gone(err error) bool { return Unreachable(err) || ReasonOf(err) == agentLeaving }
+
 // Message is what an error says to people.
 func Message(err error) string {
 	if s, ok := status.FromError(err); ok {

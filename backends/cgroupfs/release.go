@@ -25,7 +25,7 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	if err != nil && ctx.Err() != nil {
 		return &service.Error{
 			Op: op, Service: h.ref.Name, Kind: service.Timeout, Reason: service.ReasonUnkillable,
-			Err: fmt.Errorf("these processes were killed and have not ended yet: %s", h.survivors()),
+			Err: h.unkillable(),
 		}
 	}
 	if err != nil {
@@ -47,16 +47,23 @@ func (h *handle) countLeftovers() {
 	}
 }
 
-func (h *handle) survivors() string {
+// unkillable tells what was killed and is waited for.
+func (h *handle) unkillable() error {
 	list, err := h.processes()
 	if err != nil {
-		return err.Error()
+		return fmt.Errorf("what was killed has not ended yet, and what it is can not be read: %w", err)
 	}
 	var names []string
 	for _, p := range list {
 		names = append(names, fmt.Sprintf("%d (%s)", p.PID, p.Command))
 	}
-	return strings.Join(names, ", ")
+	switch {
+	case len(names) > 0:
+		return fmt.Errorf("these processes were killed and have not ended yet: %s", strings.Join(names, ", "))
+	case !h.mainEnded():
+		return errors.New("no process is left in its cgroup; the end of its main process is waited for, which somebody moved elsewhere or which nobody has told of yet")
+	}
+	return fmt.Errorf("no process is listed in its cgroup %s; that the kernel calls it empty is waited for", h.group.Path())
 }
 
 // killAgain is how long to wait for the end of what was killed before killing

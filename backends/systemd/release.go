@@ -87,6 +87,10 @@ func (h *handle) unkillable(cause error) error {
 		e.Err = errors.Join(cause, err)
 		return e
 	}
+	if len(alive) == 0 {
+		e.Err = fmt.Errorf("%w: no process is listed in its cgroup %s; that the kernel calls it empty, and the end of its main process is told, is waited for", cause, h.cell.Path())
+		return e
+	}
 	e.Err = fmt.Errorf("%w: these live on after SIGKILL (they wait in the kernel, for a disk or a network file system perhaps): %v", cause, alive)
 	return e
 }

@@ -21,7 +21,11 @@ func (a *app) definitionCommand() *cobra.Command {
 				ask: func(ctx context.Context, name string) (*gladsheimv1.Definition, error) {
 					ctx, cancel := a.question(ctx)
 					defer cancel()
-					return a.client.GetDefinition(ctx, &gladsheimv1.GetDefinitionRequest{ServiceName: name})
+					d, err := a.client.GetDefinition(ctx, &gladsheimv1.GetDefinitionRequest{ServiceName: name})
+					if err == nil && d.GetJson() == "" {
+						err = &failure{exitNotFound, fmt.Errorf("cannot show the definition of %s: it is lost; the service goes on as it was started, until it is registered anew or stopped", name)}
+					}
+					return d, err
 				},
 				show: func(d *gladsheimv1.Definition) error { return a.showDocument(d.GetJson()) },
 			})

@@ -49,7 +49,7 @@ func (a *app) showFindings(findings []*gladsheimv1.Finding) error {
 		}
 		fmt.Fprintf(a.out, "%s %s%s\n", a.show(s), level, plain(f.GetTitle()))
 		if d := f.GetDetail(); d != "" {
-			fmt.Fprintf(a.out, "    %s\n", plain(d))
+			fmt.Fprintf(a.out, "    %s\n", oneLine(d))
 		}
 		if fix := f.GetFix(); fix != "" {
 			fmt.Fprintf(a.out, "    fix: %s\n", plain(fix))

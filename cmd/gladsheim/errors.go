@@ -30,7 +30,7 @@ func (a *app) complain(err error) {
 	if len(faults) > 0 {
 		message = strings.TrimSuffix(before(message, faults[0].Message), ": ")
 	}
-	fmt.Fprintf(a.err, "gladsheim: %s\n", plain(message))
+	fmt.Fprintf(a.err, "gladsheim: %s\n", oneLine(message))
 	for _, f := range faults {
 		fmt.Fprintf(a.err, "  %s\n", plain(f.String()))
 	}
@@ -95,7 +95,7 @@ func (a *app) hint(err error) string {
 		if errors.Is(a.client.DialError(), fs.ErrPermission) {
 			return joinGroup
 		}
-		return "start it: systemctl start gladsheimd, or gladsheimd in the foreground; elsewhere: --host or GLADSHEIM_HOST"
+		return "start it, or restart it if it runs (services run on): systemctl restart gladsheimd, or gladsheimd in the foreground; elsewhere: --host or GLADSHEIM_HOST"
 	}
 	kind, name := client.KindOf(err), client.ServiceOf(err)
 	text, ok := hintsByReason[client.ReasonOf(err)]

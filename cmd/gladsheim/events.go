@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -13,26 +15,38 @@ import (
 const defaultEvents = 20
 
 func (a *app) eventsCommand() *cobra.Command {
-	var follow bool
+	var following bool
 	var count uint32
+	var after uint64
 	var since string
 	c := &cobra.Command{
-		Use:               "events [NAME…]",
-		Short:             "Show what happened, and with -f what happens",
+		Use:   "events [NAME…]",
+		Short: "Show what happened, and with -f what happens",
+		Long: `Show what happened, and with -f what happens.
+
+With -f it goes on over a restart of the agent, without loss or repetition, and
+says on stderr that it waited; ctrl-c ends it. --after shows what happened after
+an event, by the sequence that -o jsonl shows. What is no longer kept, or was
+before the host was booted, is told on stderr, with -o jsonl as a gap.`,
 		Args:              anyNames,
 		ValidArgsFunction: a.completeNames,
 		Example: `  gladsheim events -f
-  gladsheim events web --since 10m`,
+  gladsheim events web --since 10m
+  gladsheim -o jsonl events --after 4711 -f`,
 	}
-	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens")
+	c.Flags().BoolVarP(&following, "follow", "f", false, "go on with what happens")
 	c.Flags().Uint32VarP(&count, "lines", "n", defaultEvents, "how many past events at most")
 	c.Flags().StringVar(&since, "since", "", "past events since then: 10m, or 2026-11-22T03:41:10Z")
-	c.MarkFlagsMutuallyExclusive("lines", "since")
+	c.Flags().Uint64Var(&after, "after", 0, "what happened after the event of this `sequence`, however much")
+	c.MarkFlagsMutuallyExclusive("lines", "since", "after")
 	c.RunE = func(cmd *cobra.Command, names []string) error {
-		req := &gladsheimv1.WatchRequest{ServiceNames: names, BacklogOnly: !follow}
-		if since == "" {
+		req := &gladsheimv1.WatchRequest{ServiceNames: names, BacklogOnly: !following}
+		switch {
+		case cmd.Flags().Changed("after"):
+			req.AfterSequence = &after
+		case since == "":
 			req.BacklogCount = &count
-		} else {
+		default:
 			at, err := a.parseSince(since)
 			if err != nil {
 				return err
@@ -43,15 +57,30 @@ func (a *app) eventsCommand() *cobra.Command {
 		if err := a.connect(); err != nil {
 			return err
 		}
-		ctx, cancel := a.reading(cmd.Context(), follow)
+		ctx, cancel := a.reading(cmd.Context(), following)
 		defer cancel()
-		stream, err := a.client.Watch(ctx, req)
-		if err != nil {
-			return err
-		}
-		return receive(stream.Recv, a.showEvent)
+		return a.watch(ctx, req, following)
 	}
 	return c
+}
+
+// watch shows what a watch tells, and resumes it after the last that was shown.
+func (a *app) watch(ctx context.Context, req *gladsheimv1.WatchRequest, on bool) error {
+	return follow(ctx, a, on,
+		func(options ...grpc.CallOption) (grpc.ServerStreamingClient[gladsheimv1.WatchEvent], error) {
+			return a.client.Watch(ctx, req, options...)
+		},
+		func(e *gladsheimv1.WatchEvent) error {
+			before, sequence := req.AfterSequence, e.GetSequence()
+			req.AfterSequence, req.BacklogCount, req.BacklogSinceUnixMs = &sequence, nil, nil
+			return a.showEvent(e, before)
+		},
+		func() string {
+			if req.AfterSequence == nil {
+				return "going on"
+			}
+			return fmt.Sprintf("going on after event %d", req.GetAfterSequence())
+		})
 }
 
 // parseSince reads a time, or how long ago it was.
@@ -78,15 +107,20 @@ func story(e *gladsheimv1.Event) string {
 	return and(text, in(labelled("by", e.GetActor())))
 }
 
-// showEvent shows one message of a watch: programs get every one.
-func (a *app) showEvent(ev *gladsheimv1.WatchEvent) error {
+// showEvent shows one message of a watch: programs get every one. after is that
+// which was shown, or asked after, before it; nil for none.
+func (a *app) showEvent(ev *gladsheimv1.WatchEvent, after *uint64) error {
 	if a.machine() {
 		return a.printLine(ev)
 	}
 	at := clock(fromMillis(ev.GetTimeUnixMs()))
 	if gap := ev.GetGap(); gap != nil {
-		text := fmt.Sprintf("events %d to %d are missing here", gap.GetFromSequence(), gap.GetToSequence())
-		if gap.GetFromSequence() == 0 {
+		text := fmt.Sprintf("events %d to %d are missing here: they are no longer kept, or the host was booted in between", gap.GetFromSequence(), gap.GetToSequence())
+		switch {
+		case gap.GetFromSequence() == 0 && after != nil:
+			text = fmt.Sprintf("there was no event %d: it is another host's, or what was kept is lost; the latest here is %d, and -n shows those up to it",
+				*after, gap.GetToSequence())
+		case gap.GetFromSequence() == 0:
 			text = "earlier events are not kept"
 		}
 		_, err := fmt.Fprintln(a.err, "gladsheim:", text)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ func (a *app) fsckCommand() *cobra.Command {
 		Long: `Hold this host against the invariants of docs/architecture.md: read the processes,
 the cgroups and the agent's records, ask the agent at --host if it is there, and
 compare. Nothing is changed. One line tells each way in which they disagree for
-five seconds; what could not be looked at is told on stderr. To be run as root,
+five seconds, and a second what to do where that is known; what could not be looked at is told on stderr. To be run as root,
 or as the user of the agent.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			socket, ok := strings.CutPrefix(a.host, "unix://")
@@ -41,6 +42,9 @@ or as the user of the agent.`,
 				Cgroups: platform.Detect().CgroupRoot, Proc: "/proc",
 			}, auditor.Expectation{}, settle)
 			if err != nil {
+				if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("state-dir") {
+					err = fmt.Errorf("%w; name the directory of the agent at %s: --state-dir (with make run: .run/state)", err, a.host)
+				}
 				return fmt.Errorf("cannot look at this host: %w", err)
 			}
 			return a.showReport(r)
@@ -61,7 +65,7 @@ func (a *app) defaultStateDir() string {
 
 func (a *app) showReport(r auditor.Report) error {
 	for _, what := range r.Unchecked {
-		fmt.Fprintf(a.err, "not checked: %s\n", plain(what))
+		fmt.Fprintf(a.err, "not checked: %s\n", oneLine(what))
 	}
 	if a.machine() {
 		r.Findings, r.Unchecked = append([]auditor.Finding{}, r.Findings...), append([]string{}, r.Unchecked...) // [] and not null
@@ -70,7 +74,10 @@ func (a *app) showReport(r auditor.Report) error {
 		}
 	} else {
 		for _, f := range r.Findings {
-			fmt.Fprintln(a.out, plain(f.String()))
+			fmt.Fprintln(a.out, oneLine(f.String()))
+			if hint := f.Hint(); hint != "" {
+				fmt.Fprintf(a.out, "    %s\n", plain(hint))
+			}
 		}
 		if _, err := fmt.Fprintln(a.out, plural(len(r.Findings), "finding")); err != nil {
 			return err

@@ -43,7 +43,7 @@ func (a *app) historyCommand() *cobra.Command {
 
 func (a *app) showExits(name string, exits []*gladsheimv1.ExitRecord) error {
 	if len(exits) == 0 {
-		_, err := fmt.Fprintf(a.out, "%s has not ended yet\n", plain(name))
+		_, err := fmt.Fprintf(a.out, "no end of %s is kept\n", plain(name))
 		return err
 	}
 	t := &table{style: a.style, signed: true}

@@ -7,12 +7,13 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
 func (a *app) logsCommand() *cobra.Command {
-	var follow bool
+	var following bool
 	var count uint32
 	var since, pattern string
 	c := &cobra.Command{
@@ -20,8 +21,13 @@ func (a *app) logsCommand() *cobra.Command {
 		Short: "Show what services wrote, and with -f what they write",
 		Long: `Show what services wrote, and with -f what they write.
 
-On a terminal, control characters are shown as escapes; elsewhere bytes come as
-they were written. Lines of several services begin with the name.
+On a terminal, control characters are shown as escapes, and a line of more than
+64 KiB as several that end with … but for the last; elsewhere bytes come as they
+were written. Lines of several services begin with the name. With --grep, or when
+several services are followed, long lines are several everywhere.
+
+With -f it goes on over a restart of the agent, and says so on stderr: what was
+written until then may be missing. Ctrl-c ends it.
 
 Output is kept in plain files, which tell when the first was made and the last
 was written, but not when each line was: --since works for a time before the first
@@ -31,12 +37,12 @@ line or after the last, and is refused between them.`,
 		Example: `  gladsheim logs web -f
   gladsheim logs web db -n 100 --grep 'error|warn'`,
 	}
-	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new lines")
+	c.Flags().BoolVarP(&following, "follow", "f", false, "go on with new lines")
 	c.Flags().Uint32VarP(&count, "lines", "n", statusLines, "how many past lines at most")
 	c.Flags().StringVar(&since, "since", "", "no lines from before then: 10m, or 2026-11-22T03:41:10Z")
 	c.Flags().StringVar(&pattern, "grep", "", "only lines that match this regular `expression` (RE2)")
 	c.RunE = func(cmd *cobra.Command, names []string) error {
-		req := &gladsheimv1.TailRequest{Follow: follow, Grep: pattern}
+		req := &gladsheimv1.TailRequest{Follow: following, Grep: pattern}
 		if since != "" {
 			at, err := a.parseSince(since)
 			if err != nil {
@@ -50,9 +56,9 @@ line or after the last, and is refused between them.`,
 		if err := a.connect(); err != nil {
 			return err
 		}
-		ctx, cancel := a.reading(cmd.Context(), follow)
+		ctx, cancel := a.reading(cmd.Context(), following)
 		defer cancel()
-		if follow {
+		if following {
 			return a.followAll(ctx, names, req)
 		}
 		worst := exitOK
@@ -91,27 +97,58 @@ func (a *app) tail(ctx context.Context, name string, prefixed bool, asked *glads
 	req := &gladsheimv1.TailRequest{
 		ServiceName: name, Lines: asked.Lines, SinceUnixMs: asked.GetSinceUnixMs(), Follow: asked.GetFollow(), Grep: asked.GetGrep(),
 	}
-	stream, err := a.client.Tail(ctx, req)
-	if err != nil {
-		return err
-	}
-	prefix := ""
+	p := &printer{app: a, name: name, whole: !a.terminal && req.GetGrep() == "" && !(prefixed && req.GetFollow())}
 	if prefixed {
-		prefix = plain(name) + ": "
+		p.prefix = plain(name) + ": "
 	}
-	return receive(stream.Recv, func(l *gladsheimv1.LogLine) error {
-		return alone(func() error { return a.showLine(prefix, l) })
-	})
+	return follow(ctx, a, req.GetFollow(),
+		func(options ...grpc.CallOption) (grpc.ServerStreamingClient[gladsheimv1.LogLine], error) {
+			if len(options) > 0 { // resumed: there is no position to ask for
+				none := uint32(0)
+				req.Lines, req.SinceUnixMs = &none, 0
+			}
+			return a.client.Tail(ctx, req, options...)
+		},
+		func(l *gladsheimv1.LogLine) error { return alone(func() error { return p.show(l) }) },
+		func() string {
+			return "going on with what is written from now on; what was written meanwhile is in: gladsheim logs " + plain(name)
+		})
 }
 
-func (a *app) showLine(prefix string, l *gladsheimv1.LogLine) error {
-	if a.machine() {
-		return a.printLine(l)
+// printer shows the lines of one service.
+type printer struct {
+	*app
+	name   string
+	prefix string
+	whole  bool // pieces of a line are put together
+	amid   bool // a piece was shown, and its line goes on
+}
+
+func (p *printer) show(l *gladsheimv1.LogLine) error {
+	if p.machine() {
+		return p.printNamed(p.name, l)
 	}
-	text := string(l.GetLine())
-	if a.terminal {
+	text, end := string(l.GetLine()), "\n"
+	if p.terminal {
 		text = plain(text)
 	}
-	_, err := fmt.Fprintf(a.out, "%s%s\n", prefix, text)
+	if !p.whole || !p.amid {
+		text = p.prefix + text
+	}
+	switch p.amid = l.GetTruncated(); {
+	case p.amid && p.whole:
+		end = ""
+	case p.amid && p.terminal:
+		end = p.more() + "\n"
+	}
+	_, err := fmt.Fprint(p.out, text, end)
 	return err
+}
+
+// more is the end of what goes on.
+func (s style) more() string {
+	if s.unicode {
+		return "…"
+	}
+	return "..."
 }

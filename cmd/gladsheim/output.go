@@ -45,15 +45,35 @@ func (a *app) encode(v any) error {
 
 // printLine writes a message of a stream: one line, whatever -o says.
 func (a *app) printLine(m proto.Message) error {
-	b, err := marshaller.Marshal(m)
+	line, err := compact(m)
 	if err != nil {
 		return err
 	}
-	var out bytes.Buffer
-	if err := json.Compact(&out, b); err != nil {
+	return a.printDocument(line)
+}
+
+// printNamed is printLine for a message that does not tell its service.
+func (a *app) printNamed(service string, m proto.Message) error {
+	line, err := compact(m)
+	if err != nil {
 		return err
 	}
-	return a.printDocument(out.String())
+	name, err := json.Marshal(service)
+	if err != nil {
+		return err
+	}
+	return a.printDocument(fmt.Sprintf(`{"serviceName":%s,%s`, name, strings.TrimPrefix(line, "{")))
+}
+
+// compact is a message as JSON in one line.
+func compact(m proto.Message) (string, error) {
+	b, err := marshaller.Marshal(m)
+	if err != nil {
+		return "", err
+	}
+	var out bytes.Buffer // protojson varies its blanks on purpose
+	err = json.Compact(&out, b)
+	return out.String(), err
 }
 
 // printDocument writes JSON; on a terminal without the characters that JSON

@@ -26,7 +26,7 @@ func (a *app) restartCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
+		return each(cmd.Context(), a, names, a.started(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
 			return a.client.RestartService(ctx, &gladsheimv1.RestartServiceRequest{ServiceName: name, ForceStop: force, StopTimeoutMs: timeout, RequestId: id})

@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,6 +39,9 @@ type app struct {
 	timeout time.Duration
 
 	client *client.Client // nil until connect
+
+	absence sync.Mutex
+	waiting int // streams that wait for the next agent
 }
 
 // run runs the command and gives its exit code.
@@ -76,17 +81,25 @@ The agent, gladsheimd, does the work; this command talks to it at --host.
 
 Exit codes: 0 done, 1 failure (health, doctor, fsck: problems found), 2 usage, 3 not
 running, 4 no such service, 5 denied, 6 invalid definition or configuration,
-7 agent unreachable, 8 timed out, 9 conflict, 130 interrupted. With several
+7 agent unreachable, or the host did not serve it (a full disk, systemd), 8 timed out, 9 conflict, 130 interrupted. With several
 services it is the highest of theirs.`,
 		SilenceErrors:              true,
 		SuggestionsMinimumDistance: 2,
 		SilenceUsage:               true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			switch a.format {
-			case "table", "json", "jsonl":
-				return nil
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.ValidateFlagGroups(); err != nil {
+				return usage(fmt.Errorf("cannot read the command line: %w; see: %s --help", err, cmd.CommandPath()))
 			}
-			return usage(fmt.Errorf("cannot write %q; -o is table, json or jsonl", a.format))
+			id := cmd.Flags().Lookup(requestID)
+			switch {
+			case a.timeout < 0:
+				return usage(fmt.Errorf("cannot give up after %v: --timeout is a time from now on, such as 10s", a.timeout))
+			case id != nil && id.Changed && id.Value.String() == "":
+				return usage(fmt.Errorf("cannot take an empty --%s: it is no id; leave the flag out, or name one", requestID))
+			case a.format != "table" && a.format != "json" && a.format != "jsonl":
+				return usage(fmt.Errorf("cannot write %q; -o is table, json or jsonl", a.format))
+			}
+			return nil
 		},
 	}
 	flags := root.PersistentFlags()
@@ -94,7 +107,7 @@ services it is the highest of theirs.`,
 	flags.StringVarP(&a.format, "output", "o", "table", "`format`: table, json or jsonl (the messages of the API)")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`; 0: 30s, and for what starts and stops as long as the definition allows")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage(fmt.Errorf("cannot read the command line: %w; see: %s --help", err, cmd.CommandPath()))
+		return usage(fmt.Errorf("cannot read the command line: %s; see: %s --help", plainly(err), cmd.CommandPath()))
 	})
 	root.AddGroup(
 		&cobra.Group{ID: groupRun, Title: "Run:"},
@@ -121,6 +134,23 @@ services it is the highest of theirs.`,
 	help.Args = aCommand
 	strict(root)
 	return root
+}
+
+// plainly is what is wrong with a flag, without the names of Go's functions.
+func plainly(err error) string {
+	text := err.Error()
+	e, ok := errors.AsType[*strconv.NumError](err)
+	if !ok {
+		return text
+	}
+	what := "is no whole number"
+	switch {
+	case errors.Is(e.Err, strconv.ErrRange):
+		what = "is out of range"
+	case e.Func == "ParseBool":
+		what = "is neither true nor false"
+	}
+	return strings.Replace(text, e.Error(), fmt.Sprintf("%q %s", e.Num, what), 1)
 }
 
 // defaultHost is the agent that is meant when nobody says which: one of the

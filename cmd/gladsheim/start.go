@@ -46,7 +46,7 @@ The flags change this one start; what they leave out comes from the definition.`
 		if err != nil {
 			return err
 		}
-		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
+		return each(cmd.Context(), a, names, a.started(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
 			return a.client.StartService(ctx, &gladsheimv1.StartServiceRequest{
@@ -55,6 +55,27 @@ The flags change this one start; what they leave out comes from the definition.`
 		}))
 	}
 	return c
+}
+
+// started is states of a verb that starts: a service that does not run after it has
+// ended already, which is told with how.
+func (a *app) started(ask func(context.Context, string) (*gladsheimv1.ServiceStatus, error)) answers[*gladsheimv1.ServiceStatus] {
+	verb := a.states(ask)
+	show := verb.show
+	verb.show = func(s *gladsheimv1.ServiceStatus) error {
+		switch x := s.GetLastExit(); s.GetState() {
+		case gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, gladsheimv1.ServiceState_SERVICE_STATE_STARTING:
+			return show(s)
+		default:
+			how := "; see: gladsheim history " + s.GetServiceName()
+			if x != nil && x.GetIncarnation() == s.GetIncarnation() {
+				how = ": " + ended(x)
+			}
+			_, err := fmt.Fprintf(a.out, "%s %s: %s; it was ready and has ended already%s\n", a.show(signOf(s.GetState())), s.GetServiceName(), stateWord(s.GetState()), plain(how))
+			return err
+		}
+	}
+	return verb
 }
 
 // states asks by a verb that answers with the status after it, and shows that

@@ -37,15 +37,17 @@ func (a *app) stopCommand() *cobra.Command {
 	return c
 }
 
+const requestID = "request-id"
+
 func requestIDFlag(c *cobra.Command, id *string) {
-	c.Flags().StringVar(id, "request-id", "", "the `ID` of this request: with the one of an earlier try, that is not done twice")
+	c.Flags().StringVar(id, requestID, "", "the `ID` of this request: with the one of an earlier try, that is not done twice")
 }
 
 const stopTimeoutFlag = "stop-timeout"
 
 func stopFlags(c *cobra.Command, force *bool, patience *time.Duration) {
 	c.Flags().BoolVar(force, "force", false, "kill at once instead of asking first")
-	c.Flags().DurationVar(patience, stopTimeoutFlag, 0, "how long it `may` take to end before it is killed; the definition's if not given")
+	c.Flags().DurationVar(patience, stopTimeoutFlag, 0, "the `time` it may take to end before it is killed; the definition's if not given")
 }
 
 // stopTimeout reads the flag; nil when it was not given.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"unicode"
@@ -127,6 +128,20 @@ func (t *table) write(w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// oneLine is what errors say, which are one a line when several are joined. What
+// is said twice is said once.
+func oneLine(text string) string {
+	var said []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		before := func(s string) bool { return strings.HasSuffix(s, line) } // perhaps after what it was done for
+		if line != "" && !slices.ContainsFunc(said, before) {
+			said = append(said, line)
+		}
+	}
+	return plain(strings.Join(said, "; "))
 }
 
 // plain makes text harmless to a terminal: control characters, which could

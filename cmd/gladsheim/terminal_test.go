@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api/apitest"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 	"github.com/gladsheim/gladsheim/test/unprivileged"
 )
@@ -103,6 +105,33 @@ func TestTimeout(t *testing.T) {
 	require.Equal(t, exitTimeout, code)
 	require.Contains(t, errs, "gladsheim: cannot ")
 	require.Contains(t, errs, "may happen still; see: gladsheim status")
+}
+
+// A program that ended as soon as it was ready is no service that runs.
+func TestStartOfWhatHasEnded(t *testing.T) {
+	a := &app{surroundings: surroundings{out: &bytes.Buffer{}}}
+	show := a.started(nil).show
+	require.NoError(t, show(&gladsheimv1.ServiceStatus{ServiceName: "t", State: gladsheimv1.ServiceState_SERVICE_STATE_STOPPING, Incarnation: 3,
+		LastExit: &gladsheimv1.ExitRecord{Incarnation: 3, ExitCode: new(int32), Verdict: gladsheimv1.Verdict_VERDICT_CLEAN}}))
+	require.NoError(t, show(&gladsheimv1.ServiceStatus{ServiceName: "t", State: gladsheimv1.ServiceState_SERVICE_STATE_STOPPING, Incarnation: 4,
+		LastExit: &gladsheimv1.ExitRecord{Incarnation: 3, ExitCode: new(int32)}}))
+	require.Equal(t, ". t: stopping; it was ready and has ended already: exit code 0 (clean)\n"+
+		". t: stopping; it was ready and has ended already; see: gladsheim history t\n", a.out.(*bytes.Buffer).String())
+}
+
+// The definition of what runs may be lost.
+func TestALostDefinition(t *testing.T) {
+	c := newCLI(t)
+	c.agent.Put(&apitest.Service{Status: known("lost", "")})
+	code, out, errs := c.run("definition", "lost")
+	require.Equal(t, exitNotFound, code)
+	require.Empty(t, out)
+	require.Contains(t, errs, "cannot show the definition of lost: it is lost")
+}
+
+func TestOneLine(t *testing.T) {
+	require.Equal(t, "cannot write x: no space; cannot remove x", oneLine("cannot write x: no space\ncannot write x: no space\n\ncannot remove x"))
+	require.Equal(t, "cannot register x: cannot write x: no space", oneLine("cannot register x: cannot write x: no space\ncannot write x: no space"))
 }
 
 // What ends by itself is bound as well, for the agent may hang.
@@ -316,12 +345,14 @@ func TestFollow(t *testing.T) {
 	f, err := os.OpenFile(filepath.Join(c.agent.LogDir, "api.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
 	defer f.Close()
-	_, err = f.WriteString("hello\n")
-	require.NoError(t, err)
-	require.NoError(t, reader.SetReadDeadline(time.Now().Add(10*time.Second)))
-	line := make([]byte, 64)
-	n, err := reader.Read(line)
-	require.NoError(t, err)
+	line, n := make([]byte, 11), 0
+	require.Eventually(t, func() bool {
+		_, err := f.WriteString("hello\n") // again: what was there before the log was opened is past
+		require.NoError(t, err)
+		require.NoError(t, reader.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+		n, err = io.ReadFull(reader, line)
+		return err == nil
+	}, 10*time.Second, time.Millisecond)
 	require.Equal(t, "api: hello\n", string(line[:n]))
 	cancel()
 	require.Equal(t, exitInterrupted, <-done)

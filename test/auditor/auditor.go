@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -37,6 +38,21 @@ func (f Finding) String() string {
 		return f.Invariant + " " + f.Text
 	}
 	return f.Invariant + " " + f.Service + ": " + f.Text
+}
+
+// Hint is what a person can do about it, "" where nothing helps but to find out.
+func (f Finding) Hint() string {
+	switch {
+	case f.Invariant == "I4" && strings.Contains(f.Text, wasSetAside):
+		return "look at what it held, then remove it; if it is in services/ of the state directory, the service may have to be registered again"
+	case f.Invariant == "I4" && strings.Contains(f.Text, unreadable):
+		return "restart the agent (services run on): it sets aside what it can not read, and gladsheim doctor tells so"
+	case f.Invariant == "I3":
+		return "if gladsheim doctor tells nothing of it, restart the agent (services run on), which looks for all that lives"
+	case f.Invariant == "I6":
+		return "gladsheim history shows what is kept; what is not there any more does not come back"
+	}
+	return ""
 }
 
 // Report is the outcome of an audit.

@@ -280,6 +280,10 @@ func TestPlantedViolations(t *testing.T) {
 			s.file(path, strings.Replace(read(t, path), `"format":1`, `"format":2`, 1))
 		}, []string{"its format is 2"}},
 		"a record that was set aside": {func(s *stage, _ *Expectation) { s.file(s.host.Run+"/services/web.json.corrupt-1", "x") }, []string{"I4 ", "damaged and set aside"}},
+		"exit records that were set aside": {func(s *stage, _ *Expectation) {
+			s.ends()
+			s.file(s.host.State+"/exits/web.json.corrupt-1", "x")
+		}, []string{"I4 web: "}},
 		"a stop that was undone": {func(s *stage, e *Expectation) {
 			stoppedWell(s)
 			e.Acked = []Ack{stop}

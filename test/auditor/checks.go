@@ -209,7 +209,7 @@ func exitsWhole(v *view, _ Expectation) (out []Finding) {
 		if exits := v.exits[service]; len(exits) > 0 {
 			latest = exits[len(exits)-1].Incarnation
 		}
-		if a.Machine.Incarnation > 0 && latest != ended {
+		if a.Machine.Incarnation > 0 && latest != ended && !(latest < ended && v.exitsLost(service)) {
 			out = append(out, Finding{"I6", service, fmt.Sprintf("incarnation %d has ended, and the last record is of %d", ended, latest)})
 		}
 	}

@@ -88,6 +88,18 @@ func (v *view) readRecords() error {
 	return err
 }
 
+const (
+	wasSetAside = "it was damaged and set aside"
+	unreadable  = "can not be read"
+)
+
+// exitsLost tells whether exit records of a service were damaged and set aside.
+// That they are missing is told once, by the file.
+func (v *view) exitsLost(service string) bool {
+	aside, _ := filepath.Glob(filepath.Join(v.host.State, "exits", service+".json.corrupt-*"))
+	return len(aside) > 0
+}
+
 // readDir reads the records in dir. What holds none is a fault of the host.
 func readDir[T any](v *view, dir string, into map[string]T) error {
 	entries, err := os.ReadDir(dir)
@@ -101,7 +113,11 @@ func readDir[T any](v *view, dir string, into map[string]T) error {
 		case strings.HasPrefix(name, "."): // a write that is under way, or never ended
 			continue
 		case !isRecord:
-			v.faults = append(v.faults, Finding{"I4", "", path + " holds no record; it was damaged and set aside, or is none of ours"})
+			name, _, aside := strings.Cut(e.Name(), ".json.corrupt-")
+			if !aside {
+				name = ""
+			}
+			v.faults = append(v.faults, Finding{"I4", name, path + " holds no record; " + wasSetAside + ", or is none of ours"})
 			continue
 		}
 		var body T
@@ -112,7 +128,7 @@ func readDir[T any](v *view, dir string, into map[string]T) error {
 		case errors.Is(err, fs.ErrPermission):
 			return err
 		default:
-			v.faults = append(v.faults, Finding{"I4", name, fmt.Sprintf("%s can not be read: %v", path, err)})
+			v.faults = append(v.faults, Finding{"I4", name, fmt.Sprintf("%s %s: %v", path, unreadable, err)})
 		}
 	}
 	return nil

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api"
+	"github.com/gladsheim/gladsheim/api/apitest"
+)
+
+// host is a socket at which agents come and go.
+type host struct {
+	t      *testing.T
+	path   string
+	server *api.Server
+	done   chan error
+}
+
+func newHost(t *testing.T) *host {
+	dir, err := os.MkdirTemp("", "cli")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	h := &host{t: t, path: filepath.Join(dir, "s")}
+	t.Cleanup(func() { h.end(true) })
+	return h
+}
+
+func (h *host) begin(agent *apitest.Agent) {
+	h.t.Helper()
+	l, err := api.Listen("unix://" + h.path)
+	require.NoError(h.t, err)
+	h.server, h.done = api.New(api.Config{Agent: agent, Log: slog.New(slog.DiscardHandler)}), make(chan error, 1)
+	go func() { h.done <- h.server.Serve(l) }()
+}
+
+// end ends the agent, politely or at once.
+func (h *host) end(politely bool) {
+	if h.server == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if !politely {
+		cancel()
+	}
+	h.server.Stop(ctx)
+	require.NoError(h.t, <-h.done)
+	h.server = nil
+}
+
+// shared is a buffer that one writes and another reads.
+type shared struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (s *shared) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.Write(b)
+}
+
+func (s *shared) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.String()
+}
+
+// begun is a command that goes on.
+type begun struct {
+	t         *testing.T
+	out, errs shared
+	cancel    context.CancelFunc
+	done      chan int
+}
+
+func (h *host) run(args ...string) *begun {
+	ctx, cancel := context.WithCancel(h.t.Context())
+	b := &begun{t: h.t, cancel: cancel, done: make(chan int, 1)}
+	go func() {
+		b.done <- run(ctx, surroundings{
+			args: append([]string{"--host", "unix://" + h.path}, args...), in: strings.NewReader(""), out: &b.out, err: &b.errs,
+			getenv: func(string) string { return "" }, now: func() time.Time { return now }, uid: 1000,
+		})
+	}()
+	h.t.Cleanup(cancel)
+	return b
+}
+
+func (b *begun) sees(in *shared, text string) {
+	b.t.Helper()
+	require.Eventually(b.t, func() bool { return strings.Contains(in.String(), text) }, 30*time.Second, 5*time.Millisecond, "%q is not in %q", text, in)
+}
+
+func (b *begun) interrupt() {
+	b.t.Helper()
+	b.cancel()
+	require.Equal(b.t, exitInterrupted, <-b.done)
+}
+
+func TestEventsGoOnWithTheNextAgent(t *testing.T) {
+	for way, politely := range map[string]bool{"stopped": true, "killed": false} {
+		t.Run(way, func(t *testing.T) {
+			agent, h := hall(t.TempDir()), newHost(t)
+			tell := func(text string) { agent.Change("api", service.NoticeState, text, "", func(*service.Status) {}) }
+			h.begin(agent)
+			b := h.run("events", "-f", "-n", "1")
+			b.sees(&b.out, "asked")
+			tell("first")
+			b.sees(&b.out, "first")
+			h.end(politely)
+			b.sees(&b.errs, "has gone; waiting for the next one")
+			tell("meanwhile")
+			h.begin(agent) // of which what was told is kept
+			b.sees(&b.out, "meanwhile")
+			tell("last")
+			b.sees(&b.out, "last")
+			b.interrupt()
+			out := b.out.String()
+			for _, once := range []string{"first", "meanwhile", "last"} {
+				require.Equal(t, 1, strings.Count(out, once), out)
+			}
+			require.Equal(t, 4, strings.Count(out, "\n"), out)
+			require.Contains(t, b.errs.String(), "there is an agent again; going on after event 1000004\n")
+			require.Equal(t, 2, strings.Count(b.errs.String(), "\n"), b.errs.String())
+		})
+	}
+}
+
+func TestALogGoesOnWithTheNextAgent(t *testing.T) {
+	agent, h := hall(t.TempDir()), newHost(t)
+	write := func(text string) {
+		f, err := os.OpenFile(filepath.Join(agent.LogDir, "billing.log"), os.O_APPEND|os.O_WRONLY, 0)
+		require.NoError(t, err)
+		defer f.Close()
+		_, err = f.WriteString(text)
+		require.NoError(t, err)
+	}
+	h.begin(agent)
+	b := h.run("logs", "-f", "-n", "1", "billing")
+	b.sees(&b.out, "warming up\n")
+	h.end(false)
+	b.sees(&b.errs, "has gone; waiting for the next one")
+	h.begin(agent)
+	b.sees(&b.errs, "there is an agent again; going on with what is written from now on")
+	require.Eventually(t, func() bool {
+		write("hello\n") // again: it may not be read yet
+		return strings.Contains(b.out.String(), "hello\n")
+	}, 30*time.Second, 50*time.Millisecond)
+	b.interrupt()
+	require.Equal(t, 1, strings.Count(b.out.String(), "warming up"))
+}
+
+// An agent that was never there is no agent to wait for.
+func TestFollowingNobody(t *testing.T) {
+	h := newHost(t)
+	for _, verb := range [][]string{{"events", "-f"}, {"logs", "-f", "web"}} {
+		require.Equal(t, exitUnreachable, <-h.run(verb...).done)
+	}
+}
+
+func TestEventsAfter(t *testing.T) {
+	c := newCLI(t)
+	out := c.mustRun("events", "--after", "1000001")
+	require.Equal(t, 2, strings.Count(out, "\n"), out)
+	code, out, errs := c.run("events", "--after", "999000")
+	require.Zero(t, code)
+	require.Equal(t, 3, strings.Count(out, "\n"), out)
+	require.Equal(t, "gladsheim: events 999001 to 1000000 are missing here: they are no longer kept, or the host was booted in between\n", errs)
+	code, out, errs = c.run("events", "--after", "2000000")
+	require.Zero(t, code)
+	require.Empty(t, out)
+	require.Equal(t, "gladsheim: there was no event 2000000: it is another host's, or what was kept is lost; the latest here is 1000003, and -n shows those up to it\n", errs)
+	code, _, _ = c.run("events", "--after", "1", "-n", "2")
+	require.Equal(t, exitUsage, code)
+}
+
+// Elsewhere than on a terminal, a log comes as it was written.
+func TestLongLines(t *testing.T) {
+	c := newCLI(t)
+	long := strings.Repeat("x", 150<<10) + "\nshort\n"
+	require.NoError(t, os.WriteFile(filepath.Join(c.agent.LogDir, "api.log"), []byte(long), 0o600))
+	require.True(t, long == c.mustRun("logs", "api"))
+	out := c.mustRun("logs", "api", "billing")
+	require.Contains(t, out, "x\napi: short\nbilling: ")
+	require.Equal(t, 2, strings.Count(out, "api: "))
+	var lines []string
+	for line := range strings.Lines(c.mustRun("-o", "jsonl", "logs", "api", "-n", "1")) {
+		lines = append(lines, line)
+	}
+	require.Equal(t, []string{`{"serviceName":"api","line":"c2hvcnQ=","truncated":false}` + "\n"}, lines)
+	c.terminal = true
+	out = c.mustRun("logs", "api")
+	require.Equal(t, 4, strings.Count(out, "\n"))
+	require.Equal(t, 2, strings.Count(out, "x…\n"))
+}
