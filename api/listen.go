@@ -9,7 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -18,7 +19,6 @@ const (
 	socketMode    = 0o660
 	socketDirMode = 0o750
 	maxSocketPath = 107 // sun_path of unix(7), less its NUL
-	staleTimeout  = time.Second
 )
 
 // Listen opens one address of the agent.
@@ -202,13 +202,22 @@ func removeStale(path string) error {
 	if info.Mode().Type() != fs.ModeSocket {
 		return inUse("there is a file in its place that is no socket; it is left alone")
 	}
-	conn, err := net.DialTimeout("unix", path, staleTimeout)
-	if err == nil {
-		conn.Close()
+	switch err := knock(path); {
+	case err == nil, errors.Is(err, unix.EAGAIN): // EAGAIN: so many knock there already (connect(2))
 		return inUse("another process answers there; is the agent running already?")
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
+	case !errors.Is(err, unix.ECONNREFUSED):
 		return inUse("a socket is there, and whether it is in use is unknown: %v", err)
 	}
 	return os.Remove(path)
+}
+
+// knock connects, and hangs up. The kernel answers at once, however slow the host:
+// a time limit would take a dead agent's socket for one in use when we are starved.
+func knock(path string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("make a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 }

@@ -7,8 +7,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -126,6 +128,29 @@ func TestAStaleSocketIsReplaced(t *testing.T) {
 	conn, err := net.Dial("unix", path)
 	require.NoError(t, err)
 	conn.Close()
+}
+
+// TestASocketWhereManyKnock: one that answers late is in use, and nobody waits for it.
+func TestASocketWhereManyKnock(t *testing.T) {
+	path := filepath.Join(socketDir(t), "busy")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	require.NoError(t, unix.Listen(fd, 0))
+	for {
+		c, err := net.DialTimeout("unix", path, time.Minute)
+		if err != nil {
+			require.ErrorIs(t, err, unix.EAGAIN)
+			break
+		}
+		defer c.Close()
+	}
+	_, err = Listen("unix://" + path)
+	require.Equal(t, service.Conflict, service.KindOf(err))
+	require.ErrorContains(t, err, "answers there")
+	_, err = os.Lstat(path)
+	require.NoError(t, err)
 }
 
 func TestListenOnLoopback(t *testing.T) {

@@ -81,11 +81,16 @@ func isShortage(errno syscall.Errno) bool {
 
 // interrupted is the error of a launch that its caller gave up.
 func (c *Child) interrupted(ctx context.Context) error {
+	return givenUp(ctx, c.name, fmt.Errorf("execute %s: %w", c.program, context.Cause(ctx)))
+}
+
+// givenUp is err, which came because ctx had ended.
+func givenUp(ctx context.Context, name service.Name, err error) error {
 	kind := service.Cancelled
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		kind = service.Timeout
 	}
-	return &service.Error{Op: "start", Service: c.name, Kind: kind, Err: fmt.Errorf("execute %s: %w", c.program, context.Cause(ctx))}
+	return &service.Error{Op: "start", Service: name, Kind: kind, Err: err}
 }
 
 // died is the error of a gate that ended before it announced the execution.

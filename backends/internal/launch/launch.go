@@ -125,7 +125,10 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if errors.Is(err, errLost) { // it was killed just now, say
 		held, pidfd, ours, err = req.fork(ctx, w, output)
 	}
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, givenUp(ctx, name, err)
+	case err != nil:
 		return nil, resourceFailure(name, err)
 	}
 	c := &Child{name: name, program: plan.Path, dir: plan.Directory, user: req.Launch.Spec.User,

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -304,7 +305,11 @@ func TestAShimThatDoesNotAnswer(t *testing.T) {
 	require.NoError(t, p.Signal(syscall.SIGTERM))
 	req := request("/bin/true")
 	req.Shim, req.Launch.Incarnation = f.Shim, 2
-	_, err := Start(t.Context(), f.watcher, req)
+	hasty, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := Start(hasty, f.watcher, req)
+	require.Equal(t, service.Timeout, service.KindOf(err), "%v", err)
+	_, err = Start(t.Context(), f.watcher, req)
 	require.ErrorContains(t, err, "has not answered")
 	require.Equal(t, process.ParentLost, exitOf(t, p).Unknown)
 	again := NewShim(f.cfg)
