@@ -53,7 +53,8 @@ type Backend interface {
 	// Leftovers lists the incarnations on this host that look like ours, each
 	// with the identity of its main process, living or not, as it was marked at
 	// the launch. Where the mark is missing, or not to be trusted, PID,
-	// StartTicks and BootID are zero: a main process is never guessed. Where
+	// StartTicks and BootID are zero: a main process is never guessed, and one
+	// that lives is named only where it provably is of the incarnation. Where
 	// the place tells the name itself, known is not looked at; the exec backend,
 	// whose mark on a process is a hash, finds only services among known.
 	Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error)

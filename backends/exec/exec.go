@@ -223,7 +223,8 @@ func leads(pid int) bool {
 }
 
 // Leftovers implements backends.Backend: it knows services among known only. Who
-// the main process is, every process tells that has left its soft limit alone.
+// the main process is, every process tells that has left its soft limit alone; since
+// each may set that to anything, one that lives must carry the brand itself.
 func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error) {
 	names := make(map[uint32]service.Name, len(known))
 	for _, name := range known {
@@ -256,8 +257,17 @@ func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]servic
 	for mark, a := range accounts {
 		ref := service.Ref{Backend: b.Name(), Name: names[mark.service()], Incarnation: mark.incarnation()}
 		if a.leader != 0 && !a.disputed {
-			ref.PID, ref.StartTicks, _ = launch.ParseSelf(a.leader)
-			ref.BootID = b.boot
+			pid, ticks, _ := launch.ParseSelf(a.leader)
+			led, err := process.Believable(b.proc, pid, ticks, func() (bool, error) {
+				found, err := b.brandOf(pid)
+				return found == mark, err
+			})
+			if err != nil {
+				return nil, &service.Error{Op: "look for leftovers", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
+			}
+			if led {
+				ref.PID, ref.StartTicks, ref.BootID = pid, ticks, b.boot
+			}
 		}
 		refs = append(refs, ref)
 	}
