@@ -64,6 +64,14 @@ type Backend interface {
 	Close() error
 }
 
+// Hasher is a Backend whose marks are hashes, which tell no names.
+type Hasher interface {
+	// Unclaimed lists the living processes that carry a mark of some agent, and of
+	// none of the services in known: of another agent, or of a service that is not
+	// known any more.
+	Unclaimed(ctx context.Context, known []service.Name) (pids []int, err error)
+}
+
 // Handle is one incarnation. Its methods may be called by many goroutines at
 // once. Every error is a *service.Error.
 type Handle interface {

@@ -445,6 +445,23 @@ func TestLeftoversNeedTheName(t *testing.T) {
 	require.Equal(t, []service.Ref{h.ref}, refs)
 }
 
+// What no name fits is listed, whoever's it is; the dead are not.
+func TestUnclaimed(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & exec sleep 1000"))
+	all := pids(t, h, 2)
+	unclaimed := func(known ...service.Name) []int {
+		t.Helper()
+		found, err := b.Unclaimed(t.Context(), known)
+		require.NoError(t, err)
+		return slices.DeleteFunc(found, func(pid int) bool { return !slices.Contains(all, pid) }) // the host may have others
+	}
+	require.ElementsMatch(t, all, unclaimed(service.MustName("other")))
+	require.Empty(t, unclaimed(service.MustName("other"), h.ref.Name))
+	require.NoError(t, h.Kill(t.Context()))
+	require.Empty(t, unclaimed())
+}
+
 // Who the main process is must be told by all who tell anything.
 func TestMainProcessIsNotGuessed(t *testing.T) {
 	b := newBackend(t)
