@@ -531,6 +531,22 @@ func TestAFullDisk(t *testing.T) {
 	require.Positive(t, cutOnce(t, f, 60<<10), "and it goes on when there is room")
 }
 
+// A log that was copied with its hole to a file system of larger blocks can not be
+// cut, which is not to be taken for a log that need not be.
+func TestAHoleOfNoWholeBlocks(t *testing.T) {
+	f := New(filepath.Join(t.TempDir(), "web.log"))
+	_, err := writer(t, f.path).Write(bytes.Repeat([]byte("z"), 300<<10))
+	require.NoError(t, err)
+	require.NoError(t, f.load())
+	live, err := f.open(os.O_RDWR)
+	require.NoError(t, err)
+	defer live.Close()
+	require.NoError(t, punch(live, 0, 64<<10))
+	f.hole = 1000
+	_, err = f.cut(live, 60<<10, false)
+	require.ErrorContains(t, err, "the hole at its front is of 1000 bytes, which are no whole blocks of")
+}
+
 // A log that has filled the disk makes room itself, if it is beyond its total.
 func TestALogThatFillsTheDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
