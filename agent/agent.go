@@ -129,7 +129,9 @@ func (a *Agent) open(ctx context.Context) error {
 		return err
 	}
 	a.busyAtStart, a.cores = sys.CPUBusy, sys.Cores
-	if err := a.lockLogs(); err != nil {
+	// In the log directory two agents would cut the same files. It may be one of
+	// the other two.
+	if err := a.take(filepath.Join(a.cfg.LogDir, "logs.lock")); err != nil {
 		return err
 	}
 	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir); err != nil {
@@ -178,40 +180,31 @@ func (a *Agent) lock(dirs ...string) error {
 		if err := skirnir.MakeDir(dir, 0o750); err != nil {
 			return err
 		}
-		path := filepath.Join(dir, "agent.lock")
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return fmt.Errorf("cannot open the lock: %w", err)
-		}
-		a.locks = append(a.locks, f)
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case errors.Is(err, unix.EWOULDBLOCK) && slices.ContainsFunc(a.locks[:len(a.locks)-1], func(ours *os.File) bool { return sameFile(ours, f) }):
-			return &service.Error{Op: "use " + dir, Kind: service.Invalid,
-				Err: errors.New("it is given for both state and run: the one outlives a reboot, the other does not")}
-		case errors.Is(err, unix.EWOULDBLOCK):
-			return fmt.Errorf("%w %s", ErrTaken, dir)
-		case err != nil:
-			return fmt.Errorf("cannot lock %s: %w", path, err)
+		if err := a.take(filepath.Join(dir, "agent.lock")); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// lockLogs takes the log directory, too, in which two agents would cut the same
-// files.
-func (a *Agent) lockLogs() error {
-	f, err := os.Open(a.cfg.LogDir)
+// take locks a file that it makes if it is missing, until the process ends. Nobody
+// else may open it, for whoever may, may lock it too.
+func (a *Agent) take(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return fmt.Errorf("cannot open the log directory: %w", err)
+		return fmt.Errorf("cannot open the lock: %w", err)
 	}
+	twice := slices.ContainsFunc(a.locks, func(ours *os.File) bool { return sameFile(ours, f) })
 	a.locks = append(a.locks, f)
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	switch {
+	case twice:
+		return &service.Error{Op: "use " + filepath.Dir(path), Kind: service.Invalid,
+			Err: errors.New("it is given for both state and run: the one outlives a reboot, the other does not")}
 	case errors.Is(err, unix.EWOULDBLOCK):
-		return fmt.Errorf("%w %s", ErrTaken, a.cfg.LogDir)
+		return fmt.Errorf("%w %s", ErrTaken, filepath.Dir(path))
 	case err != nil:
-		return fmt.Errorf("cannot lock %s: %w", a.cfg.LogDir, err)
+		return fmt.Errorf("cannot lock %s: %w", path, err)
 	}
 	return nil
 }

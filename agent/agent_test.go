@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -47,6 +48,26 @@ func TestOpenTwice(t *testing.T) {
 		h.Agent = nil
 		h.open()
 		h.is(web, service.Stopped)
+	})
+}
+
+// Two agents would cut the same logs; members of the group may open the directory,
+// and so lock it, and keep nobody out.
+func TestTheLogDirectoryIsOurs(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		dir, err := os.Open(h.path("log"))
+		require.NoError(t, err)
+		defer dir.Close()
+		require.NoError(t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
+		h.open()
+		info, err := os.Stat(h.path("log/logs.lock"))
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o600), info.Mode())
+		other := h.config()
+		other.StateDir, other.RunDir = h.path("other/state"), h.path("other/run")
+		_, err = Open(t.Context(), other)
+		require.ErrorIs(t, err, ErrTaken)
+		require.ErrorContains(t, err, h.path("log"))
 	})
 }
 

@@ -61,7 +61,7 @@ func capabilities(e service.Enforcement) []string {
 }
 
 // Doctor tells what it found of the host, of the definitions and of services.
-func (a *Agent) Doctor(context.Context) []service.Finding {
+func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 	findings := append(a.cfg.Facts.Findings(), a.cfg.Findings...)
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
@@ -77,7 +77,9 @@ func (a *Agent) Doctor(context.Context) []service.Finding {
 	for _, name := range slices.SortedFunc(maps.Keys(a.strangers), byName) {
 		findings = append(findings, a.strangers[name].finding())
 	}
+	known := slices.Collect(maps.Keys(a.definitions))
 	a.mu.Unlock()
+	findings = append(findings, a.unclaimed(ctx, known)...)
 	if err := a.registry.Transient(); err != nil {
 		findings = append(findings, service.Finding{
 			Level: service.SeverityWarning, Title: "events are forgotten when the agent ends", Detail: err.Error(),

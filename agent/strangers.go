@@ -190,6 +190,41 @@ func (s stranger) finding() service.Finding {
 	}
 }
 
+// unclaimed tells the doctor of processes that some agent has marked, where the mark
+// tells no name and none of ours fits.
+func (a *Agent) unclaimed(ctx context.Context, known []service.Name) (findings []service.Finding) {
+	for _, s := range a.registry.List() { // one that has lost its definition is known too
+		known = append(known, s.Name)
+	}
+	for _, b := range a.cfg.Backends {
+		hasher, ok := b.(backends.Hasher)
+		if !ok {
+			continue
+		}
+		pids, err := hasher.Unclaimed(ctx, known)
+		switch {
+		case err != nil:
+			findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "cannot look for processes of services that are not registered", Detail: err.Error()})
+		case len(pids) > 0:
+			findings = append(findings, service.Finding{
+				Level: service.SeverityWarning, Title: fmt.Sprintf("%d processes carry the mark of an agent, of a service that is not registered here: %s", len(pids), abridged(pids)),
+				Detail: "They are another agent's, or of a service whose registration was lost; the mark does not tell. They are left alone.",
+				Fix:    "If they are no other agent's, register their service again, and it is taken up; or end them.",
+			})
+		}
+	}
+	return findings
+}
+
+// abridged writes some of many numbers.
+func abridged(pids []int) string {
+	const most = 10
+	if len(pids) <= most {
+		return fmt.Sprint(pids)
+	}
+	return fmt.Sprintf("%v and %d more", pids[:most], len(pids)-most)
+}
+
 // look makes sure that nothing of a service is alive of which an earlier agent
 // may have left something, where that could not be found out at the start.
 func (a *Agent) look(ctx context.Context, op string, name service.Name, b backends.Backend) error {

@@ -526,3 +526,39 @@ func TestLeftoversThatCanNotBeListed(t *testing.T) {
 		require.Equal(t, 1, h.host.Launches(web))
 	})
 }
+
+// hashing is a backend whose marks tell no names: what none of the known fits.
+type hashing struct {
+	backends.Backend
+	others map[service.Name]int
+	err    error
+}
+
+func (b hashing) Unclaimed(_ context.Context, known []service.Name) (pids []int, err error) {
+	for name, pid := range b.others {
+		if !slices.Contains(known, name) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, b.err
+}
+
+func TestTheDoctorTellsOfTheUnclaimed(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		told := func() (titles []string) {
+			for _, f := range h.Doctor(t.Context()) {
+				if strings.Contains(f.Title, "not registered") {
+					titles = append(titles, f.Title)
+				}
+			}
+			return titles
+		}
+		b := hashing{Backend: fake.New(fake.Config{Host: h.host}), others: map[service.Name]int{web: 4711, service.MustName("lost"): 4712}}
+		h.backends = []backends.Backend{b}
+		h.define(web)
+		h.open()
+		require.Equal(t, []string{"1 processes carry the mark of an agent, of a service that is not registered here: [4712]"}, told())
+		delete(b.others, service.MustName("lost"))
+		require.Empty(t, told())
+	})
+}

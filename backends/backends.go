@@ -53,7 +53,8 @@ type Backend interface {
 	// Leftovers lists the incarnations on this host that look like ours, each
 	// with the identity of its main process, living or not, as it was marked at
 	// the launch. Where the mark is missing, or not to be trusted, PID,
-	// StartTicks and BootID are zero: a main process is never guessed. Where
+	// StartTicks and BootID are zero: a main process is never guessed, and one
+	// that lives is named only where it provably is of the incarnation. Where
 	// the place tells the name itself, known is not looked at; the exec backend,
 	// whose mark on a process is a hash, finds only services among known.
 	Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error)
@@ -61,6 +62,14 @@ type Backend interface {
 	// Close ends the backend's own goroutines and connections. It does not
 	// touch a single service.
 	Close() error
+}
+
+// Hasher is a Backend whose marks are hashes, which tell no names.
+type Hasher interface {
+	// Unclaimed lists the living processes that carry a mark of some agent, and of
+	// none of the services in known: of another agent, or of a service that is not
+	// known any more.
+	Unclaimed(ctx context.Context, known []service.Name) (pids []int, err error)
 }
 
 // Handle is one incarnation. Its methods may be called by many goroutines at

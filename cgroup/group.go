@@ -24,6 +24,11 @@ type Group struct {
 // Path is where the group lies below the root, with a leading slash.
 func (g Group) Path() string { return g.path }
 
+// Holds tells whether the cgroup at that path is the group or lies below it.
+func (g Group) Holds(at string) bool {
+	return at == g.path || strings.HasPrefix(at, strings.TrimSuffix(g.path, "/")+"/")
+}
+
 // Child names a group directly in g.
 func (g Group) Child(name string) Group { return g.tree.Group(path.Join(g.path, name)) }
 

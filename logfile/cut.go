@@ -53,7 +53,10 @@ func (f *File) cut(live *os.File, size int64, drop bool) (int64, error) {
 	}
 	// Something has to stay: a collapse up to the end is refused.
 	upto := min(from+max(size/block*block, block), (info.Size()-1)/block*block)
-	if upto <= from || from%block != 0 {
+	if from%block != 0 {
+		return 0, fmt.Errorf("the hole at its front is of %d bytes, which are no whole blocks of %d", from, block)
+	}
+	if upto <= from {
 		return 0, nil
 	}
 	start, length := f.start, upto-from

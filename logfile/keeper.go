@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
+	"weak"
 
 	"golang.org/x/sys/unix"
 
@@ -37,7 +39,7 @@ type Keeper struct {
 	done    chan struct{} // closed when the goroutine has ended
 
 	mu      sync.Mutex
-	files   map[string]*File
+	files   map[string]weak.Pointer[File] // of each that somebody holds
 	kept    map[string]*entry
 	watched map[int]*entry // by watch descriptor
 }
@@ -81,7 +83,7 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 	}
 	k := &Keeper{
 		dir: dir, log: log, began: time.Now(), inotify: inotify, conn: conn, done: make(chan struct{}),
-		files: map[string]*File{}, kept: map[string]*entry{}, watched: map[int]*entry{},
+		files: map[string]weak.Pointer[File]{}, kept: map[string]*entry{}, watched: map[int]*entry{},
 	}
 	go k.run()
 	return k, nil
@@ -97,10 +99,12 @@ func (k *Keeper) Close() {
 func (k *Keeper) File(path string) *File {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.files[path] == nil {
-		k.files[path] = New(path)
+	if file := k.files[path].Value(); file != nil {
+		return file
 	}
-	return k.files[path]
+	file := New(path)
+	k.files[path] = weak.Make(file)
+	return file
 }
 
 // Keep has the output at path cut from now on, as policy says.
@@ -115,15 +119,16 @@ func (k *Keeper) Keep(path string, policy service.LogRotation) {
 	k.wake()
 }
 
-// Forget has the output at path left alone.
+// Forget has the output at path left alone. Who reads it reads on, also when it is
+// kept again.
 func (k *Keeper) Forget(path string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if e := k.kept[path]; e != nil && e.wd >= 0 {
 		_ = k.conn.Control(func(fd uintptr) { _, _ = unix.InotifyRmWatch(int(fd), uint32(e.wd)) })
 	}
-	delete(k.files, path)
 	delete(k.kept, path)
+	maps.DeleteFunc(k.files, func(_ string, file weak.Pointer[File]) bool { return file.Value() == nil })
 }
 
 // Failures says of each log that can not be cut why.

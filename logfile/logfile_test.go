@@ -531,6 +531,58 @@ func TestAFullDisk(t *testing.T) {
 	require.Positive(t, cutOnce(t, f, 60<<10), "and it goes on when there is room")
 }
 
+// A reader stays right over a Forget and whatever is cut afterwards.
+func TestForgottenWhileItIsRead(t *testing.T) {
+	everywhere(t, func(t *testing.T, dir string) {
+		k := keeper(t, dir)
+		path := filepath.Join(dir, "web.log")
+		w := writer(t, path)
+		next, err := numbered(w, 0, 2000, closed())
+		require.NoError(t, err)
+		s, err := k.File(path).Open()
+		require.NoError(t, err)
+		defer s.Close()
+		end, err := s.End()
+		require.NoError(t, err)
+		oldest := s.Oldest()
+		before := make([]byte, end-oldest)
+		_, err = s.ReadAt(before, oldest)
+		require.NoError(t, err)
+
+		k.Forget(path)
+		k.Keep(path, service.LogRotation{Size: 1 << 30, Total: 1 << 40})
+		require.Positive(t, cutOnce(t, k.File(path), (end-oldest)/2))
+		_, err = numbered(w, next, 100, closed())
+		require.NoError(t, err)
+		after := make([]byte, end-oldest)
+		_, err = io.ReadFull(io.NewSectionReader(s, oldest, end-oldest), after)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(before, after), "the reader reads something else now")
+	})
+}
+
+func closed() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
+// A log that was copied with its hole to a file system of larger blocks can not be
+// cut, which is not to be taken for a log that need not be.
+func TestAHoleOfNoWholeBlocks(t *testing.T) {
+	f := New(filepath.Join(t.TempDir(), "web.log"))
+	_, err := writer(t, f.path).Write(bytes.Repeat([]byte("z"), 300<<10))
+	require.NoError(t, err)
+	require.NoError(t, f.load())
+	live, err := f.open(os.O_RDWR)
+	require.NoError(t, err)
+	defer live.Close()
+	require.NoError(t, punch(live, 0, 64<<10))
+	f.hole = 1000
+	_, err = f.cut(live, 60<<10, false)
+	require.ErrorContains(t, err, "the hole at its front is of 1000 bytes, which are no whole blocks of")
+}
+
 // A log that has filled the disk makes room itself, if it is beyond its total.
 func TestALogThatFillsTheDisk(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -16,7 +16,7 @@ type vigil struct {
 	timer *time.Timer
 	left  time.Duration // after the present part
 	due   time.Time     // when the present part is over
-	slept time.Duration
+	slept time.Duration // by parts that were late by more than a part; less is a busy host
 	ended bool
 	end   context.CancelCauseFunc
 }
@@ -42,13 +42,20 @@ func (v *vigil) begin() {
 	v.timer.Reset(now)
 }
 
+// wake counts how late we are for the end of the present part. The caller holds mu.
+func (v *vigil) wake() {
+	if late := time.Since(v.due); late > part {
+		v.slept += late
+	}
+}
+
 func (v *vigil) over() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.ended {
 		return
 	}
-	v.slept += time.Since(v.due)
+	v.wake()
 	if v.left > 0 {
 		v.begin()
 		return
@@ -62,7 +69,7 @@ func (v *vigil) leave() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.ended {
-		v.slept += max(0, time.Since(v.due))
+		v.wake()
 	}
 	v.timer.Stop()
 	v.ended = true

@@ -199,6 +199,40 @@ func TestAwake(t *testing.T) {
 	})
 }
 
+// A host that is a bit late each time keeps no hung service well; one that was away is
+// blamed itself.
+func TestBusyIsNotAsleep(t *testing.T) {
+	check := service.Check{Interval: time.Second, Timeout: 10 * time.Second, Threshold: 1}
+	for name, tt := range map[string]struct {
+		late, once time.Duration // for each part, and for one of them besides
+		failures   int
+	}{
+		"punctual":       {0, 0, 1},
+		"busy":           {100 * time.Millisecond, 0, 1},
+		"busy, one jolt": {100 * time.Millisecond, 500 * time.Millisecond, 1},
+		"stopped once":   {0, tooLate + 1, 0},
+		"starved":        {part + 1, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, v := awake(t.Context(), check.Timeout)
+				for i := range check.Timeout / part {
+					v.timer.Stop()
+					late := tt.late
+					if i == 3 {
+						late += tt.once
+					}
+					time.Sleep(part + late)
+					v.over()
+				}
+				require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
+				after := Judge(service.Health{}, check, context.DeadlineExceeded, v.leave(), time.Now())
+				require.Equal(t, tt.failures, after.Failures, after.Message)
+			})
+		})
+	}
+}
+
 // TestAttendReportsAndGivesUpOnce has nobody listen on a port, so that every
 // check fails at once, inside a bubble of fake time.
 func TestAttendReportsAndGivesUpOnce(t *testing.T) {

@@ -211,16 +211,25 @@ func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Re
 	return refs, nil
 }
 
-// identified adds to ref the main process that the cgroup is marked with.
+// identified adds to ref the main process that the cgroup is marked with. A service
+// of root may write that mark, too, and so who lives must live in there.
 func (b *Backend) identified(ref service.Ref) (service.Ref, error) {
 	mark, err := b.tree.Group(ref.Cgroup).Mark()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may have gone meanwhile
 		return ref, err
 	}
-	if pid, ticks, ok := process.ParseMark(mark); ok {
+	pid, ticks, ok := process.ParseMark(mark)
+	if !ok {
+		return ref, nil
+	}
+	led, err := process.Believable(b.procfs, pid, ticks, func() (bool, error) {
+		at, err := b.procfs.Cgroup(pid)
+		return b.tree.Group(ref.Cgroup).Holds(at), err
+	})
+	if err == nil && led {
 		ref.PID, ref.StartTicks, ref.BootID = pid, ticks, b.bootID
 	}
-	return ref, nil
+	return ref, err
 }
 
 func launchOf(name service.Name, incarnation uint64) service.Launch {

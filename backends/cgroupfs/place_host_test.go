@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 )
 
@@ -159,6 +161,34 @@ func TestHostMovedByOthers(t *testing.T) {
 	pids, err := elsewhere.Processes()
 	require.NoError(t, err)
 	require.Empty(t, pids)
+}
+
+// A service of root writes the mark of its cgroup anew: who lives elsewhere is not
+// taken for its main process.
+func TestHostMarkThatLies(t *testing.T) {
+	b := newBackend(t, config(t))
+	r := start(t, b, plan("/bin/sh", "-c", "sleep 1000 & exec sleep 1000"))
+	told := func(mark string) service.Ref {
+		t.Helper()
+		require.NoError(t, r.group().SetMark(mark))
+		refs, err := newBackend(t, config(t)).Leftovers(within(t), nil)
+		require.NoError(t, err)
+		i := slices.IndexFunc(refs, func(ref service.Ref) bool { return ref.Cgroup == r.Ref().Cgroup })
+		require.NotEqual(t, -1, i)
+		return refs[i]
+	}
+	for _, stranger := range []int{1, os.Getpid()} {
+		ticks, err := b.procfs.StartTicks(stranger)
+		require.NoError(t, err)
+		require.Equal(t, b.Plan(r.launch), told(process.Mark(stranger, ticks)))
+	}
+	inner := r.group().Child("of-its-own")
+	require.NoError(t, inner.Create(nil))
+	require.NoError(t, inner.Add(r.Ref().PID))
+	require.Equal(t, r.Ref(), told(process.Mark(r.Ref().PID, r.Ref().StartTicks)), "it lives below")
+	require.NoError(t, inner.Kill())
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, r.wait())
+	require.Equal(t, r.Ref(), told(process.Mark(r.Ref().PID, r.Ref().StartTicks)), "it has ended")
 }
 
 // Somebody removes the cgroup as soon as it is empty.

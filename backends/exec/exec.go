@@ -46,7 +46,10 @@ type Backend struct {
 	handles map[brand]*handle // open ones; nil while one is launched
 }
 
-var _ backends.Backend = (*Backend)(nil)
+var (
+	_ backends.Backend = (*Backend)(nil)
+	_ backends.Hasher  = (*Backend)(nil)
+)
 
 // New makes the backend. agentID tells the services of several agents on one
 // host apart and must be the same after a restart; runDir is where its shim is
@@ -223,12 +226,10 @@ func leads(pid int) bool {
 }
 
 // Leftovers implements backends.Backend: it knows services among known only. Who
-// the main process is, every process tells that has left its soft limit alone.
+// the main process is, every process tells that has left its soft limit alone; since
+// each may set that to anything, one that lives must carry the brand itself.
 func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error) {
-	names := make(map[uint32]service.Name, len(known))
-	for _, name := range known {
-		names[b.hash(name)] = name
-	}
+	names := b.hashes(known)
 	pids, err := b.proc.PIDs()
 	if err != nil {
 		return nil, &service.Error{Op: "look for leftovers", Kind: service.HostUnavailable, Err: err}
@@ -256,12 +257,53 @@ func (b *Backend) Leftovers(ctx context.Context, known []service.Name) ([]servic
 	for mark, a := range accounts {
 		ref := service.Ref{Backend: b.Name(), Name: names[mark.service()], Incarnation: mark.incarnation()}
 		if a.leader != 0 && !a.disputed {
-			ref.PID, ref.StartTicks, _ = launch.ParseSelf(a.leader)
-			ref.BootID = b.boot
+			pid, ticks, _ := launch.ParseSelf(a.leader)
+			led, err := process.Believable(b.proc, pid, ticks, func() (bool, error) {
+				found, err := b.brandOf(pid)
+				return found == mark, err
+			})
+			if err != nil {
+				return nil, &service.Error{Op: "look for leftovers", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
+			}
+			if led {
+				ref.PID, ref.StartTicks, ref.BootID = pid, ticks, b.boot
+			}
 		}
 		refs = append(refs, ref)
 	}
 	return refs, nil
+}
+
+func (b *Backend) hashes(known []service.Name) map[uint32]service.Name {
+	names := make(map[uint32]service.Name, len(known))
+	for _, name := range known {
+		names[b.hash(name)] = name
+	}
+	return names
+}
+
+// Unclaimed implements backends.Hasher.
+func (b *Backend) Unclaimed(ctx context.Context, known []service.Name) ([]int, error) {
+	const op = "look for processes of services that are not known"
+	names := b.hashes(known)
+	pids, err := b.proc.PIDs()
+	if err != nil {
+		return nil, &service.Error{Op: op, Kind: service.HostUnavailable, Err: err}
+	}
+	var found []int
+	for _, pid := range pids {
+		if ctx.Err() != nil {
+			return nil, ended(ctx, op, service.Name{}, errors.New("before all processes were seen"))
+		}
+		mark, err := b.brandOf(pid)
+		if _, ours := names[mark.service()]; err != nil || !mark.is() || ours {
+			continue
+		}
+		if p, err := b.proc.Process(pid); err == nil && p.Alive() {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
 }
 
 // account is what the living processes of an incarnation tell of who led it.

@@ -445,6 +445,23 @@ func TestLeftoversNeedTheName(t *testing.T) {
 	require.Equal(t, []service.Ref{h.ref}, refs)
 }
 
+// What no name fits is listed, whoever's it is; the dead are not.
+func TestUnclaimed(t *testing.T) {
+	b := newBackend(t)
+	h := start(t, b, plan(t, "sleep 1000 & exec sleep 1000"))
+	all := pids(t, h, 2)
+	unclaimed := func(known ...service.Name) []int {
+		t.Helper()
+		found, err := b.Unclaimed(t.Context(), known)
+		require.NoError(t, err)
+		return slices.DeleteFunc(found, func(pid int) bool { return !slices.Contains(all, pid) }) // the host may have others
+	}
+	require.ElementsMatch(t, all, unclaimed(service.MustName("other")))
+	require.Empty(t, unclaimed(service.MustName("other"), h.ref.Name))
+	require.NoError(t, h.Kill(t.Context()))
+	require.Empty(t, unclaimed())
+}
+
 // Who the main process is must be told by all who tell anything.
 func TestMainProcessIsNotGuessed(t *testing.T) {
 	b := newBackend(t)
@@ -477,6 +494,46 @@ func TestMainProcessIsNotGuessed(t *testing.T) {
 		soft(pid, 1_000_000)
 	}
 	require.Equal(t, nobody(h), found(h), "nobody tells")
+}
+
+// A service of any user may name whom it likes; a stranger who leads a session and
+// carries no brand looks like a main process that gave its own up.
+func TestALeftoverNamesNoStranger(t *testing.T) {
+	b := newBackend(t)
+	stranger := osexec.Command("sleep", "1000")
+	stranger.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	require.NoError(t, stranger.Start())
+	t.Cleanup(func() {
+		_ = stranger.Process.Kill()
+		_ = stranger.Wait()
+	})
+	pid := stranger.Process.Pid
+	ticks, err := b.proc.StartTicks(pid)
+	require.NoError(t, err)
+	h := start(t, b, plan(t, "exec sleep 1000"))
+	lie := func(self uint64) service.Ref {
+		t.Helper()
+		require.NoError(t, unix.Prlimit(h.ref.PID, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: self, Max: uint64(h.brand)}, nil))
+		refs, err := b.Leftovers(t.Context(), []service.Name{h.ref.Name})
+		require.NoError(t, err)
+		require.Len(t, refs, 1)
+		return refs[0]
+	}
+	nobody := service.Ref{Backend: "exec", Name: h.ref.Name, Incarnation: h.ref.Incarnation}
+	require.Equal(t, nobody, lie(launch.Self(pid, ticks)), "a stranger that lives")
+	unborn := uint64((procfs.SinceBoot() + time.Hour) / procfs.Ticks(1))
+	require.Equal(t, nobody, lie(launch.Self(pid, unborn)), "one that may still be born")
+	require.Equal(t, h.ref, lie(launch.Self(h.ref.PID, h.ref.StartTicks)), "itself")
+
+	adopted, err := newBackend(t).Adopt(t.Context(), lie(launch.Self(pid, ticks)), service.Limits{})
+	require.NoError(t, err)
+	require.Equal(t, service.NotRunning, service.KindOf(adopted.Signal(t.Context(), syscall.SIGTERM)))
+	_, err = adopted.Release(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, awaitExit(t, h))
+	now, err := b.proc.Process(pid)
+	require.NoError(t, err)
+	require.True(t, now.Alive(), "the stranger lives")
 }
 
 func TestAnAgentThatMayNotBrandIsTold(t *testing.T) {

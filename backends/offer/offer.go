@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +46,7 @@ type Offer struct {
 	Findings []service.Finding  // what is missing that the host should have
 	watcher  *watch.Watcher
 	shim     *launch.Shim    // of services, nil when that is the agent
-	lock     *os.File        // of the tree of cgroups, nil when none is used
+	locks    []*os.File      // that keep other agents out of the tree of cgroups
 	reaper   *process.Reaper // of all orphans, nil when that is not our task
 }
 
@@ -94,8 +95,8 @@ func (o *Offer) Close() error {
 	if o.reaper != nil {
 		o.reaper.Stop()
 	}
-	if o.lock != nil {
-		all = errors.Join(all, o.lock.Close())
+	for _, f := range o.locks {
+		all = errors.Join(all, f.Close())
 	}
 	return errors.Join(all, o.watcher.Close())
 }
@@ -142,7 +143,7 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 	if names[0] == "exec" {
 		return o.openExec(c)
 	}
-	if err := o.own(c.Facts.CgroupRoot); err != nil {
+	if err := o.own(ownFile(), os.O_RDWR|os.O_CREATE); err != nil {
 		return err
 	}
 	if !slices.Contains(names, "systemd") {
@@ -154,20 +155,35 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 	return o.openSystemd(ctx, c, names)
 }
 
+// ownFile is what an agent locks that uses the host's cgroups, wherever its own
+// directories are. It lies where only root may make files, or only the user whose
+// agent this is.
+func ownFile() string {
+	return filepath.Join(filepath.Dir(platform.RunDir(os.Geteuid(), os.Getenv)), "gladsheim-cgroups.lock")
+}
+
 // own keeps other agents out of the tree of cgroups: the names of scopes and
-// cgroups do not tell whose they are.
-func (o *Offer) own(root string) error {
-	f, err := os.Open(root)
+// cgroups do not tell whose they are. The lock on the file ends with us. Nobody else
+// may be able to open the file, or they could keep every agent out.
+func (o *Offer) own(path string, flags int) error {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return fmt.Errorf("cannot open the lock of the cgroups: %w", err)
 	}
-	o.lock = f
+	o.locks = append(o.locks, f)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
+		return fmt.Errorf("%s, the lock of the cgroups, belongs to user %d with mode %#o, and others could hold it; remove it, then start the agent", path, st.Uid, st.Mode&0o7777)
+	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return &service.Error{Op: "open the backends", Kind: service.Conflict, Err: fmt.Errorf("another agent has its services in %s", root)}
+		return &service.Error{Op: "open the backends", Kind: service.Conflict, Err: fmt.Errorf("another agent has its services in the cgroups of this host: it holds %s", path)}
 	}
 	if err != nil {
-		return fmt.Errorf("lock %s: %w", root, err)
+		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return nil
 }
@@ -265,6 +281,11 @@ func (o *Offer) openCgroupfs(c Config, how cgroupfs.Config) error {
 	b, err := cgroupfs.New(how)
 	if err != nil {
 		return err
+	}
+	// An agent in another mount namespace may see another ownFile, but this one.
+	err = o.own(filepath.Join(c.Facts.CgroupRoot, how.Parent, "cgroup.kill"), os.O_WRONLY)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // Linux 5.14
+		return errors.Join(err, b.Close())
 	}
 	o.Backends = append(o.Backends, b)
 	return nil

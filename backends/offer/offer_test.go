@@ -1,9 +1,16 @@
 package offer
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
@@ -50,20 +57,84 @@ func TestChoose(t *testing.T) {
 }
 
 func TestOneAgentForATreeOfCgroups(t *testing.T) {
-	root := t.TempDir()
-	open := func() *Offer {
-		w, err := watch.New()
-		require.NoError(t, err)
-		o := &Offer{watcher: w}
-		t.Cleanup(func() { _ = o.Close() })
-		return o
-	}
-	first, second := open(), open()
-	require.NoError(t, first.own(root))
-	err := second.own(root)
+	path, other := inOpenDirectory(t), inOpenDirectory(t)
+	first, second := without(t), without(t)
+	require.NoError(t, own(first, path))
+	err := own(second, path)
 	require.Equal(t, service.Conflict, service.KindOf(err))
-	require.ErrorContains(t, err, "another agent has its services in "+root)
-	require.NoError(t, open().own(t.TempDir()))
+	require.ErrorContains(t, err, "another agent has its services in the cgroups of this host: it holds "+path)
+	require.NoError(t, own(without(t), other))
 	require.NoError(t, first.Close())
-	require.NoError(t, open().own(root))
+	require.NoError(t, own(without(t), path))
 }
+
+// Whoever may open a file may lock it, which is all that keeps an agent from starting.
+func TestNobodyElseKeepsAnAgentOut(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become another user")
+	}
+	path := inOpenDirectory(t)
+	first := without(t)
+	require.NoError(t, own(first, path))
+	require.NoError(t, first.Close()) // what is left is the file
+	asNobody(t, func() error {
+		if _, err := os.Open(path); !errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("the lock can be opened: %w", err)
+		}
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = dir.Close() })
+		return unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	})
+	require.NoError(t, own(without(t), path))
+
+	for what, change := range map[string]func(string) error{
+		"mode 0644":  func(path string) error { return os.Chmod(path, 0o644) },
+		"user 65534": func(path string) error { return os.Chown(path, 65534, 0) },
+	} {
+		path := inOpenDirectory(t)
+		require.NoError(t, os.WriteFile(path, nil, 0o600))
+		require.NoError(t, change(path))
+		err := own(without(t), path)
+		require.ErrorContains(t, err, what)
+		require.ErrorContains(t, err, "remove it, then start the agent")
+	}
+}
+
+// asNobody runs f in a thread of another user, which ends with it.
+func asNobody(t *testing.T, f func() error) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS}, {unix.SYS_SETRESGID, 65534, 65534, 65534}, {unix.SYS_SETRESUID, 65534, 65534, 65534}} {
+			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		done <- f()
+	}()
+	require.NoError(t, <-done)
+}
+
+// inOpenDirectory names a file that is not there, in a directory that everybody may open.
+func inOpenDirectory(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "gladsheim-offer-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return filepath.Join(dir, "lock")
+}
+
+// without is an offer without a backend.
+func without(t *testing.T) *Offer {
+	w, err := watch.New()
+	require.NoError(t, err)
+	o := &Offer{watcher: w}
+	t.Cleanup(func() { _ = o.Close() })
+	return o
+}
+
+func own(o *Offer, path string) error { return o.own(path, os.O_RDWR|os.O_CREATE) }

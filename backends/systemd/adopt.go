@@ -133,15 +133,33 @@ func (b *Backend) Leftovers(ctx context.Context, _ []service.Name) ([]service.Re
 	}
 	found := refs(slice, append(names, cells...))
 	for i, ref := range found {
-		mark, err := b.tree.Group(ref.Cgroup).Mark()
-		if err != nil && !gone(err) { // its scope is empty, or never was
+		if found[i], err = b.identified(ref); err != nil {
 			return nil, failure(op, ref.Name, err)
-		}
-		if pid, ticks, ok := process.ParseMark(mark); ok {
-			found[i].PID, found[i].StartTicks, found[i].BootID = pid, ticks, b.bootID
 		}
 	}
 	return found, nil
+}
+
+// identified adds to ref the main process that the scope is marked with. A service
+// of root may write that mark, too, and so who lives must live in there.
+func (b *Backend) identified(ref service.Ref) (service.Ref, error) {
+	scope := b.tree.Group(ref.Cgroup)
+	mark, err := scope.Mark()
+	if err != nil && !gone(err) { // its scope is empty, or never was
+		return ref, err
+	}
+	pid, ticks, ok := process.ParseMark(mark)
+	if !ok {
+		return ref, nil
+	}
+	led, err := process.Believable(b.fs, pid, ticks, func() (bool, error) {
+		at, err := b.fs.Cgroup(pid)
+		return scope.Holds(at), err
+	})
+	if err == nil && led {
+		ref.PID, ref.StartTicks, ref.BootID = pid, ticks, b.bootID
+	}
+	return ref, err
 }
 
 // refs makes one Ref of each incarnation that is named.

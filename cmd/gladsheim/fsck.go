@@ -67,8 +67,12 @@ func (a *app) showReport(r auditor.Report) error {
 	for _, what := range r.Unchecked {
 		fmt.Fprintf(a.err, "not checked: %s\n", oneLine(what))
 	}
+	for _, what := range r.Notes {
+		fmt.Fprintf(a.err, "note: %s\n", plain(what))
+	}
 	if a.machine() {
 		r.Findings, r.Unchecked = append([]auditor.Finding{}, r.Findings...), append([]string{}, r.Unchecked...) // [] and not null
+		r.Notes = append([]string{}, r.Notes...)
 		if err := a.encode(r); err != nil {
 			return err
 		}

@@ -59,6 +59,7 @@ func (f Finding) Hint() string {
 type Report struct {
 	Findings  []Finding `json:"findings"`
 	Unchecked []string  `json:"unchecked"` // what could not be looked at, and why
+	Notes     []string  `json:"notes"`     // what may be as it must be, which nobody can tell
 }
 
 // Audit looks until nothing is found, or for as long as grace after its first look:
@@ -104,6 +105,7 @@ func (v *view) check(e Expectation) Report {
 		r.Findings = append(r.Findings, check(v, e)...)
 	}
 	r.Findings, r.Unchecked = append(r.Findings, v.faults...), v.unchecked
+	r.Notes = v.unclaimed()
 	slices.SortFunc(r.Findings, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(len(a.Invariant), len(b.Invariant)), cmp.Compare(a.Invariant, b.Invariant),
 			cmp.Compare(a.Service, b.Service), cmp.Compare(a.Text, b.Text))

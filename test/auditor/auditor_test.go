@@ -235,11 +235,11 @@ func TestPlantedViolations(t *testing.T) {
 		plant func(*stage, *Expectation)
 		want  []string // invariant, and a part of the text
 	}{
-		"the main process ended":          {func(s *stage, _ *Expectation) { require.NoError(t, os.RemoveAll(s.host.Proc+"/100")) }, []string{"I1 web: it ran as process 100"}},
-		"the main process is a successor": {func(s *stage, _ *Expectation) { s.process(100, 1, 6000, webGroup, 0) }, []string{"I1 web: it ran as process 100"}},
+		"the main process ended":          {func(s *stage, _ *Expectation) { require.NoError(t, os.RemoveAll(s.host.Proc+"/100")) }, []string{"I1 web: it ran as process 100", "I6 web: its record says that it runs as process 100, which is no more"}},
+		"the main process is a successor": {func(s *stage, _ *Expectation) { s.process(100, 1, 6000, webGroup, 0) }, []string{"I1 web: it ran as process 100", "I6 web: its record says that it runs as process 100, which is no more"}},
 		"the main process is a corpse": {func(s *stage, _ *Expectation) {
 			s.file(s.proc(100, "stat"), strings.Replace(read(t, s.proc(100, "stat")), ") S ", ") Z ", 1))
-		}, []string{"I1 web: it ran as process 100"}},
+		}, []string{"I1 web: it ran as process 100", "I6 web: its record says that it runs as process 100, which is no more"}},
 		"a second copy": {func(s *stage, _ *Expectation) {
 			s.process(110, 1, 8000, "/gladsheim.slice/gladsheim-web\\x2d00000004.slice/gladsheim-web-00000004.scope", 0)
 		}, []string{"I2 web: it lives 2 times", "I3 web: process 110 lives in /gladsheim.slice/gladsheim-web\\x2d00000004.slice/gladsheim-web-00000004.scope, but incarnation 3 is on record, not 4"}},
@@ -439,6 +439,38 @@ func TestWhatCanNotBeSeenIsSaid(t *testing.T) {
 
 	_, err := Audit(t.Context(), Host{State: "/nonexistent", Run: "/nonexistent", Proc: s.host.Proc}, Expectation{}, 0)
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// An agent that is not there can not have seen an end.
+func TestAnEndThatNobodySaw(t *testing.T) {
+	s := newStage(t)
+	require.NoError(t, os.RemoveAll(s.host.Proc+"/100"))
+	says := []Finding{{"I6", "web", "its record says that it runs as process 100, which is no more"}}
+	require.Equal(t, says, s.audit(Expectation{}).Findings)
+	s.host.Socket = ""
+	require.Empty(t, s.audit(Expectation{}).Findings)
+}
+
+func TestAFirstThreadThatEndedIsNoEnd(t *testing.T) {
+	s := newStage(t)
+	stat := strings.Fields(read(t, s.proc(100, "stat")))
+	for i, field := range stat {
+		if field == "S" {
+			stat[i], stat[i+17] = "Z", "2"
+		}
+	}
+	s.file(s.proc(100, "stat"), strings.Join(stat, " "))
+	require.Empty(t, s.audit(Expectation{}).Findings)
+}
+
+// A mark that no name fits may be another agent's, which is no fault.
+func TestMarksOfNobodyAreNoted(t *testing.T) {
+	s := newStage(t)
+	s.process(111, 1, 8000, "/user.slice", s.brand("forgotten", 1))
+	s.process(110, 1, 8000, "/user.slice", s.brand("forgotten", 1))
+	r := s.audit(Expectation{})
+	require.Empty(t, r.Findings)
+	require.Equal(t, []string{"processes [110 111] carry a mark of an agent, of a service that is not registered here"}, r.Notes)
 }
 
 // TestAFindingIsWhatStays: a host that comes to rest within the grace is whole.

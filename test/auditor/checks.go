@@ -66,6 +66,22 @@ func everyProcessKnown(v *view, _ Expectation) (out []Finding) {
 	return out
 }
 
+// unclaimed notes who carries a mark of some agent's exec backend, and of no service
+// that is known here: it is another agent's, or of one that was forgotten.
+func (v *view) unclaimed() []string {
+	var pids []int
+	for pid, p := range v.processes {
+		if _, ours := v.of(p); p.brand != 0 && !ours && p.alive() {
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 {
+		return nil
+	}
+	slices.Sort(pids)
+	return []string{fmt.Sprintf("processes %v carry a mark of an agent, of a service that is not registered here", pids)}
+}
+
 // unknown tells why an incarnation is none that may be alive, "" if it may be.
 func (v *view) unknown(i instance) string {
 	a, recorded := v.actual[i.service]
@@ -202,6 +218,9 @@ func exitsWhole(v *view, _ Expectation) (out []Finding) {
 		}
 	}
 	for service, a := range v.actual {
+		if v.answers != nil && a.Machine.State.runs() && a.Ref.PID != 0 && v.main(a) == nil {
+			out = append(out, Finding{"I6", service, fmt.Sprintf("its record says that it runs as process %d, which is no more", a.Ref.PID)})
+		}
 		ended, latest := a.Machine.Incarnation, uint64(0)
 		if a.Machine.State.alive() {
 			ended--

@@ -46,13 +46,18 @@ type machine struct {
 type state int
 
 const (
-	stopped state = 0
-	backoff state = 7
-	crashed state = 8
+	stopped  state = 0
+	starting state = 3
+	running  state = 4
+	backoff  state = 7
+	crashed  state = 8
 )
 
 // alive tells whether processes may exist in the state.
 func (s state) alive() bool { return s != stopped && s != backoff && s != crashed }
+
+// runs tells whether the main process lives, or its end is about to be seen.
+func (s state) runs() bool { return s == starting || s == running }
 
 const restartAlways = 1 // of machine.Policy.When
 

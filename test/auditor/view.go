@@ -37,6 +37,7 @@ type view struct {
 // process is one process of the host.
 type process struct {
 	pid, parent int
+	threads     int
 	start       uint64
 	state       byte
 	cgroup      string // "" on a host without
@@ -47,7 +48,9 @@ func (p *process) instance(service string) Instance {
 	return Instance{Service: service, PID: p.pid, Start: p.start, Cgroup: p.cgroup}
 }
 
-func (p *process) alive() bool { return p.state != 'Z' && p.state != 'X' }
+// alive tells whether p can still do anything; a zombie can if it is only its first
+// thread that has ended.
+func (p *process) alive() bool { return p.state != 'X' && (p.state != 'Z' || p.threads > 1) }
 
 func look(ctx context.Context, h Host) (*view, error) {
 	v := &view{host: h}
@@ -105,6 +108,9 @@ func readProcess(h Host, pid int) (*process, error) {
 	}
 	p := &process{pid: pid, state: fields[0][0]}
 	if p.parent, err = strconv.Atoi(string(fields[1])); err != nil {
+		return nil, fmt.Errorf("cannot read %s/stat: %w", dir, err)
+	}
+	if p.threads, err = strconv.Atoi(string(fields[17])); err != nil {
 		return nil, fmt.Errorf("cannot read %s/stat: %w", dir, err)
 	}
 	if p.start, err = strconv.ParseUint(string(fields[19]), 10, 64); err != nil {

@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -228,6 +230,60 @@ func TestASecondAgentWithDirectoriesOfItsOwnIsRefused(t *testing.T) {
 	require.Equal(t, 3, cmd.ProcessState.ExitCode(), "%s", out)
 	require.Contains(t, string(out), "another agent has its services in")
 	w.mustCLI("list")
+}
+
+// TestNobodyElseKeepsTheAgentOut: another user, who may open the tree of cgroups and a
+// log directory that is readable, locks what he can.
+func TestNobodyElseKeepsTheAgentOut(t *testing.T) {
+	oneOfAKind(t)
+	w := newWorld(t)
+	w.leave(syscall.SIGTERM)
+	require.NoError(t, os.Chmod(w.path("log"), 0o755))
+	asNobody(t, func() error {
+		for _, path := range []string{"/sys/fs/cgroup", w.path("log")} {
+			f, err := os.Open(path)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { _ = f.Close() })
+			if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+				return fmt.Errorf("flock %s: %w", path, err)
+			}
+		}
+		return nil
+	})
+	w.begin()
+	ours := []string{w.path("log", "logs.lock"), w.path("state", "agent.lock"), w.path("run", "agent.lock")}
+	if limited(t) {
+		ours = append(ours, "/run/gladsheim-cgroups.lock")
+	}
+	for _, path := range ours {
+		require.FileExists(t, path)
+	}
+	asNobody(t, func() error {
+		for _, path := range ours {
+			if _, err := os.Open(path); !errors.Is(err, os.ErrPermission) {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		return nil
+	})
+}
+
+// asNobody runs f in a thread of another user, which ends with it.
+func asNobody(t *testing.T, f func() error) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		for _, call := range [][4]uintptr{{syscall.SYS_SETGROUPS}, {syscall.SYS_SETRESGID, 65534, 65534, 65534}, {syscall.SYS_SETRESUID, 65534, 65534, 65534}} {
+			if _, _, errno := syscall.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		done <- f()
+	}()
+	require.NoError(t, <-done)
 }
 
 // TestRefusals: bad input gets its own exit code, and a sentence that says what

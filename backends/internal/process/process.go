@@ -92,6 +92,28 @@ func ParseMark(mark string) (pid int, startTicks uint64, ok bool) {
 	return pid, startTicks, true
 }
 
+// Believable tells whether somebody who may lie can be believed that a process was
+// the main one of an incarnation. If it lives, belongs has to say that it is of that
+// incarnation; if it is no more, there is nobody whom the lie could harm, unless its
+// start ticks could still be given to another. An error is belongs's, or one of /proc.
+func Believable(fs procfs.FS, pid int, startTicks uint64, belongs func() (bool, error)) (bool, error) {
+	// The ticks are read first: who belongs in its stead can only be a successor,
+	// and what is named then is no more.
+	now, err := fs.StartTicks(pid)
+	if err == nil && now == startTicks {
+		is, err := belongs()
+		return is || errors.Is(err, procfs.ErrNoProcess), notGone(err)
+	}
+	return procfs.Ticks(startTicks+1) <= procfs.SinceBoot(), notGone(err)
+}
+
+func notGone(err error) error {
+	if errors.Is(err, procfs.ErrNoProcess) {
+		return nil
+	}
+	return err
+}
+
 // Used is what the kernel counted for a child of ours until it was reaped:
 // its own CPU time and that of all the descendants it had waited for.
 type Used struct {

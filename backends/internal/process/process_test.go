@@ -1,6 +1,7 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -518,5 +519,36 @@ func TestMark(t *testing.T) {
 	for _, other := range []string{"", "4711", "4711 ", " 4711 1", "4711 1 ", "0 1", "-3 1", "4711 -1", "04711 1", "x 1", "4711 1\x00"} {
 		_, _, ok := ParseMark(other)
 		require.False(t, ok, "%q", other)
+	}
+}
+
+func TestWhoIsBelievable(t *testing.T) {
+	fs := proc(t)
+	is := func(ok bool, err error) func() (bool, error) { return func() (bool, error) { return ok, err } }
+	unasked := func() (bool, error) { t.Error("it does not live"); return true, nil }
+	self := os.Getpid()
+	ticks, err := fs.StartTicks(self)
+	require.NoError(t, err)
+	now := uint64(procfs.SinceBoot() / procfs.Ticks(1))
+	broken := errors.New("the host is broken")
+	for name, tt := range map[string]struct {
+		pid     int
+		ticks   uint64
+		belongs func() (bool, error)
+		want    bool
+		err     error
+	}{
+		"lives and belongs":              {self, ticks, is(true, nil), true, nil},
+		"lives elsewhere":                {self, ticks, is(false, nil), false, nil},
+		"lived a moment ago":             {self, ticks, is(false, procfs.ErrNoProcess), true, nil},
+		"nobody can tell":                {self, ticks, is(false, broken), false, broken},
+		"had its number before":          {self, ticks - 1, unasked, true, nil},
+		"may get its number later":       {self, now + 1000, unasked, false, nil},
+		"no number that any process has": {1 << 23, ticks, unasked, true, nil},
+		"not yet born":                   {1 << 23, now + 1000, unasked, false, nil},
+	} {
+		got, err := Believable(fs, tt.pid, tt.ticks, tt.belongs)
+		require.ErrorIs(t, err, tt.err, name)
+		require.Equal(t, tt.want, got, name)
 	}
 }

@@ -5,7 +5,7 @@ import "errors"
 // Plan is everything a gate has to know.
 type Plan struct {
 	Pause   bool // sleep for ever instead of executing a program
-	Shim    bool // be the parent of others instead; see parent
+	Shim    bool // be the parent of others instead; see shim
 	Orphans bool // of a shim: be given the orphans of services, too (PR_SET_CHILD_SUBREAPER(2const))
 
 	Path      string // absolute
