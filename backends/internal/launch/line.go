@@ -53,9 +53,11 @@ func (s *Shim) fork(ctx context.Context, whose string, cgroupFD int, output sink
 // another.
 var errLost = errors.New("the shim, which is the parent of all services, has ended")
 
-// forkWait is how long the shim may take to make a gate. Only one that is stopped,
-// or stuck with a child in a frozen cgroup, takes longer.
-const forkWait = 10 * time.Second
+// patience is how long the shim may take to answer. Only one that is stopped, or
+// stuck with a child in a frozen cgroup, takes longer.
+const patience = 10 * time.Second
+
+var errSilent = fmt.Errorf("the shim, which is the parent of all services, has not answered for %v", patience)
 
 func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sinks, socket int) (forked, error) {
 	// The link names the running program even when its file was replaced.
@@ -72,8 +74,8 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 		l.hangUp()
 		return forked{}, errors.Join(errLost, err)
 	}
-	silent := time.NewTimer(forkWait)
-	defer silent.Stop()
+	silence := time.NewTimer(patience)
+	defer silence.Stop()
 	select {
 	case f := <-l.answers:
 		if f.errno != 0 {
@@ -84,8 +86,8 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 		err = errLost
 	case <-ctx.Done(): // whatever it answers later must not be taken for another's
 		err = ctx.Err()
-	case <-silent.C:
-		err = fmt.Errorf("the shim, which is the parent of all services, has not answered for %v", forkWait)
+	case <-silence.C:
+		err = errSilent
 	}
 	l.hangUp()
 	l.drop()
@@ -211,6 +213,8 @@ func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 
 // hear waits until all ends that are kept have come.
 func (l *line) hear(ctx context.Context) error {
+	silence := time.NewTimer(patience)
+	defer silence.Stop()
 	select {
 	case <-l.all:
 		return nil
@@ -219,6 +223,9 @@ func (l *line) hear(ctx context.Context) error {
 	case <-ctx.Done():
 		l.hangUp()
 		return ctx.Err()
+	case <-silence.C:
+		l.hangUp()
+		return errSilent
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -347,10 +348,10 @@ func TestALostAnswerMakesNoSecondGate(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
 	req := request("/bin/sh", "-c", "sleep 60")
 	req.Shim = f.Shim
-	started := make(chan *Child)
+	started := make(chan *Child, 1)
 	go func() {
 		c, err := Start(t.Context(), f.watcher, req)
-		require.NoError(t, err)
+		assert.NoError(t, err)
 		started <- c
 	}()
 	require.Eventually(t, func() bool { return len(f.turn) == 1 }, time.Minute, time.Millisecond)
@@ -361,6 +362,7 @@ func TestALostAnswerMakesNoSecondGate(t *testing.T) {
 	l.hangUp()
 	require.NoError(t, unix.Kill(shim, unix.SIGCONT))
 	c := <-started
+	require.NotNil(t, c)
 	require.NoError(t, c.Open(t.Context()))
 	require.Eventually(t, func() bool {
 		all, err := f.fs.Processes()

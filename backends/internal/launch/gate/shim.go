@@ -264,16 +264,16 @@ func received(rights []byte) []int {
 	return files
 }
 
-// say sends a message, or hangs up on who does not take it.
-func say(agent int, message, rights []byte) {
+// say sends a message, or hangs up on who does not take it and tells false.
+func say(agent int, message, rights []byte) bool {
 	for {
 		switch syscall.Sendmsg(agent, message, rights, nil, syscall.MSG_NOSIGNAL) {
 		case nil:
-			return
+			return true
 		case syscall.EINTR:
 		default:
 			syscall.Shutdown(agent, syscall.SHUT_RDWR)
-			return
+			return false
 		}
 	}
 }
@@ -306,17 +306,18 @@ func (w *warden) fork(agent int, whose string, files []int) {
 		return
 	}
 	defer syscall.Close(pidfd)
-	c := Child{int32(pid), startTicks(pid)}
-	w.living[c.PID] = living{ticks: c.StartTicks, whose: whose}
+	c, taken := Child{int32(pid), startTicks(pid)}, false
+	if c.StartTicks == 0 { // nobody could tell it from others
+		say(agent, EncodeChild(SayChild, c, syscall.ESRCH), nil)
+	} else {
+		taken = say(agent, EncodeChild(SayChild, c, 0), syscall.UnixRights(pidfd))
+	}
+	// One that was not taken leaves, for nobody has its socket.
+	w.living[c.PID] = living{ticks: c.StartTicks, whose: whose, heard: !taken}
 	select {
 	case w.forked <- struct{}{}:
 	default:
 	}
-	if c.StartTicks == 0 { // nobody could tell it from others; it leaves, for nobody has its socket
-		say(agent, EncodeChild(SayChild, c, syscall.ESRCH), nil)
-		return
-	}
-	say(agent, EncodeChild(SayChild, c, 0), syscall.UnixRights(pidfd))
 }
 
 func forkGate(files []int) (pid, pidfd int, err error) {
