@@ -40,7 +40,9 @@ systemctl daemon-reload
 systemctl restart gladsheimd
 `
 	remove = `systemctl disable --now gladsheimd
+systemctl stop gladsheim.slice
 rm /usr/bin/gladsheimd /usr/bin/gladsheim /etc/systemd/system/gladsheimd.service /etc/systemd/system/gladsheim.slice
+systemctl daemon-reload
 `
 )
 
@@ -129,7 +131,7 @@ func TestTheInstalledUnit(t *testing.T) {
 			t.Log(tryAs(t, "/", nil, "journalctl -u gladsheimd --no-pager | tail -50"))
 		}
 		_, _ = tryAs(t, "/", nil, "gladsheim list -o json | jq -r '.services[].serviceName' | xargs -r gladsheim kill")
-		sh(t, "/", remove+"rm -r /etc/gladsheim /etc/sysusers.d/gladsheim.conf /var/lib/gladsheim /run/gladsheim /var/log/gladsheim && systemctl daemon-reload")
+		sh(t, "/", remove+"rm -r /etc/gladsheim /etc/sysusers.d/gladsheim.conf /var/lib/gladsheim /run/gladsheim /var/log/gladsheim ")
 	})
 	sh(t, dir, installUnits)
 	require.Equal(t, "active", systemctl(t, "gladsheimd.service", "ActiveState"))
