@@ -274,7 +274,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
 	// A process alone proves nothing; how ours ended does, and whose child it is.
-	if !there && (h.main == nil || !h.main.Ended() && !place.Kept(b.procfs, ref.PID)) {
+	if !there && (h.main == nil || !h.main.Ended() && !place.Kept(b.procfs, ref.PID, b.parent.Path())) {
 		b.shim.Released(ref.Name, ref.Incarnation)
 		return nil, errors.Join(backends.ErrGone, h.Close())
 	}

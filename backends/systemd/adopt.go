@@ -100,7 +100,7 @@ func (h *handle) ours(p *process.Process) (bool, error) {
 		return false, err
 	}
 	there, err := h.cell.Exists()
-	return there || place.Kept(h.b.fs, h.ref.PID), err
+	return there || place.Kept(h.b.fs, h.ref.PID, "/"+units.Slice), err
 }
 
 // left tells whether a cgroup or a unit of the incarnation is left.

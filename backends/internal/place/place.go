@@ -109,10 +109,13 @@ func (p *Place) Close() error {
 	return nil
 }
 
-// Kept tells whether a process that is in none of our cgroups, and that a record
-// calls the main one of a service, is a child of the shim: then it was launched as
-// such, and has been moved out of a cgroup that is no more.
-func Kept(proc procfs.FS, pid int) bool {
+// Kept tells whether a process that a record calls the main one of a service is in
+// none of our cgroups, which lie below homes, and a child of the shim: then it was
+// launched as such, and has been moved out of a cgroup that is no more.
+func Kept(proc procfs.FS, pid int, homes string) bool {
+	if at, err := proc.Cgroup(pid); err != nil || strings.HasPrefix(at, homes+"/") {
+		return false // it is at home, as another one's
+	}
 	p, err := proc.Process(pid)
 	if err != nil {
 		return false

@@ -40,7 +40,7 @@ const (
 	// parent ended; it is told once, to the agent that listens, and not kept.
 	SayOrphan = 'O'
 	// SayLiving: Children that live. It comes first on every connection, as often as
-	// it takes to name them all.
+	// it takes to name them all, and again when another agent has had one made.
 	SayLiving = 'L'
 	// SayAll: all ends that are kept have been told. It comes behind those on every
 	// connection, and as the answer to a SayAsk.
@@ -314,6 +314,11 @@ func (w *warden) fork(agent int, whose string, files []int) {
 	}
 	// One that was not taken leaves, for nobody has its socket.
 	w.living[c.PID] = living{ticks: c.StartTicks, whose: whose, heard: !taken}
+	for other := range w.agents {
+		if other != agent {
+			say(other, putChild([]byte{SayLiving}, c), nil)
+		}
+	}
 	select {
 	case w.forked <- struct{}{}:
 	default:
