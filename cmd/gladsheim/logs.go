@@ -23,9 +23,11 @@ func (a *app) logsCommand() *cobra.Command {
 On a terminal, control characters are shown as escapes; elsewhere bytes come as
 they were written. Lines of several services begin with the name.
 
-Output is kept in plain files, which tell when the first was made and the last
-was written, but not when each line was: --since works for a time before the first
-line or after the last, and is refused between them.`,
+Output is in the journal or in plain files; status tells. Files tell when the first
+was made and the last was written, but not when each line was: --since works for a
+time before the first line or after the last, and is refused between them. Of output
+in the journal it holds exactly. Lines that journald did not keep, because there were
+too many at once, are told on standard error.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		Example: `  gladsheim logs web -f
@@ -109,6 +111,10 @@ func (a *app) showLine(prefix string, l *gladsheimv1.LogLine) error {
 		return a.printLine(l)
 	}
 	text := string(l.GetLine())
+	if l.GetDropped() > 0 {
+		_, err := fmt.Fprintf(a.err, "%sjournald: %s\n", prefix, plain(text))
+		return err
+	}
 	if a.terminal {
 		text = plain(text)
 	}

@@ -98,7 +98,7 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if err != nil {
 		return nil, failure(name, service.ReasonExecTooBig, true, err)
 	}
-	output, err := openOutput(req.Launch.LogFile)
+	output, err := openOutput(req.Launch)
 	if err != nil {
 		return nil, resourceFailure(name, err)
 	}

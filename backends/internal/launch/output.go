@@ -6,22 +6,29 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/journal"
 )
 
 // sinks are descriptors 0, and 1 and 2, of a child.
 type sinks struct{ in, out uintptr }
 
-// openOutput opens /dev/null, and the log file or /dev/null again.
-func openOutput(logFile string) (sinks, error) {
+// openOutput opens /dev/null, and the log file, a stream to the journal or
+// /dev/null again.
+func openOutput(l service.Launch) (sinks, error) {
 	in, err := open(os.DevNull, unix.O_RDONLY, 0)
 	if err != nil {
 		return sinks{}, err
 	}
 	var out int
-	if logFile == "" {
+	switch {
+	case !l.Stream.IsZero():
+		out, err = journal.Host().Connect(l.Name.String(), l.Stream.Unit, l.Stream.Mark)
+	case l.LogFile != "":
+		out, err = openLog(l.LogFile)
+	default:
 		out, err = open(os.DevNull, unix.O_WRONLY, 0)
-	} else {
-		out, err = openLog(logFile)
 	}
 	if err != nil {
 		unix.Close(in)
