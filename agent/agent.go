@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -34,6 +35,7 @@ type Config struct {
 	Version     string
 	StateDir    string             // what is wanted; survives a reboot
 	RunDir      string             // what is; does not
+	MakeRunDir  func() error       // as whoever made it did
 	LogDir      string             // output of services
 	Logs        *logfile.Keeper    // of LogDir
 	ServicesDir string             // definitions of the host
@@ -55,6 +57,7 @@ type Agent struct {
 	busyAtStart time.Duration // CPU time of the host
 	cores       int
 	bootID      string
+	losing      sync.Mutex // of locks, once open
 	locks       []*os.File
 	store       *skirnir.Store
 	registry    *skirnir.Registry
@@ -80,6 +83,7 @@ type Agent struct {
 	strangers   map[service.Name]stranger
 	blind       map[string]bool                // backends that would not tell what an earlier agent left
 	looked      map[service.Name]bool          // whether that is known of a service all the same
+	unwritten   map[service.Name]error         // why the latest record of a service is not on disk
 	starting    map[service.Name]int           // starts and restarts under way, see admit
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
@@ -103,7 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
-		limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
+		unwritten: map[service.Name]error{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
@@ -130,7 +134,7 @@ func (a *Agent) open(ctx context.Context) error {
 	if err := a.lockLogs(); err != nil {
 		return err
 	}
-	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir); err != nil {
+	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir, a.retakeDirs); err != nil {
 		return err
 	}
 	left, err := a.store.Load()
@@ -190,6 +194,25 @@ func (a *Agent) lock(dirs ...string) error {
 			return fmt.Errorf("%w %s", ErrTaken, dir)
 		case err != nil:
 			return fmt.Errorf("cannot lock %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// retakeDirs makes and takes those directories anew that somebody has removed under us.
+func (a *Agent) retakeDirs() error {
+	a.losing.Lock()
+	defer a.losing.Unlock()
+	for dir, remake := range map[string]func() error{a.cfg.RunDir: a.cfg.MakeRunDir, a.cfg.StateDir: func() error { return nil }} {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		a.cfg.Log.Error("a directory was removed under the agent; it is made anew", "directory", dir)
+		if err := remake(); err != nil {
+			return err
+		}
+		if err := a.lock(dir); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -95,7 +95,7 @@ func (a *app) hint(err error) string {
 		if errors.Is(a.client.DialError(), fs.ErrPermission) {
 			return joinGroup
 		}
-		return "start it: systemctl start gladsheimd, or gladsheimd in the foreground; elsewhere: --host or GLADSHEIM_HOST"
+		return "start it: systemctl start gladsheimd, or gladsheimd in the foreground; if it runs, its socket was removed: systemctl reload gladsheimd, or send it SIGHUP, or restart it; elsewhere: --host or GLADSHEIM_HOST"
 	}
 	kind, name := client.KindOf(err), client.ServiceOf(err)
 	text, ok := hintsByReason[client.ReasonOf(err)]
