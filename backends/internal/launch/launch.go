@@ -169,7 +169,6 @@ func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks) (held
 	defer unix.Close(theirs)
 	if held, pidfd, err = r.forkAs(ctx, w, output, theirs); err != nil {
 		ours.Close()
-		r.Shim.abandon(whose(r.Launch.Name, r.Launch.Incarnation))
 		return nil, -1, nil, err
 	}
 	return held, pidfd, ours, nil
@@ -178,13 +177,15 @@ func (r Request) fork(ctx context.Context, w *watch.Watcher, output sinks) (held
 // forkAs executes this very program again as a gate, in a session of its own.
 func (r Request) forkAs(ctx context.Context, w *watch.Watcher, output sinks, socket int) (held *process.Process, pidfd int, err error) {
 	if r.Shim != nil {
-		f, err := r.Shim.fork(ctx, whose(r.Launch.Name, r.Launch.Incarnation), r.CgroupFD, output, socket)
+		owner := whose(r.Launch.Name, r.Launch.Incarnation)
+		f, err := r.Shim.fork(ctx, owner, r.CgroupFD, output, socket)
 		if err != nil {
 			return nil, -1, fmt.Errorf("fork: %w", err)
 		}
 		held, err = process.Ward(w, int(f.child.PID), f.pidfd, f.child.StartTicks, r.Shim)
 		if err != nil {
 			discard(f.pidfd)
+			r.Shim.abandon(owner)
 		}
 		return held, f.pidfd, err
 	}
@@ -194,9 +195,9 @@ func (r Request) forkAs(ctx context.Context, w *watch.Watcher, output sinks, soc
 		Files: []uintptr{output.in, output.out, output.out, uintptr(socket)},
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	}
-	name := "gladsheim-gate"
+	name := gate.Name
 	if r.files != nil {
-		name = "gladsheim-shim"
+		name = gate.ShimName
 	}
 	for _, fd := range r.files {
 		attr.Files = append(attr.Files, uintptr(fd))

@@ -45,7 +45,11 @@ func (s *Shim) fork(ctx context.Context, whose string, cgroupFD int, output sink
 	if err != nil {
 		return forked{}, fmt.Errorf("reach the shim: %w", err)
 	}
-	return l.fork(ctx, whose, cgroupFD, output, socket)
+	f, err := l.fork(ctx, whose, cgroupFD, output, socket)
+	if err != nil {
+		s.abandon(whose)
+	}
+	return f, err
 }
 
 // errLost says that nobody can tell whether the shim has made a gate. One that it
@@ -150,6 +154,7 @@ func (s *Shim) dial(ctx context.Context) (*line, error) {
 	case l != nil:
 		return l, nil
 	}
+	silent := time.Now().Add(patience)
 	for {
 		fd, err := s.socket(unix.SOCK_NONBLOCK, unix.Connect)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
@@ -167,8 +172,11 @@ func (s *Shim) dial(ctx context.Context) (*line, error) {
 		default:
 			return nil, err
 		}
-		if !pause(ctx) {
+		switch {
+		case !pause(ctx):
 			return nil, ctx.Err()
+		case time.Now().After(silent):
+			return nil, errSilent
 		}
 	}
 }

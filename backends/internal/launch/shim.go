@@ -204,9 +204,6 @@ func (s *Shim) Released(name service.Name, incarnation uint64) {
 // abandon is Released for what came to nothing, of which the shim may have made a
 // gate all the same.
 func (s *Shim) abandon(whose string) {
-	if s == nil {
-		return
-	}
 	s.mu.Lock()
 	l := s.line
 	s.mu.Unlock()

@@ -1,7 +1,9 @@
 package launch
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -295,14 +297,28 @@ func TestAShimThatHangsUp(t *testing.T) {
 	require.False(t, lives.Ended())
 }
 
+// stoppedFamily has a shim that does nothing any more, with one child.
+func stoppedFamily(t *testing.T) (f *family, child *process.Process, shim int) {
+	t.Helper()
+	f = newFamily(t, t.TempDir())
+	child = f.run(t, "sleep 60")
+	shim = parentOf(t, f.fs, child.PID())
+	require.NoError(t, unix.Kill(shim, unix.SIGSTOP))
+	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
+	require.Eventually(t, func() bool { // each thread stops when it is its turn
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", shim))
+		return err == nil && !slices.ContainsFunc(threads, func(stat string) bool {
+			text, _ := os.ReadFile(stat)
+			return !bytes.Contains(text, []byte(") T "))
+		})
+	}, time.Minute, time.Millisecond)
+	return f, child, shim
+}
+
 // TestAShimThatDoesNotAnswer: a start gives up, an end that the kernel tells of is not
 // waited for without bound, and the agent can leave.
 func TestAShimThatDoesNotAnswer(t *testing.T) {
-	f := newFamily(t, t.TempDir())
-	p := f.run(t, "sleep 60")
-	shim := parentOf(t, f.fs, p.PID())
-	require.NoError(t, unix.Kill(shim, unix.SIGSTOP))
-	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
+	f, p, shim := stoppedFamily(t)
 	require.NoError(t, p.Signal(syscall.SIGTERM))
 	req := request("/bin/true")
 	req.Shim, req.Launch.Incarnation = f.Shim, 2
@@ -314,6 +330,16 @@ func TestAShimThatDoesNotAnswer(t *testing.T) {
 	require.ErrorContains(t, err, "has not answered")
 	require.Equal(t, process.ParentLost, exitOf(t, p).Unknown)
 	again := NewShim(f.cfg)
+	for { // until too many knock
+		fd, err := f.socket(unix.SOCK_NONBLOCK, unix.Connect)
+		if err != nil {
+			require.ErrorIs(t, err, unix.EAGAIN)
+			break
+		}
+		defer unix.Close(fd)
+	}
+	_, err = Start(t.Context(), f.watcher, req)
+	require.ErrorContains(t, err, "has not answered")
 	zombie, err := Find(f.watcher, f.fs, again, p.PID(), p.StartTicks())
 	require.NoError(t, err)
 	require.False(t, zombie.Ended(), "its parent may tell yet")
@@ -341,11 +367,10 @@ func TestAShimThatDoesNotAnswer(t *testing.T) {
 // TestALostAnswerMakesNoSecondGate: whoever tries again does so with another socket, so
 // that what was made for the first attempt leaves.
 func TestALostAnswerMakesNoSecondGate(t *testing.T) {
-	f := newFamily(t, t.TempDir())
-	lives := f.run(t, "sleep 60")
-	shim := parentOf(t, f.fs, lives.PID())
-	require.NoError(t, unix.Kill(shim, unix.SIGSTOP))
-	t.Cleanup(func() { _ = unix.Kill(shim, unix.SIGCONT) })
+	f, _, shim := stoppedFamily(t)
+	f.mu.Lock()
+	l := f.line
+	f.mu.Unlock()
 	req := request("/bin/sh", "-c", "sleep 60")
 	req.Shim = f.Shim
 	started := make(chan *Child, 1)
@@ -354,11 +379,14 @@ func TestALostAnswerMakesNoSecondGate(t *testing.T) {
 		assert.NoError(t, err)
 		started <- c
 	}()
-	require.Eventually(t, func() bool { return len(f.turn) == 1 }, time.Minute, time.Millisecond)
-	time.Sleep(50 * time.Millisecond) // it has asked by now
-	f.mu.Lock()
-	l := f.line
-	f.mu.Unlock()
+	raw, err := l.conn.SyscallConn()
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { // until it has asked: what nobody has read is counted (unix(7))
+		unread := 0
+		require.NoError(t, raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }))
+		require.NoError(t, err)
+		return unread > 0
+	}, time.Minute, time.Millisecond)
 	l.hangUp()
 	require.NoError(t, unix.Kill(shim, unix.SIGCONT))
 	c := <-started

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -121,5 +122,5 @@ func Kept(proc procfs.FS, pid int, homes string) bool {
 		return false
 	}
 	parent, err := proc.Process(p.PPID)
-	return err == nil && parent.Name == "gladsheim-shim"
+	return err == nil && parent.Name == gate.ShimName
 }

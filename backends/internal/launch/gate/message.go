@@ -1,0 +1,121 @@
+package gate
+
+import "syscall"
+
+// ShimSocket is the name of a shim's socket. It holds the version of the messages
+// below, so that an agent of another one finds no shim it can not talk to.
+const ShimSocket = "shim.3.sock"
+
+// What an agent says to a shim, one message each, and gets for it.
+const (
+	// SayFork, with whose it is, and the descriptors of the program, of the gate's 0,
+	// of its 1 and 2, of its socket, and of a cgroup directory if it is to be born
+	// in one. The answer is a SayChild.
+	SayFork = 'F'
+	// SayHeard, with whose it is: its end, past or to come, need not be kept.
+	SayHeard = 'H'
+	// SayAsk: the answer is a SayAll, behind the ends of all that is no more.
+	SayAsk = 'Q'
+)
+
+// What a shim says.
+const (
+	// SayChild: a Child and the errno of its fork, with its pidfd if that is 0.
+	SayChild = 'C'
+	// SayEnd: an End of a child. It is kept until it was heard of.
+	SayEnd = 'E'
+	// SayOrphan: an End of a process that was given to the shim when its own
+	// parent ended; it is told once, to the agent that listens, and not kept.
+	SayOrphan = 'O'
+	// SayLiving: Children that live. It comes first on every connection, as often as
+	// it takes to name them all, and again when another agent has had one made.
+	SayLiving = 'L'
+	// SayAll: all ends that are kept have been told. It comes behind those on every
+	// connection, and as the answer to a SayAsk.
+	SayAll = 'A'
+)
+
+// ForkedFiles is how many descriptors come with SayFork when no cgroup does.
+const ForkedFiles = 4
+
+// Child names a child of the shim for ever: a number is given away again,
+// but not in the same tick.
+type Child struct {
+	PID        int32
+	StartTicks uint64 // since boot
+}
+
+// End is how a process ended.
+type End struct {
+	Child
+	Status  syscall.WaitStatus
+	CPU     uint64 // nanoseconds, its own and of descendants it had waited for
+	Brand   uint64 // its hard RLIMIT_RTTIME
+	At      int64  // wall clock, nanoseconds since 1970
+	Session int32
+	Gate    bool   // it was a gate still: its program did not run
+	Whose   string // what the agent said when it was forked
+}
+
+// MaxWhose is the most bytes that say whose a child is.
+const MaxWhose = 128
+
+// MaxSaid is the longest message of a shim.
+const MaxSaid = 4096
+
+const (
+	childSize = 12
+	endSize   = 1 + childSize + 4 + 8 + 8 + 8 + 4 + 1 // and whose
+)
+
+// Encode writes an end as a message of kind say.
+func (e End) Encode(say byte) []byte {
+	b := putChild([]byte{say}, e.Child)
+	b = putUint32(b, uint32(e.Status))
+	b = putUint64(b, e.CPU)
+	b = putUint64(putUint64(b, e.Brand), uint64(e.At))
+	b = append(putUint32(b, uint32(e.Session)), 0)
+	if e.Gate {
+		b[len(b)-1] = 1
+	}
+	return append(b, e.Whose...)
+}
+
+// DecodeEnd reads what Encode wrote; false for anything else.
+func DecodeEnd(b []byte) (End, bool) {
+	if len(b) < endSize || len(b) > endSize+MaxWhose {
+		return End{}, false
+	}
+	r := reader{b: b[1:]}
+	e := End{Child: r.child(), Status: syscall.WaitStatus(r.uint32()), CPU: r.uint64(), Brand: r.uint64(), At: int64(r.uint64())}
+	e.Session = int32(r.uint32())
+	e.Gate, e.Whose = r.b[0] != 0, string(r.b[1:])
+	return e, true
+}
+
+// EncodeChild writes a child, and the errno of its fork, as a message of kind say.
+func EncodeChild(say byte, c Child, errno syscall.Errno) []byte {
+	return putUint32(putChild([]byte{say}, c), uint32(errno))
+}
+
+// DecodeChild reads what EncodeChild wrote; false for anything else.
+func DecodeChild(b []byte) (Child, syscall.Errno, bool) {
+	if len(b) != 1+childSize+4 {
+		return Child{}, 0, false
+	}
+	r := reader{b: b[1:]}
+	return r.child(), syscall.Errno(r.uint32()), true
+}
+
+// DecodeChildren reads the children of a SayLiving.
+func DecodeChildren(b []byte) []Child {
+	var children []Child
+	for r := (reader{b: b[1:]}); len(r.b) >= childSize; {
+		children = append(children, r.child())
+	}
+	return children
+}
+
+func putChild(b []byte, c Child) []byte { return putUint64(putUint32(b, uint32(c.PID)), c.StartTicks) }
+
+func (r *reader) child() Child { return Child{PID: int32(r.uint32()), StartTicks: r.uint64()} }
