@@ -24,6 +24,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -36,6 +37,7 @@ type Config struct {
 	RunDir      string             // what is; does not
 	LogDir      string             // output of services
 	Logs        *logfile.Keeper    // of LogDir
+	Journal     journal.Journal    // of the host, where it may be that there is none
 	ServicesDir string             // definitions of the host
 	Backends    []backends.Backend // that the host offers, the preferred one first
 	Findings    []service.Finding  // of who opened them
@@ -66,9 +68,10 @@ type Agent struct {
 
 	ctx        context.Context // ends when the agent leaves
 	leave      context.CancelFunc
-	background sync.WaitGroup // of starts that nobody waits for
+	background sync.WaitGroup // of work that nobody waits for
 
 	pending []service.Name // for Autostart
+	outputs outputs
 
 	changing    sync.Mutex            // held by whoever changes the catalogue, from the look at it to the change
 	writing     sync.Mutex            // see want
@@ -106,6 +109,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
 		limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
+		outputs: outputs{of: map[service.Name][]service.Output{}},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
@@ -148,7 +152,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.roskva = roskva.New(a.keepHealth)
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, SinceBoot: a.cfg.SinceBoot, LogStart: a.logStart, LastLines: a.lastLines, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})
 	a.restore(ctx, left)
 	return nil

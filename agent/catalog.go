@@ -298,6 +298,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	delete(a.limiting, name)
 	a.mu.Unlock()
 	a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "asked", Detail: "by " + actor})
+	a.forgetOutputs(name)
 	a.meter.Forget(name)
 	a.cfg.Logs.Forget(a.logPath(name))
 	return nil

@@ -2,10 +2,7 @@ package agent
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"reflect"
 	"slices"
@@ -13,7 +10,6 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
-	"github.com/gladsheim/gladsheim/logfile"
 )
 
 // keeper is what thjalfi sees of skirnir.
@@ -161,74 +157,4 @@ func newHealth(s *service.Status, h service.Health) skirnir.News {
 	news.Silent = s.Health.Status == h.Status || h.Status == service.HealthUnknown
 	s.Health = h
 	return news
-}
-
-// Of a log's end, as much as is read for the last lines of an exit record.
-const (
-	lastLineCount = 20
-	lastLineBytes = 16 << 10
-)
-
-// logStart has a log kept that is about to be written, and tells where its end is;
-// one that can not be looked at has none.
-func (a *Agent) logStart(spec *service.Spec, path string) int64 {
-	a.keepLog(spec)
-	stream, err := a.cfg.Logs.File(path).Open()
-	if err != nil {
-		return 0
-	}
-	defer stream.Close()
-	end, _ := stream.End()
-	return end
-}
-
-// keepLog has the log of a service that runs, or is about to, cut when it is due.
-func (a *Agent) keepLog(spec *service.Spec) {
-	if path := a.logFile(spec); path != "" {
-		// One that an earlier version launched was given none.
-		a.cfg.Logs.Keep(path, cmp.Or(spec.Rotation, service.Defaults().Rotation))
-	}
-}
-
-// lastLines reads the end of a log, but nothing before from unless it has become
-// shorter. A log that can not be read has none: an exit record is not held up for
-// it.
-func (a *Agent) lastLines(path string, from int64) []string {
-	tail, err := readTail(a.cfg.Logs.File(path), from)
-	if err != nil {
-		return []string{fmt.Sprintf("(the log can not be read: %v)", err)}
-	}
-	lines := bytes.Split(bytes.TrimRight(tail, "\n"), []byte("\n"))
-	var out []string
-	for _, line := range lines[max(0, len(lines)-lastLineCount):] {
-		out = append(out, string(bytes.ToValidUTF8(line, []byte("\uFFFD"))))
-	}
-	if len(out) == 1 && out[0] == "" {
-		return nil
-	}
-	return out
-}
-
-func readTail(log *logfile.File, from int64) ([]byte, error) {
-	stream, err := log.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer stream.Close()
-	end, err := stream.End()
-	if err != nil {
-		return nil, err
-	}
-	if from > end {
-		from = 0
-	}
-	begin := max(from, end-lastLineBytes, stream.Oldest())
-	tail, err := io.ReadAll(io.NewSectionReader(stream, begin, end-begin))
-	if err != nil {
-		return nil, err
-	}
-	if _, whole, more := bytes.Cut(tail, []byte("\n")); begin > from && more && len(whole) > 0 {
-		tail = whole // without what is left of a line that began earlier
-	}
-	return tail, nil
 }

@@ -184,14 +184,7 @@ func (a *Agent) planFor(op string, spec service.Spec, defaults service.Limits, a
 	if err != nil {
 		return thjalfi.Plan{}, err
 	}
-	return thjalfi.Plan{Spec: spec, Limits: limits, Backend: backend, LogFile: a.logFile(&spec), Actor: actor}, nil
-}
-
-func (a *Agent) logFile(spec *service.Spec) string {
-	if spec.Log == service.LogNull {
-		return ""
-	}
-	return a.logPath(spec.Name)
+	return thjalfi.Plan{Spec: spec, Limits: limits, Backend: backend, Actor: actor}, nil
 }
 
 func (a *Agent) logPath(name service.Name) string {

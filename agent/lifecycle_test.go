@@ -341,9 +341,11 @@ func TestLastLines(t *testing.T) {
 }
 
 func (h *house) checkLastLines() {
-	t, dir, lastLines := h.t, h.path("log"), h.lastLines
+	t, dir := h.t, h.path("log")
+	of := func(name string, from int64) []string { return h.lastLines(&service.Spec{Name: service.MustName(name)}, 1, from) }
+	lastLines := func(from int64) []string { return of("x", from) }
 	path := dir + "/x.log"
-	require.Nil(t, lastLines(path, 0), "there is none")
+	require.Nil(t, lastLines(0), "there is none")
 	long := make([]byte, 64<<10)
 	for i := range long {
 		long[i] = 'x'
@@ -367,7 +369,7 @@ func (h *house) checkLastLines() {
 		{"a long line before", string(long) + "\nend\n", 1, "end", "end"},
 	} {
 		require.NoError(t, os.WriteFile(path, []byte(tt.content), 0o600))
-		lines := lastLines(path, 0)
+		lines := lastLines(0)
 		require.Len(t, lines, tt.count, tt.name)
 		if tt.count > 0 {
 			require.Equal(t, tt.first, lines[0], tt.name)
@@ -375,18 +377,19 @@ func (h *house) checkLastLines() {
 		}
 	}
 	require.NoError(t, os.WriteFile(path, long, 0o600))
-	require.LessOrEqual(t, len(lastLines(path, 0)[0]), 16<<10, "a line without end")
+	require.LessOrEqual(t, len(lastLines(0)[0]), 16<<10, "a line without end")
 
 	require.NoError(t, os.WriteFile(path, []byte("of the former\nof this one\n"), 0o600))
-	require.Equal(t, []string{"of this one"}, lastLines(path, int64(len("of the former\n"))))
-	require.Nil(t, lastLines(path, h.logStart(&service.Spec{Name: service.MustName("x")}, path)), "it wrote nothing")
-	require.Len(t, lastLines(path, 1000), 2, "the file was cut")
+	require.Equal(t, []string{"of this one"}, lastLines(int64(len("of the former\n"))))
+	require.Nil(t, lastLines(h.logEnd(service.MustName("x"))), "it wrote nothing")
+	require.Len(t, lastLines(1000), 2, "the file was cut")
 
 	require.NoError(t, os.Symlink(path, dir+"/link.log"))
-	require.Contains(t, lastLines(dir+"/link.log", 0)[0], "can not be read")
+	require.Contains(t, of("link", 0)[0], "can not be read")
 	require.NoError(t, syscall.Mkfifo(dir+"/fifo.log", 0o600))
-	require.NotPanics(t, func() { lastLines(dir+"/fifo.log", 0) }, "and it does not block")
-	require.Contains(t, lastLines(dir, 0)[0], "can not be read")
+	require.NotPanics(t, func() { of("fifo", 0) }, "and it does not block")
+	require.NoError(t, os.Mkdir(dir+"/dir.log", 0o700))
+	require.Contains(t, of("dir", 0)[0], "can not be read")
 }
 
 // The lines of an incarnation are known by where they begin in all that its
@@ -401,7 +404,11 @@ func TestLastLinesAfterACut(t *testing.T) {
 	}
 	a := agent()
 	spec := service.Spec{Name: web, Rotation: service.LogRotation{Size: 64 << 10, Total: 1 << 20}}
-	path := a.logFile(&spec)
+	path := a.logPath(web)
+	logStart := func(a *Agent) int64 {
+		a.keepLog(&spec)
+		return a.logEnd(web)
+	}
 	log, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	require.NoError(t, err)
 	defer log.Close()
@@ -412,10 +419,10 @@ func TestLastLinesAfterACut(t *testing.T) {
 		}
 	}
 	say(0, 100)
-	first := a.logStart(&spec, path)
+	first := logStart(a)
 	require.EqualValues(t, 10*len("line 0\n")+90*len("line 10\n"), first)
 	say(100, 103)
-	require.Equal(t, []string{"line 100", "line 101", "line 102"}, a.lastLines(path, first))
+	require.Equal(t, []string{"line 100", "line 101", "line 102"}, a.lastLines(&spec, 1, first))
 	say(103, 10_000)
 	cut := func() bool {
 		info, err := os.Stat(path)
@@ -424,15 +431,15 @@ func TestLastLinesAfterACut(t *testing.T) {
 	}
 	require.Eventually(t, cut, 30*time.Second, 10*time.Millisecond)
 	for _, a := range []*Agent{a, agent()} { // also the next agent
-		lines := a.lastLines(path, first)
+		lines := a.lastLines(&spec, 1, first)
 		require.Len(t, lines, 20)
 		require.Equal(t, []string{"line 9980", "line 9999"}, []string{lines[0], lines[19]})
-		second := a.logStart(&spec, path)
+		second := logStart(a)
 		require.Greater(t, second, int64(64<<10))
-		require.Nil(t, a.lastLines(path, second))
+		require.Nil(t, a.lastLines(&spec, 1, second))
 		_, err = log.WriteString("of this one\n")
 		require.NoError(t, err)
-		require.Equal(t, []string{"of this one"}, a.lastLines(path, second))
+		require.Equal(t, []string{"of this one"}, a.lastLines(&spec, 1, second))
 		say(9980, 10_000)
 	}
 }

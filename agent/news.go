@@ -27,7 +27,7 @@ func (a *Agent) Exits(name service.Name, n int) ([]service.ExitRecord, error) {
 	return out, nil
 }
 
-// LogFile is where the output of a service goes.
+// LogFile is where the output of a service goes that is not in the journal.
 func (a *Agent) LogFile(name service.Name) (*logfile.File, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -35,11 +35,10 @@ func (a *Agent) LogFile(name service.Name) (*logfile.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	path := a.logFile(&d.spec)
-	if path == "" {
+	if d.spec.Log == service.LogNull {
 		return nil, &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New(`its definition says "log": "null"`)}
 	}
-	return a.cfg.Logs.File(path), nil
+	return a.cfg.Logs.File(a.logPath(name)), nil
 }
 
 // Watch gives every notice after the one of the returned sequence; see

@@ -22,6 +22,10 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	for _, w := range left.Wanted {
 		a.wanted[w.Name] = w
 	}
+	a.outputs.of = left.Outputs
+	if len(a.unknownStreams()) > 0 {
+		a.learn()
+	}
 	actual := map[service.Name]skirnir.Actual{}
 	for _, r := range left.Actual {
 		if r.BootID == a.bootID {
@@ -171,10 +175,10 @@ func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.St
 			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
 			Exit: r.Exit, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
 		}
-		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), LogFile: a.logFile(&r.Spec), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
+		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor
 		if status.Machine = r.Machine; r.Machine.State.Alive() {
-			a.keepLog(&r.Spec)
+			status.Log = a.takeUpOutput(&r.Spec, r.Machine.Incarnation)
 			status.Machine.State = service.Adopting
 		}
 		status.Warnings = r.Spec.Warnings

@@ -38,9 +38,14 @@ type Registry interface {
 	List(states ...service.Public) []*service.Status
 	// Exits gives the latest n ends, latest first; n < 1 means all that are kept.
 	Exits(name service.Name, n int) ([]service.ExitRecord, error)
-	// LogFile is where the output of a service goes. That its output is not
-	// kept is an error of Kind Conflict; the file need not exist yet.
+	// LogFile is where the output of a service goes that is not in the journal. That
+	// its output is not kept is an error of Kind Conflict; the file need not exist.
 	LogFile(service.Name) (*logfile.File, error)
+	// Outputs is where the output of a service went, oldest first; empty when all
+	// of it is in the file. FindOutputs asks the journal what it calls streams that
+	// are not known yet, first.
+	Outputs(service.Name) []service.Output
+	FindOutputs(context.Context, service.Name) ([]service.Output, error)
 }
 
 // Resources asks the host about one service.

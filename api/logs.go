@@ -12,6 +12,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/api/internal/tail"
+	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -27,8 +28,8 @@ type logs struct {
 	*Server
 }
 
-// Tail reads the files itself; a slow reader makes the reading slow, and nothing
-// is held for it.
+// Tail reads by itself; a slow reader makes the reading slow, and nothing is held
+// for it.
 func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[gladsheimv1.LogLine]) error {
 	st, err := l.find(req.GetServiceName())
 	if err != nil {
@@ -44,27 +45,35 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	if want.Match, err = pattern(req.GetGrep()); err != nil {
 		return err
 	}
-	if want.Log, err = l.agent.LogFile(st.Name); err != nil {
+	log, err := l.agent.LogFile(st.Name)
+	if err != nil {
 		return err
 	}
 	ctx := ss.Context()
+	outputs, err := l.agent.FindOutputs(ctx, st.Name)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	if want.Follow {
-		var cancel context.CancelFunc
-		if ctx, cancel, err = l.whileRegistered(ctx, st.Name); err != nil {
+		if err := l.whileRegistered(ctx, cancel, st.Name, outputs); err != nil {
 			return err
 		}
-		defer cancel()
 	}
 	var sent error
-	err = tail.Read(ctx, want, func(line tail.Line) error {
-		sent = ss.Send(&gladsheimv1.LogLine{Line: line.Text, Truncated: line.Cut})
+	r := past{journal: journal.Host(), name: st.Name, file: log, parts: partsOf(outputs), want: want, known: func() []service.Stream { return streamsOf(l.agent.Outputs(st.Name)) }}
+	err = r.read(ctx, func(line *gladsheimv1.LogLine) error {
+		sent = ss.Send(line)
 		return sent
 	})
 	switch {
 	case ss.Context().Err() != nil || err == nil || sent != nil:
 		return err
+	case ctx.Err() != nil && errors.Is(context.Cause(ctx), errUnregistered):
+		return nil
 	case ctx.Err() != nil:
-		return nil // the service was unregistered
+		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict, Err: context.Cause(ctx)}
 	case errors.Is(err, tail.ErrUndated):
 		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict,
 			Err: fmt.Errorf("%w; ask for a number of lines, or since before its first", err)}
@@ -91,22 +100,27 @@ func pattern(text string) (*regexp.Regexp, error) {
 	return nil, &service.Error{Op: "read request", Kind: service.Invalid, Faults: []service.Fault{{Field: "grep", Message: err.Error()}}}
 }
 
-// whileRegistered is a context that ends when the service is unregistered.
-func (l *logs) whileRegistered(ctx context.Context, name service.Name) (context.Context, context.CancelFunc, error) {
-	ctx, cancel := context.WithCancel(ctx)
+var (
+	errUnregistered = errors.New("the service was unregistered")
+	errElsewhere    = errors.New("its output goes elsewhere as of its latest start, from the log file to the journal or back; ask anew")
+)
+
+// whileRegistered cancels a context when the service is unregistered, or its output
+// goes elsewhere than into the last of outputs.
+func (l *logs) whileRegistered(ctx context.Context, cancel context.CancelCauseFunc, name service.Name, outputs []service.Output) error {
 	_, notices, err := l.agent.Watch(ctx)
 	if err != nil {
-		cancel()
-		return nil, nil, err
+		return err
 	}
 	go func() {
-		defer cancel()
 		for range notices {
 			// Asked anew each time: a notice may have been left out.
 			if _, err := l.agent.Status(name); err != nil {
-				return
+				cancel(errUnregistered)
+			} else if intoJournal(l.agent.Outputs(name)) != intoJournal(outputs) {
+				cancel(errElsewhere)
 			}
 		}
 	}()
-	return ctx, cancel, nil
+	return nil
 }

@@ -29,6 +29,7 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		NextAttemptUnixMs: millis(st.NextAttempt),
 		LastActor:         utf8(st.LastActor),
 		Generation:        st.Generation,
+		Log:               utf8(st.Log),
 	}
 	if st.Error != "" {
 		text := clip(st.Error, maxText)

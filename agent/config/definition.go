@@ -58,10 +58,9 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 	notServed[service.Spec]("power", `batteries are not watched; only "normal" is accepted`,
 		func(n *node) bool { return n.kind == isText && n.text == "normal" },
 		&jsonschema.Schema{Type: "string", Enum: []any{"normal"}}),
-	at("log", "Where output goes: a file below the agent's log directory, or nowhere.",
+	at("log", "Where output goes: the journal, a file below the agent's log directory, or nowhere; auto is the journal where it can be written and read, else a file.",
 		word[service.LogSink]{
-			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogNull},
-			later:  map[string]string{"journal": `output goes to a file; write "auto" or "file"`},
+			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogJournal, service.LogNull},
 		}, func(s *service.Spec) *service.LogSink { return &s.Log }),
 	ofLogFile(at("log_rotate", "When the front of a log file is cut off into a file of its own, and how much is kept.",
 		rotation, func(s *service.Spec) *service.LogRotation { return &s.Rotation })),
@@ -70,21 +69,23 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
 },
 	check: func(d *document, path string, n *node, s *service.Spec) {
-		if offset, given := n.has("log_rotate"); given && s.Log == service.LogNull {
-			d.fault(offset, join(path, "log_rotate"), `belongs to a log file; log here is "null"`)
+		if offset, given := n.has("log_rotate"); given && !mayHaveFile(s.Log) {
+			d.fault(offset, join(path, "log_rotate"), "belongs to a log file; log here is %q", s.Log)
 		}
 	},
 	rules: func(s *jsonschema.Schema) {
-		file := &jsonschema.Schema{Not: &jsonschema.Schema{Enum: []any{service.LogNull.String()}}}
+		file := &jsonschema.Schema{Not: &jsonschema.Schema{Enum: []any{service.LogNull.String(), service.LogJournal.String()}}}
 		s.DependentSchemas = map[string]*jsonschema.Schema{"log_rotate": {Properties: map[string]*jsonschema.Schema{"log": file}}}
 	},
 }
 
-// ofLogFile is a key that says nothing where no output is kept.
+func mayHaveFile(l service.LogSink) bool { return l == service.LogAuto || l == service.LogFile }
+
+// ofLogFile is a key that says nothing where no file is written.
 func ofLogFile(k key[service.Spec]) key[service.Spec] {
 	write := k.write
 	k.write = func(s service.Spec) any {
-		if s.Log == service.LogNull {
+		if !mayHaveFile(s.Log) {
 			return nil
 		}
 		return write(s)

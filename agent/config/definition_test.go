@@ -127,6 +127,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"log_rotate": {"age": "0"}`, "log_rotate.age: is 0; the range is 1m to 87600h"},
 		{`"log_rotate": {"full": "block"}`, "log_rotate.full: is not a known key; known are size, age, total"},
 		{`"log": "null", "log_rotate": {}`, `log_rotate: belongs to a log file; log here is "null"`},
+		{`"log": "journal", "log_rotate": {}`, `log_rotate: belongs to a log file; log here is "journal"`},
 		{`"custom": {"": "x"}`, `custom.: "" is not a key of at least one letter`},
 		{`"user": "0x0"`, `user: "0x0" is not the name or number of an account`},
 		{`"user": "+0"`, `user: "+0" is not the name or number of an account`},

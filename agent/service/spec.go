@@ -63,13 +63,14 @@ type LogSink uint8
 
 // The sinks.
 const (
-	LogAuto LogSink = iota // a file
+	LogAuto LogSink = iota // the journal where there is one, else a file
 	LogFile
 	LogNull
+	LogJournal
 	numLogSinks
 )
 
-var logSinkNames = [numLogSinks]string{"auto", "file", "null"}
+var logSinkNames = [numLogSinks]string{"auto", "file", "null", "journal"}
 
 func (l LogSink) String() string { return logSinkNames[l] }
 

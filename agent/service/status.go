@@ -15,6 +15,7 @@ type Status struct {
 	Applied     Applied   // limits of the present incarnation
 	Warnings    Warnings  // levels of use worth a word
 	Warned      Warned    // those that the latest reading was above
+	Log         string    // where its output goes: a file, "journal" or "null"; "" if nobody knows
 	Started     time.Time // of the present or last incarnation
 	Ended       time.Time // of the last incarnation, zero while one lives
 	NextAttempt time.Time // in Backoff: when the next launch is due

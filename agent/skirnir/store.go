@@ -52,6 +52,10 @@ type Actual struct {
 // KeptExits is how many exit records are kept of each service.
 const KeptExits = 16
 
+// KeptOutputs is of how many incarnations is kept that their output went into the
+// journal.
+const KeptOutputs = 64
+
 // Store keeps records in two directories with two lifetimes: state for what
 // is wanted (survives a reboot) and run for what is (does not). Every write is
 // a temporary file and a rename, so a reader finds the old record or the new one;
@@ -59,7 +63,7 @@ const KeptExits = 16
 // Records of different services may be written at once; those of one service must
 // not.
 type Store struct {
-	wanted, actual, exits string // directories
+	wanted, actual, exits, outputs string // directories
 
 	// Fault is nil but in tests: it is called before each system call, which then
 	// fails with what it returns. It is set before the first.
@@ -92,12 +96,13 @@ func checksum(format int, body []byte) uint32 {
 // OpenStore makes the directories, readable by nobody else.
 func OpenStore(stateDir, runDir string) (*Store, error) {
 	s := &Store{
-		unread: map[string]bool{},
-		wanted: filepath.Join(stateDir, "services"),
-		exits:  filepath.Join(stateDir, "exits"),
-		actual: filepath.Join(runDir, "services"),
+		unread:  map[string]bool{},
+		wanted:  filepath.Join(stateDir, "services"),
+		exits:   filepath.Join(stateDir, "exits"),
+		outputs: filepath.Join(stateDir, "outputs"),
+		actual:  filepath.Join(runDir, "services"),
 	}
-	for _, dir := range []string{s.wanted, s.exits, s.actual} {
+	for _, dir := range []string{s.wanted, s.exits, s.outputs, s.actual} {
 		if err := MakeDir(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -146,10 +151,15 @@ func (s *Store) Exits(name service.Name) ([]service.ExitRecord, error) {
 	return exits, err
 }
 
+// SaveOutputs writes where the output of a service went, oldest first.
+func (s *Store) SaveOutputs(name service.Name, outputs []service.Output) error {
+	return s.save(s.outputs, name, outputs)
+}
+
 // Forget removes every record of a service.
 func (s *Store) Forget(name service.Name) error {
 	var all error
-	for _, dir := range []string{s.actual, s.wanted, s.exits} {
+	for _, dir := range []string{s.actual, s.wanted, s.exits, s.outputs} {
 		all = errors.Join(all, s.forget(dir, name))
 	}
 	return all
@@ -183,10 +193,11 @@ func (s *Store) spare(path string) error {
 // not let us read and that were left as they are; nothing of theirs is in the
 // other fields.
 type Loaded struct {
-	Wanted []Wanted
-	Actual []Actual
-	Exits  map[service.Name][]service.ExitRecord
-	Faults []error
+	Wanted  []Wanted
+	Actual  []Actual
+	Exits   map[service.Name][]service.ExitRecord
+	Outputs map[service.Name][]service.Output
+	Faults  []error
 
 	LostExits []service.Name // whose exit records were set aside
 }
@@ -194,7 +205,7 @@ type Loaded struct {
 // Load reads all records. Those of a later version are an error of Kind Invalid:
 // they are neither guessed at nor overwritten.
 func (s *Store) Load() (Loaded, error) {
-	l := Loaded{Exits: map[service.Name][]service.ExitRecord{}}
+	l := Loaded{Exits: map[service.Name][]service.ExitRecord{}, Outputs: map[service.Name][]service.Output{}}
 	err := errors.Join(
 		load(s, s.wanted, &l.Faults, nil, func(name service.Name, w Wanted) error {
 			if w.Name != name {
@@ -212,6 +223,10 @@ func (s *Store) Load() (Loaded, error) {
 		}),
 		load(s, s.exits, &l.Faults, &l.LostExits, func(name service.Name, x []service.ExitRecord) error {
 			l.Exits[name] = x
+			return nil
+		}),
+		load(s, s.outputs, &l.Faults, nil, func(name service.Name, o []service.Output) error {
+			l.Outputs[name] = o
 			return nil
 		}),
 	)

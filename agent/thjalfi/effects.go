@@ -59,14 +59,15 @@ func (a *actor) launch() {
 	ctx, abort := context.WithCancel(a.launches)
 	a.abort = abort
 	l := service.Launch{
-		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits, LogFile: plan.LogFile,
+		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits,
 	}
 	a.ref = plan.Backend.Plan(l)
 	intent := a.recordNow()
 	a.then(func(context.Context) func() {
 		defer abort()
-		if plan.LogFile != "" {
-			intent.LogFrom = a.cfg.LogStart(&plan.Spec, plan.LogFile)
+		var err error
+		if intent.LogFrom, err = a.cfg.Outlet(&l, intent.Ref); err != nil {
+			return func() { a.launched(nil, service.Applied{}, l.Incarnation, err) }
 		}
 		if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S2IntentFsynced); err != nil {
 			return func() {
@@ -348,13 +349,10 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 
 // bury completes an exit record off the actor's goroutine, keeps it, and shows it.
 func (a *actor) bury(x service.ExitRecord) {
-	logFile, from := "", a.logFrom
-	if a.plan != nil && x.Exit != service.NeverRan {
-		logFile = a.plan.LogFile
-	}
+	plan, from := a.plan, a.logFrom
 	a.thenSurely(func() func() {
-		if logFile != "" {
-			x.LastLines = a.cfg.LastLines(logFile, from)
+		if plan != nil && x.Exit != service.NeverRan {
+			x.LastLines = a.cfg.LastLines(&plan.Spec, x.Incarnation, from)
 		}
 		x, err := a.cfg.Keeper.Bury(a.name, x)
 		return func() {

@@ -41,7 +41,7 @@ func TestCrashLoopBacksOffAndGivesUp(t *testing.T) {
 			require.EqualValues(t, i+1, x.Incarnation)
 			require.Equal(t, service.VerdictCrash, x.Verdict)
 			require.Equal(t, service.Exit{Code: 3}, x.Exit)
-			require.Equal(t, []string{fmt.Sprintf("the end of web.log from %d", x.Incarnation-1)}, x.LastLines)
+			require.Equal(t, []string{fmt.Sprintf("the end of web.%d from %d", x.Incarnation, x.Incarnation-1)}, x.LastLines)
 			require.False(t, x.Started.IsZero())
 		}
 		s.alive(0)

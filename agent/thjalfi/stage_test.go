@@ -37,6 +37,7 @@ type stage struct {
 	complain func(format string, args ...any)
 	dogged   bool          // a launch can not be given up
 	slow     time.Duration // from when it is identified until it runs
+	noOutlet error         // why the output of a launch has nowhere to go
 	lax      bool          // the disk fails, so that deeds may come without a record
 	began    time.Time
 	clockSet time.Duration // by how much, altogether
@@ -83,9 +84,9 @@ func (s *stage) board() {
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
 		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
-		LogStart: func(*service.Spec, string) int64 { return int64(s.host.Runs(web)) },
-		LastLines: func(file string, from int64) []string {
-			return []string{fmt.Sprintf("the end of %s from %d", file, from)}
+		Outlet: func(l *service.Launch, _ service.Ref) (int64, error) { return int64(s.host.Runs(l.Name)), s.noOutlet },
+		LastLines: func(spec *service.Spec, incarnation uint64, from int64) []string {
+			return []string{fmt.Sprintf("the end of %s.%d from %d", spec.Name, incarnation, from)}
 		},
 	})
 }
@@ -121,7 +122,7 @@ func (s *stage) left() Restored {
 	if !recorded {
 		return Restored{}
 	}
-	return Restored{Record: r, Plan: &Plan{Spec: r.Spec, Limits: r.Limits, Backend: s.backend, LogFile: "web.log", Actor: r.Actor}}
+	return Restored{Record: r, Plan: &Plan{Spec: r.Spec, Limits: r.Limits, Backend: s.backend, Actor: r.Actor}}
 }
 
 // hook holds every deed against the record of it.
@@ -200,7 +201,7 @@ func noForce(d *service.Spec)    { d.Stop.ForceKill = false }
 
 func (s *stage) plan(changes ...func(*service.Spec)) Plan {
 	d := spec(changes...)
-	return Plan{Spec: d, Limits: d.Limits, Backend: s.backend, LogFile: "web.log", Actor: "alice"}
+	return Plan{Spec: d, Limits: d.Limits, Backend: s.backend, Actor: "alice"}
 }
 
 // call is a call under way.

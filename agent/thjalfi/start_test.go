@@ -182,6 +182,24 @@ func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {
 	})
 }
 
+// A launch whose output has nowhere to go fails before anything is begun, and is
+// tried again like any other.
+func TestNoOutlet(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.noOutlet = &service.Error{Op: "start", Service: web, Kind: service.HostUnavailable, Err: errors.New("no journal")}
+		s.refused(s.start(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		require.Contains(t, s.status().Error, "no journal")
+		require.Zero(t, s.host.Launches(web))
+		x := s.lastExit()
+		require.Equal(t, service.VerdictLaunchFailed, x.Verdict)
+		require.Empty(t, x.LastLines)
+
+		s.noOutlet = nil
+		pass(time.Second)
+		s.is(service.Running)
+	})
+}
+
 func TestTransientLaunchFailureIsRetried(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		busy := &service.Error{Op: "launch", Service: web, Kind: service.Unlaunchable, Reason: service.ReasonNoResources, Err: errors.New("EAGAIN")}

@@ -115,7 +115,7 @@ func TestStubbornServiceIsKilledAfterItsGrace(t *testing.T) {
 		require.Equal(t, service.VerdictStopped, x.Verdict)
 		require.True(t, x.ForceKilled)
 		require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, x.Exit)
-		require.Equal(t, []string{fmt.Sprintf("the end of web.log from %d", x.Incarnation-1)}, x.LastLines)
+		require.Equal(t, []string{fmt.Sprintf("the end of web.%d from %d", x.Incarnation, x.Incarnation-1)}, x.LastLines)
 	})
 }
 

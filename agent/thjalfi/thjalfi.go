@@ -23,7 +23,6 @@ type Plan struct {
 	Spec    service.Spec // the options of the start included
 	Limits  service.Limits
 	Backend backends.Backend
-	LogFile string               // "" for none
 	Actor   string               // who asked
 	Options service.StartOptions // as they were asked for; see Thjalfi.Options
 }
@@ -36,7 +35,7 @@ type Record struct {
 	Spec    service.Spec
 	Limits  service.Limits
 	Started time.Time
-	LogFrom int64         // where its output begins in the log, see Config.LogStart
+	LogFrom int64         // where its output begins in the log, see Config.Outlet
 	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
 	Due     time.Duration // in Backoff: when the next launch is, as SinceBoot tells time
 	Actor   string
@@ -72,11 +71,11 @@ type Config struct {
 	Prober Prober
 	// SinceBoot is the clock of what outlives the agent: nobody sets it.
 	SinceBoot func() time.Duration
-	// LogStart is where in a log file the output of an incarnation of spec begins
-	// that is about to be launched, and LastLines are the last lines from there
-	// on. They read files.
-	LogStart  func(spec *service.Spec, logFile string) int64
-	LastLines func(logFile string, from int64) []string
+	// Outlet says in l where the output of a launch goes that will be at ref, and
+	// where in the log file it begins; LastLines are the last lines of such an
+	// output. They do IO.
+	Outlet    func(l *service.Launch, ref service.Ref) (logFrom int64, err error)
+	LastLines func(spec *service.Spec, incarnation uint64, logFrom int64) []string
 	// ClearTimeout bounds one attempt to kill and clear; an attempt that fails
 	// is told to whoever waits, and repeated.
 	ClearTimeout time.Duration

@@ -25,6 +25,7 @@ type Service struct {
 	Usage     service.Usage
 	Processes []service.Process
 	Exits     []service.ExitRecord
+	Outputs   []service.Output
 }
 
 // Before is the sequence before the first notice: an agent counts on from those
@@ -269,6 +270,21 @@ func (a *Agent) LogFile(name service.Name) (*logfile.File, error) {
 		return nil, &service.Error{Op: "read the log of", Service: name, Kind: service.Conflict, Err: errors.New("its output is not kept")}
 	}
 	return logfile.New(filepath.Join(a.LogDir, name.String()+".log")), nil
+}
+
+// Outputs tells what Service.Outputs holds.
+func (a *Agent) Outputs(name service.Name) []service.Output {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.services[name]; s != nil {
+		return slices.Clone(s.Outputs)
+	}
+	return nil
+}
+
+// FindOutputs is Outputs.
+func (a *Agent) FindOutputs(_ context.Context, name service.Name) ([]service.Output, error) {
+	return a.Outputs(name), nil
 }
 
 // Usage tells what Service.Usage holds.

@@ -70,6 +70,7 @@ func billing() *apitest.Service {
 	st := &s.Status
 	st.Spec.Description, st.Spec.Autostart, st.Spec.User = "Billing workers", true, "billing"
 	st.Spec.Health.Type, st.Spec.Health.URL = service.CheckHTTP, "http://127.0.0.1:8081/ready"
+	st.Log = "/var/log/gladsheim/billing.log"
 	st.Machine.Restarts, st.Machine.Failures = 7, 1
 	st.Health = service.Health{Status: service.Ill, Strategy: service.CheckHTTP, Message: "503 Service Unavailable", Failures: 3,
 		LastCheck: now.Add(-time.Second), NextCheck: now.Add(4 * time.Second)}

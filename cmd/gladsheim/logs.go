@@ -29,9 +29,11 @@ several services are followed, long lines are several everywhere.
 With -f it goes on over a restart of the agent, and says so on stderr: what was
 written until then may be missing. Ctrl-c ends it.
 
-Output is kept in plain files, which tell when the first was made and the last
-was written, but not when each line was: --since works for a time before the first
-line or after the last, and is refused between them.`,
+Output is in the journal or in plain files; status tells. Files tell when the first
+was made and the last was written, but not when each line was: --since works for a
+time before the first line or after the last, and is refused between them. Of output
+in the journal it holds exactly. Lines that journald did not keep, because there were
+too many at once, are told on standard error.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		Example: `  gladsheim logs web -f
@@ -129,6 +131,10 @@ func (p *printer) show(l *gladsheimv1.LogLine) error {
 		return p.printNamed(p.name, l)
 	}
 	text, end := string(l.GetLine()), "\n"
+	if l.GetDropped() > 0 {
+		_, err := fmt.Fprintf(p.err, "%sjournald: %s\n", p.prefix, plain(text))
+		return err
+	}
 	if p.terminal {
 		text = plain(text)
 	}

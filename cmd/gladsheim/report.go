@@ -106,6 +106,7 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	}
 	s.line("Runner", and(st.GetBackend(), other(st.GetLaunch(), st.GetBackend()), st.GetUnit()))
 	s.line("Cgroup", st.GetCgroup())
+	s.line("Output", st.GetLog())
 	if pid := st.GetProcessId(); pid != 0 {
 		s.line("Main PID", and(number(pid), in(programOf(pid, st.GetProcesses()), labelled("user", st.GetUser()))))
 	}
@@ -271,7 +272,11 @@ func (a *app) sayLines(s *sheet, r *report) {
 	case len(r.lines) > 0:
 		fmt.Fprintf(s, "Logs (the last %d; more: gladsheim logs %s -f):\n", len(r.lines), r.GetServiceName())
 		for _, l := range r.lines {
-			fmt.Fprintf(s, "  %s\n", plain(string(l.GetLine())))
+			said := plain(string(l.GetLine()))
+			if l.GetDropped() > 0 {
+				said = in("journald: " + said)
+			}
+			fmt.Fprintf(s, "  %s\n", said)
 		}
 	}
 }

@@ -171,8 +171,10 @@ func (d *gladsheimd) mode(mode ...string) []string {
 }
 
 // register registers a definition, over what had its name.
+// register defines a service whose output is in a file, which said reads.
 func (d *gladsheimd) register(name string, exec []string, more ...fields) *gladsheimv1.DefinitionChange {
 	d.t.Helper()
+	more = append([]fields{{"log": "file"}}, more...)
 	r, err := d.Register(d.t.Context(), &gladsheimv1.RegisterRequest{Definition: []byte(doc(name, exec, more...)), File: "test.json", Replace: true})
 	require.NoError(d.t, err)
 	return r.Change

@@ -20,6 +20,7 @@ import (
 	"github.com/gladsheim/gladsheim/api"
 	"github.com/gladsheim/gladsheim/backends/offer"
 	"github.com/gladsheim/gladsheim/failpoint"
+	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -82,7 +83,7 @@ func serve(o options, log *slog.Logger) error {
 	}
 	defer logs.Close()
 	a, err := agent.Open(ctx, agent.Config{
-		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, Logs: logs, ServicesDir: o.servicesDir,
+		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, Logs: logs, Journal: journal.Host(), ServicesDir: o.servicesDir,
 		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {

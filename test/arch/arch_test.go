@@ -30,13 +30,14 @@ var rooms = map[string]string{
 	"units":    "agent/service",
 	"platform": "agent/service",
 	"logfile":  "agent/service",
+	"journal":  "agent/service",
 
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
 	"backends/internal/process":     "agent/service procfs backends/internal/watch",
 	"backends/internal/rlimit":      "agent/service",
 	"backends/internal/place":       "backends/internal/launch/gate backends/internal/process backends/internal/watch cgroup procfs",
-	"backends/internal/launch":      "agent/service procfs backends/internal/watch backends/internal/process backends/internal/launch/gate failpoint",
+	"backends/internal/launch":      "agent/service journal procfs backends/internal/watch backends/internal/process backends/internal/launch/gate failpoint",
 	"backends/internal/launch/gate": "",
 	"backends/systemd":              "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/place backends/internal/process backends/internal/watch cgroup procfs units failpoint",
 	"backends/cgroupfs":             "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/place backends/internal/process backends/internal/watch cgroup procfs units failpoint",
@@ -50,10 +51,10 @@ var rooms = map[string]string{
 	"agent/byggvir": "agent/service",
 	"agent/roskva":  "agent/service",
 	"agent/config":  "agent/service platform",
-	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends logfile platform procfs",
+	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal logfile platform procfs",
 
 	"proto/gladsheim/v1": "",
-	"api":                "agent/service logfile proto/gladsheim/v1 api/internal/tail failpoint",
+	"api":                "agent/service journal logfile proto/gladsheim/v1 api/internal/tail failpoint",
 	"api/internal/tail":  "logfile",
 	"api/client":         "agent/service proto/gladsheim/v1",
 	"api/apitest":        "agent/service logfile",
@@ -63,7 +64,7 @@ var rooms = map[string]string{
 	"test/auditor": "proto/gladsheim/v1",
 
 	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1 test/auditor",
-	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer logfile platform procfs failpoint",
+	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform procfs failpoint",
 }
 
 // lowest are the rooms that everything stands on.
@@ -76,8 +77,8 @@ var forbidden = map[string]struct {
 	why     string
 }{
 	"os/exec": {
-		[]string{"backends/internal/launch", "backends/backendtest"},
-		"a process is born in one place, at the gate, or it inherits what it must not (backendtest builds the torture program)",
+		[]string{"backends/internal/launch", "backends/backendtest", "journal"},
+		"a process is born in one place, at the gate, or it inherits what it must not (backendtest builds the torture program; journal runs journalctl, which lives as long as somebody reads)",
 	},
 	"github.com/godbus/dbus/v5":                   {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},
 	"github.com/coreos/go-systemd/v22/dbus":       {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},

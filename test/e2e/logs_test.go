@@ -21,7 +21,7 @@ func TestNoLineIsLostInACut(t *testing.T) {
 	w := newWorld(t)
 	const count = 24_000 // lines of 200 bytes, for six seconds
 	w.register(workload(t, "talker", "talker", "log", fmt.Sprint(count), "200", "4000").with(fields{
-		"launch": modes(t)[0], "log_rotate": fields{"size": "64KiB", "total": "1GiB"},
+		"launch": modes(t)[0], "log": "file", "log_rotate": fields{"size": "64KiB", "total": "1GiB"},
 	}))
 	byGRPC{w}.start("talker")
 	log := w.path("log", "talker.log")

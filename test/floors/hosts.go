@@ -39,6 +39,7 @@ var machinesOf = []struct {
 	{"backends/exec", []string{"cgroup2", "bare"}, []string{"systemd", "systemd-old", "systemd-new"}, []string{"workload"}},
 	{"backends/internal/process", []string{"systemd-old", "systemd-new"}, []string{"systemd", "cgroup2"}, []string{"workload"}},
 	{"backends/internal/launch", []string{"systemd-old"}, []string{"systemd", "systemd-new", "cgroup2"}, []string{"workload"}},
+	{"journal", []string{"systemd", "systemd-old", "systemd-new"}, nil, nil},
 	{"cgroup", []string{"systemd", "systemd-old", "systemd-new", "cgroup2"}, nil, nil},
 	{"platform", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, nil},
 }

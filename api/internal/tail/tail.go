@@ -38,6 +38,8 @@ type Request struct {
 	Since  time.Time      // no past ones from before; the zero Time sets no bound
 	Match  *regexp.Regexp // only lines, or pieces, that match; nil for all
 	Follow bool           // go on with lines to come, until the context ends
+	From   int64          // where in the log to begin at the earliest
+	Upto   int64          // where to end, unless following; 0 for the end
 }
 
 // ErrUndated says that a log has lines from before and after Request.Since, and
@@ -122,7 +124,14 @@ func (r *reader) skip(ctx context.Context) error {
 	if r.end, err = r.stream.End(); err != nil {
 		return err
 	}
-	oldest, lines := r.stream.Oldest(), r.req.Lines
+	if r.req.Upto > 0 {
+		r.end = min(r.end, r.req.Upto)
+	}
+	oldest, lines := max(r.stream.Oldest(), r.req.From), r.req.Lines
+	if oldest >= r.end {
+		r.offset = r.end
+		return nil
+	}
 	if live := r.stream.Live(); !r.req.Since.IsZero() && oldest < r.end {
 		if live == nil {
 			return ErrUndated

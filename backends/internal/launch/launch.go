@@ -113,7 +113,7 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if err != nil {
 		return nil, failure(name, service.ReasonExecTooBig, true, err)
 	}
-	output, err := openOutput(req.fault, req.Launch.LogFile)
+	output, err := openOutput(req.fault, req.Launch)
 	if err != nil {
 		return nil, resourceFailure(name, err)
 	}

@@ -6,22 +6,32 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/journal"
 )
 
 // sinks are descriptors 0, and 1 and 2, of a child.
 type sinks struct{ in, out uintptr }
 
-// openOutput opens /dev/null, and the log file or /dev/null again.
-func openOutput(fault faults, logFile string) (sinks, error) {
+// openOutput opens /dev/null, and the log file, a stream to the journal or
+// /dev/null again.
+func openOutput(fault faults, l service.Launch) (sinks, error) {
 	in, err := open(fault, os.DevNull, unix.O_RDONLY, 0)
 	if err != nil {
 		return sinks{}, err
 	}
 	var out int
-	if logFile == "" {
+	switch {
+	case !l.Stream.IsZero():
+		err = fault.call("connect to the journal", func() error {
+			out, err = journal.Host().Connect(l.Name.String(), l.Stream.Unit, l.Stream.Mark)
+			return err
+		})
+	case l.LogFile != "":
+		out, err = openLog(fault, l.LogFile)
+	default:
 		out, err = open(fault, os.DevNull, unix.O_WRONLY, 0)
-	} else {
-		out, err = openLog(fault, logFile)
 	}
 	if err != nil {
 		unix.Close(in)

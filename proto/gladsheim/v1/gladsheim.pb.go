@@ -860,7 +860,11 @@ type ServiceStatus struct {
 	Autostart bool `protobuf:"varint,37,opt,name=autostart,proto3" json:"autostart,omitempty"`
 	// How many automatic restarts are left before it is given up. Absent when
 	// the policy sets no number.
-	RestartsLeft  *uint32 `protobuf:"varint,38,opt,name=restarts_left,json=restartsLeft,proto3,oneof" json:"restarts_left,omitempty"`
+	RestartsLeft *uint32 `protobuf:"varint,38,opt,name=restarts_left,json=restartsLeft,proto3,oneof" json:"restarts_left,omitempty"`
+	// Where the output of this instance, or of the last one, goes: the path of a
+	// file, "journal" or "null". Empty when none was launched since the agent
+	// knows of it.
+	Log           string `protobuf:"bytes,39,opt,name=log,proto3" json:"log,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1089,6 +1093,13 @@ func (x *ServiceStatus) GetRestartsLeft() uint32 {
 		return *x.RestartsLeft
 	}
 	return 0
+}
+
+func (x *ServiceStatus) GetLog() string {
+	if x != nil {
+		return x.Log
+	}
+	return ""
 }
 
 // Process is one process of a service.
@@ -1982,7 +1993,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x124\n" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xa1\t\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xb3\t\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -2015,7 +2026,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"generation\x18$ \x01(\x04R\n" +
 	"generation\x12\x1c\n" +
 	"\tautostart\x18% \x01(\bR\tautostart\x12(\n" +
-	"\rrestarts_left\x18& \x01(\rH\x04R\frestartsLeft\x88\x01\x01B\x11\n" +
+	"\rrestarts_left\x18& \x01(\rH\x04R\frestartsLeft\x88\x01\x01\x12\x10\n" +
+	"\x03log\x18' \x01(\tR\x03logB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +

@@ -30,9 +30,9 @@ type TailRequest struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// How many past lines at most. Absent means 10, or all with since_unix_ms.
 	Lines *uint32 `protobuf:"varint,2,opt,name=lines,proto3,oneof" json:"lines,omitempty"`
-	// No past lines from before this time; 0 sets no such bound. The output is
-	// kept in plain files, of which only is known when the first was made and when
-	// the last was written: a time between the two is refused.
+	// No past lines from before this time; 0 sets no such bound. Of output in plain
+	// files is only known when the first was made and when the last was written: a
+	// time between the two is refused.
 	SinceUnixMs int64 `protobuf:"varint,3,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
 	// Go on with new lines until the caller leaves or the service is unregistered.
 	Follow bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
@@ -112,8 +112,15 @@ type LogLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The line, without its end. Bytes, for a service may write anything.
 	Line []byte `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
-	// Whether the line was longer and goes on in the next message.
-	Truncated     bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// Whether the line was longer and goes on in the next message. The longest
+	// piece is 64 KiB from a file, and what LineMax= allows, 48 KiB, from the journal.
+	Truncated bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// When journald took the line; 0 for a line from a file, which does not tell.
+	AtUnixMs int64 `protobuf:"varint,3,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
+	// If not 0, this is no line of the service: so many messages were not kept by
+	// journald, because there were more than its rate limit allows. The line is what
+	// journald says of it.
+	Dropped       uint64 `protobuf:"varint,4,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,6 +169,20 @@ func (x *LogLine) GetTruncated() bool {
 	return false
 }
 
+func (x *LogLine) GetAtUnixMs() int64 {
+	if x != nil {
+		return x.AtUnixMs
+	}
+	return 0
+}
+
+func (x *LogLine) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 var File_gladsheim_v1_logs_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_logs_proto_rawDesc = "" +
@@ -173,10 +194,13 @@ const file_gladsheim_v1_logs_proto_rawDesc = "" +
 	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\x12\x16\n" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04grep\x18\x05 \x01(\tR\x04grepB\b\n" +
-	"\x06_lines\";\n" +
+	"\x06_lines\"s\n" +
 	"\aLogLine\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\fR\x04line\x12\x1c\n" +
-	"\ttruncated\x18\x02 \x01(\bR\ttruncated2H\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12\x1c\n" +
+	"\n" +
+	"at_unix_ms\x18\x03 \x01(\x03R\batUnixMs\x12\x18\n" +
+	"\adropped\x18\x04 \x01(\x04R\adropped2H\n" +
 	"\n" +
 	"LogService\x12:\n" +
 	"\x04Tail\x12\x19.gladsheim.v1.TailRequest\x1a\x15.gladsheim.v1.LogLine0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"

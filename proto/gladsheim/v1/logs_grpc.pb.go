@@ -32,10 +32,13 @@ const (
 type LogServiceClient interface {
 	// Tail sends the last lines of a service's output, oldest first, up to the end
 	// that it has now, and with follow those still to come. The stream outlives
-	// restarts of the service, and cuts of its log.
+	// restarts of the service, and cuts of its log. Output that went into a file and
+	// output that went into the journal are one.
 	//
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept, or
-	// does not tell which of its lines are from before since_unix_ms.
+	// does not tell which of its lines are from before since_unix_ms, or goes from
+	// the file to the journal or back, as of its latest start, so that it is to be
+	// asked for anew.
 	// RESOURCE_EXHAUSTED: what comes next was removed to make room for later
 	// output before the caller had read it.
 	// INVALID_ARGUMENT: grep is no regular expression.
@@ -77,10 +80,13 @@ type LogService_TailClient = grpc.ServerStreamingClient[LogLine]
 type LogServiceServer interface {
 	// Tail sends the last lines of a service's output, oldest first, up to the end
 	// that it has now, and with follow those still to come. The stream outlives
-	// restarts of the service, and cuts of its log.
+	// restarts of the service, and cuts of its log. Output that went into a file and
+	// output that went into the journal are one.
 	//
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: its output is not kept, or
-	// does not tell which of its lines are from before since_unix_ms.
+	// does not tell which of its lines are from before since_unix_ms, or goes from
+	// the file to the journal or back, as of its latest start, so that it is to be
+	// asked for anew.
 	// RESOURCE_EXHAUSTED: what comes next was removed to make room for later
 	// output before the caller had read it.
 	// INVALID_ARGUMENT: grep is no regular expression.

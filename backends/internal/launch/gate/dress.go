@@ -10,15 +10,25 @@ import (
 // both. From here on a signal ends the gate as it would end the program.
 func resetSignals() {
 	const last = 64
-	var action [64]byte // larger than any kernel's struct sigaction; zero is SIG_DFL
-	var mask [8]byte
-	const maskSize = unsafe.Sizeof(mask)
 	for signal := uintptr(1); signal <= last; signal++ {
-		// Fails for SIGKILL and SIGSTOP, which can not be ignored.
-		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, signal, uintptr(unsafe.Pointer(&action[0])), 0, maskSize, 0, 0)
+		setSignal(signal, byDefault) // fails for SIGKILL and SIGSTOP, which can not be ignored
 	}
 	const sigSetMask = 2
-	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, sigSetMask, uintptr(unsafe.Pointer(&mask[0])), 0, maskSize, 0, 0)
+	var mask signalMask
+	syscall.RawSyscall6(syscall.SYS_RT_SIGPROCMASK, sigSetMask, uintptr(unsafe.Pointer(&mask[0])), 0, unsafe.Sizeof(mask), 0, 0)
+}
+
+type signalMask [8]byte
+
+// What is done about a signal: SIG_DFL and SIG_IGN.
+const (
+	byDefault = iota
+	ignored
+)
+
+func setSignal(signal, handler uintptr) {
+	action := [8]uintptr{handler} // no kernel's struct sigaction is larger
+	syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, signal, uintptr(unsafe.Pointer(&action[0])), 0, unsafe.Sizeof(signalMask{}), 0, 0)
 }
 
 // dress sets what may be set while the gate waits, and as the agent's user.

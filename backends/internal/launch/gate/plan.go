@@ -18,6 +18,7 @@ type Plan struct {
 	NoFile      uint64 // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
 	Brand       uint64 // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
 	NoNewPrivs  bool
+	IgnorePipe  bool // SIGPIPE does not end the program: its output is a socket, whose other end may go
 
 	Become   bool // change groups, group and user to those below
 	OwnUser  bool // the user is the agent's: groups that may not be set stay as they are
@@ -32,6 +33,7 @@ const (
 	flagOwnUser
 	flagShim
 	flagOrphans
+	flagIgnorePipe
 )
 
 // maxPlan bounds a plan: far more than execve(2) takes.
@@ -54,7 +56,7 @@ func (p *Plan) Encode() ([]byte, error) {
 	}
 	b := make([]byte, 4, size)
 	var flags uint32
-	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.Orphans} {
+	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.Orphans, p.IgnorePipe} {
 		if set {
 			flags |= 1 << i
 		}
@@ -110,6 +112,7 @@ func decode(b []byte) (Plan, bool) {
 		OwnUser:     flags&flagOwnUser != 0,
 		Shim:        flags&flagShim != 0,
 		Orphans:     flags&flagOrphans != 0,
+		IgnorePipe:  flags&flagIgnorePipe != 0,
 		Umask:       r.uint32(),
 		OOMScoreAdj: int32(r.uint32()),
 		NoFile:      r.uint64(),

@@ -28,6 +28,9 @@ func run() {
 		fail(step, errno)
 	}
 	answer(StepExecute, 0)
+	if p.IgnorePipe { // not before: an answer that nobody hears ends the gate
+		setSignal(uintptr(syscall.SIGPIPE), ignored)
+	}
 	// Not a raw execve: another thread of the runtime that was just being
 	// made would find clone(2) failing, and end the process.
 	err := syscall.Exec(p.Path, p.Args, p.Env)

@@ -1,0 +1,383 @@
+package agent
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/journal"
+	"github.com/gladsheim/gladsheim/logfile"
+)
+
+// outputs are where the output of services went: what is known of streams to the
+// journal. A service that never had one has no entry.
+type outputs struct {
+	mu     sync.Mutex
+	of     map[service.Name][]service.Output // oldest first
+	asking bool                              // what streams are called; see learn
+	fresh  bool                              // there are some that were not asked for yet
+
+	probing sync.Mutex
+	probed  time.Time // when the journal was last found not to serve, zero if it was not
+	serves  bool
+	why     error // it does not
+}
+
+// outlet decides where the output of a launch goes, and says so in l.
+func (a *Agent) outlet(l *service.Launch, ref service.Ref) (logFrom int64, err error) {
+	sink := l.Spec.Log
+	if sink == service.LogAuto {
+		sink = service.LogFile
+		if a.journalServes(a.ctx) == nil {
+			sink = service.LogJournal
+		}
+	}
+	shown := sink.String()
+	switch sink {
+	case service.LogNull:
+	case service.LogJournal:
+		if err := a.cfg.Journal.Reachable(); err != nil {
+			return 0, &service.Error{Op: "start", Service: l.Name, Kind: service.HostUnavailable,
+				Err: fmt.Errorf(`its definition says "log": "journal": %w; write "auto" to have a file where there is no journal`, err)}
+		}
+		l.Stream = journal.NewStream(fmt.Sprintf("%s, incarnation %d,", l.Name, l.Incarnation), a.bootID)
+		l.Stream.Unit = unitOf(ref)
+	default:
+		l.LogFile = a.logPath(l.Name)
+		shown = l.LogFile
+		a.keepLog(&l.Spec)
+	}
+	logFrom = a.logEnd(l.Name)
+	err = a.noteOutput(l.Name, service.Output{Incarnation: l.Incarnation, Began: time.Now(), LogFrom: logFrom, Stream: l.Stream})
+	if err != nil {
+		return 0, &service.Error{Op: "start", Service: l.Name, Kind: service.HostUnavailable,
+			Err: fmt.Errorf("nothing was begun, since it can not be recorded where its output goes: %w", err)}
+	}
+	a.registry.Revise(l.Name, func(s *service.Status) skirnir.News {
+		s.Log = shown
+		return skirnir.News{Silent: true}
+	})
+	return logFrom, nil
+}
+
+// journalServes tells why auto does not mean the journal, nil if it does. That it
+// does is found out once, by writing and reading; that it does not, now and then.
+func (a *Agent) journalServes(ctx context.Context) error {
+	if err := a.cfg.Journal.Reachable(); err != nil {
+		return err
+	}
+	o := &a.outputs
+	o.probing.Lock()
+	defer o.probing.Unlock()
+	if !o.serves && (o.probed.IsZero() || time.Since(o.probed) > time.Minute) {
+		o.why = a.cfg.Journal.Probe(ctx, a.bootID)
+		o.serves, o.probed = o.why == nil, time.Now()
+	}
+	return o.why
+}
+
+// unitOf is the unit that journald takes an incarnation to be in, "" for none.
+func unitOf(ref service.Ref) string {
+	if ref.Unit != "" {
+		return ref.Unit
+	}
+	for _, part := range strings.Split(ref.Cgroup, "/") {
+		if ext := path.Ext(part); ext == ".scope" || ext == ".service" {
+			return part
+		}
+	}
+	return ""
+}
+
+// keepLog has the log file of a service that runs, or is about to, cut when it is
+// due.
+func (a *Agent) keepLog(spec *service.Spec) {
+	// One that an earlier version launched was given no rotation.
+	a.cfg.Logs.Keep(a.logPath(spec.Name), cmp.Or(spec.Rotation, service.Defaults().Rotation))
+}
+
+// takeUpOutput sees to the output of an incarnation that an earlier agent launched,
+// and tells where it goes.
+func (a *Agent) takeUpOutput(spec *service.Spec, incarnation uint64) string {
+	switch {
+	case !a.streamOf(spec.Name, incarnation).IsZero():
+		return service.LogJournal.String()
+	case spec.Log == service.LogNull || spec.Log == service.LogJournal:
+		return spec.Log.String()
+	}
+	a.keepLog(spec)
+	return a.logPath(spec.Name)
+}
+
+// logEnd is where the end of a log file is; one that can not be looked at has none.
+func (a *Agent) logEnd(name service.Name) int64 {
+	stream, err := a.cfg.Logs.File(a.logPath(name)).Open()
+	if err != nil {
+		return 0
+	}
+	defer stream.Close()
+	end, _ := stream.End()
+	return end
+}
+
+// noteOutput keeps where an output goes, if the journal is in it.
+func (a *Agent) noteOutput(name service.Name, o service.Output) error {
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	kept := a.Outputs(name)
+	if o.Stream.IsZero() && (len(kept) == 0 || kept[len(kept)-1].Stream.IsZero()) {
+		return nil // it goes on in the file
+	}
+	kept = append(kept, o)
+	if err := a.saveOutputs(name, kept); err != nil {
+		return err
+	}
+	if !o.Stream.IsZero() {
+		a.learn()
+	}
+	return nil
+}
+
+// saveOutputs writes and keeps them. The caller holds writing.
+func (a *Agent) saveOutputs(name service.Name, all []service.Output) error {
+	all = all[max(0, len(all)-skirnir.KeptOutputs):]
+	if err := a.store.SaveOutputs(name, all); err != nil {
+		return err
+	}
+	a.outputs.mu.Lock()
+	defer a.outputs.mu.Unlock()
+	a.outputs.of[name] = all
+	return nil
+}
+
+// Outputs is what is known of where the output of a service went, oldest first. It
+// is empty when all of it is in the log file.
+func (a *Agent) Outputs(name service.Name) []service.Output {
+	a.outputs.mu.Lock()
+	defer a.outputs.mu.Unlock()
+	return slices.Clone(a.outputs.of[name])
+}
+
+func (a *Agent) forgetOutputs(name service.Name) {
+	a.outputs.mu.Lock()
+	defer a.outputs.mu.Unlock()
+	delete(a.outputs.of, name)
+}
+
+// streamOf is the stream of an incarnation, zero if it has none that is known.
+func (a *Agent) streamOf(name service.Name, incarnation uint64) service.Stream {
+	for _, o := range a.Outputs(name) {
+		if o.Incarnation == incarnation && !o.Stream.IsZero() {
+			return o.Stream
+		}
+	}
+	return service.Stream{}
+}
+
+// learn has the journal asked what the latest streams are called, for many at a
+// time, while their marks are in it. It does not wait.
+func (a *Agent) learn() {
+	o := &a.outputs
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fresh = true
+	if !o.asking {
+		o.asking = true
+		a.background.Go(a.learning)
+	}
+}
+
+// learning asks until all are known, or the journal does not tell.
+func (a *Agent) learning() {
+	const first, last = time.Second, 32 * time.Second
+	o := &a.outputs
+	for pause := first; ; pause *= 2 {
+		select {
+		case <-time.After(pause):
+		case <-a.ctx.Done():
+			return
+		}
+		unknown := a.unknownStreams()
+		err := a.ask(a.ctx, unknown)
+		o.mu.Lock()
+		switch {
+		case o.fresh:
+			o.fresh, pause = false, first/2
+		case len(unknown) == 0 || pause >= last:
+			o.asking = false
+			o.mu.Unlock()
+			if err != nil && a.ctx.Err() == nil {
+				a.cfg.Log.Warn("the journal does not tell of the output of services", "error", err)
+			}
+			return
+		}
+		o.mu.Unlock()
+	}
+}
+
+// unknownStreams are those of this boot that the journal was not heard of yet.
+func (a *Agent) unknownStreams(of ...service.Name) map[service.Name][]service.Stream {
+	a.outputs.mu.Lock()
+	defer a.outputs.mu.Unlock()
+	out := map[service.Name][]service.Stream{}
+	for name, all := range a.outputs.of {
+		if len(of) > 0 && !slices.Contains(of, name) {
+			continue
+		}
+		for _, o := range all {
+			if !o.Stream.IsZero() && o.Stream.ID == "" && o.Stream.BootID == a.bootID {
+				out[name] = append(out[name], o.Stream)
+			}
+		}
+	}
+	return out
+}
+
+// asked is how many streams are asked for at once.
+const asked = 100
+
+// ask asks the journal what streams are called, and keeps what it says.
+func (a *Agent) ask(ctx context.Context, unknown map[service.Name][]service.Stream) error {
+	var all []service.Stream
+	for _, streams := range unknown {
+		all = append(all, streams...)
+	}
+	ids := map[string]string{}
+	for some := range slices.Chunk(all, asked) {
+		found, err := a.cfg.Journal.Find(ctx, some)
+		if err != nil {
+			return err
+		}
+		for mark, id := range found {
+			ids[mark] = id
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	for name := range unknown {
+		kept, news := a.Outputs(name), false
+		for i := range kept {
+			if id := ids[kept[i].Stream.Mark]; id != "" {
+				kept[i].Stream.ID, news = id, true
+			}
+		}
+		if !news {
+			continue
+		}
+		if err := a.saveOutputs(name, kept); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// FindOutputs is Outputs with what the journal calls the streams; it asks for what
+// is not known yet.
+func (a *Agent) FindOutputs(ctx context.Context, name service.Name) ([]service.Output, error) {
+	if len(a.Outputs(name)) == 0 {
+		return nil, nil
+	}
+	_ = a.cfg.Journal.Sync(ctx) // who may not ask for it sees what is there
+	if unknown := a.unknownStreams(name); len(unknown) > 0 {
+		if err := a.ask(ctx, unknown); err != nil {
+			return nil, &service.Error{Op: "read the log of", Service: name, Kind: service.HostUnavailable, Err: err}
+		}
+	}
+	return a.Outputs(name), nil
+}
+
+// Of the end of an output, as much as is read for the last lines of an exit record.
+const (
+	lastLineCount = 20
+	lastLineBytes = 16 << 10
+	lastLineTime  = 10 * time.Second // that the journal has
+)
+
+// lastLines are those of an incarnation. An output that can not be read has none:
+// an exit record is not held up for it.
+func (a *Agent) lastLines(spec *service.Spec, incarnation uint64, logFrom int64) []string {
+	var lines [][]byte
+	var err error
+	switch {
+	case !a.streamOf(spec.Name, incarnation).IsZero():
+		lines, err = a.lastOfStream(spec.Name, incarnation)
+	case spec.Log == service.LogNull || spec.Log == service.LogJournal:
+		return nil
+	default:
+		lines, err = lastOfFile(a.cfg.Logs.File(a.logPath(spec.Name)), logFrom)
+	}
+	if err != nil {
+		return []string{fmt.Sprintf("(the log can not be read: %v)", err)}
+	}
+	var out []string
+	for _, line := range lines[max(0, len(lines)-lastLineCount):] {
+		out = append(out, string(bytes.ToValidUTF8(line, []byte("\uFFFD"))))
+	}
+	if len(out) == 1 && out[0] == "" {
+		return nil
+	}
+	return out
+}
+
+// lastOfStream reads the end of what an incarnation wrote into the journal.
+func (a *Agent) lastOfStream(name service.Name, incarnation uint64) (lines [][]byte, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lastLineTime)
+	defer cancel()
+	if _, err := a.FindOutputs(ctx, name); err != nil {
+		return nil, err
+	}
+	stream := a.streamOf(name, incarnation)
+	size := 0
+	err = a.cfg.Journal.Read(ctx, journal.Request{Streams: []service.Stream{stream}, Lines: lastLineCount}, func(l journal.Line) error {
+		text := l.Text[max(0, len(l.Text)-lastLineBytes):]
+		for size += len(text); size > lastLineBytes; lines = lines[1:] {
+			size -= len(lines[0])
+		}
+		lines = append(lines, bytes.Clone(text))
+		return nil
+	})
+	return lines, err
+}
+
+// lastOfFile reads the end of a log, but nothing before from unless it has become
+// shorter.
+func lastOfFile(log *logfile.File, from int64) ([][]byte, error) {
+	tail, err := readTail(log, from)
+	return bytes.Split(bytes.TrimRight(tail, "\n"), []byte("\n")), err
+}
+
+func readTail(log *logfile.File, from int64) ([]byte, error) {
+	stream, err := log.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	end, err := stream.End()
+	if err != nil {
+		return nil, err
+	}
+	if from > end {
+		from = 0
+	}
+	begin := max(from, end-lastLineBytes, stream.Oldest())
+	tail, err := io.ReadAll(io.NewSectionReader(stream, begin, end-begin))
+	if err != nil {
+		return nil, err
+	}
+	if _, whole, more := bytes.Cut(tail, []byte("\n")); begin > from && more && len(whole) > 0 {
+		tail = whole // without what is left of a line that began earlier
+	}
+	return tail, nil
+}

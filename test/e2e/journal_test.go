@@ -1,0 +1,189 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// journalHost skips where there is no journal.
+func journalHost(t *testing.T) {
+	t.Helper()
+	if !offers(t, "systemd") {
+		t.Skip("there is no journal here")
+	}
+}
+
+// numbered are the lines that the workload "log" prints.
+func numbered(from, upto, size int) (lines []string) {
+	for i := from; i <= upto; i++ {
+		lines = append(lines, fmt.Sprintf("%010d %s", i, strings.Repeat("x", size-12)))
+	}
+	return lines
+}
+
+func (w *world) logLines(args ...string) []string {
+	said := strings.TrimSuffix(w.mustCLI(append([]string{"logs"}, args...)...), "\n")
+	if said == "" {
+		return nil
+	}
+	return strings.Split(said, "\n")
+}
+
+// TestJournalOutlivesEverybody: a service writes into the journal on and on while
+// journald is restarted, killed and stopped, and so is the agent. It lives, and of
+// its lines each is there once, in order.
+func TestJournalOutlivesEverybody(t *testing.T) {
+	journalHost(t)
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			const count, rate = 4000, 100
+			w.register(workload(t, "talker", "talker", "log", fmt.Sprint(count), "80", fmt.Sprint(rate)).with(fields{"launch": mode}))
+			started := byGRPC{w}.start("talker")
+			require.Equal(t, "journal", started.Log)
+			written := func() string { return strings.Join(w.logLines("talker", "-n", "1"), "") }
+			goesOn := func(what string) {
+				t.Helper()
+				before := written()
+				eventually(t, "lines go on after "+what, func() bool { return written() != before })
+				require.Equal(t, started.ProcessId, byGRPC{w}.status("talker").ProcessId)
+			}
+			goesOn("the start")
+			sh(t, "/", "systemctl restart systemd-journald")
+			goesOn("a restart of journald")
+			sh(t, "/", "systemctl kill -s KILL systemd-journald")
+			goesOn("the death of journald")
+			w.leave(syscall.SIGKILL)
+			sh(t, "/", "systemctl restart systemd-journald")
+			w.begin()
+			goesOn("the death of the agent")
+			last := w.ended("talker")
+			require.Zero(t, last.GetExitCode(), "%v", last)
+			require.NotNil(t, last.ExitCode, "%v", last)
+			require.Equal(t, numbered(1, count, 80), w.logLines("talker", "-n", "1000000", "--timeout", patience.String()))
+			tail := []string{}
+			for _, line := range last.LastLines {
+				tail = append(tail, string(line))
+			}
+			require.Equal(t, numbered(count-19, count, 80), tail)
+		})
+	}
+}
+
+// TestJournalTellsServicesApart: the lines of a service are those that it wrote into
+// its own connection, whoever else claims its name; it keeps those of earlier
+// incarnations, and each has its time.
+func TestJournalTellsServicesApart(t *testing.T) {
+	journalHost(t)
+	w := newWorld(t)
+	for _, mode := range modes(t) {
+		name := "teller-" + mode
+		w.register(fields{"name": name, "launch": mode, "log": "journal", "restart": fields{"policy": "never"}, "stop": fields{"timeout": "1s"},
+			"exec": []string{"/bin/sh", "-c", `echo "first of $$"; /bin/echo from a child; echo "<3>as it is"; printf 'no end'; exec sleep 1000`}})
+		byGRPC{w}.start(name)
+		forge := fmt.Sprintf(`echo forged | systemd-cat -t %s; logger -t %s forged; echo forged | systemd-run --quiet --pipe --wait -p SyslogIdentifier=%s cat`, name, name, name)
+		sh(t, "/", forge)
+		w.logLines(name)
+		before := time.Now()
+		told, unfollow := w.follow(name)
+		eventually(t, "past lines are told", func() bool { return len(told()) >= 3 })
+		byGRPC{w}.restart(name)
+		sh(t, "/", forge)
+		eventually(t, "lines of the next incarnation are told", func() bool { return len(told()) >= 7 })
+		lines := told()
+		unfollow()
+		require.Equal(t, lines, w.logLines(name, "-n", "100"))
+		pid := byGRPC{w}.status(name).ProcessId
+		require.Len(t, lines, 7, "%q", lines) // what has no end yet is not there yet, unless its writer has ended
+		require.Equal(t, []string{"from a child", "<3>as it is", "no end", fmt.Sprintf("first of %d", pid), "from a child", "<3>as it is"}, lines[1:])
+		require.Equal(t, lines[5:], w.logLines(name, "-n", "2"))
+		require.Equal(t, lines[3:], w.logLines(name, "--since", before.UTC().Format(time.RFC3339Nano)))
+		require.Equal(t, []string{"<3>as it is", "<3>as it is"}, w.logLines(name, "--grep", "as it", "-n", "2"))
+		byGRPC{w}.stop(name)
+		require.Equal(t, "no end", w.logLines(name, "-n", "1")[0])
+	}
+	eventually(t, "no journalctl is left when nobody reads", func() bool {
+		return !strings.Contains(sh(t, "/", "cat /proc/[0-9]*/comm 2>/dev/null || true"), "journalctl")
+	})
+}
+
+// follow runs `gladsheim logs -f`, and tells the lines that it has printed. Each has
+// its time.
+func (w *world) follow(name string) (told func() []string, end func()) {
+	out, err := os.Create(w.path(name + ".followed"))
+	require.NoError(w.t, err)
+	cmd := exec.Command("gladsheim", "--host", "unix://"+w.socket, "-o", "json", "logs", "-f", name)
+	cmd.Stdout, cmd.Stderr = out, out
+	require.NoError(w.t, cmd.Start())
+	ended := false
+	end = func() {
+		if !ended {
+			ended = true
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			out.Close()
+		}
+	}
+	w.t.Cleanup(end)
+	told = func() (lines []string) {
+		text, err := os.ReadFile(out.Name())
+		require.NoError(w.t, err)
+		for line := range bytes.Lines(text) {
+			if !bytes.HasSuffix(line, []byte("\n")) {
+				break
+			}
+			var l struct {
+				Line     []byte
+				AtUnixMs string
+			}
+			require.NoError(w.t, json.Unmarshal(line, &l), "%s", line)
+			require.NotEqual(w.t, "0", l.AtUnixMs)
+			lines = append(lines, string(l.Line))
+		}
+		return lines
+	}
+	return told, end
+}
+
+// TestJournalBytes: long lines come in pieces with a mark, and bytes are as they
+// were written.
+func TestJournalBytes(t *testing.T) {
+	journalHost(t)
+	oneOfAKind(t)
+	w := newWorld(t)
+	w.register(fields{"name": "bytes", "restart": fields{"policy": "never"}, "exec": []string{"/bin/sh", "-c",
+		`head -c 100000 /dev/zero | tr '\0' y; echo; printf '\001\377\033[31m\r\n'; printf 'a\tb  \n'`}})
+	byGRPC{w}.start("bytes")
+	w.ended("bytes")
+	stream, err := gladsheimv1.NewLogServiceClient(w.conn).Tail(contextFor(t), &gladsheimv1.TailRequest{ServiceName: "bytes"})
+	require.NoError(t, err)
+	var texts []string
+	for {
+		l, err := stream.Recv()
+		if err != nil {
+			break
+		}
+		text := string(l.Line)
+		if len(texts) > 0 && strings.HasSuffix(texts[len(texts)-1], "+") {
+			text, texts = strings.TrimSuffix(texts[len(texts)-1], "+")+text, texts[:len(texts)-1]
+		}
+		if l.Truncated {
+			text += "+"
+		}
+		texts = append(texts, text)
+	}
+	require.Len(t, texts, 3)
+	require.True(t, texts[0] == strings.Repeat("y", 100_000), "the long line has %d bytes", len(texts[0]))
+	require.Equal(t, []string{"\x01\xff\x1b[31m", "a\tb"}, texts[1:], "journald takes blanks off the end of a line")
+}
