@@ -10,6 +10,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/config"
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/journal"
 )
 
 // hostName keys the readings of the whole machine in the meter; no service can
@@ -62,7 +63,8 @@ func capabilities(e service.Enforcement) []string {
 
 // Doctor tells what it found of the host, of the definitions and of services.
 func (a *Agent) Doctor(ctx context.Context) []service.Finding {
-	findings := append(a.cfg.Facts.Findings(), a.cfg.Findings...)
+	findings := append(a.cfg.Facts.Findings(), a.outputFinding(ctx))
+	findings = append(findings, a.cfg.Findings...)
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
 	if a.refused != "" {
@@ -104,6 +106,12 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			findings = append(findings, service.Finding{
 				Level: service.SeverityWarning, Title: fmt.Sprintf("%s runs without its limit %s", s.Name, r),
 				Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
+			})
+		}
+		if pid := s.PID(); pid != 0 && !a.streamOf(s.Name, s.Machine.Incarnation).IsZero() && journal.Ended(pid) {
+			findings = append(findings, service.Finding{
+				Level: service.SeverityProblem, Title: fmt.Sprintf("%s writes into the journal, which does not take it any more", s.Name),
+				Detail: "journald was stopped since it was started. It runs on, and what it writes is lost.", Fix: "Restart it.",
 			})
 		}
 		if s.Machine.State == service.Stopped && s.Error != "" {

@@ -342,7 +342,9 @@ func TestLastLines(t *testing.T) {
 
 func (h *house) checkLastLines() {
 	t, dir := h.t, h.path("log")
-	of := func(name string, from int64) []string { return h.lastLines(&service.Spec{Name: service.MustName(name)}, 1, from) }
+	of := func(name string, from int64) []string {
+		return h.lastLines(&service.Spec{Name: service.MustName(name)}, 1, from)
+	}
 	lastLines := func(from int64) []string { return of("x", from) }
 	path := dir + "/x.log"
 	require.Nil(t, lastLines(0), "there is none")

@@ -85,6 +85,19 @@ func (a *Agent) journalServes(ctx context.Context) error {
 	return o.why
 }
 
+// outputFinding tells where the output of services goes that do not say.
+func (a *Agent) outputFinding(ctx context.Context) service.Finding {
+	err := a.journalServes(ctx)
+	if err == nil {
+		return service.Finding{Level: service.SeverityOK, Title: `services with "log": "auto" write into the journal`}
+	}
+	f := service.Finding{Level: service.SeverityOK, Title: fmt.Sprintf(`services with "log": "auto" write into files below %s (%v)`, a.cfg.LogDir, err)}
+	if a.cfg.Facts.Systemd.Has {
+		f.Level, f.Detail, f.Fix = service.SeverityWarning, "systemd runs here, but its journal is not of use.", "See `systemctl status systemd-journald`; the agent tries again every minute."
+	}
+	return f
+}
+
 // unitOf is the unit that journald takes an incarnation to be in, "" for none.
 func unitOf(ref service.Ref) string {
 	if ref.Unit != "" {

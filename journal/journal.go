@@ -109,6 +109,28 @@ func (j Journal) Reachable() error {
 	return unix.Close(fd)
 }
 
+// Ended tells whether descriptor 1 of a process is a socket whose other end is gone:
+// what it writes there is lost, since journald was stopped. Of a process that can
+// not be looked at it says no.
+func Ended(pid int) bool {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, 1, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+		return false // it has turned to something else
+	}
+	poll := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n == 1 && poll[0].Revents&unix.POLLHUP != 0
+}
+
 // Probe writes a line into the journal and reads it back, in a few seconds at most.
 func (j Journal) Probe(ctx context.Context, bootID string) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTime)

@@ -187,3 +187,35 @@ func TestJournalBytes(t *testing.T) {
 	require.True(t, texts[0] == strings.Repeat("y", 100_000), "the long line has %d bytes", len(texts[0]))
 	require.Equal(t, []string{"\x01\xff\x1b[31m", "a\tb"}, texts[1:], "journald takes blanks off the end of a line")
 }
+
+// TestJournalIsStopped: the end of journald, which closes every connection to it, is
+// not the end of a service, whose lines of before are kept. doctor tells that those
+// after are lost, until it is restarted.
+func TestJournalIsStopped(t *testing.T) {
+	journalHost(t)
+	w := newWorld(t)
+	w.register(fields{"name": "talker", "exec": []string{"/bin/sh", "-c", "i=0; while :; do i=$((i+1)); echo $i 2>/dev/null; sleep 0.05; done"}})
+	started := byGRPC{w}.start("talker")
+	eventually(t, "there are lines", func() bool { return len(w.logLines("talker")) >= 10 })
+	before := w.logLines("talker", "-n", "100000")
+	const sockets = "systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket"
+	sh(t, "/", "systemctl stop "+sockets+" systemd-journald.service || systemctl stop systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service")
+	refused := w.cli("start", "talker", "--timeout", "5s")
+	t.Logf("asked to start meanwhile: %d %s", refused.code, refused.stderr)
+	w.register(fields{"name": "other", "exec": []string{"/bin/sleep", "1000"}})
+	require.NotEqual(t, "journal", byGRPC{w}.start("other").Log, "auto is a file where there is no journal")
+	sh(t, "/", "systemctl start systemd-journald.socket systemd-journald-dev-log.socket systemd-journald.service")
+	s := byGRPC{w}.status("talker")
+	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, s.State)
+	require.Equal(t, started.ProcessId, s.ProcessId)
+	after := w.logLines("talker", "-n", "100000")
+	require.Equal(t, before, after[:len(before)])
+	told := strings.Contains(w.cli("doctor").stdout, "talker writes into the journal, which does not take it any more")
+	if !told { // then the connection outlived it
+		eventually(t, "lines go on", func() bool { return len(w.logLines("talker", "-n", "100000")) > len(after) })
+	}
+	t.Logf("of the connection: ended %v", told)
+	byGRPC{w}.restart("talker")
+	eventually(t, "it is heard again", func() bool { return w.logLines("talker", "-n", "1")[0] == "3" })
+	require.NotContains(t, w.cli("doctor").stdout, "does not take it any more")
+}
