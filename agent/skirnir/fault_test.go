@@ -76,6 +76,9 @@ func story() []deed {
 			deed{"actual " + service_, value, func(s *Store) error { return s.SaveActual(Actual{Name: name, LogFrom: int64(generation)}) }},
 			deed{"exits " + service_, value, func(s *Store) error {
 				return s.SaveExits(name, []service.ExitRecord{{Incarnation: uint64(generation)}})
+			}},
+			deed{"outputs " + service_, value, func(s *Store) error {
+				return s.SaveOutputs(name, []service.Output{{Incarnation: uint64(generation)}})
 			}})
 	}
 	save("web", 1)
@@ -103,6 +106,9 @@ func onDisk(t *testing.T, s *Store) map[string]string {
 	}
 	for name, x := range l.Exits {
 		found["exits "+name.String()] = fmt.Sprint(x[0].Incarnation)
+	}
+	for name, o := range l.Outputs {
+		found["outputs "+name.String()] = fmt.Sprint(o[0].Incarnation)
 	}
 	return found
 }
@@ -132,7 +138,7 @@ func TestEveryWriteFails(t *testing.T) {
 		for name, values := range allowed {
 			require.Contains(t, values, found[name], name)
 		}
-		for _, dir := range []string{again.wanted, again.actual, again.exits} {
+		for _, dir := range []string{again.wanted, again.actual, again.exits, again.outputs} {
 			left, err := os.ReadDir(dir)
 			require.NoError(t, err)
 			for _, e := range left {
@@ -140,11 +146,11 @@ func TestEveryWriteFails(t *testing.T) {
 			}
 		}
 		s.Fault = nil // once the disk is well, so is the store
-		for _, d := range story()[len(story())-3:] {
+		for _, d := range story()[len(story())-4:] {
 			require.NoError(t, d.do(s))
 		}
 		found = onDisk(t, again)
-		for _, kind := range []string{"wanted web", "actual web", "exits web"} {
+		for _, kind := range []string{"wanted web", "actual web", "exits web", "outputs web"} {
 			require.Equal(t, "3", found[kind])
 		}
 	}, "open services", "write services", "fsync services", "close services", "rename services", "remove services",
@@ -167,7 +173,7 @@ func TestEveryReadFails(t *testing.T) {
 		if c.left <= 0 {
 			require.ErrorIs(t, errors.Join(l.Faults...), c.errno)
 		}
-		unread := len(l.Wanted) < 2 || len(l.Exits) < 2
+		unread := len(l.Wanted) < 2 || len(l.Exits) < 2 || len(l.Outputs) < 2
 		s.Fault = nil
 		refused := 0
 		for _, d := range story() {
@@ -182,7 +188,7 @@ func TestEveryReadFails(t *testing.T) {
 		again.Fault = nil
 		_, err = again.Load() // sets aside what could not be set aside before
 		require.NoError(t, err)
-		require.Equal(t, map[string]string{"wanted web": "3", "actual web": "3", "exits web": "3", "wanted db": "1", "exits db": "1"}, onDisk(t, again))
+		require.Equal(t, map[string]string{"wanted web": "3", "actual web": "3", "exits web": "3", "outputs web": "3", "wanted db": "1", "exits db": "1", "outputs db": "1"}, onDisk(t, again))
 		aside, err := filepath.Glob(filepath.Join(state, "*", "*.corrupt-*"))
 		require.NoError(t, err)
 		require.Len(t, aside, 1)

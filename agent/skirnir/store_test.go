@@ -9,6 +9,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -59,7 +60,7 @@ func TestRecordsComeBack(t *testing.T) {
 	require.Empty(t, l.Exits)
 }
 
-// kinds are the three kinds of records, each with a file, how to write it and what
+// kinds are the four kinds of records, each with a file, how to write it and what
 // a Load says of it.
 var kinds = []struct {
 	file  string
@@ -71,11 +72,16 @@ var kinds = []struct {
 	{"run/services/web.json", func(s *Store) error { return s.SaveActual(anActual) }, func(l Loaded) any { return l.Actual }, []Actual{anActual}},
 	{"state/exits/web.json", func(s *Store) error { return s.SaveExits(anActual.Name, someExits) },
 		func(l Loaded) any { return l.Exits }, map[service.Name][]service.ExitRecord{anActual.Name: someExits}},
+	{"state/outputs/web.json", func(s *Store) error { return s.SaveOutputs(anActual.Name, someOutputs) },
+		func(l Loaded) any { return l.Outputs }, map[service.Name][]service.Output{anActual.Name: someOutputs}},
 }
 
 var (
-	aWanted   = Wanted{Name: service.MustName("web"), Generation: 5, Up: true}
-	anActual  = Actual{Name: aWanted.Name, Machine: service.Machine{State: service.Running, Incarnation: 17}, BootID: "b"}
+	aWanted     = Wanted{Name: service.MustName("web"), Generation: 5, Up: true}
+	anActual    = Actual{Name: aWanted.Name, Machine: service.Machine{State: service.Running, Incarnation: 17}, BootID: "b"}
+	someOutputs = []service.Output{
+		{Incarnation: 16, Began: time.Unix(1795318870, 0).UTC(), LogFrom: 7, Stream: service.Stream{Mark: "m", PID: 4, BootID: "b", ID: "s"}}, {Incarnation: 17},
+	}
 	someExits = []service.ExitRecord{{Incarnation: 16, Exit: service.Exit{Signal: 9}, LastLines: []string{"bye"}}}
 )
 

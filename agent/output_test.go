@@ -1,0 +1,50 @@
+package agent
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Where there is no journal, auto is the file, and journal is no start; what an
+// earlier agent knew of streams is kept.
+func TestNoJournal(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		require.Empty(t, h.status(web).Log)
+		require.Equal(t, h.path("log/web.log"), h.start(web).Log)
+		require.Empty(t, h.Outputs(web))
+		h.reopen()
+		require.Equal(t, h.path("log/web.log"), h.status(web).Log)
+
+		h.register(db, `"log": "journal"`, `"restart": {"policy": "never"}`)
+		_, err := h.Start(t.Context(), db, service.StartOptions{})
+		refused(t, err, service.HostUnavailable, `its definition says "log": "journal"`)
+		require.Zero(t, h.host.Launches(db))
+
+		streams := []service.Output{{Incarnation: 1, Stream: service.Stream{Mark: "m", BootID: "another", ID: "s"}}}
+		require.NoError(t, h.store.SaveOutputs(web, streams))
+		h.reopen()
+		require.Equal(t, streams, h.Outputs(web))
+		require.Equal(t, "journal", h.status(web).Log)
+		h.stop(web)
+		require.Equal(t, h.path("log/web.log"), h.start(web).Log)
+		require.Len(t, h.Outputs(web), 2, "that it goes into the file again")
+		h.stop(web)
+		require.NoError(t, h.Unregister(t.Context(), web, "alice"))
+		h.register(web)
+		require.Empty(t, h.Outputs(web))
+	})
+}
+
+func TestUnitOf(t *testing.T) {
+	for want, ref := range map[string]service.Ref{
+		"":                        {Cgroup: "/gladsheim/svc-web-00000001"},
+		"a.scope":                 {Unit: "a.scope", Cgroup: "/gladsheim.slice/a.scope"},
+		"gladsheim-cgroups.scope": {Cgroup: "/gladsheim.slice/gladsheim-cgroups.scope/svc-web-00000001"},
+	} {
+		require.Equal(t, want, unitOf(ref))
+	}
+}
