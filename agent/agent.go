@@ -109,7 +109,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
 		limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
-		outputs: outputs{of: map[service.Name][]service.Output{}},
+		outputs: outputs{turns: make(chan struct{}, lastLineTurns)},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {

@@ -25,6 +25,7 @@ type outputs struct {
 	of     map[service.Name][]service.Output // oldest first
 	asking bool                              // what streams are called; see learn
 	fresh  bool                              // there are some that were not asked for yet
+	turns  chan struct{}                     // full while as many last lines are read as may be at once
 
 	probing sync.Mutex
 	probed  time.Time // when the journal was last found not to serve, zero if it was not
@@ -316,6 +317,7 @@ const (
 	lastLineCount = 20
 	lastLineBytes = 16 << 10
 	lastLineTime  = 10 * time.Second // that the journal has
+	lastLineTurns = 4                // services whose lines the journal is asked for at once
 )
 
 // lastLines are those of an incarnation. An output that can not be read has none:
@@ -346,6 +348,8 @@ func (a *Agent) lastLines(spec *service.Spec, incarnation uint64, logFrom int64)
 
 // lastOfStream reads the end of what an incarnation wrote into the journal.
 func (a *Agent) lastOfStream(name service.Name, incarnation uint64) (lines [][]byte, err error) {
+	a.outputs.turns <- struct{}{}
+	defer func() { <-a.outputs.turns }()
 	ctx, cancel := context.WithTimeout(context.Background(), lastLineTime)
 	defer cancel()
 	if _, err := a.FindOutputs(ctx, name); err != nil {
