@@ -25,7 +25,7 @@ func journalHost(t *testing.T) {
 }
 
 func (w *world) logLines(args ...string) []string {
-	said := strings.TrimSuffix(w.mustCLI(append([]string{"logs"}, args...)...), "\n")
+	said := strings.TrimSuffix(w.mustCLI(append([]string{"--timeout", patience.String(), "logs"}, args...)...), "\n")
 	if said == "" {
 		return nil
 	}
@@ -68,7 +68,7 @@ func TestJournalOutlivesEverybody(t *testing.T) {
 			last := w.ended("talker")
 			require.Zero(t, last.GetExitCode(), "%v", last)
 			require.NotNil(t, last.ExitCode, "%v", last)
-			lines := w.logLines("talker", "-n", "1000000", "--timeout", patience.String())
+			lines := w.logLines("talker", "-n", "1000000")
 			for i, line := range lines {
 				require.Equal(t, fmt.Sprintf("line %d", i+1), line)
 			}
