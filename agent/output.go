@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -28,7 +29,7 @@ type outputs struct {
 	turns  chan struct{}                     // full while as many last lines are read as may be at once
 
 	probing sync.Mutex
-	probed  time.Time // when the journal was last found not to serve, zero if it was not
+	probed  time.Time // when the journal was last tried
 	serves  bool
 	why     error // it does not
 }
@@ -82,6 +83,9 @@ func (a *Agent) journalServes(ctx context.Context) error {
 	if !o.serves && (o.probed.IsZero() || time.Since(o.probed) > time.Minute) {
 		o.why = a.cfg.Journal.Probe(ctx, a.bootID)
 		o.serves, o.probed = o.why == nil, time.Now()
+		if errors.Is(o.why, context.DeadlineExceeded) {
+			o.why = nil // it is there; whether it can be read will be seen
+		}
 	}
 	return o.why
 }

@@ -277,3 +277,34 @@ func TestSync(t *testing.T) {
 		}
 	}
 }
+
+// A journal that can not be read is told from one that is too slow to tell.
+func TestProbe(t *testing.T) {
+	j, _ := canned(t, nil)
+	j.Stdout = filepath.Join(t.TempDir(), "stdout")
+	require.ErrorIs(t, j.Probe(t.Context(), "b"), unix.ENOENT)
+	stdout, err := net.Listen("unix", j.Stdout)
+	require.NoError(t, err)
+	defer stdout.Close()
+	j.Varlink = filepath.Join(t.TempDir(), "varlink")
+	varlink, err := net.Listen("unix", j.Varlink)
+	require.NoError(t, err)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			conn, err := varlink.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = bufio.NewReader(conn).ReadString(0)
+			_, _ = io.WriteString(conn, "{}\x00")
+			conn.Close()
+		}
+	}()
+	defer func() { varlink.Close(); <-served }()
+	require.ErrorContains(t, j.Probe(t.Context(), "b"), "can not be read with journalctl")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, j.Probe(ctx, "b"), context.DeadlineExceeded)
+}
