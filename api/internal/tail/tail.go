@@ -146,7 +146,11 @@ func (r *reader) skip(ctx context.Context) error {
 			return ErrUndated
 		}
 	}
+	if oldest > r.stream.Oldest() {
+		oldest-- // with the end of the line before, or the first would be taken for the rest of one
+	}
 	r.offset, err = startOf(ctx, r.stream, oldest, r.end, lines, r.req.Match)
+	r.offset = max(r.offset, r.req.From)
 	return err
 }
 

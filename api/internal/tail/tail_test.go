@@ -395,3 +395,15 @@ func FuzzStart(f *testing.F) {
 		require.Equal(t, all[max(0, len(all)-n):], read(t, Request{Log: logfile.New(path), Lines: n}))
 	})
 }
+
+// A stretch of a log has the lines that it begins and ends with, and no others.
+func TestAStretch(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\nb\nc\nd\n")
+	log := logfile.New(path)
+	for lines, want := range map[int][]string{0: {}, 1: {"c"}, 2: {"b", "c"}, 9: {"b", "c"}} {
+		require.Equal(t, want, read(t, Request{Log: log, Lines: lines, From: 2, Upto: 6}), "%d", lines)
+	}
+	require.Empty(t, read(t, Request{Log: log, Lines: 9, From: 8}))
+	require.Equal(t, []string{"c", "d"}, read(t, Request{Log: log, Lines: 9, From: 4}))
+}
