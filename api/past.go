@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/api/internal/tail"
 	"github.com/gladsheim/gladsheim/journal"
@@ -124,6 +126,10 @@ func (p past) readPart(ctx context.Context, of part, lines int, follow bool, sen
 	return p.journal.Read(ctx, journal.Request{
 		Streams: of.streams, Lines: lines, Since: p.want.Since, Match: p.want.Match, Follow: follow, Service: p.name, Known: p.known,
 	}, func(l journal.Line) error {
-		return send(&gladsheimv1.LogLine{Line: l.Text, Truncated: l.Cut, AtUnixMs: l.At.UnixMilli(), Dropped: l.Dropped})
+		line := &gladsheimv1.LogLine{Line: l.Text, Truncated: l.Cut, AtUnixMs: proto.Int64(l.At.UnixMilli())}
+		if l.Dropped > 0 {
+			line.Dropped = proto.Uint64(l.Dropped)
+		}
+		return send(line)
 	})
 }

@@ -35,10 +35,10 @@ type stage struct {
 	backend  *watched
 	fault    func(operation string) error // of the backend, nil for none
 	complain func(format string, args ...any)
-	dogged   bool          // a launch can not be given up
-	slow     time.Duration // from when it is identified until it runs
-	noOutlet error         // why the output of a launch has nowhere to go
-	lax      bool          // the disk fails, so that deeds may come without a record
+	dogged   bool                          // a launch can not be given up
+	slow     time.Duration                 // from when it is identified until it runs
+	noOutlet atomic.Pointer[service.Error] // why the output of a launch has nowhere to go
+	lax      bool                          // the disk fails, so that deeds may come without a record
 	began    time.Time
 	clockSet time.Duration // by how much, altogether
 	life     atomic.Int64  // deeds until the agent dies in the middle of things; below 0: never
@@ -84,7 +84,12 @@ func (s *stage) board() {
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
 		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
-		Outlet: func(l *service.Launch, _ service.Ref) (int64, error) { return int64(s.host.Runs(l.Name)), s.noOutlet },
+		Outlet: func(l *service.Launch, _ service.Ref) (int64, error) {
+			if err := s.noOutlet.Load(); err != nil {
+				return 0, err
+			}
+			return int64(s.host.Runs(l.Name)), nil
+		},
 		LastLines: func(spec *service.Spec, incarnation uint64, from int64) []string {
 			return []string{fmt.Sprintf("the end of %s.%d from %d", spec.Name, incarnation, from)}
 		},

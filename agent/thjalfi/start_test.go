@@ -186,7 +186,7 @@ func TestPermanentLaunchFailureIsNotRetried(t *testing.T) {
 // tried again like any other.
 func TestNoOutlet(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
-		s.noOutlet = &service.Error{Op: "start", Service: web, Kind: service.HostUnavailable, Err: errors.New("no journal")}
+		s.noOutlet.Store(&service.Error{Op: "start", Service: web, Kind: service.HostUnavailable, Err: errors.New("no journal")})
 		s.refused(s.start(), service.HostUnavailable, "HOST_UNAVAILABLE")
 		require.Contains(t, s.status().Error, "no journal")
 		require.Zero(t, s.host.Launches(web))
@@ -194,7 +194,7 @@ func TestNoOutlet(t *testing.T) {
 		require.Equal(t, service.VerdictLaunchFailed, x.Verdict)
 		require.Empty(t, x.LastLines)
 
-		s.noOutlet = nil
+		s.noOutlet.Store(nil)
 		pass(time.Second)
 		s.is(service.Running)
 	})

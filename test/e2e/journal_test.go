@@ -208,7 +208,7 @@ func TestJournalBytes(t *testing.T) {
 func TestJournalIsStopped(t *testing.T) {
 	journalHost(t)
 	w := newWorld(t)
-	w.register(fields{"name": "talker", "exec": []string{"/bin/sh", "-c", "i=0; while :; do i=$((i+1)); echo $i 2>/dev/null; sleep 0.05; done"}})
+	w.register(fields{"name": "talker", "exec": []string{"/bin/sh", "-c", "i=0; while :; do i=$((i+1)); echo $i of $$ 2>/dev/null; sleep 0.05; done"}})
 	started := byGRPC{w}.start("talker")
 	eventually(t, "there are lines", func() bool { return len(w.logLines("talker")) >= 10 })
 	before := w.logLines("talker", "-n", "100000")
@@ -229,8 +229,10 @@ func TestJournalIsStopped(t *testing.T) {
 		eventually(t, "lines go on", func() bool { return len(w.logLines("talker", "-n", "100000")) > len(after) })
 	}
 	t.Logf("of the connection: ended %v", told)
-	byGRPC{w}.restart("talker")
-	eventually(t, "it is heard again", func() bool { return w.logLines("talker", "-n", "1")[0] == "3" })
+	again := byGRPC{w}.restart("talker")
+	eventually(t, "it is heard again", func() bool {
+		return strings.HasSuffix(w.logLines("talker", "-n", "1")[0], fmt.Sprint(" of ", again.ProcessId))
+	})
 	require.NotContains(t, w.cli("doctor").stdout, "does not take it any more")
 }
 

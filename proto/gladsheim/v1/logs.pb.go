@@ -115,12 +115,12 @@ type LogLine struct {
 	// Whether the line was longer and goes on in the next message. The longest
 	// piece is 64 KiB from a file, and what LineMax= allows, 48 KiB, from the journal.
 	Truncated bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
-	// When journald took the line; 0 for a line from a file, which does not tell.
-	AtUnixMs int64 `protobuf:"varint,3,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
-	// If not 0, this is no line of the service: so many messages were not kept by
+	// When journald took the line; absent from a line of a file, which does not tell.
+	AtUnixMs *int64 `protobuf:"varint,3,opt,name=at_unix_ms,json=atUnixMs,proto3,oneof" json:"at_unix_ms,omitempty"`
+	// If present, this is no line of the service: so many messages were not kept by
 	// journald, because there were more than its rate limit allows. The line is what
 	// journald says of it.
-	Dropped       uint64 `protobuf:"varint,4,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Dropped       *uint64 `protobuf:"varint,4,opt,name=dropped,proto3,oneof" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -170,15 +170,15 @@ func (x *LogLine) GetTruncated() bool {
 }
 
 func (x *LogLine) GetAtUnixMs() int64 {
-	if x != nil {
-		return x.AtUnixMs
+	if x != nil && x.AtUnixMs != nil {
+		return *x.AtUnixMs
 	}
 	return 0
 }
 
 func (x *LogLine) GetDropped() uint64 {
-	if x != nil {
-		return x.Dropped
+	if x != nil && x.Dropped != nil {
+		return *x.Dropped
 	}
 	return 0
 }
@@ -194,13 +194,16 @@ const file_gladsheim_v1_logs_proto_rawDesc = "" +
 	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\x12\x16\n" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x12\n" +
 	"\x04grep\x18\x05 \x01(\tR\x04grepB\b\n" +
-	"\x06_lines\"s\n" +
+	"\x06_lines\"\x98\x01\n" +
 	"\aLogLine\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\fR\x04line\x12\x1c\n" +
-	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12!\n" +
 	"\n" +
-	"at_unix_ms\x18\x03 \x01(\x03R\batUnixMs\x12\x18\n" +
-	"\adropped\x18\x04 \x01(\x04R\adropped2H\n" +
+	"at_unix_ms\x18\x03 \x01(\x03H\x00R\batUnixMs\x88\x01\x01\x12\x1d\n" +
+	"\adropped\x18\x04 \x01(\x04H\x01R\adropped\x88\x01\x01B\r\n" +
+	"\v_at_unix_msB\n" +
+	"\n" +
+	"\b_dropped2H\n" +
 	"\n" +
 	"LogService\x12:\n" +
 	"\x04Tail\x12\x19.gladsheim.v1.TailRequest\x1a\x15.gladsheim.v1.LogLine0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
@@ -238,6 +241,7 @@ func file_gladsheim_v1_logs_proto_init() {
 		return
 	}
 	file_gladsheim_v1_logs_proto_msgTypes[0].OneofWrappers = []any{}
+	file_gladsheim_v1_logs_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
