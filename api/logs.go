@@ -45,6 +45,13 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	if want.Match, err = pattern(req.GetGrep()); err != nil {
 		return err
 	}
+	after, err := resumedAt(req)
+	if err != nil {
+		return err
+	}
+	if after != nil && req.Lines == nil {
+		want.Lines = math.MaxInt
+	}
 	log, err := l.agent.LogFile(st.Name)
 	if err != nil {
 		return err
@@ -54,6 +61,12 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	if err != nil {
 		return err
 	}
+	parts := partsOf(outputs)
+	if after != nil {
+		if parts = behind(*after, parts); len(parts) == 0 {
+			return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict, Err: errNoSuchPosition}
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if want.Follow {
@@ -62,7 +75,7 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 		}
 	}
 	var sent error
-	r := past{journal: journal.Host(), name: st.Name, file: log, parts: partsOf(outputs), want: want, known: func() []service.Stream { return streamsOf(l.agent.Outputs(st.Name)) }}
+	r := past{journal: journal.Host(), name: st.Name, file: log, parts: parts, want: want, known: func() []service.Stream { return streamsOf(l.agent.Outputs(st.Name)) }}
 	err = r.read(ctx, func(line *gladsheimv1.LogLine) error {
 		sent = ss.Send(line)
 		return sent
@@ -74,6 +87,8 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 		return nil
 	case ctx.Err() != nil:
 		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict, Err: context.Cause(ctx)}
+	case errors.Is(err, tail.ErrOther):
+		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict, Err: errNoSuchPosition}
 	case errors.Is(err, tail.ErrUndated):
 		return &service.Error{Op: "read the log of", Service: st.Name, Kind: service.Conflict,
 			Err: fmt.Errorf("%w; ask for a number of lines, or since before its first", err)}
@@ -100,7 +115,22 @@ func pattern(text string) (*regexp.Regexp, error) {
 	return nil, &service.Error{Op: "read request", Kind: service.Invalid, Faults: []service.Fault{{Field: "grep", Message: err.Error()}}}
 }
 
+// resumedAt is the position behind which to begin, nil for none.
+func resumedAt(req *gladsheimv1.TailRequest) (*position, error) {
+	if req.GetAfter() == "" {
+		return nil, nil
+	}
+	p, ok := parsePosition(req.GetAfter())
+	if !ok {
+		return nil, &service.Error{Op: "read request", Kind: service.Invalid,
+			Faults: []service.Fault{{Field: "after", Message: "is no position that came with a line"}}}
+	}
+	return &p, nil
+}
+
 var (
+	errNoSuchPosition = errors.New("the position to resume at is not in it: it is another service's, or the log was emptied or replaced since; ask for a number of lines")
+
 	errUnregistered = errors.New("the service was unregistered")
 	errElsewhere    = errors.New("its output goes elsewhere as of its latest start, from the log file to the journal or back; ask anew")
 )

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -20,6 +22,8 @@ type part struct {
 	streams    []service.Stream // of the journal; none: of the file
 	from, upto int64            // of the file; upto 0 for its end
 	until      time.Time        // no line of it is later; zero if nobody knows
+	resumed    bool             // what begins at from must be there
+	after      string           // cursor of the journal behind which it begins; empty for all of it
 }
 
 // partsOf puts the outputs of a service in order. Those into the file are what is in
@@ -45,6 +49,54 @@ func partsOf(outputs []service.Output) (parts []part) {
 		parts = append(parts, part{from: from})
 	}
 	return parts
+}
+
+// position says where a line ends: an offset of the file, or a cursor of the journal
+// and the stream it is of.
+type position struct {
+	offset         int64
+	stream, cursor string
+}
+
+const inFile, inJournal = "file:", "journal:"
+
+func (p position) String() string {
+	switch {
+	case p.cursor != "":
+		return inJournal + p.stream + ":" + p.cursor
+	case p.offset > 0:
+		return inFile + strconv.FormatInt(p.offset, 10)
+	}
+	return ""
+}
+
+// parsePosition reads what String made, false for anything else.
+func parsePosition(text string) (p position, ok bool) {
+	if rest, file := strings.CutPrefix(text, inFile); file {
+		offset, err := strconv.ParseInt(rest, 10, 64)
+		return position{offset: offset}, err == nil && offset > 0
+	}
+	rest, _ := strings.CutPrefix(text, inJournal)
+	p.stream, p.cursor, _ = strings.Cut(rest, ":")
+	return p, rest != text && p.stream != "" && p.cursor != ""
+}
+
+// behind is what of an output comes behind a position; none if that is in no part.
+func behind(p position, parts []part) []part {
+	at := slices.IndexFunc(parts, func(of part) bool {
+		if p.cursor != "" {
+			return slices.ContainsFunc(of.streams, func(s service.Stream) bool { return s.ID == p.stream })
+		}
+		return len(of.streams) == 0 && of.from <= p.offset && (of.upto == 0 || p.offset <= of.upto)
+	})
+	if at < 0 {
+		return nil
+	}
+	rest := slices.Clone(parts[at:])
+	if rest[0].after = p.cursor; p.cursor == "" {
+		rest[0].from, rest[0].resumed = p.offset, true
+	}
+	return rest
 }
 
 // intoJournal tells whether the latest output goes into the journal.
@@ -118,15 +170,17 @@ func (p past) share(ctx context.Context) ([]int, error) {
 func (p past) readPart(ctx context.Context, of part, lines int, follow bool, send func(*gladsheimv1.LogLine) error) error {
 	if len(of.streams) == 0 {
 		want := p.want
-		want.Log, want.From, want.Upto, want.Lines, want.Follow = p.file, of.from, of.upto, lines, follow
+		want.Log, want.From, want.Upto, want.Lines, want.Follow, want.Resumed = p.file, of.from, of.upto, lines, follow, of.resumed
 		return tail.Read(ctx, want, func(l tail.Line) error {
-			return send(&gladsheimv1.LogLine{Line: l.Text, Truncated: l.Cut})
+			return send(&gladsheimv1.LogLine{Line: l.Text, Truncated: l.Cut, Position: position{offset: l.End}.String()})
 		})
 	}
 	return p.journal.Read(ctx, journal.Request{
-		Streams: of.streams, Lines: lines, Since: p.want.Since, Match: p.want.Match, Follow: follow, Service: p.name, Known: p.known,
+		Streams: of.streams, Lines: lines, Since: p.want.Since, Match: p.want.Match, Follow: follow, Service: p.name, Known: p.known, After: of.after,
 	}, func(l journal.Line) error {
-		line := &gladsheimv1.LogLine{Line: l.Text, Truncated: l.Cut, AtUnixMs: proto.Int64(l.At.UnixMilli())}
+		line := &gladsheimv1.LogLine{
+			Line: l.Text, Truncated: l.Cut, AtUnixMs: proto.Int64(l.At.UnixMilli()), Position: position{stream: l.Stream, cursor: l.Cursor}.String(),
+		}
 		if l.Dropped > 0 {
 			line.Dropped = proto.Uint64(l.Dropped)
 		}

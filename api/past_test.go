@@ -9,6 +9,27 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
+func TestBehind(t *testing.T) {
+	parts := []part{{upto: 9}, {streams: []service.Stream{{ID: "a"}, {ID: "b"}}}, {from: 9, upto: 12}, {streams: []service.Stream{{ID: "c"}}}, {from: 12}}
+	for text, want := range map[string][]part{
+		"file:5":              append([]part{{from: 5, upto: 9, resumed: true}}, parts[1:]...),
+		"file:12":             append([]part{{from: 12, upto: 12, resumed: true}}, parts[3:]...),
+		"file:99":             {{from: 99, resumed: true}},
+		"journal:b:s=1;i=2":   append([]part{{streams: parts[1].streams, after: "s=1;i=2"}}, parts[2:]...),
+		"journal:x:s=1;i=2":   nil,
+		"journal:c:s=1:2;i=2": append([]part{{streams: parts[3].streams, after: "s=1:2;i=2"}}, parts[4:]...),
+	} {
+		p, ok := parsePosition(text)
+		require.True(t, ok, text)
+		require.Equal(t, text, p.String())
+		require.Equal(t, want, behind(p, parts), text)
+	}
+	for _, wrong := range []string{"", "5", "file:", "file:0", "file:-1", "file:x", "journal:", "journal:a", "journal:a:", "journal::s", "Journal:a:s"} {
+		_, ok := parsePosition(wrong)
+		require.False(t, ok, wrong)
+	}
+}
+
 func TestPartsOf(t *testing.T) {
 	at := func(s int64) time.Time { return time.Unix(s, 0) }
 	stream := func(n uint64, from int64) service.Output {

@@ -392,10 +392,17 @@ func TestTail(t *testing.T) {
 	_, err = tail(&gladsheimv1.TailRequest{Grep: strings.Repeat("x", maxPattern+1)}).Recv()
 	refused(t, err, codes.InvalidArgument, "INVALID")
 
+	_, err = tail(&gladsheimv1.TailRequest{After: "there"}).Recv()
+	refused(t, err, codes.InvalidArgument, "INVALID")
+	_, err = tail(&gladsheimv1.TailRequest{After: "file:100000"}).Recv()
+	refused(t, err, codes.FailedPrecondition, "CONFLICT")
+
 	live := tail(&gladsheimv1.TailRequest{Lines: ptr(uint32(1)), Follow: true})
 	l, err := live.Recv()
 	require.NoError(t, err)
 	require.Equal(t, "line 29", string(l.GetLine()))
+	last := l.GetPosition()
+	require.Empty(t, lines(tail(&gladsheimv1.TailRequest{After: last})))
 	file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	require.NoError(t, err)
 	defer file.Close()
@@ -404,6 +411,7 @@ func TestTail(t *testing.T) {
 	l, err = live.Recv()
 	require.NoError(t, err)
 	require.Equal(t, "more\xff", string(l.GetLine()))
+	require.Equal(t, []string{"more\xff"}, lines(tail(&gladsheimv1.TailRequest{After: last})))
 
 	f.agent.Change("web", service.NoticeState, "", "", to(service.Stopped)) // it outlives a stop
 	require.NoError(t, f.agent.Unregister(context.Background(), service.MustName("web"), ""))

@@ -143,6 +143,9 @@ func TestPastLines(t *testing.T) {
 		"that match, further back":    {Request{Lines: 9, Match: regexp.MustCompile("o")}, []string{"one", "two", "9 dropped"}},
 		"since then":                  {Request{Lines: 9, Since: time.Unix(5, 0)}, []string{"one", "two", "9 dropped", "five,+", "five, its end", "six"}},
 		"since later":                 {Request{Lines: 9, Since: time.Unix(6, 0)}, nil},
+		"behind a line":               {Request{Lines: 9, After: "4"}, []string{"five, its end", "six"}},
+		"the last behind a line":      {Request{Lines: 1, After: "2"}, []string{"six"}},
+		"behind the last":             {Request{Lines: 9, After: "6"}, nil},
 		"of a stream that is unknown": {Request{Lines: 9, Streams: []service.Stream{{Mark: "x"}}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,6 +195,23 @@ func TestManyLines(t *testing.T) {
 	}))
 	// The canned journal is not reversed: its first line is the end.
 	require.Equal(t, 2, lines)
+}
+
+// All behind a line is read from there, up to the end that there was; every line but
+// a piece has a place of its own.
+func TestAllBehindALine(t *testing.T) {
+	j, asked := canned(t, append(line("5", "five", "_LINE_BREAK", "line-max"), line("6", "six")...))
+	var cursors []string
+	require.NoError(t, j.Read(t.Context(), Request{Streams: []service.Stream{stream}, Lines: math.MaxInt, After: "4"}, func(l Line) error {
+		cursors = append(cursors, l.Stream+" "+l.Cursor)
+		return nil
+	}))
+	require.Equal(t, []string{"s1 "}, cursors) // the canned journal is not reversed: its first line is the end
+	require.Contains(t, asked(), "--after-cursor=4 _TRANSPORT=stdout")
+	require.NotContains(t, strings.Split(asked(), "\n")[0], "--after-cursor")
+	j, asked = canned(t, line("6", "six"))
+	require.Empty(t, read(t, j, Request{Streams: []service.Stream{stream}, Lines: math.MaxInt, After: "6"}))
+	require.Equal(t, 1, strings.Count(asked(), "\n"))
 }
 
 func TestJournalctlFails(t *testing.T) {

@@ -29,6 +29,8 @@ type Line struct {
 	At      time.Time // when journald took it
 	Cut     bool      // the line goes on in the next piece
 	Dropped uint64    // messages
+	Stream  string    // what the journal calls the stream
+	Cursor  string    // behind which the next line is, for Request.After; empty amid a line
 }
 
 // Request says which lines.
@@ -38,6 +40,7 @@ type Request struct {
 	Since   time.Time        // none from before; the zero Time sets no bound
 	Match   *regexp.Regexp   // only lines, or pieces, that match; nil for all
 	Follow  bool             // go on with lines to come, until the context ends
+	After   string           // only lines behind this cursor; empty for all
 	// Service is whose streams to come are followed too, and Known tells whether
 	// one is its own.
 	Service service.Name
@@ -134,15 +137,22 @@ func (r *reading) begin(ctx context.Context) (from []string, end string, err err
 	if len(r.ids) == 0 {
 		return nil, "", nil
 	}
-	since := []string{}
+	back := []string{} // how far
 	if !r.req.Since.IsZero() {
-		since = append(since, fmt.Sprintf("--since=@%d", r.req.Since.Unix()))
+		back = []string{fmt.Sprintf("--since=@%d", r.req.Since.Unix())}
+	}
+	since := back
+	if r.req.After != "" { // not with --reverse, where it means before
+		since = []string{"--after-cursor=" + r.req.After}
 	}
 	all := r.req.Lines == math.MaxInt
 	var first string
 	size := 0
 	b := backwards{wanted: r.req.Lines, match: r.req.Match}
-	err = r.run(ctx, append(append(since, "--reverse"), r.matches()...), func(e *entry) error {
+	err = r.run(ctx, append(append(back, "--reverse"), r.matches()...), func(e *entry) error {
+		if e.cursor == r.req.After {
+			return errEnough
+		}
 		if end == "" {
 			end = e.cursor
 		}
@@ -163,8 +173,12 @@ func (r *reading) begin(ctx context.Context) (from []string, end string, err err
 		return nil
 	})
 	switch {
-	case err != nil || end == "":
+	case err != nil:
 		return nil, "", err
+	case end == "" && r.req.Follow: // there is nothing yet
+		return since, "", nil
+	case end == "":
+		return nil, "", nil
 	case all:
 		return since, end, nil
 	case size > maxHeld:
@@ -212,7 +226,11 @@ func (r *reading) give(e *entry) error {
 		piece := text[:min(len(text), MaxLine)]
 		last := len(piece) == len(text)
 		if e.dropped > 0 || r.req.Match == nil || r.req.Match.Match(piece) {
-			if err := r.emit(Line{Text: piece, At: e.at, Cut: !last || e.cut(), Dropped: e.dropped}); err != nil {
+			l := Line{Text: piece, At: e.at, Cut: !last || e.cut(), Dropped: e.dropped, Stream: e.stream}
+			if !l.Cut && e.dropped == 0 {
+				l.Cursor = e.cursor
+			}
+			if err := r.emit(l); err != nil {
 				return err
 			}
 		}

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,10 +14,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/api"
 	"github.com/gladsheim/gladsheim/api/apitest"
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
 // host is a socket at which agents come and go.
@@ -149,16 +153,58 @@ func TestALogGoesOnWithTheNextAgent(t *testing.T) {
 	h.begin(agent)
 	b := h.run("logs", "-f", "-n", "1", "billing")
 	b.sees(&b.out, "warming up\n")
+	write("first\n")
+	b.sees(&b.out, "first\n")
 	h.end(false)
 	b.sees(&b.errs, "has gone; waiting for the next one")
+	write("meanwhile\n")
 	h.begin(agent)
-	b.sees(&b.errs, "there is an agent again; going on with what is written from now on")
-	require.Eventually(t, func() bool {
-		write("hello\n") // again: it may not be read yet
-		return strings.Contains(b.out.String(), "hello\n")
-	}, 30*time.Second, 50*time.Millisecond)
+	b.sees(&b.errs, "there is an agent again; going on behind the last line")
+	write("last\n")
+	b.sees(&b.out, "last\n")
 	b.interrupt()
-	require.Equal(t, 1, strings.Count(b.out.String(), "warming up"))
+	require.Equal(t, "503 /ready: warming up\nfirst\nmeanwhile\nlast\n", b.out.String())
+}
+
+// A log is resumed where that can be told, and else not said to be.
+func TestWhereALogIsResumed(t *testing.T) {
+	none, ten, all := uint32(0), uint32(10), uint32(math.MaxUint32)
+	for name, c := range map[string]struct {
+		last        string
+		asked, want *gladsheimv1.TailRequest // want nil: it can not be told
+	}{
+		"behind the last line":       {"file:7", &gladsheimv1.TailRequest{Lines: &ten, SinceUnixMs: 5}, &gladsheimv1.TailRequest{Lines: &all, After: "file:7"}},
+		"also if no past was wanted": {"file:7", &gladsheimv1.TailRequest{Lines: &none}, &gladsheimv1.TailRequest{Lines: &all, After: "file:7"}},
+		"all, for there was nothing": {"", &gladsheimv1.TailRequest{Lines: &ten}, &gladsheimv1.TailRequest{Lines: &all}},
+		"since then":                 {"", &gladsheimv1.TailRequest{SinceUnixMs: 5}, &gladsheimv1.TailRequest{Lines: &all, SinceUnixMs: 5}},
+		"where it was asked to":      {"", &gladsheimv1.TailRequest{After: "file:3"}, &gladsheimv1.TailRequest{Lines: &all, After: "file:3"}},
+		"nobody knows":               {"", &gladsheimv1.TailRequest{Lines: &none}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := &printer{last: c.last}
+			require.Equal(t, c.want != nil, p.resume(c.asked))
+			if c.want != nil {
+				require.True(t, proto.Equal(c.want, c.asked), "%v", c.asked)
+			}
+		})
+	}
+}
+
+func TestLogsAfter(t *testing.T) {
+	c := newCLI(t)
+	var first struct{ Position string }
+	line, _, _ := strings.Cut(c.mustRun("-o", "jsonl", "logs", "billing"), "\n")
+	require.NoError(t, json.Unmarshal([]byte(line), &first))
+	require.Equal(t, "file:22", first.Position)
+	require.Equal(t, "\x1b[31mWARN\x1b[0m heap near limit\n503 /ready: warming up\n", c.mustRun("logs", "billing", "--after", "file:22"))
+	require.Equal(t, "503 /ready: warming up\n", c.mustRun("logs", "billing", "--after", "file:22", "-n", "1"))
+	for _, wrong := range [][]string{{"--after", "22"}, {"--after", "file:22", "--since", "1m"}, {"api", "--after", "file:22"}} {
+		code, _, errs := c.run(append([]string{"logs", "billing"}, wrong...)...)
+		require.Equal(t, exitUsage, code, "%v: %s", wrong, errs)
+	}
+	code, _, errs := c.run("logs", "billing", "--after", "file:22000")
+	require.NotZero(t, code)
+	require.Contains(t, errs, "the log was emptied or replaced since")
 }
 
 // An agent that was never there is no agent to wait for.
@@ -198,7 +244,7 @@ func TestLongLines(t *testing.T) {
 	for line := range strings.Lines(c.mustRun("-o", "jsonl", "logs", "api", "-n", "1")) {
 		lines = append(lines, line)
 	}
-	require.Equal(t, []string{`{"serviceName":"api","line":"c2hvcnQ=","truncated":false}` + "\n"}, lines)
+	require.Equal(t, []string{`{"serviceName":"api","line":"c2hvcnQ=","truncated":false,"position":"file:153607"}` + "\n"}, lines)
 	c.terminal = true
 	out = c.mustRun("logs", "api")
 	require.Equal(t, 4, strings.Count(out, "\n"))

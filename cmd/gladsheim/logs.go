@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -15,7 +18,7 @@ import (
 func (a *app) logsCommand() *cobra.Command {
 	var following bool
 	var count uint32
-	var since, pattern string
+	var since, after, pattern string
 	c := &cobra.Command{
 		Use:   "logs NAME…",
 		Short: "Show what services wrote, and with -f what they write",
@@ -26,8 +29,9 @@ On a terminal, control characters are shown as escapes, and a line of more than
 were written. Lines of several services begin with the name. With --grep, or when
 several services are followed, long lines are several everywhere.
 
-With -f it goes on over a restart of the agent, and says so on stderr: what was
-written until then may be missing. Ctrl-c ends it.
+With -f it goes on over a restart of the agent, behind the last line that it has
+shown, and says so on stderr. Ctrl-c ends it. With -o jsonl each line has a position,
+and --after shows what comes behind one.
 
 Output is in the journal or in plain files; status tells. Files tell when the first
 was made and the last was written, but not when each line was: --since works for a
@@ -37,14 +41,20 @@ too many at once, are told on standard error.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		Example: `  gladsheim logs web -f
+  gladsheim -o jsonl logs web --after file:48213
   gladsheim logs web db -n 100 --grep 'error|warn'`,
 	}
 	c.Flags().BoolVarP(&following, "follow", "f", false, "go on with new lines")
 	c.Flags().Uint32VarP(&count, "lines", "n", statusLines, "how many past lines at most")
 	c.Flags().StringVar(&since, "since", "", "no lines from before then: 10m, or 2026-11-22T03:41:10Z")
+	c.Flags().StringVar(&after, "after", "", "what comes behind the line of this `position`, however much")
+	c.MarkFlagsMutuallyExclusive("since", "after")
 	c.Flags().StringVar(&pattern, "grep", "", "only lines that match this regular `expression` (RE2)")
 	c.RunE = func(cmd *cobra.Command, names []string) error {
-		req := &gladsheimv1.TailRequest{Follow: following, Grep: pattern}
+		req := &gladsheimv1.TailRequest{Follow: following, Grep: pattern, After: after}
+		if after != "" && len(names) > 1 {
+			return usage(errors.New("--after is a position in the log of one service"))
+		}
 		if since != "" {
 			at, err := a.parseSince(since)
 			if err != nil {
@@ -52,7 +62,7 @@ too many at once, are told on standard error.`,
 			}
 			req.SinceUnixMs = at.UnixMilli()
 		}
-		if since == "" || cmd.Flags().Changed("lines") {
+		if since == "" && after == "" || cmd.Flags().Changed("lines") {
 			req.Lines = &count
 		}
 		if err := a.connect(); err != nil {
@@ -97,23 +107,26 @@ func (a *app) followAll(ctx context.Context, names []string, req *gladsheimv1.Ta
 
 func (a *app) tail(ctx context.Context, name string, prefixed bool, asked *gladsheimv1.TailRequest, alone func(func() error) error) error {
 	req := &gladsheimv1.TailRequest{
-		ServiceName: name, Lines: asked.Lines, SinceUnixMs: asked.GetSinceUnixMs(), Follow: asked.GetFollow(), Grep: asked.GetGrep(),
+		ServiceName: name, Lines: asked.Lines, SinceUnixMs: asked.GetSinceUnixMs(), Follow: asked.GetFollow(), Grep: asked.GetGrep(), After: asked.GetAfter(),
 	}
 	p := &printer{app: a, name: name, whole: !a.terminal && req.GetGrep() == "" && !(prefixed && req.GetFollow())}
 	if prefixed {
 		p.prefix = plain(name) + ": "
 	}
+	exact := true // nothing is left out where it is resumed
 	return follow(ctx, a, req.GetFollow(),
 		func(options ...grpc.CallOption) (grpc.ServerStreamingClient[gladsheimv1.LogLine], error) {
-			if len(options) > 0 { // resumed: there is no position to ask for
-				none := uint32(0)
-				req.Lines, req.SinceUnixMs = &none, 0
+			if len(options) > 0 {
+				exact = p.resume(req)
 			}
 			return a.client.Tail(ctx, req, options...)
 		},
 		func(l *gladsheimv1.LogLine) error { return alone(func() error { return p.show(l) }) },
 		func() string {
-			return "going on with what is written from now on; what was written meanwhile is in: gladsheim logs " + plain(name)
+			if !exact {
+				return "going on with what is written from now on; what was written meanwhile is in: gladsheim logs " + plain(name)
+			}
+			return "going on behind the last line"
 		})
 }
 
@@ -122,11 +135,27 @@ type printer struct {
 	*app
 	name   string
 	prefix string
-	whole  bool // pieces of a line are put together
-	amid   bool // a piece was shown, and its line goes on
+	whole  bool   // pieces of a line are put together
+	amid   bool   // a piece was shown, and its line goes on
+	last   string // position of the last line that was shown; empty before the first
+}
+
+// resume makes a request one for all that was not shown yet, and tells whether that
+// can be said.
+func (p *printer) resume(req *gladsheimv1.TailRequest) bool {
+	if p.last == "" && req.Lines != nil && req.GetLines() == 0 {
+		return false
+	}
+	if p.last != "" { // else there was nothing to be shown, and all that is there is new
+		req.After, req.SinceUnixMs = p.last, 0
+	}
+	everything := uint32(math.MaxUint32)
+	req.Lines = &everything
+	return true
 }
 
 func (p *printer) show(l *gladsheimv1.LogLine) error {
+	p.last = cmp.Or(l.GetPosition(), p.last)
 	if p.machine() {
 		return p.printNamed(p.name, l)
 	}

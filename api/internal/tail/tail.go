@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"regexp"
 	"time"
@@ -28,7 +29,8 @@ const (
 // than MaxLine. Text is valid until the callback returns.
 type Line struct {
 	Text []byte
-	Cut  bool // the line goes on in the next piece
+	Cut  bool  // the line goes on in the next piece
+	End  int64 // where in the log the next line begins; 0 amid a line
 }
 
 // Request says which lines.
@@ -38,13 +40,19 @@ type Request struct {
 	Since  time.Time      // no past ones from before; the zero Time sets no bound
 	Match  *regexp.Regexp // only lines, or pieces, that match; nil for all
 	Follow bool           // go on with lines to come, until the context ends
-	From   int64          // where in the log to begin at the earliest
+	From   int64          // where in the log to begin at the earliest, as is told by Line.End
 	Upto   int64          // where to end, unless following; 0 for the end
+	// Resumed is whether what comes from From on must be there: a log that no longer
+	// holds it is logfile.ErrRemoved, and one that ends before is ErrOther.
+	Resumed bool
 }
 
 // ErrUndated says that a log has lines from before and after Request.Since, and
 // does not tell which: it knows when it was made and last written, no more.
 var ErrUndated = errors.New("a plain file does not tell when each of its lines was written")
+
+// ErrOther says that a log ends before where it is to be read from.
+var ErrOther = errors.New("the log was emptied or replaced since")
 
 // Read gives the lines to emit, oldest first. It ends at the end that the log
 // had when Read began, or with Follow when ctx does, or with the first error of
@@ -127,6 +135,12 @@ func (r *reader) skip(ctx context.Context) error {
 	if r.req.Upto > 0 {
 		r.end = min(r.end, r.req.Upto)
 	}
+	switch {
+	case r.req.Resumed && r.req.From < r.stream.Oldest():
+		return logfile.ErrRemoved
+	case r.req.Resumed && r.req.From > r.end:
+		return ErrOther
+	}
 	oldest, lines := max(r.stream.Oldest(), r.req.From), r.req.Lines
 	if oldest >= r.end {
 		r.offset = r.end
@@ -145,6 +159,10 @@ func (r *reader) skip(ctx context.Context) error {
 		case r.stream.Made().Before(r.req.Since):
 			return ErrUndated
 		}
+	}
+	if r.req.Resumed && lines == math.MaxInt {
+		r.offset = r.req.From
+		return nil
 	}
 	if oldest > r.stream.Oldest() {
 		oldest-- // with the end of the line before, or the first would be taken for the rest of one
@@ -230,12 +248,13 @@ func (r *reader) take(data []byte) error {
 			if len(r.held) > 0 {
 				line = append(r.held, line...)
 			}
-			if err := r.give(line, false); err != nil {
+			data = data[end+1:]
+			if err := r.give(Line{Text: line, End: r.offset - int64(len(data))}); err != nil {
 				return err
 			}
-			r.held, data = r.held[:0], data[end+1:]
+			r.held = r.held[:0]
 		case len(data) > room:
-			if err := r.give(append(r.held, data[:room]...), true); err != nil {
+			if err := r.give(Line{Text: append(r.held, data[:room]...), Cut: true}); err != nil {
 				return err
 			}
 			r.held, data = r.held[:0], data[room:]
@@ -253,12 +272,12 @@ func (r *reader) finish() error {
 	}
 	line := r.held
 	r.held = r.held[:0]
-	return r.give(line, false)
+	return r.give(Line{Text: line})
 }
 
-func (r *reader) give(text []byte, cut bool) error {
-	if r.req.Match != nil && !r.req.Match.Match(text) {
+func (r *reader) give(l Line) error {
+	if r.req.Match != nil && !r.req.Match.Match(l.Text) {
 		return nil
 	}
-	return r.emit(Line{Text: text, Cut: cut})
+	return r.emit(l)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -406,4 +407,23 @@ func TestAStretch(t *testing.T) {
 	}
 	require.Empty(t, read(t, Request{Log: log, Lines: 9, From: 8}))
 	require.Equal(t, []string{"c", "d"}, read(t, Request{Log: log, Lines: 9, From: 4}))
+}
+
+// Every line tells where the next begins, from where on a log can be read again; amid
+// a line, and of one without an end, there is no such place.
+func TestResuming(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	write(t, path, "a\nbb\n"+strings.Repeat("x", MaxLine+1)+"\n\nno end")
+	log := logfile.New(path)
+	var ends []int64
+	require.NoError(t, Read(t.Context(), Request{Log: log, Lines: 99}, func(l Line) error { ends = append(ends, l.End); return nil }))
+	require.Equal(t, []int64{2, 5, 0, 5 + MaxLine + 2, 5 + MaxLine + 3, 0}, ends)
+	from := ends[4]
+	require.Equal(t, []string{"no end"}, read(t, Request{Log: log, Lines: math.MaxInt, From: from, Resumed: true}))
+	require.Equal(t, []string{"no end"}, read(t, Request{Log: log, Lines: 1, From: 2, Resumed: true}))
+	require.Len(t, read(t, Request{Log: log, Lines: math.MaxInt, From: 2, Resumed: true}), 5)
+	end := from + int64(len("no end"))
+	require.Empty(t, read(t, Request{Log: log, Lines: math.MaxInt, From: end, Resumed: true}))
+	err := Read(t.Context(), Request{Log: log, Lines: math.MaxInt, From: end + 1, Resumed: true}, func(Line) error { return nil })
+	require.ErrorIs(t, err, ErrOther)
 }

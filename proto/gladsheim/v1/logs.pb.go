@@ -37,7 +37,10 @@ type TailRequest struct {
 	// Go on with new lines until the caller leaves or the service is unregistered.
 	Follow bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
 	// Only lines that match this RE2 regular expression.
-	Grep          string `protobuf:"bytes,5,opt,name=grep,proto3" json:"grep,omitempty"`
+	Grep string `protobuf:"bytes,5,opt,name=grep,proto3" json:"grep,omitempty"`
+	// Begin behind the line that had this position, which may come from an earlier
+	// stream, of an earlier agent too: all that comes next, or of that the last lines.
+	After         string `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -107,6 +110,13 @@ func (x *TailRequest) GetGrep() string {
 	return ""
 }
 
+func (x *TailRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 // LogLine is one line of output.
 type LogLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -120,7 +130,10 @@ type LogLine struct {
 	// If present, this is no line of the service: so many messages were not kept by
 	// journald, because there were more than its rate limit allows. The line is what
 	// journald says of it.
-	Dropped       *uint64 `protobuf:"varint,4,opt,name=dropped,proto3,oneof" json:"dropped,omitempty"`
+	Dropped *uint64 `protobuf:"varint,4,opt,name=dropped,proto3,oneof" json:"dropped,omitempty"`
+	// Where the line, or its piece, ends, for TailRequest.after; to be given back as it
+	// is. Empty where one can not begin: amid a line, or behind what journald says.
+	Position      string `protobuf:"bytes,5,opt,name=position,proto3" json:"position,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -183,24 +196,33 @@ func (x *LogLine) GetDropped() uint64 {
 	return 0
 }
 
+func (x *LogLine) GetPosition() string {
+	if x != nil {
+		return x.Position
+	}
+	return ""
+}
+
 var File_gladsheim_v1_logs_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_logs_proto_rawDesc = "" +
 	"\n" +
-	"\x17gladsheim/v1/logs.proto\x12\fgladsheim.v1\"\xa5\x01\n" +
+	"\x17gladsheim/v1/logs.proto\x12\fgladsheim.v1\"\xbb\x01\n" +
 	"\vTailRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x19\n" +
 	"\x05lines\x18\x02 \x01(\rH\x00R\x05lines\x88\x01\x01\x12\"\n" +
 	"\rsince_unix_ms\x18\x03 \x01(\x03R\vsinceUnixMs\x12\x16\n" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x12\n" +
-	"\x04grep\x18\x05 \x01(\tR\x04grepB\b\n" +
-	"\x06_lines\"\x98\x01\n" +
+	"\x04grep\x18\x05 \x01(\tR\x04grep\x12\x14\n" +
+	"\x05after\x18\x06 \x01(\tR\x05afterB\b\n" +
+	"\x06_lines\"\xb4\x01\n" +
 	"\aLogLine\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\fR\x04line\x12\x1c\n" +
 	"\ttruncated\x18\x02 \x01(\bR\ttruncated\x12!\n" +
 	"\n" +
 	"at_unix_ms\x18\x03 \x01(\x03H\x00R\batUnixMs\x88\x01\x01\x12\x1d\n" +
-	"\adropped\x18\x04 \x01(\x04H\x01R\adropped\x88\x01\x01B\r\n" +
+	"\adropped\x18\x04 \x01(\x04H\x01R\adropped\x88\x01\x01\x12\x1a\n" +
+	"\bposition\x18\x05 \x01(\tR\bpositionB\r\n" +
 	"\v_at_unix_msB\n" +
 	"\n" +
 	"\b_dropped2H\n" +

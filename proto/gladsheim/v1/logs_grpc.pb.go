@@ -41,7 +41,7 @@ type LogServiceClient interface {
 	// asked for anew.
 	// RESOURCE_EXHAUSTED: what comes next was removed to make room for later
 	// output before the caller had read it.
-	// INVALID_ARGUMENT: grep is no regular expression.
+	// INVALID_ARGUMENT: grep is no regular expression, or after no position.
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogLine], error)
 }
 
@@ -89,7 +89,7 @@ type LogServiceServer interface {
 	// asked for anew.
 	// RESOURCE_EXHAUSTED: what comes next was removed to make room for later
 	// output before the caller had read it.
-	// INVALID_ARGUMENT: grep is no regular expression.
+	// INVALID_ARGUMENT: grep is no regular expression, or after no position.
 	Tail(*TailRequest, grpc.ServerStreamingServer[LogLine]) error
 	mustEmbedUnimplementedLogServiceServer()
 }
