@@ -19,11 +19,18 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 	k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, change)
 }
 
-// Record writes what is, and first, if it changed, what is wanted.
+// Record writes what is, and then, if it changed, what is wanted: that a service was
+// begun in this boot is not on record before its launch is, whose record is missing
+// ever after only if it was lost.
 func (k keeper) Record(r thjalfi.Record) error {
-	err := k.want(r.Name, func(w *skirnir.Wanted) { w.Up, w.Options = r.Machine.Up, r.Options })
+	err := k.store.SaveActual(actual(r, k.bootID))
 	if err == nil {
-		err = k.store.SaveActual(actual(r, k.bootID))
+		err = k.want(r.Name, func(w *skirnir.Wanted) {
+			w.Up, w.Options = r.Machine.Up, r.Options
+			if r.Machine.State.Alive() {
+				w.Begun = k.bootID
+			}
+		})
 	}
 	if err != nil {
 		return &service.Error{Op: "record", Service: r.Name, Kind: service.HostUnavailable, Err: err}
@@ -90,7 +97,7 @@ func (a *Agent) rewrite(name service.Name, change func(*skirnir.Wanted)) error {
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
 		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings && a.Over == b.Over &&
-		reflect.DeepEqual(a.Options, b.Options)
+		a.Begun == b.Begun && reflect.DeepEqual(a.Options, b.Options)
 }
 
 func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecord, error) {
@@ -100,6 +107,7 @@ func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecor
 	if last := len(exits) - 1; last >= 0 && exits[last].Incarnation == x.Incarnation { // by an agent that got no further
 		return exits[last], nil
 	}
+	x.BootID = k.bootID
 	exits = append(k.withLines(name, exits), x)
 	exits = exits[max(0, len(exits)-skirnir.KeptExits):]
 	k.mu.Lock()

@@ -49,7 +49,12 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	// Before anything is adopted or launched, so that nothing changes meanwhile.
 	a.findStrangers(ctx, names(left, found), found, actual)
 	for name, d := range found {
-		if _, recorded := actual[name]; !recorded && (d.spec.Autostart || a.wanted[name].Up) {
+		if _, recorded := actual[name]; recorded {
+			continue
+		}
+		if r, known := a.recall(d); known {
+			actual[name] = r
+		} else if d.spec.Autostart || a.wanted[name].Up {
 			a.pending = append(a.pending, name)
 		}
 	}
@@ -59,7 +64,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 		r, recorded := actual[name]
 		// The state directory was lost; what lives is recorded when it is adopted.
 		if recorded && r.Machine.Up && !r.Machine.State.Alive() && a.wantedOf(name).Name.IsZero() {
-			if err := a.want(name, func(w *skirnir.Wanted) { w.Up = true }); err != nil {
+			if err := a.want(name, func(w *skirnir.Wanted) { w.Up, w.Begun = true, a.bootID }); err != nil {
 				a.cfg.Log.Error("cannot record that a service is to run", "service", name, "error", err)
 			}
 		}

@@ -29,10 +29,17 @@ func (a *Agent) findStrangers(ctx context.Context, known []service.Name, found m
 	for name := range actual {
 		a.looked[name] = true
 	}
-	there := map[service.Name]bool{} // what the record tells of
-	strangers, failed := a.strange(ctx, known, func(ref service.Ref) bool {
-		r := actual[ref.Name]
-		recorded := r.Machine.State.Alive() && place(r.Ref) == place(ref)
+	there := map[service.Name]bool{}       // what the record tells of
+	over := map[service.Name]service.Ref{} // has ended, of which nobody has recorded that
+	strangers, failed := a.strange(ctx, known, func(b backends.Backend, ref service.Ref) bool {
+		r, recorded := actual[ref.Name]
+		if !recorded && found[ref.Name] != nil && ref.Incarnation > a.buried(ref.Name) && !a.lives(ref) && empty(ctx, b, ref) {
+			if ref.Incarnation > over[ref.Name].Incarnation {
+				over[ref.Name] = ref
+			}
+			return false
+		}
+		recorded = r.Machine.State.Alive() && place(r.Ref) == place(ref)
 		there[ref.Name] = there[ref.Name] || recorded
 		return !recorded
 	})
@@ -59,6 +66,24 @@ func (a *Agent) findStrangers(ctx context.Context, known []service.Name, found m
 		a.cfg.Log.Error("an incarnation that nobody recorded is alive; it is left alone", "service", name, "place", where(refs[0]), "reason", err)
 		a.strangers[name] = stranger{refs, err}
 	}
+	for name, ref := range over {
+		if _, alive := strangers[name]; alive {
+			continue
+		}
+		if r, err := a.unseen(found[name], ref); err == nil {
+			actual[name] = r
+		} else {
+			a.cfg.Log.Error("an incarnation has ended that nobody recorded; it can not be taken up", "service", name, "place", where(ref), "reason", err)
+		}
+	}
+}
+
+// buried is the latest incarnation of a service of which an end is on record.
+func (a *Agent) buried(name service.Name) uint64 {
+	if exits := a.exits[name]; len(exits) > 0 {
+		return exits[len(exits)-1].Incarnation
+	}
+	return 0
 }
 
 // lookFor looks for strangers of those of these services that are not defined yet,
@@ -71,7 +96,7 @@ func (a *Agent) lookFor(ctx context.Context, names []service.Name) {
 	if len(names) == 0 {
 		return
 	}
-	found, failed := a.strange(ctx, names, func(ref service.Ref) bool { return slices.Contains(names, ref.Name) })
+	found, failed := a.strange(ctx, names, func(_ backends.Backend, ref service.Ref) bool { return slices.Contains(names, ref.Name) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for backend, err := range failed { // whoever starts one of them looks again
@@ -88,7 +113,7 @@ func (a *Agent) lookFor(ctx context.Context, names []service.Name) {
 
 // strange asks the backends what lives, and keeps what is of interest. failed are
 // those that would not tell.
-func (a *Agent) strange(ctx context.Context, known []service.Name, interest func(service.Ref) bool) (found map[service.Name][]service.Ref, failed map[string]error) {
+func (a *Agent) strange(ctx context.Context, known []service.Name, interest func(backends.Backend, service.Ref) bool) (found map[service.Name][]service.Ref, failed map[string]error) {
 	found, failed = map[service.Name][]service.Ref{}, map[string]error{}
 	for _, b := range a.cfg.Backends {
 		left, err := b.Leftovers(ctx, known)
@@ -97,7 +122,7 @@ func (a *Agent) strange(ctx context.Context, known []service.Name, interest func
 			continue
 		}
 		for _, ref := range left {
-			if interest(ref) && (a.lives(ref) || !sweep(ctx, b, ref)) {
+			if interest(b, ref) && (a.lives(ref) || !sweep(ctx, b, ref)) {
 				found[ref.Name] = append(found[ref.Name], ref)
 			}
 		}
@@ -125,22 +150,9 @@ func (a *Agent) attribute(d *definition, refs []service.Ref) (skirnir.Actual, er
 	case ref.PID == 0:
 		return skirnir.Actual{}, errors.New("nothing tells surely which of its processes is the main one")
 	}
-	wanted := a.wantedOf(d.Name)
-	plan, err := a.compose("adopt", d.spec, wanted, wanted.Options)
-	if err != nil {
-		return skirnir.Actual{}, err
-	}
-	m := service.Machine{
-		State: service.Running, Incarnation: ref.Incarnation, Up: true,
-		ForceKill: plan.Spec.Stop.ForceKill, Policy: plan.Spec.Restart,
-	}
-	if !wanted.Name.IsZero() && !wanted.Up { // its stop was under way
-		m.Up, m.Cause = false, service.CauseAsked
-	}
-	return skirnir.Actual{
-		Name: d.Name, Machine: m, Ref: ref, Spec: plan.Spec, Limits: plan.Limits, BootID: a.bootID, Actor: "adoption",
-		Started: time.Now().Add(procfs.Ticks(ref.StartTicks) - a.cfg.SinceBoot()),
-	}, nil
+	r, err := a.retake(d, ref)
+	r.Started = time.Now().Add(procfs.Ticks(ref.StartTicks) - a.cfg.SinceBoot())
+	return r, err
 }
 
 // attributed is attribute for the strangers of a service that is about to be known.
@@ -270,6 +282,19 @@ func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
 	}
 	_, err = h.Release(ctx)
 	return err == nil
+}
+
+// empty tells whether something is left of an incarnation in which nothing is alive.
+func empty(ctx context.Context, b backends.Backend, ref service.Ref) bool {
+	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
+	defer cancel()
+	h, err := b.Adopt(ctx, ref, service.Limits{})
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	alive, err := h.Processes(ctx)
+	return err == nil && len(alive) == 0
 }
 
 func place(r service.Ref) string { return fmt.Sprintf("%s/%s/%d", r.Backend, r.Name, r.Incarnation) }

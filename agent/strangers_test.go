@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -419,22 +420,32 @@ func TestRecordOfAnotherIncarnation(t *testing.T) {
 	})
 }
 
-// Of what nobody recorded and in which nothing is alive, the rest is removed.
+// Of what nobody recorded and in which nothing is alive, the rest is removed. Of a
+// service that is defined it is an end that nobody saw.
 func TestEmptyLeftovers(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {
-		b := &littered{Backend: fake.New(fake.Config{Host: h.host}), left: map[service.Name]bool{web: true, db: true}, gone: db}
+		never, other := service.MustName("never"), service.MustName("other")
+		b := &littered{Backend: fake.New(fake.Config{Host: h.host}), left: map[service.Name]bool{web: true, db: true, never: true, other: true}, gone: db}
 		h.backends = []backends.Backend{b}
 		h.define(web, `"autostart": true`)
+		h.define(never, `"autostart": true`, `"restart": {"policy": "never"}`)
 		h.open()
+		for _, name := range []service.Name{web, never} {
+			require.Equal(t, service.Exit{Unknown: "agent_was_down"}, h.status(name).LastExit.Exit)
+			require.EqualValues(t, 7, h.status(name).LastExit.Incarnation)
+		}
+		pass(time.Second)
 		h.is(web, service.Running)
-		require.Empty(t, h.doctor())
-		require.Equal(t, map[service.Name]bool{db: true}, b.left, "one removed, the other gone by itself")
+		h.is(never, service.Crashed)
+		require.Len(t, h.doctor(), 1, "that one has crashed")
+		require.Equal(t, map[service.Name]bool{db: true}, b.left, "three removed, the other gone by itself")
 	})
 }
 
 // littered is a backend with places in which nothing is alive.
 type littered struct {
 	backends.Backend
+	mu   sync.Mutex
 	left map[service.Name]bool
 	gone service.Name // of which nothing is there when one looks again
 }
@@ -459,10 +470,26 @@ type litter struct {
 	name    service.Name
 }
 
+func (l litter) Ref() service.Ref {
+	return l.backend.Plan(service.Launch{Name: l.name, Incarnation: 7})
+}
+
+func (l litter) Exited() <-chan struct{} {
+	over := make(chan struct{})
+	close(over)
+	return over
+}
+func (l litter) Exit() service.Exit                              { return service.Exit{Unknown: "agent_was_down"} }
+func (l litter) ExitedAt() time.Time                             { return time.Time{} }
+func (l litter) Displaced() <-chan struct{}                      { return nil }
+func (l litter) Limits(context.Context) (service.Applied, error) { return service.Applied{}, nil }
+
 func (l litter) Close() error                                          { return nil }
 func (l litter) Processes(context.Context) ([]backends.Process, error) { return nil, nil }
 
 func (l litter) Release(context.Context) (service.Remains, error) {
+	l.backend.mu.Lock()
+	defer l.backend.mu.Unlock()
 	delete(l.backend.left, l.name)
 	return service.Remains{}, nil
 }

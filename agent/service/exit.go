@@ -96,7 +96,9 @@ type ExitRecord struct {
 	Started     time.Time
 	Ended       time.Time // of its main process; when that was noticed if nobody saw it
 	LastLines   []string
-	Message     string // one sentence for people
+	Message     string   // one sentence for people
+	BootID      string   `json:",omitempty"` // that it ended in; "" of an earlier version
+	After       *Machine `json:",omitempty"` // what the machine made of the end
 }
 
 // Judge derives the verdict from what is known. cause is why we were ending

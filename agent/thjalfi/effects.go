@@ -136,17 +136,16 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		return
 	}
 	a.drop()
-	a.unlaunched(incarnation, err)
 	var e *service.Error
-	a.happen(service.Event{
+	a.unlaunched(err, service.Event{
 		Kind: service.LaunchFailed, Incarnation: incarnation, Permanent: errors.As(err, &e) && e.Permanent,
 	})
 }
 
 // unlaunched writes the record of an incarnation that never ran, and takes up why.
-func (a *actor) unlaunched(incarnation uint64, err error) {
+func (a *actor) unlaunched(err error, failed service.Event) {
 	x := service.ExitRecord{
-		Incarnation: incarnation, Exit: service.NeverRan, Verdict: service.VerdictLaunchFailed,
+		Incarnation: failed.Incarnation, Exit: service.NeverRan, Verdict: service.VerdictLaunchFailed,
 		Started: time.Now(), Ended: time.Now(),
 	}
 	a.failure = err
@@ -160,7 +159,7 @@ func (a *actor) unlaunched(incarnation uint64, err error) {
 	default:
 		x.Message = err.Error()
 	}
-	a.bury(x)
+	a.bury(x, failed)
 }
 
 // giveUp tells those who wait for a launch that the agent leaves without it. That
@@ -186,10 +185,9 @@ func (a *actor) adopt() {
 		}
 		return func() {
 			switch {
-			case errors.Is(err, backends.ErrGone) && ref.PID == 0:
+			case errors.Is(err, backends.ErrGone) && ref.PID == 0 && a.exit == nil:
 				a.drop()
-				a.unlaunched(ref.Incarnation, errCutOff)
-				a.happen(a.event(service.LaunchFailed))
+				a.unlaunched(errCutOff, a.event(service.LaunchFailed))
 			case errors.Is(err, backends.ErrGone):
 				a.ended(service.Exit{Unknown: "agent_was_down"})
 			case err != nil:
@@ -341,14 +339,16 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	}
 	x.Message = explain(x)
 	a.failure = a.endError(x)
-	a.bury(x)
 	cleared := a.event(service.Cleared)
 	cleared.Exit = exit
-	a.happen(cleared)
+	a.bury(x, cleared)
 }
 
-// bury completes an exit record off the actor's goroutine, keeps it, and shows it.
-func (a *actor) bury(x service.ExitRecord) {
+// bury completes the exit record of an end off the actor's goroutine, keeps it, and
+// shows it; then the end happens.
+func (a *actor) bury(x service.ExitRecord, end service.Event) {
+	after, _ := service.Next(a.machine, end)
+	x.After = &after
 	plan, from := a.plan, a.logFrom
 	a.thenSurely(func() func() {
 		if plan != nil && x.Exit != service.NeverRan {
@@ -367,6 +367,7 @@ func (a *actor) bury(x service.ExitRecord) {
 			})
 		}
 	})
+	a.happen(end)
 }
 
 // explain says in a sentence how an incarnation ended.

@@ -90,6 +90,69 @@ func TestEverythingIsLost(t *testing.T) {
 	})
 }
 
+// TestWhatEndedStaysEnded: with the directory of what is lost within a boot, what has
+// ended is not begun again, nor what ends before the next agent comes, unless the
+// restart policy says so.
+func TestWhatEndedStaysEnded(t *testing.T) {
+	oneOfAKind(t)
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		w.leave(syscall.SIGTERM)
+		define := func(name, policy string, args ...string) {
+			writeFile(t, w.path("services.d", name+".json"), workload(t, name, "stays", args...).with(fields{
+				"launch": mode, "autostart": true, "restart": fields{"policy": policy, "backoff": "100ms"},
+			}).json(t))
+		}
+		define("done", "on-failure", "exit", "0")
+		define("failed", "never", "exit", "5")
+		define("stopped", "always", "sleep")
+		define("unseen", "never", "sleep")
+		define("again", "always", "sleep")
+		w.begin()
+		for _, name := range []string{"done", "failed"} {
+			w.ended(name)
+		}
+		for _, name := range []string{"stopped", "unseen", "again"} {
+			eventually(t, name+" runs", func() bool {
+				return byGRPC{w}.status(name).State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
+			})
+		}
+		w.mustCLI("stop", "stopped")
+		again := byGRPC{w}.status("again")
+		for _, alive := range [][]string{{"unseen", "again"}, {"again"}} {
+			var pids []int
+			for _, name := range alive {
+				pids = append(pids, int(byGRPC{w}.status(name).ProcessId))
+			}
+			w.leave(syscall.SIGKILL)
+			require.NoError(t, os.RemoveAll(w.path("run")))
+			for _, pid := range pids {
+				require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+			}
+			w.begin()
+			eventually(t, "what shall run does", func() bool {
+				s := byGRPC{w}.status("again")
+				return s.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && s.Incarnation > again.Incarnation
+			})
+			eventually(t, "what ended unseen is told", func() bool {
+				return byGRPC{w}.status("unseen").State == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED
+			})
+			again = byGRPC{w}.status("again")
+			for name, state := range map[string]gladsheimv1.ServiceState{
+				"done": gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, "failed": gladsheimv1.ServiceState_SERVICE_STATE_CRASHED,
+				"stopped": gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, "unseen": gladsheimv1.ServiceState_SERVICE_STATE_CRASHED,
+			} {
+				s := byGRPC{w}.status(name)
+				require.Equal(t, state, s.State, name)
+				require.EqualValues(t, 1, s.Incarnation, name)
+				require.Len(t, byGRPC{w}.exits(name).Exits, 1, name)
+			}
+			require.Len(t, marked(t, "stays"), 1)
+		}
+		w.mustCLI("stop", "again")
+		w.nothingLeft()
+	})
+}
+
 // TestRegisteredAnew: what a caller had registered is taken up when it is registered
 // again, and until then nothing is started beside it.
 func TestRegisteredAnew(t *testing.T) {

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+)
+
+// recall makes the record of a service that was begun in this boot and of which what
+// is was lost, while nothing lives of it: what has ended stays as it was, and what was
+// to be tried again is. An end of which nothing at all is known is one more for the
+// restart policy. What comes back to run is for a reboot only.
+func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
+	wanted := a.wantedOf(d.Name)
+	last := service.ExitRecord{}
+	if exits := a.exits[d.Name]; len(exits) > 0 {
+		last = exits[len(exits)-1]
+	}
+	here := last.BootID == a.bootID && last.After != nil
+	if _, alive := a.strangers[d.Name]; alive || wanted.Begun != a.bootID && !(here && wanted.Name.IsZero()) {
+		return r, false
+	}
+	state := service.Running // until that is found to be over
+	switch {
+	case !wanted.Name.IsZero() && !wanted.Up:
+		state = service.Stopped
+	case here && (last.After.Up || wanted.Name.IsZero()): // else somebody has started it since
+		state = last.After.State
+	}
+	if len(a.blind) > 0 && state != service.Stopped && state != service.Crashed {
+		return r, false // it may be alive, which a start looks for
+	}
+	var err error
+	switch state {
+	case service.Stopped, service.Crashed:
+		r = skirnir.Actual{Name: d.Name, Spec: d.spec, BootID: a.bootID}
+		r.Machine = service.Machine{State: state, Incarnation: last.Incarnation, ForceKill: d.spec.Stop.ForceKill, Policy: d.spec.Restart}
+	case service.Backoff:
+		r, err = a.retake(d, service.Ref{})
+		r.Ref, r.Machine.State, r.Machine.Incarnation = service.Ref{}, state, last.Incarnation
+		r.Due = a.cfg.SinceBoot() + r.Machine.Policy.Delay(last.After.Failures)
+	default:
+		r, err = a.unseen(d, service.Ref{})
+	}
+	if err != nil { // whoever starts it hears the same
+		return r, false
+	}
+	r.Machine.Up = wanted.Up || wanted.Name.IsZero() && last.After.Up
+	if here {
+		r.Machine.Failures, r.Machine.Restarts = last.After.Failures, last.After.Restarts
+	}
+	a.cfg.Log.Warn("what was of a service is not on record, and nothing lives of it", "service", d.Name, "state", state)
+	return r, true
+}
+
+// unseen makes the record of an incarnation that ended unseen. How, the backend may
+// tell of a main process that ref identifies.
+func (a *Agent) unseen(d *definition, ref service.Ref) (skirnir.Actual, error) {
+	r, err := a.retake(d, ref)
+	if ref.PID == 0 {
+		r.Exit = &service.Exit{Unknown: "agent_was_down"}
+	}
+	return r, err
+}
+
+// retake makes the record of an incarnation as a restart would start it now.
+func (a *Agent) retake(d *definition, ref service.Ref) (skirnir.Actual, error) {
+	wanted := a.wantedOf(d.Name)
+	plan, err := a.compose("adopt", d.spec, wanted, wanted.Options)
+	if err != nil {
+		return skirnir.Actual{}, err
+	}
+	m := service.Machine{
+		State: service.Running, Incarnation: ref.Incarnation, Up: true,
+		ForceKill: plan.Spec.Stop.ForceKill, Policy: plan.Spec.Restart,
+	}
+	if !wanted.Name.IsZero() && !wanted.Up { // its stop was under way
+		m.Up, m.Cause = false, service.CauseAsked
+	}
+	if ref.IsZero() {
+		ref = plan.Backend.Plan(service.Launch{Name: d.Name, Incarnation: a.buried(d.Name) + 1})
+		m.Incarnation = ref.Incarnation
+	}
+	return skirnir.Actual{Name: d.Name, Machine: m, Ref: ref, Spec: plan.Spec, Limits: plan.Limits, BootID: a.bootID, Actor: "adoption"}, nil
+}

@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+// With the record lost of what is, within a boot, what has ended stays as it was, and
+// what was to be tried again is tried again (I11). A reboot brings back what was wanted.
+func TestEndedAndLost(t *testing.T) {
+	once, failed, stopped, asked := service.MustName("once"), service.MustName("failed"), service.MustName("stopped"), service.MustName("asked")
+	retried, spent := service.MustName("retried"), service.MustName("spent")
+	inside(t, func(t *testing.T, h *house) {
+		h.define(once, `"autostart": true`)
+		h.define(failed, `"autostart": true`, `"restart": {"policy": "never"}`)
+		h.define(stopped, `"autostart": true`)
+		h.define(asked)
+		h.define(retried, `"restart": {"backoff": "1m"}`)
+		h.define(spent, `"restart": {"max_attempts": 1}`)
+		h.open()
+		for _, name := range []service.Name{asked, retried, spent} {
+			h.start(name)
+		}
+		h.host.Crash(once, service.Exit{})
+		h.host.Crash(asked, service.Exit{})
+		h.host.Crash(failed, service.Exit{Code: 5})
+		h.stop(stopped)
+		h.crash(spent)
+		pass(time.Second)
+		h.crash(spent)
+		h.crash(retried)
+		states := map[service.Name]service.State{
+			once: service.Stopped, asked: service.Stopped, failed: service.Crashed, stopped: service.Stopped, spent: service.Crashed, retried: service.Backoff,
+		}
+		for range 2 { // the second agent finds less than the first
+			before := h.List()
+			h.close()
+			h.lose("run")
+			h.open()
+			for i, now := range h.List() {
+				was := before[i]
+				require.Equal(t, states[now.Name].String(), now.Machine.State.String(), now.Name)
+				require.Equal(t, was.Machine.Incarnation, now.Machine.Incarnation, now.Name)
+				require.Equal(t, was.Machine.Up, now.Machine.Up, now.Name)
+				require.Equal(t, was.Machine.Failures, now.Machine.Failures, now.Name)
+				require.Equal(t, was.LastExit.Incarnation, now.LastExit.Incarnation, now.Name)
+			}
+		}
+		pass(30 * time.Second)
+		h.is(retried, service.Backoff)
+		pass(time.Hour)
+		h.is(retried, service.Running)
+		for name, launches := range map[service.Name]int{once: 1, asked: 1, failed: 1, stopped: 1, spent: 2, retried: 2} {
+			require.Equal(t, launches, h.host.Launches(name), name)
+		}
+		h.start(failed)
+		require.EqualValues(t, 2, h.status(failed).Machine.Incarnation)
+		h.stop(failed)
+		h.reboot()
+		h.lose("run")
+		h.open()
+		for name, state := range map[service.Name]service.State{
+			once: service.Running, asked: service.Running, stopped: service.Running, retried: service.Running, spent: service.Running, failed: service.Running,
+		} {
+			h.is(name, state)
+		}
+	})
+}
+
+// What ran when the record of it was lost, and has ended since without a trace, has
+// ended unseen: the restart policy decides.
+func TestLostAndEnded(t *testing.T) {
+	twice, never, always := service.MustName("twice"), service.MustName("never"), service.MustName("always")
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"restart": {"policy": "never"}`, `"autostart": true`)
+		h.define(never, `"restart": {"policy": "never"}`)
+		h.define(twice, `"restart": {"policy": "never"}`)
+		h.define(always, `"restart": {"policy": "always"}`)
+		h.open()
+		for _, name := range []service.Name{never, twice, always} {
+			h.start(name)
+		}
+		h.stop(twice)
+		h.start(twice)
+		h.close()
+		h.lose("run")
+		for _, name := range []service.Name{web, never, twice, always} {
+			h.host.Crash(name, service.Exit{})
+		}
+		h.open()
+		pass(time.Hour)
+		h.is(always, service.Running)
+		for name, incarnation := range map[service.Name]uint64{web: 1, never: 1, twice: 2} {
+			h.is(name, service.Crashed)
+			require.EqualValues(t, incarnation, h.status(name).Machine.Incarnation)
+			require.Equal(t, service.Exit{Unknown: "agent_was_down"}, h.status(name).LastExit.Exit)
+			exits, err := h.Exits(name, 0)
+			require.NoError(t, err)
+			require.Len(t, exits, int(incarnation))
+		}
+		require.Empty(t, h.doctor()[3:], "beside the three that crashed")
+	})
+}
+
+// An agent that dies in the middle of a launch is no loss of a record: the next one
+// finishes what was recorded.
+func TestBegunIsRecordedAfterTheIntent(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"restart": {"policy": "never"}`)
+		h.host.Script(web, fake.Script{LaunchTime: time.Hour}, fake.Script{})
+		h.block("state/services/web.json")
+		_, err := h.Start(t.Context(), web, service.StartOptions{})
+		refused(t, err, service.HostUnavailable)
+		r := h.path("run/services/web.json")
+		require.FileExists(t, r, "the intent comes first")
+	})
+}
