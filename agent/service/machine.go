@@ -20,6 +20,7 @@ const (
 	AdoptFailed                   // the host would not say whether it lives
 	Launched                      // its process runs
 	LaunchFailed                  // it does not, and nothing was left behind
+	Unrecorded                    // its launch could not be recorded, so it was not begun
 	Ready                         // it serves
 	Exited                        // its main process ended, or what was to be adopted is gone
 	Cleared                       // nothing of the incarnation is left
@@ -34,7 +35,7 @@ const (
 )
 
 var eventNames = [numEvents]string{
-	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "ready", "exited", "cleared",
+	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over",
 }
 
@@ -137,6 +138,7 @@ type Machine struct {
 	Killing     bool   // it is being killed; until then it is told to end
 	Failed      bool   // the present incarnation ended other than cleanly
 	Unready     bool   // the present incarnation has not been ready yet
+	Unbegun     bool   // the launch of Incarnation could not be recorded: it is still to come
 	Failures    int    // in a row
 	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
 	ForceKill   bool   // kill what outlives its grace
@@ -159,7 +161,7 @@ var table = [numStates][numEvents]rule{
 		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(),
 	},
 	Launching: {
-		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched,
+		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched, Unrecorded: unbegun,
 		StartupOver: end(CauseStartup, DoAbort),
 		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
 	},
@@ -288,7 +290,10 @@ func relaunch(m Machine, _ Event) (Machine, []Effect) {
 
 func begin(m Machine) (Machine, []Effect) {
 	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready = Launching, false, false, CauseNone, false, false, true
-	m.Incarnation++
+	if !m.Unbegun {
+		m.Incarnation++
+	}
+	m.Unbegun = false
 	return m, []Effect{Disarm, DoLaunch}
 }
 
@@ -353,6 +358,14 @@ func unlaunched(m Machine, ev Event) (Machine, []Effect) {
 		return m, []Effect{Disarm}
 	}
 	return settle(m, ev)
+}
+
+// unbegun waits until a launch can be recorded: that it can not be is no failure of
+// the service.
+func unbegun(m Machine, _ Event) (Machine, []Effect) {
+	m.State, m.Unbegun = Backoff, true
+	m.Restarts -= min(m.Restarts, 1)
+	return m, []Effect{Disarm, ArmBackoff}
 }
 
 // cleared is settle for an incarnation that was launched, unless the end of an

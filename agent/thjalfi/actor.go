@@ -1,10 +1,8 @@
 package thjalfi
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,7 +10,6 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
-	"github.com/gladsheim/gladsheim/failpoint"
 )
 
 // retryClear is the wait between two attempts to adopt, to kill or to clear
@@ -56,6 +53,7 @@ type actor struct {
 
 	kept       service.Machine // as it is on disk
 	unrecorded error           // why it is not there as it is
+	denied     int             // launches in a row that could not be recorded
 
 	timer *time.Timer
 	fires service.EventKind
@@ -75,18 +73,6 @@ type actor struct {
 type work struct {
 	piece   func(context.Context) func()
 	lasting bool // it tells or writes down what has happened: the agent does not leave without
-}
-
-// request is what a caller asks for.
-type request struct {
-	service.Request
-	ctx         context.Context // of the caller
-	kind        service.EventKind
-	plan        *Plan
-	stop        service.StopOptions
-	actor       string
-	reply       chan<- error // buffered: never blocks
-	incarnation uint64       // that must be ready (start, restart) or gone (stop, kill)
 }
 
 func newActor(t *Thjalfi, name service.Name) *actor {
@@ -223,75 +209,6 @@ func (a *actor) depart() {
 	}
 }
 
-// take begins what a caller asks for, or refuses it.
-func (a *actor) take(r request) {
-	a.waiters = slices.DeleteFunc(a.waiters, func(w request) bool { return w.ctx.Err() != nil })
-	if a.recall(r) {
-		return
-	}
-	if refusal := a.refuses(r.kind); refusal != nil {
-		if a.unrecorded != nil && r.ends() { // it has ended, and now that may be written down
-			a.record()
-			a.reply(r, nil)
-			return
-		}
-		refusal.Service = a.name
-		r.reply <- refusal
-		return
-	}
-	r.incarnation = a.machine.Incarnation
-	if !r.ends() {
-		r.incarnation++
-	}
-	if err := a.remember(r); err != nil {
-		r.reply <- err
-		return
-	}
-	a.actor = r.actor
-	if r.plan != nil {
-		a.next = r.plan
-	}
-	if r.stop.Timeout != nil {
-		a.grace = *r.stop.Timeout
-	} else if a.plan != nil && r.kind != service.Start {
-		a.grace = a.plan.Spec.Stop.Timeout
-	}
-	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver && !a.machine.Killing
-	a.waiters = append(a.waiters, r)
-	before := a.machine
-	if r.kind == service.Restart && r.stop.Force {
-		a.happen(service.Event{Kind: service.Kill}, service.Event{Kind: r.kind})
-	} else {
-		a.happen(service.Event{Kind: r.kind})
-	}
-	if r.ID != "" && a.machine == before { // else it is recorded with what it began
-		a.record()
-	}
-	switch {
-	case r.kind != service.Stop || !ending:
-	case !a.armed: // its grace is over, and it may not be killed
-		a.terminate()
-	case r.stop.Timeout != nil:
-		a.arm(a.grace, service.GraceOver)
-	}
-}
-
-// ends tells whether an end is asked for, and not a fresh incarnation.
-func (r request) ends() bool { return ends(r.kind) }
-
-func ends(kind service.EventKind) bool { return kind == service.Stop || kind == service.Kill }
-
-// refuses tells why a caller's wish can not be taken, or nil. Beside what would
-// not die or be cleared nothing is launched, and nobody is kept waiting for that.
-func (a *actor) refuses(kind service.EventKind) *service.Error {
-	stuck := service.ReasonOf(a.failure) == service.ReasonUnkillable || a.machine.State == service.Clearing && a.failure != nil
-	if (kind == service.Start || kind == service.Restart) && stuck {
-		return &service.Error{Op: kind.String(), Kind: service.Conflict, Reason: service.ReasonPreviousAlive,
-			Err: fmt.Errorf("incarnation %d is %s: %w", a.machine.Incarnation, a.machine.State, a.failure)}
-	}
-	return a.machine.Refuses(kind)
-}
-
 // happen lets the machine decide on events that come as one, tells and records the
 // outcome, and sets the effects going. What is recorded is recorded before any
 // effect.
@@ -311,7 +228,7 @@ func (a *actor) happen(events ...service.Event) {
 	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
 		a.cause, a.ender = a.machine.Cause, a.actor
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
-		a.due = a.cfg.SinceBoot() + a.machine.Policy.Delay(a.machine.Failures)
+		a.due = a.cfg.SinceBoot() + a.delay()
 	}
 	news := a.conclude()
 	switch {
@@ -343,156 +260,6 @@ func (a *actor) thenSurely(piece func() func()) {
 
 // afterwards runs f on the actor's goroutine, behind all work there is.
 func (a *actor) afterwards(f func()) { a.thenSurely(func() func() { return f }) }
-
-// record has the present state survive us. By the time it is written a launch
-// may have been identified; that must not be lost again.
-func (a *actor) record() {
-	r := a.recordNow()
-	a.thenSurely(func() func() {
-		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
-			r.Ref, r.Started, r.LogFrom = id.Ref, id.Started, id.LogFrom
-		}
-		err := failpoint.After(a.cfg.Keeper.Record(r), written(r.Machine))
-		return func() {
-			if a.unrecorded = err; err != nil {
-				a.publish(service.NoticeState, "unrecorded", err.Error())
-				return
-			}
-			a.kept = r.Machine
-		}
-	})
-}
-
-// written is the step that is done with the record of a machine, "" if none is.
-func written(m service.Machine) failpoint.Point {
-	if !failpoint.Enabled {
-		return ""
-	}
-	switch m.State {
-	case service.Running:
-		return failpoint.S11RunningFsynced
-	case service.Stopping:
-		return failpoint.T2IntentFsynced
-	case service.Stopped:
-		return failpoint.T8StateFsynced
-	}
-	return ""
-}
-
-func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
-	if a.plan != nil {
-		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
-	}
-	return r
-}
-
-// publish shows the present state to readers.
-func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
-	m, ref, started, actor := a.machine, a.ref, a.started, a.actor
-	failure := ""
-	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
-		failure = a.failure.Error()
-	}
-	var next time.Time
-	if m.State == service.Backoff {
-		next = time.Now().Add(a.due - a.cfg.SinceBoot())
-	}
-	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
-		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt = m, ref, actor, failure, next
-		if !started.IsZero() {
-			s.Started = started
-		}
-		if m.State.Alive() {
-			s.Ended = time.Time{}
-		} else { // they were those of an incarnation that is no more
-			s.Applied, s.Warned = service.Applied{}, service.Warned{}
-		}
-	})
-}
-
-// answer replies to those whose wish has come true or can not any more. The
-// reply waits behind the recording of the state it tells of.
-func (a *actor) answer() {
-	waiting := a.waiters[:0]
-	for _, r := range a.waiters {
-		settled, err := a.settled(r.kind, r.incarnation)
-		if !settled {
-			waiting = append(waiting, r)
-			continue
-		}
-		a.reply(r, err)
-	}
-	a.waiters = waiting
-}
-
-// reply tells a caller of a state behind the recording of it.
-func (a *actor) reply(r request, err error) {
-	a.afterwards(func() {
-		if err == nil {
-			err = a.undone(r)
-		}
-		r.reply <- err
-	})
-}
-
-// undone tells whoever asked for an end that came that the next agent may undo
-// it, since the disk still says that the service shall run; else it is nil.
-func (a *actor) undone(r request) error {
-	if a.unrecorded == nil || !a.kept.Up || !r.ends() {
-		return nil
-	}
-	return &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
-		Err: fmt.Errorf("it ended, but that could not be recorded, so that it may run again after a restart of the agent: %w", a.unrecorded)}
-}
-
-// settled tells whether a wish has come true or, with an error, can not any more.
-func (a *actor) settled(kind service.EventKind, incarnation uint64) (bool, error) {
-	m := a.machine
-	if ends(kind) {
-		return !m.State.Alive() || m.Incarnation > incarnation, nil
-	}
-	switch {
-	case m.State.Alive() && m.State != service.Running, m.State == service.Running && m.Incarnation < incarnation:
-		return false, nil
-	case m.State == service.Running:
-		return true, nil
-	case m.Incarnation < incarnation || a.failure == nil:
-		return true, &service.Error{Op: kind.String(), Service: a.name, Kind: service.Conflict,
-			Err: fmt.Errorf("%s asked for it to stop", cmp.Or(a.actor, "somebody"))}
-	}
-	return true, a.failure
-}
-
-// fail tells those who wait for an end, or for what is to follow it, that it
-// can not be had now. When the agent leaves they hear of that instead.
-func (a *actor) fail(err error) {
-	if a.ctx.Err() != nil {
-		return
-	}
-	again := a.failure != nil && a.failure.Error() == err.Error()
-	a.failure = err
-	hopeless := func(kind service.EventKind, incarnation uint64) (bool, error) {
-		return ends(kind) || incarnation > a.machine.Incarnation, err
-	}
-	if a.settle(hopeless) {
-		a.record()
-	}
-	waiting := a.waiters[:0]
-	for _, r := range a.waiters {
-		if over, _ := hopeless(r.kind, r.incarnation); !over {
-			waiting = append(waiting, r)
-		} else if r.ID != "" {
-			a.reply(r, err) // behind the recording
-		} else {
-			r.reply <- err
-		}
-	}
-	a.waiters = waiting
-	if !again { // readers see it already
-		a.publish(service.NoticeState, "stuck", err.Error())
-	}
-}
 
 func (a *actor) arm(d time.Duration, fires service.EventKind) {
 	a.fires, a.left = fires, d

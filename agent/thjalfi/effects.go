@@ -37,7 +37,7 @@ func (a *actor) do(e service.Effect) {
 	case service.ArmStable:
 		a.arm(a.machine.Policy.Window, service.Stable)
 	case service.ArmBackoff:
-		a.arm(a.machine.Policy.Delay(a.machine.Failures), service.BackoffOver)
+		a.arm(a.delay(), service.BackoffOver)
 	case service.ArmRetry:
 		a.arm(retryClear, service.RetryOver)
 	case service.Disarm:
@@ -72,17 +72,17 @@ func (a *actor) launch() {
 		if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S2IntentFsynced); err != nil {
 			return func() {
 				a.kept, a.unrecorded = intent.Machine, err // as much of it may have been written
-				a.launched(nil, service.Applied{}, l.Incarnation, &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
-					Err: fmt.Errorf("nothing was begun, since the intent can not be recorded: %w", err)})
+				a.unbegun(l.Incarnation, err)
 			}
 		}
 		recorded := intent.Machine
 		intent.Started = time.Now()
+		var unidentified error
 		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
 			intent.Ref = ref
 			a.identified = intent
-			if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S8IdentityFsynced); err != nil {
-				return err
+			if unidentified = failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S8IdentityFsynced); unidentified != nil {
+				return unidentified
 			}
 			a.tell(ctx, func() { a.atGate(l.Incarnation) })
 			return nil
@@ -94,7 +94,12 @@ func (a *actor) launch() {
 			applied, err = service.Applied{}, nil // it ended at once, or the launch was given up: its end tells
 		}
 		return func() {
-			a.kept, a.unrecorded, a.logFrom = recorded, nil, intent.LogFrom
+			a.kept, a.unrecorded = recorded, unidentified
+			if err != nil && unidentified != nil {
+				a.unbegun(l.Incarnation, err)
+				return
+			}
+			a.denied, a.logFrom = 0, intent.LogFrom
 			if h != nil {
 				a.started = intent.Started
 			}
@@ -102,6 +107,24 @@ func (a *actor) launch() {
 		}
 	})
 }
+
+// unbegun takes that a launch could not be recorded. It is tried again, less and less
+// often; one that is not wanted any more came to nothing.
+func (a *actor) unbegun(incarnation uint64, err error) {
+	err = &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
+		Err: fmt.Errorf("nothing was begun, since the intent can not be recorded: %w", err)}
+	if a.machine.State != service.Launching || a.launches.Err() != nil {
+		a.launched(nil, service.Applied{}, incarnation, err)
+		return
+	}
+	a.drop()
+	a.failure = err
+	a.denied++
+	a.happen(a.event(service.Unrecorded))
+}
+
+// delay is the wait before the next attempt.
+func (a *actor) delay() time.Duration { return a.machine.Policy.Delay(a.machine.Failures + a.denied) }
 
 // tell has the actor run f, unless ctx ends before it can.
 func (a *actor) tell(ctx context.Context, f func()) {

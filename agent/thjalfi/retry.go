@@ -25,8 +25,12 @@ func (a *actor) remember(r request) error {
 		}
 		a.asked = slices.Delete(a.asked, oldest, oldest+1)
 	}
-	a.asked = append(a.asked, service.Asked{ID: r.ID, Body: r.Body, Actor: r.actor, Kind: r.kind, Incarnation: r.incarnation})
+	a.asked = append(a.asked, r.asked())
 	return nil
+}
+
+func (r request) asked() service.Asked {
+	return service.Asked{ID: r.ID, Body: r.Body, Actor: r.actor, Kind: r.kind, Incarnation: r.incarnation}
 }
 
 // recall answers a retry as the first request is or was answered. It tells whether

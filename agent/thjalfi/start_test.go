@@ -256,9 +256,68 @@ func TestUnrecordedIntent(t *testing.T) {
 		require.ErrorIs(t, c.err, full)
 		require.Equal(t, service.HostUnavailable, service.KindOf(c.err))
 		require.Zero(t, s.host.Launches(web))
-		require.Equal(t, service.Crashed, s.status().Machine.State)
+		require.Equal(t, service.Backoff, s.status().Machine.State)
+		require.Empty(t, s.disk.exitsOf(web), "it is no failure of the service")
+		pass(time.Hour)
+		require.Equal(t, service.Backoff, s.status().Machine.State)
+		require.ErrorIs(t, c.err, full)
+		require.Contains(t, s.status().Error, full.Error())
+		require.Zero(t, s.status().Machine.Failures)
 		s.disk.failWith(nil)
+		pass(time.Minute)
+		s.is(service.Running)
+		require.EqualValues(t, 1, s.status().Machine.Incarnation)
+		require.Zero(t, s.status().Machine.Failures)
+	})
+}
+
+// A relaunch by the policy waits until it can be recorded, and does not count; a start
+// that somebody asks for meanwhile is the same.
+func TestUnrecordedRelaunch(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		full := errors.New("no space left on device")
 		s.running()
+		s.lax = true
+		s.disk.failWith(func(Record) error { return full })
+		s.host.Crash(web, service.Exit{Code: 1})
+		pass(time.Hour)
+		require.Equal(t, service.Backoff, s.status().Machine.State)
+		require.Equal(t, 1, s.status().Machine.Failures)
+		require.Contains(t, s.status().Error, full.Error())
+		require.Len(t, s.disk.exitsOf(web), 1)
+		require.ErrorIs(t, s.start().err, full)
+		s.disk.failWith(nil)
+		s.ok(s.start())
+		require.EqualValues(t, 2, s.status().Machine.Incarnation)
+		require.Equal(t, 2, s.host.Launches(web))
+		s.ok(s.stop())
+		s.is(service.Stopped)
+	})
+}
+
+// What runs is not stopped for a restart that can not be recorded.
+func TestUnrecordedRestart(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		full := errors.New("no space left on device")
+		s.running()
+		s.disk.failWith(func(r Record) error {
+			if r.Machine.State == service.Stopping {
+				return full
+			}
+			return nil
+		})
+		c := s.restart()
+		s.refused(c, service.HostUnavailable, "HOST_UNAVAILABLE")
+		require.ErrorIs(t, c.err, full)
+		require.ErrorContains(t, c.err, "it runs on")
+		pass(time.Hour)
+		s.is(service.Running)
+		s.alive(1)
+		require.Equal(t, 1, s.host.Launches(web))
+		require.Empty(t, s.disk.exitsOf(web))
+		s.disk.failWith(nil)
+		s.ok(s.restart())
+		require.Equal(t, 2, s.host.Launches(web))
 	})
 }
 

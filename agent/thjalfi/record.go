@@ -1,0 +1,79 @@
+package thjalfi
+
+import (
+	"slices"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/failpoint"
+)
+
+// record has the present state survive us. By the time it is written a launch
+// may have been identified; that must not be lost again.
+func (a *actor) record() {
+	r := a.recordNow()
+	a.thenSurely(func() func() {
+		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
+			r.Ref, r.Started, r.LogFrom = id.Ref, id.Started, id.LogFrom
+		}
+		err := failpoint.After(a.cfg.Keeper.Record(r), written(r.Machine))
+		return func() {
+			if a.unrecorded = err; err != nil {
+				a.publish(service.NoticeState, "unrecorded", err.Error())
+				return
+			}
+			a.kept = r.Machine
+		}
+	})
+}
+
+// written is the step that is done with the record of a machine, "" if none is.
+func written(m service.Machine) failpoint.Point {
+	if !failpoint.Enabled {
+		return ""
+	}
+	switch m.State {
+	case service.Running:
+		return failpoint.S11RunningFsynced
+	case service.Stopping:
+		return failpoint.T2IntentFsynced
+	case service.Stopped:
+		return failpoint.T8StateFsynced
+	}
+	return ""
+}
+
+func (a *actor) recordNow() Record {
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
+	if a.plan != nil {
+		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
+	}
+	if a.next != nil {
+		r.Options = a.next.Options
+	}
+	return r
+}
+
+// publish shows the present state to readers.
+func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
+	m, ref, started, actor := a.machine, a.ref, a.started, a.actor
+	failure := ""
+	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
+		failure = a.failure.Error()
+	}
+	var next time.Time
+	if m.State == service.Backoff {
+		next = time.Now().Add(a.due - a.cfg.SinceBoot())
+	}
+	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
+		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt = m, ref, actor, failure, next
+		if !started.IsZero() {
+			s.Started = started
+		}
+		if m.State.Alive() {
+			s.Ended = time.Time{}
+		} else { // they were those of an incarnation that is no more
+			s.Applied, s.Warned = service.Applied{}, service.Warned{}
+		}
+	})
+}
