@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -35,6 +36,7 @@ type Config struct {
 	Version     string
 	StateDir    string             // what is wanted; survives a reboot
 	RunDir      string             // what is; does not
+	MakeRunDir  func() error       // as whoever made it did
 	LogDir      string             // output of services
 	Logs        *logfile.Keeper    // of LogDir
 	Journal     journal.Journal    // of the host, where it may be that there is none
@@ -59,6 +61,7 @@ type Agent struct {
 	busyAtStart time.Duration // CPU time of the host
 	cores       int
 	bootID      string
+	losing      sync.Mutex // of locks, once open
 	locks       []*os.File
 	store       *skirnir.Store
 	registry    *skirnir.Registry
@@ -85,6 +88,7 @@ type Agent struct {
 	strangers   map[service.Name]stranger
 	blind       map[string]bool                // backends that would not tell what an earlier agent left
 	looked      map[service.Name]bool          // whether that is known of a service all the same
+	unwritten   map[service.Name]error         // why the latest record of a service is not on disk
 	starting    map[service.Name]int           // starts and restarts under way, see admit
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
@@ -108,7 +112,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
-		limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
+		unwritten: map[service.Name]error{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 		outputs: outputs{turns: make(chan struct{}, lastLineTurns)},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
@@ -138,7 +142,7 @@ func (a *Agent) open(ctx context.Context) error {
 	if err := a.take(filepath.Join(a.cfg.LogDir, "logs.lock")); err != nil {
 		return err
 	}
-	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir); err != nil {
+	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir, a.retakeDirs); err != nil {
 		return err
 	}
 	a.store.Fault = a.cfg.fault
@@ -185,6 +189,25 @@ func (a *Agent) lock(dirs ...string) error {
 			return err
 		}
 		if err := a.take(filepath.Join(dir, "agent.lock")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retakeDirs makes and takes those directories anew that somebody has removed under us.
+func (a *Agent) retakeDirs() error {
+	a.losing.Lock()
+	defer a.losing.Unlock()
+	for dir, remake := range map[string]func() error{a.cfg.RunDir: a.cfg.MakeRunDir, a.cfg.StateDir: func() error { return nil }} {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		a.cfg.Log.Error("a directory was removed under the agent; it is made anew", "directory", dir)
+		if err := remake(); err != nil {
+			return err
+		}
+		if err := a.lock(dir); err != nil {
 			return err
 		}
 	}

@@ -296,6 +296,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	delete(a.wanted, name)
 	delete(a.exits, name)
 	delete(a.limiting, name)
+	delete(a.unwritten, name)
 	a.mu.Unlock()
 	a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "asked", Detail: "by " + actor})
 	a.forgetOutputs(name)

@@ -89,6 +89,61 @@ func TestRegistrationThatWasHalfRecorded(t *testing.T) {
 	})
 }
 
+// A directory that somebody removes under the agent is made anew, and is the agent's
+// alone.
+func TestDirectoriesRemovedUnderTheAgent(t *testing.T) {
+	for _, dir := range []string{"run", "state"} {
+		opened(t, func(t *testing.T, h *house) {
+			h.register(web, `"restart": {"policy": "always"}`)
+			h.start(web)
+			h.lose(dir)
+			h.crash(web)
+			pass(time.Second)
+			h.is(web, service.Running)
+			require.EqualValues(t, 2, h.status(web).Machine.Incarnation)
+			info, err := os.Stat(h.path(dir))
+			require.NoError(t, err)
+			require.Equal(t, os.FileMode(0o750), info.Mode().Perm())
+			require.Contains(t, h.log.String(), "a directory was removed under the agent")
+			require.Empty(t, h.doctor())
+			_, err = Open(t.Context(), h.config())
+			require.ErrorIs(t, err, ErrTaken)
+			h.stop(web)
+		})
+	}
+}
+
+// That records can not be written is told with the directory, for as long as it is so;
+// no attempt is used up by it.
+func TestRecordsThatCanNotBeWritten(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.register(db)
+		h.start(web)
+		h.start(db)
+		h.block("run/services/web.json")
+		_, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "eve"})
+		refused(t, err, service.HostUnavailable, "it runs on", "web.json")
+		h.is(web, service.Running)
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "records can not be written in "+h.path("run/services"))
+		require.Contains(t, h.log.String(), "level=ERROR msg=\"the record of a service can not be written\" service=web")
+		h.crash(web)
+		pass(time.Hour)
+		h.is(web, service.Backoff)
+		require.Contains(t, h.status(web).Error, "web.json")
+		require.Equal(t, 1, strings.Count(h.log.String(), "can not be written"), "it is logged once")
+		h.unblock("run/services/web.json")
+		pass(time.Minute)
+		h.is(web, service.Running)
+		require.Empty(t, h.doctor())
+		require.Contains(t, h.log.String(), "can be written again")
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 1)
+	})
+}
+
 func TestStopThatCanNotBeRecorded(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)

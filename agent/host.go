@@ -67,6 +67,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 	findings = append(findings, a.cfg.Findings...)
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
+	findings = append(findings, a.unwritable()...)
 	if a.refused != "" {
 		findings = append(findings, service.Finding{
 			Level: service.SeverityProblem, Title: "the configuration was refused at the last reload", Detail: a.refused,

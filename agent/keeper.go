@@ -3,7 +3,11 @@ package agent
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 
@@ -32,10 +36,54 @@ func (k keeper) Record(r thjalfi.Record) error {
 			}
 		})
 	}
+	k.written(r.Name, err)
 	if err != nil {
 		return &service.Error{Op: "record", Service: r.Name, Kind: service.HostUnavailable, Err: err}
 	}
 	return nil
+}
+
+// written keeps for the doctor, and logs, that a record can not be written, or can
+// again.
+func (a *Agent) written(name service.Name, err error) {
+	a.mu.Lock()
+	before := a.unwritten[name]
+	if err == nil {
+		delete(a.unwritten, name)
+	} else {
+		a.unwritten[name] = err
+	}
+	a.mu.Unlock()
+	switch {
+	case err != nil && before == nil:
+		a.cfg.Log.Error("the record of a service can not be written", "service", name, "error", err)
+	case err == nil && before != nil:
+		a.cfg.Log.Info("the record of a service can be written again", "service", name)
+	}
+}
+
+// unwritable tells the doctor which directories can not be written. The caller holds mu.
+func (a *Agent) unwritable() (findings []service.Finding) {
+	services := map[string][]service.Name{}
+	for name, err := range a.unwritten {
+		dir := a.cfg.StateDir + " or " + a.cfg.RunDir
+		if at, ok := errors.AsType[*fs.PathError](err); ok {
+			dir = filepath.Dir(at.Path)
+		} else if at, ok := errors.AsType[*os.LinkError](err); ok {
+			dir = filepath.Dir(at.New)
+		}
+		services[dir] = append(services[dir], name)
+	}
+	for _, dir := range slices.Sorted(maps.Keys(services)) {
+		names := services[dir]
+		slices.SortFunc(names, byName)
+		findings = append(findings, service.Finding{
+			Level: service.SeverityProblem, Title: "records can not be written in " + dir,
+			Detail: fmt.Sprintf("This is so for %v. No service is begun or restarted by a record that is not written: %v.", names, a.unwritten[names[0]]),
+			Fix:    "Make room, or have the directory writable; what waits is tried again by itself.",
+		})
+	}
+	return findings
 }
 
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {

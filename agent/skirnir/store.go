@@ -70,6 +70,7 @@ type Store struct {
 	// fails with what it returns. It is set before the first.
 	Fault func(call, path string) error
 
+	again  func() error    // makes state and run anew, where they have gone
 	unread map[string]bool // files that Load could not read: nothing is written in their stead
 }
 
@@ -94,21 +95,26 @@ func checksum(format int, body []byte) uint32 {
 	return crc32.Update(crc32.Checksum(strconv.AppendInt(nil, int64(format), 10), castagnoli), castagnoli, body)
 }
 
-// OpenStore makes the directories, readable by nobody else.
-func OpenStore(stateDir, runDir string) (*Store, error) {
+// OpenStore makes the directories, readable by nobody else. Those that have gone when
+// something is written are made anew, below state and run, which again makes.
+func OpenStore(stateDir, runDir string, again func() error) (*Store, error) {
 	s := &Store{
-		unread:  map[string]bool{},
+		again: again, unread: map[string]bool{},
 		wanted:  filepath.Join(stateDir, "services"),
 		exits:   filepath.Join(stateDir, "exits"),
 		outputs: filepath.Join(stateDir, "outputs"),
 		actual:  filepath.Join(runDir, "services"),
 	}
+	return s, s.makeDirs()
+}
+
+func (s *Store) makeDirs() error {
 	for _, dir := range []string{s.wanted, s.exits, s.outputs, s.actual} {
 		if err := MakeDir(dir, 0o700); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // MakeDir makes a directory, and those above it that there are none of, so that
@@ -178,7 +184,11 @@ func (s *Store) forget(dir string, name service.Name) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, s.last(dir))
+	last := s.last(dir)
+	if errors.Is(last, fs.ErrNotExist) { // it went with its directory
+		last = nil
+	}
+	return errors.Join(err, last)
 }
 
 // spare refuses to touch what could not be read: nobody knows what it holds.
@@ -266,6 +276,12 @@ func (s *Store) write(path string, data []byte) error {
 	f, err := s.open(path, flags)
 	if errors.Is(err, fs.ErrExist) {
 		if err := s.remove(path); err != nil {
+			return err
+		}
+		f, err = s.open(path, flags)
+	}
+	if errors.Is(err, fs.ErrNotExist) { // somebody has removed our directory
+		if err := errors.Join(s.again(), s.makeDirs()); err != nil {
 			return err
 		}
 		f, err = s.open(path, flags)

@@ -16,10 +16,12 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
+func nothing() error { return nil }
+
 func openStore(t *testing.T) (*Store, string, string) {
 	t.Helper()
 	state, run := filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "run")
-	s, err := OpenStore(state, run)
+	s, err := OpenStore(state, run, nothing)
 	require.NoError(t, err)
 	return s, state, run
 }
@@ -41,7 +43,7 @@ func TestRecordsComeBack(t *testing.T) {
 	}
 	require.NoError(t, s.SaveExits(web, exits))
 
-	again, err := OpenStore(state, run)
+	again, err := OpenStore(state, run, nothing)
 	require.NoError(t, err)
 	l, err := again.Load()
 	require.NoError(t, err)
@@ -91,7 +93,7 @@ func TestEveryDamagedRecordIsSetAside(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(filepath.Dir(kind.file), func(t *testing.T) {
 			dir := t.TempDir()
-			s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"))
+			s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), nothing)
 			require.NoError(t, err)
 			require.NoError(t, kind.write(s))
 			path := filepath.Join(dir, kind.file)
@@ -153,7 +155,7 @@ func TestNoRecord(t *testing.T) {
 		for _, kind := range kinds {
 			t.Run(what+" at "+filepath.Dir(kind.file), func(t *testing.T) {
 				dir := t.TempDir()
-				s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"))
+				s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), nothing)
 				require.NoError(t, err)
 				path := filepath.Join(dir, kind.file)
 				require.NoError(t, put(t, path))
@@ -247,7 +249,10 @@ func TestMakeDir(t *testing.T) {
 func TestAFailedWriteIsTold(t *testing.T) {
 	s, state, _ := openStore(t)
 	dir := filepath.Join(state, "services")
+	web := Wanted{Name: service.MustName("web")}
 	require.NoError(t, os.RemoveAll(dir))
-	err := s.SaveWanted(Wanted{Name: service.MustName("web")})
-	require.ErrorContains(t, err, dir)
+	require.NoError(t, s.SaveWanted(web), "the directory is made anew")
+	require.NoError(t, os.RemoveAll(dir))
+	require.NoError(t, os.WriteFile(dir, nil, 0o600))
+	require.ErrorContains(t, s.SaveWanted(web), dir)
 }

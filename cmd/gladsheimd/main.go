@@ -83,7 +83,7 @@ func serve(o options, log *slog.Logger) error {
 	}
 	defer logs.Close()
 	a, err := agent.Open(ctx, agent.Config{
-		Version: version, StateDir: o.stateDir, RunDir: o.runDir, LogDir: o.logDir, Logs: logs, Journal: journal.Host(), ServicesDir: o.servicesDir,
+		Version: version, StateDir: o.stateDir, RunDir: o.runDir, MakeRunDir: func() error { return api.MakeRunDir(o.runDir) }, LogDir: o.logDir, Logs: logs, Journal: journal.Host(), ServicesDir: o.servicesDir,
 		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {
@@ -92,15 +92,23 @@ func serve(o options, log *slog.Logger) error {
 	defer a.Close()
 	server := api.New(api.Config{Agent: a, Log: log})
 	group, ctx := errgroup.WithContext(ctx)
-	for _, address := range o.addresses(settings) {
+	listen := func(address string) error {
 		l, err := api.Listen(address)
 		if err != nil {
 			return err
 		}
 		log.Info("listening", "address", address)
 		group.Go(func() error { return server.Serve(l) })
+		return nil
 	}
-	group.Go(func() error { return reloads(ctx, hangups, o, profile, a, log) })
+	for _, address := range o.addresses(settings) {
+		if err := listen(address); err != nil {
+			return err
+		}
+	}
+	group.Go(func() error {
+		return reloads(ctx, hangups, o, profile, a, log, func() { relisten(o.addresses(settings), listen, log) })
+	})
 	group.Go(func() error {
 		<-ctx.Done()
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)

@@ -142,8 +142,9 @@ func (o options) addresses(settings config.Agent) []string {
 }
 
 // reloads reads configuration and definitions again at each hangup, until ctx
-// ends. What is faulty leaves what was in force. Addresses do not change.
-func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile platform.Profile, a *agent.Agent, log *slog.Logger) error {
+// ends. What is faulty leaves what was in force. Addresses do not change; relisten
+// makes a socket anew that was removed.
+func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile platform.Profile, a *agent.Agent, log *slog.Logger, relisten func()) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -155,8 +156,26 @@ func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile p
 		if err != nil {
 			log.Error("the configuration stays as it was", "error", err)
 		}
+		relisten()
 		a.Reload(ctx, settings, err)
 		log.Info("reloaded", "services", len(a.List()))
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	}
+}
+
+// relisten listens anew on the unix sockets whose path is gone.
+func relisten(addresses []string, listen func(string) error, log *slog.Logger) {
+	for _, address := range addresses {
+		path, unix := strings.CutPrefix(address, "unix://")
+		if !unix {
+			continue
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		log.Warn("the socket was removed", "address", address)
+		if err := listen(address); err != nil {
+			log.Error("cannot listen anew", "address", address, "error", err)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gladsheim/gladsheim/api/client"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -191,4 +192,23 @@ func TestATakenAddressStartsNothing(t *testing.T) {
 	require.NotZero(t, state.ExitCode())
 	require.Contains(t, string(said), "address already in use")
 	require.NoFileExists(t, in("run/services/a.json"), "%s", said)
+}
+
+// A socket that was removed, with its directory or alone, is there again after a reload.
+func TestReloadListensAnew(t *testing.T) {
+	d := start(t, func(d *gladsheimd) { d.define("a", []string{"sleep"}) })
+	for _, gone := range []string{"run/gladsheim.sock", "run"} {
+		require.NoError(t, os.RemoveAll(d.path(gone)))
+		d.hangUp("the socket was removed")
+		info, err := os.Stat(d.path("run"))
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o750), info.Mode().Perm())
+		c, err := client.Dial("unix://" + d.path("run/gladsheim.sock"))
+		require.NoError(t, err)
+		_, err = c.GetHost(t.Context(), &gladsheimv1.GetHostRequest{})
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+	}
+	d.start("a")
+	d.stop("a")
 }
