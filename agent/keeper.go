@@ -89,7 +89,7 @@ func (a *Agent) unwritable() (findings []service.Finding) {
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 	return skirnir.Actual{
 		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
-		Exit: r.Exit, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
+		Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
 		BootID: bootID,
 	}
 }

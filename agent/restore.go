@@ -178,7 +178,7 @@ func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.St
 	if recorded {
 		restored.Record = thjalfi.Record{
 			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
-			Exit: r.Exit, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
+			Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
 		}
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor

@@ -487,6 +487,8 @@ func (l litter) Limits(context.Context) (service.Applied, error) { return servic
 func (l litter) Close() error                                          { return nil }
 func (l litter) Processes(context.Context) ([]backends.Process, error) { return nil, nil }
 
+func (l litter) Finish(context.Context) (service.Remains, error) { return service.Remains{}, nil }
+
 func (l litter) Release(context.Context) (service.Remains, error) {
 	l.backend.mu.Lock()
 	defer l.backend.mu.Unlock()

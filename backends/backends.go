@@ -116,10 +116,15 @@ type Handle interface {
 	// Processes lists the processes of the incarnation, the main one first.
 	Processes(ctx context.Context) ([]Process, error)
 
-	// Release kills what is left, reads the counters once more, and removes
-	// the scope or cgroup; after it nothing of the incarnation exists. It
-	// is idempotent: a second call returns the same Remains. Like Kill it
-	// gives up with Kind Timeout when ctx ends, and may be called again.
+	// Finish kills what is left and reads the counters once more. The scope or
+	// cgroup stays, and how the main process ended can be asked for again, so that
+	// both can be recorded before Release. Like Kill it gives up with Kind Timeout
+	// when ctx ends, and may be called again.
+	Finish(ctx context.Context) (service.Remains, error)
+
+	// Release is Finish, unless that was done, and then removes the scope or cgroup;
+	// after it nothing of the incarnation exists, and nobody can tell any more how it
+	// ended. It is idempotent: a second call returns the same Remains.
 	Release(ctx context.Context) (service.Remains, error)
 
 	// Close lets go of the incarnation without touching it.

@@ -36,18 +36,20 @@ type Wanted struct {
 
 // Actual is what is, and is worth nothing in another boot.
 type Actual struct {
-	Name    service.Name    `json:"name"`
-	Machine service.Machine `json:"machine"`
-	Ref     service.Ref     `json:"ref"`
-	Spec    service.Spec    `json:"spec"` // as started, options included
-	Limits  service.Limits  `json:"limits"`
-	Started time.Time       `json:"started"`
-	LogFrom int64           `json:"log_from"`       // where its output begins in the log
-	Exit    *service.Exit   `json:"exit,omitempty"` // how the main process ended, nil while nobody knows that it did
-	Due     time.Duration   `json:"due_since_boot"` // in Backoff: when the next launch is; 0 of an earlier version
-	Actor   string          `json:"actor"`
-	Asked   []service.Asked `json:"asked,omitempty"` // requests with an id, the latest last
-	BootID  string          `json:"boot_id"`
+	Name    service.Name     `json:"name"`
+	Machine service.Machine  `json:"machine"`
+	Ref     service.Ref      `json:"ref"`
+	Spec    service.Spec     `json:"spec"` // as started, options included
+	Limits  service.Limits   `json:"limits"`
+	Started time.Time        `json:"started"`
+	LogFrom int64            `json:"log_from"`          // where its output begins in the log
+	Exit    *service.Exit    `json:"exit,omitempty"`    // how the main process ended, nil while nobody knows that it did
+	Remains *service.Remains `json:"remains,omitempty"` // what it left behind, nil while something of it may live
+	Ended   time.Time        `json:"ended,omitzero"`    // with Remains: when the main process ended
+	Due     time.Duration    `json:"due_since_boot"`    // in Backoff: when the next launch is; 0 of an earlier version
+	Actor   string           `json:"actor"`
+	Asked   []service.Asked  `json:"asked,omitempty"` // requests with an id, the latest last
+	BootID  string           `json:"boot_id"`
 }
 
 // KeptExits is how many exit records are kept of each service.

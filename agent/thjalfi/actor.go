@@ -40,6 +40,8 @@ type actor struct {
 	moved   <-chan struct{} // likewise, when somebody displaced it
 	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
 	started time.Time
+	remains *service.Remains          // what it left behind, nil until all of it is dead
+	died    time.Time                 // then: when the main process ended
 	logFrom int64                     // where its output begins in the log file
 	actor   string                    // who asked for the last change
 	cause   service.Cause             // why we began to end the present incarnation; unlike the machine's it stays
@@ -63,6 +65,7 @@ type actor struct {
 	waits sync.WaitGroup     // for readiness
 
 	identified Record      // of the launch that was last identified; the worker's
+	finished   Record      // of the incarnation that was last finished; the worker's
 	todo       []work      // for the worker, one piece at a time
 	done       chan func() // from the worker: what to do next on run's goroutine
 	busy       bool
@@ -169,6 +172,7 @@ func (a *actor) timeout() {
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
 	a.logFrom, a.asked = r.LogFrom, r.Asked
+	a.remains, a.died = r.Remains, r.Ended
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
 		return
@@ -297,4 +301,5 @@ func (a *actor) drop() {
 		_ = a.handle.Close()
 	}
 	a.handle, a.exited, a.moved, a.exit, a.ref = nil, nil, nil, nil, service.Ref{}
+	a.remains, a.died = nil, time.Time{}
 }

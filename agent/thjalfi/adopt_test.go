@@ -439,7 +439,7 @@ func TestRemoveWaitsForWhatIsBeingWritten(t *testing.T) {
 		s.running(never)
 		s.disk.failWith(func(Record) error { time.Sleep(time.Second); return nil })
 		s.host.Crash(web, service.Exit{Code: 1})
-		pass(1500 * time.Millisecond) // the record of its end is written, that of the crash is being written
+		pass(2500 * time.Millisecond) // the records of its end and its remains are written, that of the crash is being written
 		require.Equal(t, service.Crashed, s.status().Machine.State)
 		var last Record
 		remove := begin(func() error {

@@ -1,7 +1,9 @@
 package thjalfi
 
 import (
+	"errors"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -246,4 +248,59 @@ func TestAgentDiesAtEachPoint(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What an incarnation left behind is on record before its place is removed, so that
+// its death certificate does not depend on which agent writes it.
+func TestRemainsOutliveTheAgent(t *testing.T) {
+	recorded := 0
+	for life, lived := int64(1), false; !lived; life++ {
+		play(t, func(t *testing.T, s *stage) {
+			s.script(fake.Script{Children: 2, Usage: func(time.Duration) service.Usage {
+				return service.Usage{Source: "cgroup", MemoryPeak: service.Of(7 << 20)}
+			}})
+			s.running(never)
+			s.life.Store(life)
+			s.lax = true
+			s.fault = func(operation string) error {
+				if r, _ := s.disk.get(web); operation == "release" && r.Remains == nil {
+					t.Error("it is removed, and what it left behind is on no record")
+				}
+				return nil
+			}
+			s.host.OOMKill(web, service.OOMOwn, "/gladsheim/svc-web-00000001")
+			pass(time.Second)
+			lived = s.status().Machine.State == service.Crashed && s.life.Load() != 0
+			r, _ := s.disk.get(web)
+			s.succeed(forEver)
+			s.lax = false
+			pass(time.Minute)
+			s.is(service.Crashed)
+			require.Len(t, s.disk.exitsOf(web), 1)
+			if r.Remains == nil && !lived {
+				return
+			}
+			recorded++
+			require.Equal(t, service.VerdictOwnOOM, s.lastExit().Verdict)
+			require.Equal(t, service.Of(7<<20), s.lastExit().Remains.Usage.MemoryPeak)
+			require.Equal(t, service.Exit{Signal: syscall.SIGKILL}, s.lastExit().Exit)
+		})
+	}
+	require.Greater(t, recorded, 2)
+}
+
+// A disk that is full holds up no end.
+func TestRemainsThatCanNotBeRecorded(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.disk.failWith(func(r Record) error {
+			if r.Remains != nil {
+				return errors.New("no space left on device")
+			}
+			return nil
+		})
+		s.ok(s.stop())
+		s.is(service.Stopped)
+		require.Equal(t, service.VerdictStopped, s.lastExit().Verdict)
+	})
 }

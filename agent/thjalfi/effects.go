@@ -320,32 +320,50 @@ func unkillable(name service.Name, err error) error {
 	return &service.Error{Op: "stop", Service: name, Kind: service.Timeout, Reason: service.ReasonUnkillable, Err: err}
 }
 
-// clear removes what is left, and writes the exit record.
+// clear ends what is left, and removes it once what it leaves behind is on record:
+// nobody can tell that afterwards. Then it writes the exit record.
 func (a *actor) clear() {
 	h, exit, incarnation := a.handle, *a.exit, a.machine.Incarnation
+	r := a.recordNow()
 	a.then(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
-		remains := service.Remains{Lost: h == nil}
-		var ended time.Time
-		if h != nil {
-			ended = h.ExitedAt()
-			var err error
-			if remains, err = h.Release(ctx); err != nil {
-				if _, told := errors.AsType[*service.Error](err); !told { // else the backend knows whether something would not die
-					err = unkillable(a.name, err)
+		var err error
+		if h != nil && r.Remains == nil {
+			if r.Remains, err = finish(ctx, h); err == nil {
+				if r.Ended = h.ExitedAt(); r.Ended.IsZero() {
+					r.Ended = time.Now()
 				}
-				return func() {
-					a.fail(err)
-					a.happen(a.event(service.ClearFailed))
-				}
+				a.finished = r
+				_ = a.cfg.Keeper.Record(r) // an end is not held up by a disk that is full
 			}
 		}
-		if ended.IsZero() {
-			ended = time.Now()
+		if h != nil && err == nil {
+			_, err = h.Release(ctx)
 		}
-		return func() { a.cleared(incarnation, exit, remains, ended) }
+		if err != nil {
+			if _, told := errors.AsType[*service.Error](err); !told { // else the backend knows whether something would not die
+				err = unkillable(a.name, err)
+			}
+			return func() {
+				a.remains, a.died = r.Remains, r.Ended
+				a.fail(err)
+				a.happen(a.event(service.ClearFailed))
+			}
+		}
+		if r.Remains == nil {
+			r.Remains, r.Ended = &service.Remains{Lost: true}, time.Now()
+		}
+		return func() { a.cleared(incarnation, exit, *r.Remains, r.Ended) }
 	})
+}
+
+func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
+	remains, err := h.Finish(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &remains, nil
 }
 
 func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time) {

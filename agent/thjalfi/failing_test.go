@@ -300,15 +300,23 @@ func TestShownIsWhatWasBuriedFirst(t *testing.T) {
 	})
 }
 
-// An agent that dies between the removal of what was left and the exit record
-// takes the counters along: nobody knows any more who sent SIGKILL.
+// An agent that dies between the removal of what was left and the exit record takes
+// the counters along if it could not record them: nobody knows any more who sent
+// SIGKILL.
 func TestCountersThatWereLost(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.script(fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Signal: 9}, OOM: service.OOMOwn}})
 		s.running(never)
+		s.disk.failWith(func(r Record) error {
+			if r.Remains != nil {
+				return errors.New("no space left on device")
+			}
+			return nil
+		})
 		s.disk.buryWith(func() error { s.life.Store(0); return errDead })
 		pass(time.Second)
 		s.disk.buryWith(nil)
+		s.disk.failWith(nil)
 		s.succeed(forEver)
 		s.is(service.Crashed)
 		x := s.lastExit()

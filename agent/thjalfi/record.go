@@ -8,13 +8,16 @@ import (
 	"github.com/gladsheim/gladsheim/failpoint"
 )
 
-// record has the present state survive us. By the time it is written a launch
-// may have been identified; that must not be lost again.
+// record has the present state survive us. By the time it is written a launch may
+// have been identified, or an incarnation finished; that must not be lost again.
 func (a *actor) record() {
 	r := a.recordNow()
 	a.thenSurely(func() func() {
 		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
 			r.Ref, r.Started, r.LogFrom = id.Ref, id.Started, id.LogFrom
+		}
+		if f := a.finished; r.Machine.State == service.Clearing && r.Remains == nil && f.Machine.Incarnation == r.Machine.Incarnation {
+			r.Remains, r.Ended = f.Remains, f.Ended
 		}
 		err := failpoint.After(a.cfg.Keeper.Record(r), written(r.Machine))
 		return func() {
@@ -44,7 +47,7 @@ func written(m service.Machine) failpoint.Point {
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
 	if a.plan != nil {
 		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}

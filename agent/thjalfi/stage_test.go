@@ -137,7 +137,7 @@ func (s *stage) hook(operation string, ref service.Ref) error {
 	}
 	r, _ := s.disk.get(ref.Name)
 	may := map[string][]service.State{
-		"launch": {service.Launching}, "adopt": {service.Adopting}, "release": {service.Clearing},
+		"launch": {service.Launching}, "adopt": {service.Adopting}, "finish": {service.Clearing}, "release": {service.Clearing},
 		"signal": {service.Stopping}, "kill": {service.Stopping, service.Clearing},
 	}[operation]
 	if may != nil && !s.lax {

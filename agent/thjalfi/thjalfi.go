@@ -35,9 +35,11 @@ type Record struct {
 	Spec    service.Spec
 	Limits  service.Limits
 	Started time.Time
-	LogFrom int64         // where its output begins in the log, see Config.Outlet
-	Exit    *service.Exit // how the main process ended, nil while nobody knows that it did
-	Due     time.Duration // in Backoff: when the next launch is, as SinceBoot tells time
+	LogFrom int64            // where its output begins in the log, see Config.Outlet
+	Exit    *service.Exit    // how the main process ended, nil while nobody knows that it did
+	Remains *service.Remains // what it left behind, nil while something of it may live
+	Ended   time.Time        // with Remains: when the main process ended, as far as is known
+	Due     time.Duration    // in Backoff: when the next launch is, as SinceBoot tells time
 	Actor   string
 	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions

@@ -1,12 +1,14 @@
 package backendtest
 
 import (
+	"errors"
 	"sync"
 	"syscall"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 func releaseLaws() []law {
@@ -16,6 +18,8 @@ func releaseLaws() []law {
 		{says: "Release kills a main process that is alive", check: lawReleaseAlive},
 		{says: "Release ends a tree of orphaned sessions that ignore SIGTERM", check: lawReleaseTree},
 		{says: "Release returns the same remains again", check: lawReleaseTwice},
+		{says: "Finish ends all and tells what remains, and Release tells the same", check: lawFinish},
+		{says: "what was finished and not released can be told by another agent", only: real, check: lawFinishKeeps},
 		{says: "after Release nothing of the incarnation exists", check: lawReleaseNothing},
 		{says: "what Release tells covers all that was used", check: lawReleaseUsage},
 		{says: "a released handle still tells its Ref, and refuses the rest", check: lawReleasedHandle},
@@ -86,6 +90,42 @@ func lawReleaseTwice(b *bench) {
 	for _, r := range remains {
 		require.Equal(b, again, r)
 	}
+}
+
+func lawFinish(b *bench) {
+	i := b.start("fork", "3")
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	i.exit()
+	remains, err := i.Finish(b.within())
+	require.NoError(b, err)
+	require.Equal(b, 3, remains.Leftovers)
+	require.NotEmpty(b, remains.Usage.Source)
+	require.Zero(b, b.alive(i.plan))
+	again, err := i.Finish(b.within())
+	require.NoError(b, err)
+	require.Equal(b, 3, again.Leftovers)
+	require.Equal(b, 3, i.release().Leftovers)
+	after, err := i.Finish(b.within())
+	require.NoError(b, err)
+	require.Equal(b, 3, after.Leftovers, "after Release")
+	b.nothingOf(i.plan)
+}
+
+func lawFinishKeeps(b *bench) {
+	i := b.start("fork", "3")
+	require.NoError(b, i.Signal(b.within(), syscall.SIGTERM))
+	i.exit()
+	_, err := i.Finish(b.within())
+	require.NoError(b, err)
+	h, err := b.newAgent().Adopt(b.within(), i.Ref(), service.Limits{})
+	if errors.Is(err, backends.ErrGone) && !b.KeepsExits { // nothing of it is left, and nobody keeps how it ended
+		return
+	}
+	require.NoError(b, err)
+	defer h.Close()
+	b.missed(service.Exit{Signal: syscall.SIGTERM}, b.exitOf(h))
+	i.release()
+	b.nothingOf(i.plan)
 }
 
 func lawReleaseNothing(b *bench) {

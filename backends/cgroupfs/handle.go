@@ -34,6 +34,7 @@ type handle struct {
 	leftovers int
 	requested service.Limits
 	released  *service.Remains
+	finished  *service.Remains // with the turn
 }
 
 var _ backends.Handle = (*handle)(nil)

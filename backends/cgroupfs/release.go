@@ -114,6 +114,38 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if r := h.remains(); r != nil {
 		return *r, nil
 	}
+	if h.finished == nil {
+		if _, err := h.finish(ctx, op); err != nil {
+			return service.Remains{}, err
+		}
+	}
+	r := h.finished
+	if err := failpoint.After(h.group.Remove(), failpoint.T7CgroupRemoved); err != nil {
+		h.finished = nil // somebody may have moved a process in
+		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
+	}
+	h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released = r
+	return *r, nil
+}
+
+func (h *handle) Finish(ctx context.Context) (service.Remains, error) {
+	const op = "finish"
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return service.Remains{}, err
+	}
+	defer done()
+	if r := h.remains(); r != nil {
+		return *r, nil
+	}
+	return h.finish(ctx, op)
+}
+
+// finish is Finish for whom has the turn.
+func (h *handle) finish(ctx context.Context, op string) (service.Remains, error) {
 	if err := h.kill(ctx, op); err != nil {
 		return service.Remains{}, err
 	}
@@ -121,14 +153,10 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if err != nil {
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
-	if err := failpoint.After(h.group.Remove(), failpoint.T7CgroupRemoved); err != nil {
-		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
-	}
-	h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r.Leftovers = h.leftovers
-	h.released = &r
+	h.finished = &r
 	return r, nil
 }
 

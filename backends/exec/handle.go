@@ -45,6 +45,7 @@ type handle struct {
 	signs     int          // of members that were not, dead or alive
 	leftovers int
 	remains   *service.Remains // once released
+	finished  *service.Remains // with the turn
 }
 
 var _ backends.Handle = (*handle)(nil)
@@ -187,12 +188,11 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	if r := h.released(); r != nil {
 		return *r, nil
 	}
-	if err := h.kill(ctx, "release"); err != nil {
-		return service.Remains{}, err
-	}
-	usage, err := h.Usage(ctx)
-	if err != nil {
-		return service.Remains{}, err
+	r := h.finished
+	if r == nil {
+		if r, err = h.finish(ctx, "release"); err != nil {
+			return service.Remains{}, err
+		}
 	}
 	h.backend.forget(h.brand)
 	h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
@@ -203,8 +203,40 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.remains = &service.Remains{Usage: usage, Leftovers: h.leftovers}
-	return *h.remains, nil
+	h.remains = r
+	return *r, nil
+}
+
+// Finish implements backends.Handle.
+func (h *handle) Finish(ctx context.Context) (service.Remains, error) {
+	done, err := h.take(ctx, "finish")
+	if err != nil {
+		return service.Remains{}, err
+	}
+	defer done()
+	r := h.released()
+	if r == nil {
+		r, err = h.finish(ctx, "finish")
+	}
+	if err != nil {
+		return service.Remains{}, err
+	}
+	return *r, nil
+}
+
+// finish is Finish for whom has the turn.
+func (h *handle) finish(ctx context.Context, op string) (*service.Remains, error) {
+	if err := h.kill(ctx, op); err != nil {
+		return nil, err
+	}
+	usage, err := h.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.finished = &service.Remains{Usage: usage, Leftovers: h.leftovers}
+	return h.finished, nil
 }
 
 func (h *handle) released() *service.Remains {

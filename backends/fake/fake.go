@@ -31,7 +31,7 @@ type Config struct {
 	Program func(service.Launch) Script
 	// Fault, when not nil, is called before each operation ("launch",
 	// "adopt", "signal", "kill", "limit", "limits", "usage", "processes",
-	// "release"); an error is returned at once and nothing else happens.
+	// "finish", "release"); an error is returned at once and nothing else happens.
 	Fault func(operation string, ref service.Ref) error
 }
 

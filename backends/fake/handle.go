@@ -185,19 +185,39 @@ func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {
 	return h.group.processes(), nil
 }
 
-func (h *handle) Release(ctx context.Context) (service.Remains, error) {
-	if err := h.backend.fault("release", h.group.ref); err != nil {
+func (h *handle) Finish(ctx context.Context) (service.Remains, error) {
+	if err := h.backend.fault("finish", h.group.ref); err != nil {
 		return service.Remains{}, err
 	}
+	return h.finish(ctx)
+}
+
+func (h *handle) finish(ctx context.Context) (service.Remains, error) {
 	if err := h.Kill(ctx); err != nil {
 		return service.Remains{}, err
 	}
 	g := h.group
 	g.host.mu.Lock()
 	defer g.host.mu.Unlock()
+	if g.released != nil {
+		return *g.released, nil
+	}
+	return service.Remains{Usage: g.usage(), OOM: g.oom, OOMLevel: g.level, Leftovers: g.leftovers}, nil
+}
+
+func (h *handle) Release(ctx context.Context) (service.Remains, error) {
+	if err := h.backend.fault("release", h.group.ref); err != nil {
+		return service.Remains{}, err
+	}
+	r, err := h.finish(ctx)
+	if err != nil {
+		return service.Remains{}, err
+	}
+	g := h.group
+	g.host.mu.Lock()
+	defer g.host.mu.Unlock()
 	if g.released == nil {
-		usage := g.usage()
-		g.released = &service.Remains{Usage: usage, OOM: g.oom, OOMLevel: g.level, Leftovers: g.leftovers}
+		g.released = &r
 		g.host.remove(g)
 	}
 	return *g.released, nil

@@ -48,6 +48,7 @@ type handle struct {
 	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
 	releasing chan struct{} // held by the one who releases, and guards what follows
 	released  bool
+	finished  bool // with releasing held
 	remains   service.Remains
 }
 

@@ -95,26 +95,60 @@ func (h *handle) unkillable(cause error) error {
 	return e
 }
 
-// Release kills what is left, reads the counters, and removes scope and cell;
-// see backends.Handle.
-func (h *handle) Release(ctx context.Context) (service.Remains, error) {
-	const op = "clear"
-	select {
-	case h.releasing <- struct{}{}:
-		defer func() { <-h.releasing }()
-	case <-ctx.Done():
-		return service.Remains{}, failure(op, h.ref.Name, fmt.Errorf("somebody else is at it: %w", ctx.Err()))
+// Finish kills what is left and reads the counters; see backends.Handle.
+func (h *handle) Finish(ctx context.Context) (service.Remains, error) {
+	const op = "finish"
+	done, err := h.turn(ctx, op)
+	if err != nil {
+		return service.Remains{}, err
 	}
+	defer done()
 	if h.released {
 		return h.remains, nil
 	}
+	err = h.finish(ctx, op)
+	return h.remains, err
+}
+
+// turn waits until nobody else finishes or releases.
+func (h *handle) turn(ctx context.Context, op string) (done func(), err error) {
+	select {
+	case h.releasing <- struct{}{}:
+		return func() { <-h.releasing }, nil
+	case <-ctx.Done():
+		return nil, failure(op, h.ref.Name, fmt.Errorf("somebody else is at it: %w", ctx.Err()))
+	}
+}
+
+func (h *handle) finish(ctx context.Context, op string) error {
 	if err := h.Kill(ctx); err != nil {
-		return service.Remains{}, err
+		return err
 	}
 	if err := h.read(); err != nil {
-		return service.Remains{}, failure(op, h.ref.Name, err)
+		return failure(op, h.ref.Name, err)
 	}
 	h.remains.Stopper = h.stopper()
+	h.finished = true
+	return nil
+}
+
+// Release removes scope and cell of what is finished; see backends.Handle.
+func (h *handle) Release(ctx context.Context) (service.Remains, error) {
+	const op = "clear"
+	done, err := h.turn(ctx, op)
+	if err != nil {
+		return service.Remains{}, err
+	}
+	defer done()
+	if h.released {
+		return h.remains, nil
+	}
+	if !h.finished {
+		if err := h.finish(ctx, op); err != nil {
+			return service.Remains{}, err
+		}
+	}
+	h.finished = false // should it fail, somebody may have moved a process in
 	limited, cancel := bounded(ctx)
 	defer cancel()
 	if err := h.b.bus.removeAll(limited, []string{h.ref.Unit, cellOf(h.ref.Unit)}); err != nil {
