@@ -48,7 +48,11 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	if here {
 		r.Machine.Failures, r.Machine.Restarts = last.After.Failures, last.After.Restarts
 	}
-	a.cfg.Log.Warn("what was of a service is not on record, and nothing lives of it", "service", d.Name, "state", state)
+	taken := state.String()
+	if state == service.Running {
+		taken = "ended unseen"
+	}
+	a.cfg.Log.Warn("what was of a service is not on record, and nothing lives of it", "service", d.Name, "taken for", taken)
 	return r, true
 }
 

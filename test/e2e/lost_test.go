@@ -131,7 +131,7 @@ func TestWhatEndedStaysEnded(t *testing.T) {
 			w.begin()
 			eventually(t, "what shall run does", func() bool {
 				s := byGRPC{w}.status("again")
-				return s.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && s.Incarnation > again.Incarnation
+				return s.State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING && s.ProcessId != again.ProcessId
 			})
 			eventually(t, "what ended unseen is told", func() bool {
 				return byGRPC{w}.status("unseen").State == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED
