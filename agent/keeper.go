@@ -32,7 +32,7 @@ func (k keeper) Record(r thjalfi.Record) error {
 		err = k.want(r.Name, func(w *skirnir.Wanted) {
 			w.Up, w.Options = r.Machine.Up, r.Options
 			if r.Machine.State.Alive() {
-				w.Begun = k.bootID
+				w.Begun, w.Latest = k.bootID, r.Machine.Incarnation
 			}
 		})
 	}
@@ -145,7 +145,7 @@ func (a *Agent) rewrite(name service.Name, change func(*skirnir.Wanted)) error {
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
 		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings && a.Over == b.Over &&
-		a.Begun == b.Begun && reflect.DeepEqual(a.Options, b.Options)
+		a.Begun == b.Begun && a.Latest == b.Latest && reflect.DeepEqual(a.Options, b.Options)
 }
 
 func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecord, error) {

@@ -21,10 +21,14 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	}
 	state := service.Running // until that is found to be over
 	switch {
+	case !wanted.Name.IsZero() && wanted.Latest > last.Incarnation: // of which no end is on record
 	case !wanted.Name.IsZero() && !wanted.Up:
 		state = service.Stopped
-	case here && (last.After.Up || wanted.Name.IsZero()): // else somebody has started it since
+	case here:
 		state = last.After.State
+	}
+	if state == service.Launching && !wanted.Name.IsZero() {
+		return r, false // the next incarnation was not begun yet
 	}
 	if len(a.blind) > 0 && state != service.Stopped && state != service.Crashed {
 		return r, false // it may be alive, which a start looks for
@@ -81,7 +85,7 @@ func (a *Agent) retake(d *definition, ref service.Ref) (skirnir.Actual, error) {
 		m.Up, m.Cause = false, service.CauseAsked
 	}
 	if ref.IsZero() {
-		ref = plan.Backend.Plan(service.Launch{Name: d.Name, Incarnation: a.buried(d.Name) + 1})
+		ref = plan.Backend.Plan(service.Launch{Name: d.Name, Incarnation: max(wanted.Latest, a.buried(d.Name)+1)})
 		m.Incarnation = ref.Incarnation
 	}
 	return skirnir.Actual{Name: d.Name, Machine: m, Ref: ref, Spec: plan.Spec, Limits: plan.Limits, BootID: a.bootID, Actor: "adoption"}, nil

@@ -2,11 +2,13 @@ package agent
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
 
@@ -104,6 +106,64 @@ func TestLostAndEnded(t *testing.T) {
 			require.Len(t, exits, int(incarnation))
 		}
 		require.Empty(t, h.doctor()[3:], "beside the three that crashed")
+	})
+}
+
+// What the policy had begun again, or somebody was stopping, when the record was lost
+// has an end of its own; what was not begun yet has none.
+func TestEachEndHasItsRecord(t *testing.T) {
+	relaunched, stopping, cut, again := service.MustName("relaunched"), service.MustName("stopping"), service.MustName("cut"), service.MustName("again")
+	inside(t, func(t *testing.T, h *house) {
+		h.define(relaunched, `"restart": {"policy": "never"}`)
+		h.define(stopping, `"restart": {"policy": "always"}`)
+		h.define(cut, `"restart": {"policy": "never"}`)
+		h.define(again, `"restart": {"policy": "always"}`)
+		h.host.Script(stopping, fake.Script{Stubborn: true})
+		h.open()
+		for _, name := range []service.Name{relaunched, stopping, cut, again} {
+			h.start(name)
+		}
+		h.crash(again)
+		pass(time.Minute)
+		h.is(again, service.Running)
+		for _, name := range []service.Name{relaunched, cut} {
+			_, err := h.Restart(t.Context(), name, service.StopOptions{Actor: "eve"})
+			require.NoError(t, err)
+		}
+		go func() { _, _ = h.Stop(t.Context(), stopping, service.StopOptions{Actor: "eve"}) }()
+		synctest.Wait()
+		require.Equal(t, service.Stopping, h.status(stopping).Machine.State)
+		h.close()
+		h.lose("run")
+		for _, name := range []service.Name{relaunched, stopping, cut, again} {
+			h.host.Crash(name, service.Exit{})
+		}
+		store, err := skirnir.OpenStore(h.path("state"), h.path("run"), func() error { return nil })
+		require.NoError(t, err)
+		left, err := store.Load()
+		require.NoError(t, err)
+		for _, w := range left.Wanted {
+			if w.Name == cut { // the agent did not get so far
+				w.Latest = 1
+				require.NoError(t, store.SaveWanted(w))
+			}
+		}
+		h.open()
+		pass(time.Second)
+		for name, ends := range map[service.Name]int{relaunched: 2, stopping: 1, cut: 1, again: 2} {
+			exits, err := h.Exits(name, 0)
+			require.NoError(t, err)
+			require.Len(t, exits, ends, name)
+		}
+		h.is(relaunched, service.Crashed)
+		h.is(stopping, service.Stopped)
+		h.is(cut, service.Running)
+		require.EqualValues(t, 2, h.status(cut).Machine.Incarnation)
+		require.Equal(t, service.Exit{Unknown: "agent_was_down"}, h.status(relaunched).LastExit.Exit)
+		h.start(relaunched)
+		h.start(stopping)
+		require.EqualValues(t, 3, h.status(relaunched).Machine.Incarnation)
+		require.EqualValues(t, 2, h.status(stopping).Machine.Incarnation)
 	})
 }
 

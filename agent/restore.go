@@ -64,7 +64,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 		r, recorded := actual[name]
 		// The state directory was lost; what lives is recorded when it is adopted.
 		if recorded && r.Machine.Up && !r.Machine.State.Alive() && a.wantedOf(name).Name.IsZero() {
-			if err := a.want(name, func(w *skirnir.Wanted) { w.Up, w.Begun = true, a.bootID }); err != nil {
+			if err := a.want(name, func(w *skirnir.Wanted) { w.Up, w.Begun, w.Latest = true, a.bootID, r.Machine.Incarnation }); err != nil {
 				a.cfg.Log.Error("cannot record that a service is to run", "service", name, "error", err)
 			}
 		}

@@ -31,7 +31,8 @@ type Wanted struct {
 	Over       string           `json:"over"`     // what the host's file held that they were set over, "" for none; once its digest
 	// What the last start that somebody asked for wanted besides the definition.
 	Options service.StartOptions `json:"options"`
-	Begun   string               `json:"begun,omitempty"` // the latest boot in which a launch was recorded
+	Begun   string               `json:"begun,omitempty"`  // the latest boot in which a launch was recorded
+	Latest  uint64               `json:"latest,omitempty"` // the incarnation of that launch
 }
 
 // Actual is what is, and is worth nothing in another boot.

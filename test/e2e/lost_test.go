@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -92,15 +94,27 @@ func TestEverythingIsLost(t *testing.T) {
 
 // TestWhatEndedStaysEnded: with the directory of what is lost within a boot, what has
 // ended is not begun again, nor what ends before the next agent comes, unless the
-// restart policy says so.
+// restart policy says so; each end has one record, which tells no more than is known.
 func TestWhatEndedStaysEnded(t *testing.T) {
 	oneOfAKind(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		w.leave(syscall.SIGTERM)
 		define := func(name, policy string, args ...string) {
-			writeFile(t, w.path("services.d", name+".json"), workload(t, name, "stays", args...).with(fields{
+			def := workload(t, name, "stays", args...)
+			run := []string{"/bin/sh", "-c", `echo "$0" >> "$1"; shift; exec "$@"`, name, w.path("runs")}
+			writeFile(t, w.path("services.d", name+".json"), def.with(fields{
+				"exec":   append(run, def["exec"].([]string)...),
 				"launch": mode, "autostart": true, "restart": fields{"policy": policy, "backoff": "100ms"},
 			}).json(t))
+		}
+		runs := func() map[string]int {
+			text, err := os.ReadFile(w.path("runs"))
+			require.NoError(t, err)
+			counted := map[string]int{}
+			for name := range strings.Lines(string(text)) {
+				counted[strings.TrimSpace(name)]++
+			}
+			return counted
 		}
 		define("done", "on-failure", "exit", "0")
 		define("failed", "never", "exit", "5")
@@ -108,21 +122,20 @@ func TestWhatEndedStaysEnded(t *testing.T) {
 		define("unseen", "never", "sleep")
 		define("again", "always", "sleep")
 		w.begin()
-		for _, name := range []string{"done", "failed"} {
-			w.ended(name)
-		}
+		before := map[string]*gladsheimv1.ExitRecord{"done": w.ended("done"), "failed": w.ended("failed")}
 		for _, name := range []string{"stopped", "unseen", "again"} {
 			eventually(t, name+" runs", func() bool {
 				return byGRPC{w}.status(name).State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING
 			})
 		}
 		w.mustCLI("stop", "stopped")
-		again := byGRPC{w}.status("again")
-		for _, alive := range [][]string{{"unseen", "again"}, {"again"}} {
+		before["stopped"] = w.ended("stopped")
+		for round, alive := range [][]string{{"unseen", "again"}, {"again"}} {
 			var pids []int
 			for _, name := range alive {
 				pids = append(pids, int(byGRPC{w}.status(name).ProcessId))
 			}
+			again := byGRPC{w}.status("again")
 			w.leave(syscall.SIGKILL)
 			require.NoError(t, os.RemoveAll(w.path("run")))
 			for _, pid := range pids {
@@ -136,7 +149,6 @@ func TestWhatEndedStaysEnded(t *testing.T) {
 			eventually(t, "what ended unseen is told", func() bool {
 				return byGRPC{w}.status("unseen").State == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED
 			})
-			again = byGRPC{w}.status("again")
 			for name, state := range map[string]gladsheimv1.ServiceState{
 				"done": gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, "failed": gladsheimv1.ServiceState_SERVICE_STATE_CRASHED,
 				"stopped": gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, "unseen": gladsheimv1.ServiceState_SERVICE_STATE_CRASHED,
@@ -144,8 +156,21 @@ func TestWhatEndedStaysEnded(t *testing.T) {
 				s := byGRPC{w}.status(name)
 				require.Equal(t, state, s.State, name)
 				require.EqualValues(t, 1, s.Incarnation, name)
-				require.Len(t, byGRPC{w}.exits(name).Exits, 1, name)
+				exits := byGRPC{w}.exits(name).Exits
+				require.Len(t, exits, 1, name)
+				if was := before[name]; was != nil {
+					require.True(t, proto.Equal(was, exits[0]), "%s: %v\nwas: %v", name, exits[0], was)
+				} else {
+					before[name] = exits[0]
+					require.Equal(t, "agent_was_down", exits[0].GetUnknownReason(), name)
+				}
 			}
+			require.Equal(t, again.Incarnation+1, byGRPC{w}.status("again").Incarnation)
+			exits := byGRPC{w}.exits("again").Exits
+			require.Len(t, exits, round+1)
+			require.Equal(t, again.Incarnation, exits[0].Incarnation, "the latest first")
+			require.Equal(t, "agent_was_down", exits[0].GetUnknownReason())
+			require.Equal(t, map[string]int{"done": 1, "failed": 1, "stopped": 1, "unseen": 1, "again": round + 2}, runs())
 			require.Len(t, marked(t, "stays"), 1)
 		}
 		w.mustCLI("stop", "again")
