@@ -8,11 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -61,8 +59,8 @@ type Agent struct {
 	busyAtStart time.Duration // CPU time of the host
 	cores       int
 	bootID      string
-	losing      sync.Mutex // of locks, once open
-	locks       []*os.File
+	losing      sync.Mutex          // of locks, once open
+	locks       map[string]*os.File // by path
 	store       *skirnir.Store
 	registry    *skirnir.Registry
 	thjalfi     *thjalfi.Thjalfi
@@ -89,6 +87,7 @@ type Agent struct {
 	blind       map[string]bool                // backends that would not tell what an earlier agent left
 	looked      map[service.Name]bool          // whether that is known of a service all the same
 	unwritten   map[service.Name]error         // why the latest record of a service is not on disk
+	unburied    map[service.Name]bool          // whose exit records are not
 	starting    map[service.Name]int           // starts and restarts under way, see admit
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
@@ -107,12 +106,12 @@ const clearTimeout = 10 * time.Second
 // wraps ErrTaken and nothing was touched.
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
-		cfg: cfg, started: time.Now(), settings: cfg.Settings,
+		cfg: cfg, started: time.Now(), settings: cfg.Settings, locks: map[string]*os.File{},
 		meter:       byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
-		unwritten: map[service.Name]error{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
+		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 		outputs: outputs{turns: make(chan struct{}, lastLineTurns)},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
@@ -139,7 +138,7 @@ func (a *Agent) open(ctx context.Context) error {
 	a.busyAtStart, a.cores = sys.CPUBusy, sys.Cores
 	// In the log directory two agents would cut the same files. It may be one of
 	// the other two.
-	if err := a.take(filepath.Join(a.cfg.LogDir, "logs.lock")); err != nil {
+	if err := a.take(a.logsLock()); err != nil {
 		return err
 	}
 	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir, a.retakeDirs); err != nil {
@@ -188,30 +187,52 @@ func (a *Agent) lock(dirs ...string) error {
 		if err := skirnir.MakeDir(dir, 0o750); err != nil {
 			return err
 		}
-		if err := a.take(filepath.Join(dir, "agent.lock")); err != nil {
+		if err := a.take(lockOf(dir)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func lockOf(dir string) string { return filepath.Join(dir, "agent.lock") }
+
+func (a *Agent) logsLock() string { return filepath.Join(a.cfg.LogDir, "logs.lock") }
+
 // retakeDirs makes and takes those directories anew that somebody has removed under us.
 func (a *Agent) retakeDirs() error {
 	a.losing.Lock()
 	defer a.losing.Unlock()
-	for dir, remake := range map[string]func() error{a.cfg.RunDir: a.cfg.MakeRunDir, a.cfg.StateDir: func() error { return nil }} {
-		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+	asAtTheStart := func() error { return nil } // lock makes it
+	for _, d := range []struct {
+		lock string
+		make func() error
+	}{{lockOf(a.cfg.StateDir), asAtTheStart}, {lockOf(a.cfg.RunDir), a.cfg.MakeRunDir}, {a.logsLock(), a.cfg.Logs.MakeDir}} {
+		if a.holds(d.lock) {
 			continue
 		}
+		dir := filepath.Dir(d.lock)
 		a.cfg.Log.Error("a directory was removed under the agent; it is made anew", "directory", dir)
-		if err := remake(); err != nil {
+		if err := d.make(); err != nil {
+			return fmt.Errorf("make %s anew: %w", dir, err)
+		}
+		if err := skirnir.MakeDir(dir, 0o750); err != nil {
 			return err
 		}
-		if err := a.lock(dir); err != nil {
+		if err := a.take(d.lock); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// holds tells whether what is at path is the file that we have locked.
+func (a *Agent) holds(path string) bool {
+	ours, err := a.locks[path].Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(path)
+	return err == nil && os.SameFile(ours, there)
 }
 
 // take locks a file that it makes if it is missing, until the process ends. Nobody
@@ -221,18 +242,24 @@ func (a *Agent) take(path string) error {
 	if err != nil {
 		return fmt.Errorf("cannot open the lock: %w", err)
 	}
-	twice := slices.ContainsFunc(a.locks, func(ours *os.File) bool { return sameFile(ours, f) })
-	a.locks = append(a.locks, f)
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	switch {
-	case twice:
-		return &service.Error{Op: "use " + filepath.Dir(path), Kind: service.Invalid,
-			Err: errors.New("it is given for both state and run: the one outlives a reboot, the other does not")}
-	case errors.Is(err, unix.EWOULDBLOCK):
-		return fmt.Errorf("%w %s", ErrTaken, filepath.Dir(path))
-	case err != nil:
+	for _, ours := range a.locks {
+		if sameFile(ours, f) {
+			f.Close()
+			return &service.Error{Op: "use " + filepath.Dir(path), Kind: service.Invalid,
+				Err: errors.New("it is given for both state and run: the one outlives a reboot, the other does not")}
+		}
+	}
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("%w %s", ErrTaken, filepath.Dir(path))
+		}
 		return fmt.Errorf("cannot lock %s: %w", path, err)
 	}
+	if of := a.locks[path]; of != nil { // a file that is gone
+		of.Close()
+	}
+	a.locks[path] = f
 	return nil
 }
 

@@ -120,7 +120,7 @@ func TestOpenOnAHostThatDoesNotServe(t *testing.T) {
 				// The locks are free again.
 				if info, err := os.Stat(h.path("state")); err == nil && info.IsDir() {
 					cfg := h.config()
-					a := &Agent{cfg: cfg}
+					a := &Agent{cfg: cfg, locks: map[string]*os.File{}}
 					if err := a.lock(cfg.StateDir); err != nil {
 						require.NotErrorIs(t, err, ErrTaken)
 					}

@@ -297,6 +297,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	delete(a.exits, name)
 	delete(a.limiting, name)
 	delete(a.unwritten, name)
+	delete(a.unburied, name)
 	a.mu.Unlock()
 	a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "asked", Detail: "by " + actor})
 	a.forgetOutputs(name)

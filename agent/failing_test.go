@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
@@ -92,25 +93,89 @@ func TestRegistrationThatWasHalfRecorded(t *testing.T) {
 // A directory that somebody removes under the agent is made anew, and is the agent's
 // alone.
 func TestDirectoriesRemovedUnderTheAgent(t *testing.T) {
-	for _, dir := range []string{"run", "state"} {
-		opened(t, func(t *testing.T, h *house) {
-			h.register(web, `"restart": {"policy": "always"}`)
-			h.start(web)
-			h.lose(dir)
-			h.crash(web)
-			pass(time.Second)
-			h.is(web, service.Running)
-			require.EqualValues(t, 2, h.status(web).Machine.Incarnation)
-			info, err := os.Stat(h.path(dir))
-			require.NoError(t, err)
-			require.Equal(t, os.FileMode(0o750), info.Mode().Perm())
-			require.Contains(t, h.log.String(), "a directory was removed under the agent")
-			require.Empty(t, h.doctor())
-			_, err = Open(t.Context(), h.config())
-			require.ErrorIs(t, err, ErrTaken)
-			h.stop(web)
-		})
+	for _, dir := range []string{"run", "state", "log"} {
+		for _, made := range []bool{false, true} { // by somebody else
+			opened(t, func(t *testing.T, h *house) {
+				h.register(web, `"restart": {"policy": "always"}`)
+				h.start(web)
+				for incarnation := uint64(2); incarnation < 4; incarnation++ {
+					h.lose(dir)
+					if made {
+						require.NoError(t, os.Mkdir(h.path(dir), 0o750))
+					}
+					h.crash(web)
+					pass(time.Minute)
+					h.is(web, service.Running)
+					require.EqualValues(t, incarnation, h.status(web).Machine.Incarnation)
+				}
+				info, err := os.Stat(h.path(dir))
+				require.NoError(t, err)
+				require.Equal(t, os.FileMode(0o750), info.Mode().Perm())
+				require.Equal(t, 2, strings.Count(h.log.String(), "a directory was removed under the agent"))
+				require.Empty(t, h.doctor())
+				for _, lock := range []string{"run/agent.lock", "state/agent.lock", "log/logs.lock"} {
+					f, err := os.Open(h.path(lock))
+					require.NoError(t, err)
+					require.ErrorIs(t, unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK, lock)
+					require.NoError(t, f.Close())
+				}
+				_, err = Open(t.Context(), h.config())
+				require.ErrorIs(t, err, ErrTaken)
+				h.stop(web)
+			})
+		}
 	}
+}
+
+// Whoever has taken a directory meanwhile keeps it.
+func TestDirectoryTakenBySomebodyElse(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.lose("run")
+		h.write("run/agent.lock", "")
+		f, err := os.Open(h.path("run/agent.lock"))
+		require.NoError(t, err)
+		defer f.Close()
+		require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		for range 2 {
+			_, err = h.Start(t.Context(), web, service.StartOptions{})
+			require.ErrorIs(t, err, ErrTaken)
+			require.Zero(t, h.host.Launches(web))
+		}
+	})
+}
+
+// With the state directory full, what runs and what was to run goes on; an end is
+// recorded as soon as there is room, and somebody looks or anything happens.
+func TestNoRoomForWhatIsWanted(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"restart": {"policy": "always"}`)
+		h.start(web)
+		h.block("state/services/web.json")
+		h.block("state/exits/web.json")
+		for incarnation := uint64(2); incarnation < 4; incarnation++ {
+			h.crash(web)
+			pass(time.Minute)
+			h.is(web, service.Running)
+			require.EqualValues(t, incarnation, h.status(web).Machine.Incarnation)
+		}
+		_, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "eve"})
+		refused(t, err, service.HostUnavailable, "it runs on", "web.json")
+		_, err = h.Stop(t.Context(), web, service.StopOptions{Actor: "eve"})
+		refused(t, err, service.HostUnavailable, "it may run again")
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "records can not be written in "+h.path("state"))
+		h.unblock("state/services/web.json")
+		h.unblock("state/exits/web.json")
+		require.Empty(t, h.doctor())
+		h.reopen()
+		h.is(web, service.Stopped)
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 3)
+		h.start(web)
+		require.EqualValues(t, 4, h.status(web).Machine.Incarnation)
+	})
 }
 
 // That records can not be written is told with the directory, for as long as it is so;

@@ -63,6 +63,7 @@ func capabilities(e service.Enforcement) []string {
 
 // Doctor tells what it found of the host, of the definitions and of services.
 func (a *Agent) Doctor(ctx context.Context) []service.Finding {
+	a.writeAgain(ctx)
 	findings := append(a.cfg.Facts.Findings(), a.outputFinding(ctx))
 	findings = append(findings, a.cfg.Findings...)
 	a.mu.Lock()

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
@@ -30,17 +33,67 @@ func (k keeper) Record(r thjalfi.Record) error {
 	err := k.store.SaveActual(actual(r, k.bootID))
 	if err == nil {
 		err = k.want(r.Name, func(w *skirnir.Wanted) {
+			was := *w
 			w.Up, w.Options = r.Machine.Up, r.Options
 			if r.Machine.State.Alive() {
-				w.Begun, w.Latest = k.bootID, r.Machine.Incarnation
+				w.Begun = k.bootID
 			}
+			if !same(was, *w) {
+				w.Latest = latest(r, w)
+			}
+			k.torn[r.Name] = k.torn[r.Name] || r.Rehearsal
 		})
 	}
-	k.written(r.Name, err)
+	var late error
+	if err == nil {
+		late = errors.Join(k.noteLatest(r), k.saveLateExits(r.Name))
+	}
+	k.written(r.Name, errors.Join(err, late))
 	if err != nil {
 		return &service.Error{Op: "record", Service: r.Name, Kind: service.HostUnavailable, Err: err}
 	}
 	return nil
+}
+
+func latest(r thjalfi.Record, w *skirnir.Wanted) uint64 {
+	if r.Machine.State.Alive() {
+		return r.Machine.Incarnation
+	}
+	return w.Latest
+}
+
+// noteLatest writes which incarnation was last begun. No launch fails for want of that:
+// it is of use only should the run directory be lost, too.
+func (k keeper) noteLatest(r thjalfi.Record) error {
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	torn := k.torn[r.Name]
+	err := k.rewrite(r.Name, func(w *skirnir.Wanted) { w.Latest = latest(r, w) })
+	if !torn { // whichever number the disk holds
+		delete(k.torn, r.Name)
+	}
+	return err
+}
+
+// saveLateExits writes exit records that could not be written when they were made.
+func (k keeper) saveLateExits(name service.Name) error {
+	k.mu.Lock()
+	exits, late := k.exits[name], k.unburied[name]
+	k.mu.Unlock()
+	if !late {
+		return nil
+	}
+	return k.saveExits(name, k.withLines(name, exits))
+}
+
+func (k keeper) saveExits(name service.Name, exits []service.ExitRecord) error {
+	err := k.store.SaveExits(name, exits)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.unburied[name] = err != nil; err == nil {
+		delete(k.unburied, name)
+	}
+	return err
 }
 
 // written keeps for the doctor, and logs, that a record can not be written, or can
@@ -60,6 +113,22 @@ func (a *Agent) written(name service.Name, err error) {
 	case err == nil && before != nil:
 		a.cfg.Log.Info("the record of a service can be written again", "service", name)
 	}
+}
+
+// writeAgain tries what could not be written, so that the doctor tells how it is now,
+// and there is a record as soon as somebody who made room looks.
+func (a *Agent) writeAgain(ctx context.Context) {
+	const patience = 2 * time.Second // a launch may be under way
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	a.mu.Lock()
+	names := slices.Collect(maps.Keys(a.unwritten))
+	a.mu.Unlock()
+	var all sync.WaitGroup
+	for _, name := range names {
+		all.Go(func() { _ = a.thjalfi.Record(ctx, name) }) // written keeps the outcome
+	}
+	all.Wait()
 }
 
 // unwritable tells the doctor which directories can not be written. The caller holds mu.
@@ -162,7 +231,7 @@ func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecor
 	k.exits[name] = brief(exits)
 	k.mu.Unlock()
 	k.cfg.Log.Info("service ended", "service", name, "incarnation", x.Incarnation, "verdict", x.Verdict, "detail", x.Message)
-	return x, k.store.SaveExits(name, exits)
+	return x, k.saveExits(name, exits)
 }
 
 // brief is exit records as they are kept in memory: with the last lines of the

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/agent/thjalfi"
 	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
 )
@@ -56,19 +57,25 @@ func (a *Agent) outlet(l *service.Launch, ref service.Ref) (logFrom int64, err e
 	default:
 		l.LogFile = a.logPath(l.Name)
 		shown = l.LogFile
+		if err := a.retakeDirs(); err != nil { // the log directory may have been removed
+			return 0, noRoom(l.Name, err)
+		}
 		a.keepLog(&l.Spec)
 	}
 	logFrom = a.logEnd(l.Name)
 	err = a.noteOutput(l.Name, service.Output{Incarnation: l.Incarnation, Began: time.Now(), LogFrom: logFrom, Stream: l.Stream})
 	if err != nil {
-		return 0, &service.Error{Op: "start", Service: l.Name, Kind: service.HostUnavailable,
-			Err: fmt.Errorf("nothing was begun, since it can not be recorded where its output goes: %w", err)}
+		return 0, noRoom(l.Name, err)
 	}
 	a.registry.Revise(l.Name, func(s *service.Status) skirnir.News {
 		s.Log = shown
 		return skirnir.News{Silent: true}
 	})
 	return logFrom, nil
+}
+
+func noRoom(name service.Name, err error) error {
+	return &service.Error{Op: "start", Service: name, Kind: service.HostUnavailable, Err: fmt.Errorf("%w: %w", thjalfi.ErrNoRoom, err)}
 }
 
 // journalServes tells why auto does not mean the journal, nil if it does. That it
@@ -154,6 +161,9 @@ func (a *Agent) noteOutput(name service.Name, o service.Output) error {
 	kept := a.Outputs(name)
 	if o.Stream.IsZero() && (len(kept) == 0 || kept[len(kept)-1].Stream.IsZero()) {
 		return nil // it goes on in the file
+	}
+	if n := len(kept) - 1; n >= 0 && !o.Stream.IsZero() && kept[n].Incarnation == o.Incarnation && kept[n].Stream.BootID == o.Stream.BootID {
+		kept = kept[:n] // of an attempt that was not begun
 	}
 	kept = append(kept, o)
 	if err := a.saveOutputs(name, kept); err != nil {

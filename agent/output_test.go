@@ -39,6 +39,27 @@ func TestNoJournal(t *testing.T) {
 	})
 }
 
+// A launch that is tried again, since it could not be recorded, is one of which the
+// output is known.
+func TestOutputOfAttempts(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		note := func(incarnation uint64, boot, mark string) {
+			require.NoError(t, h.noteOutput(web, service.Output{Incarnation: incarnation, Stream: service.Stream{Mark: mark, BootID: boot}}))
+		}
+		note(1, "former", "a")
+		note(1, "now", "b")
+		for _, mark := range []string{"c", "d", "e"} {
+			note(2, "now", mark)
+		}
+		var marks []string
+		for _, o := range h.Outputs(web) {
+			marks = append(marks, o.Stream.Mark)
+		}
+		require.Equal(t, []string{"a", "b", "e"}, marks)
+	})
+}
+
 func TestUnitOf(t *testing.T) {
 	for want, ref := range map[string]service.Ref{
 		"":                        {Cgroup: "/gladsheim/svc-web-00000001"},

@@ -75,11 +75,11 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 	inotify := os.NewFile(uintptr(fd), "inotify")
 	conn, err := inotify.SyscallConn()
 	if err == nil {
-		_, err = unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR)
+		err = watchDir(fd, dir)
 	}
 	if err != nil {
 		inotify.Close()
-		return nil, fmt.Errorf("cannot watch %s: %w", dir, err)
+		return nil, err
 	}
 	k := &Keeper{
 		dir: dir, log: log, began: time.Now(), inotify: inotify, conn: conn, done: make(chan struct{}),
@@ -87,6 +87,25 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 	}
 	go k.run()
 	return k, nil
+}
+
+// MakeDir makes a directory anew that somebody has removed, and keeps it.
+func (k *Keeper) MakeDir() error {
+	if err := os.MkdirAll(k.dir, 0o750); err != nil {
+		return fmt.Errorf("cannot make the log directory: %w", err)
+	}
+	var err error
+	if ctl := k.conn.Control(func(fd uintptr) { err = watchDir(int(fd), k.dir) }); ctl != nil {
+		return ctl
+	}
+	return err
+}
+
+func watchDir(inotify int, dir string) error {
+	if _, err := unix.InotifyAddWatch(inotify, dir, unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
+		return fmt.Errorf("cannot watch %s: %w", dir, err)
+	}
+	return nil
 }
 
 // Close ends the keeping, after the cut that is under way.

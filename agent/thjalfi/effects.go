@@ -67,12 +67,18 @@ func (a *actor) launch() {
 		defer abort()
 		var err error
 		if intent.LogFrom, err = a.cfg.Outlet(&l, intent.Ref); err != nil {
-			return func() { a.launched(nil, service.Applied{}, l.Incarnation, err) }
+			return func() {
+				if errors.Is(err, ErrNoRoom) {
+					a.unbegun(l.Incarnation, err)
+					return
+				}
+				a.launched(nil, service.Applied{}, l.Incarnation, err)
+			}
 		}
 		if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S2IntentFsynced); err != nil {
 			return func() {
 				a.kept, a.unrecorded = intent.Machine, err // as much of it may have been written
-				a.unbegun(l.Incarnation, err)
+				a.unbegun(l.Incarnation, fmt.Errorf("the intent can not be recorded: %w", err))
 			}
 		}
 		recorded := intent.Machine
@@ -96,7 +102,7 @@ func (a *actor) launch() {
 		return func() {
 			a.kept, a.unrecorded = recorded, unidentified
 			if err != nil && unidentified != nil {
-				a.unbegun(l.Incarnation, err)
+				a.unbegun(l.Incarnation, fmt.Errorf("its identity can not be recorded: %w", unidentified))
 				return
 			}
 			a.denied, a.logFrom = 0, intent.LogFrom
@@ -112,7 +118,7 @@ func (a *actor) launch() {
 // often; one that is not wanted any more came to nothing.
 func (a *actor) unbegun(incarnation uint64, err error) {
 	err = &service.Error{Op: "start", Service: a.name, Kind: service.HostUnavailable,
-		Err: fmt.Errorf("nothing was begun, since the intent can not be recorded: %w", err)}
+		Err: fmt.Errorf("nothing was begun: %w", err)}
 	if a.machine.State != service.Launching || a.launches.Err() != nil {
 		a.launched(nil, service.Applied{}, incarnation, err)
 		return

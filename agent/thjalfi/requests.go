@@ -53,7 +53,7 @@ func (a *actor) rehearse(r request) {
 	for _, ev := range r.events() {
 		intent.Machine, _ = service.Next(intent.Machine, ev)
 	}
-	intent.Options = r.plan.Options
+	intent.Options, intent.Rehearsal = r.plan.Options, true
 	if r.ID != "" {
 		intent.Asked = append(intent.Asked, r.asked())
 	}

@@ -200,6 +200,23 @@ func TestNoOutlet(t *testing.T) {
 	})
 }
 
+// That the output can not be provided for is no failure of the service.
+func TestNoRoomForOutput(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.noOutlet.Store(&service.Error{Op: "start", Service: web, Kind: service.HostUnavailable, Err: ErrNoRoom})
+		s.refused(s.start(), service.HostUnavailable, "HOST_UNAVAILABLE")
+		pass(time.Hour)
+		require.Equal(t, service.Backoff, s.status().Machine.State)
+		require.Zero(t, s.status().Machine.Failures)
+		require.Contains(t, s.status().Error, ErrNoRoom.Error())
+		require.Empty(t, s.disk.exitsOf(web))
+		s.noOutlet.Store(nil)
+		pass(time.Minute)
+		s.is(service.Running)
+		require.EqualValues(t, 1, s.status().Machine.Incarnation)
+	})
+}
+
 func TestTransientLaunchFailureIsRetried(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		busy := &service.Error{Op: "launch", Service: web, Kind: service.Unlaunchable, Reason: service.ReasonNoResources, Err: errors.New("EAGAIN")}

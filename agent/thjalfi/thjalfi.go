@@ -43,6 +43,10 @@ type Record struct {
 	Actor   string
 	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions
+
+	// Rehearsal: before what runs is stopped it is to be known that all can be written,
+	// also what does not change.
+	Rehearsal bool
 }
 
 // Keeper remembers and tells.
@@ -66,6 +70,10 @@ type Prober interface {
 	// is called, and reports it when it is unhealthy.
 	Attend(name service.Name, check service.Check, unhealthy func()) (leave func())
 }
+
+// ErrNoRoom is of an Outlet that fails because our directories do not serve: then the
+// launch is not begun, and tried again, and that is no failure of the service.
+var ErrNoRoom = errors.New("its output can not be provided for")
 
 // Config is what the actors need of the rest of the agent.
 type Config struct {
@@ -232,6 +240,18 @@ func (t *Thjalfi) Amend(ctx context.Context, name service.Name, change func(*Pla
 			return
 		}
 		a.keep(reply, nil)
+	})
+}
+
+// Record writes down once more what a service is, after that could not be.
+func (t *Thjalfi) Record(ctx context.Context, name service.Name) error {
+	a, err := t.find("record", name)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, a, "record", func(reply chan<- error) {
+		a.record()
+		a.afterwards(func() { reply <- a.unrecorded })
 	})
 }
 
