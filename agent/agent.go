@@ -198,43 +198,6 @@ func lockOf(dir string) string { return filepath.Join(dir, "agent.lock") }
 
 func (a *Agent) logsLock() string { return filepath.Join(a.cfg.LogDir, "logs.lock") }
 
-// retakeDirs makes and takes those directories anew that somebody has removed under us.
-func (a *Agent) retakeDirs() error {
-	a.losing.Lock()
-	defer a.losing.Unlock()
-	asAtTheStart := func() error { return nil } // lock makes it
-	for _, d := range []struct {
-		lock string
-		make func() error
-	}{{lockOf(a.cfg.StateDir), asAtTheStart}, {lockOf(a.cfg.RunDir), a.cfg.MakeRunDir}, {a.logsLock(), a.cfg.Logs.MakeDir}} {
-		if a.holds(d.lock) {
-			continue
-		}
-		dir := filepath.Dir(d.lock)
-		a.cfg.Log.Error("a directory was removed under the agent; it is made anew", "directory", dir)
-		if err := d.make(); err != nil {
-			return fmt.Errorf("make %s anew: %w", dir, err)
-		}
-		if err := skirnir.MakeDir(dir, 0o750); err != nil {
-			return err
-		}
-		if err := a.take(d.lock); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// holds tells whether what is at path is the file that we have locked.
-func (a *Agent) holds(path string) bool {
-	ours, err := a.locks[path].Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(path)
-	return err == nil && os.SameFile(ours, there)
-}
-
 // take locks a file that it makes if it is missing, until the process ends. Nobody
 // else may open it, for whoever may, may lock it too.
 func (a *Agent) take(path string) error {

@@ -3,6 +3,7 @@ package agent
 import (
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -124,6 +125,39 @@ func TestDirectoriesRemovedUnderTheAgent(t *testing.T) {
 				h.stop(web)
 			})
 		}
+	}
+}
+
+// What was known when a directory was removed is written anew with it.
+func TestDirectoriesAreFilledAnew(t *testing.T) {
+	for _, dir := range []string{"run", "state"} {
+		opened(t, func(t *testing.T, h *house) {
+			idle, ended := service.MustName("idle"), service.MustName("ended")
+			for _, name := range []service.Name{web, db, idle, ended} {
+				h.register(name, `"restart": {"policy": "always"}`)
+			}
+			for _, name := range []service.Name{web, idle, ended} {
+				h.start(name)
+			}
+			h.stop(ended)
+			before := h.tree()
+			h.lose(dir)
+			h.crash(web)
+			pass(time.Minute)
+			for path := range before {
+				if filepath.Base(path) != "events.ring" { // which goes on without a name
+					require.FileExists(t, path)
+				}
+			}
+			h.reopen()
+			pass(time.Minute)
+			for name, state := range map[service.Name]service.State{web: service.Running, db: service.Stopped, idle: service.Running, ended: service.Stopped} {
+				h.is(name, state)
+			}
+			require.Equal(t, 1, h.host.Launches(idle))
+			require.NotNil(t, h.status(ended).LastExit)
+			require.NotContains(t, h.log.String(), "is taken up")
+		})
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -30,8 +29,10 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 // begun in this boot is not on record before its launch is, whose record is missing
 // ever after only if it was lost.
 func (k keeper) Record(r thjalfi.Record) error {
-	err := k.store.SaveActual(actual(r, k.bootID))
-	if err == nil {
+	var err error
+	if launched := !r.Spec.Name.IsZero(); !launched { // in this boot
+		err = k.want(r.Name, func(*skirnir.Wanted) {})
+	} else if err = k.store.SaveActual(actual(r, k.bootID)); err == nil {
 		err = k.want(r.Name, func(w *skirnir.Wanted) {
 			was := *w
 			w.Up, w.Options = r.Machine.Up, r.Options
@@ -124,11 +125,7 @@ func (a *Agent) writeAgain(ctx context.Context) {
 	a.mu.Lock()
 	names := slices.Collect(maps.Keys(a.unwritten))
 	a.mu.Unlock()
-	var all sync.WaitGroup
-	for _, name := range names {
-		all.Go(func() { _ = a.thjalfi.Record(ctx, name) }) // written keeps the outcome
-	}
-	all.Wait()
+	a.recordAll(ctx, names)
 }
 
 // unwritable tells the doctor which directories can not be written. The caller holds mu.
