@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -179,6 +180,35 @@ func TestDirectoryTakenBySomebodyElse(t *testing.T) {
 	})
 }
 
+// Whoever hears that a restart is refused hears it behind the record that says so.
+func TestRefusedRestartIsOnNoRecord(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		var refused atomic.Bool
+		h.disk = func(call, path string) error {
+			switch {
+			case !refused.Load():
+			case strings.HasSuffix(path, "state/services/.web.json"):
+				return unix.ENOSPC
+			case strings.HasSuffix(path, "run/services/.web.json") && call == "open":
+				time.Sleep(time.Second)
+			}
+			return nil
+		}
+		h.open()
+		h.register(web)
+		h.start(web)
+		refused.Store(true)
+		_, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "eve"})
+		require.ErrorContains(t, err, "it runs on")
+		store, err := skirnir.OpenStore(h.path("state"), h.path("run"), nil)
+		require.NoError(t, err)
+		left, err := store.Load()
+		require.NoError(t, err)
+		require.Equal(t, service.Running, left.Actual[0].Machine.State)
+		refused.Store(false)
+	})
+}
+
 // With the state directory full, what runs and what was to run goes on; an end is
 // recorded as soon as there is room, and somebody looks or anything happens.
 func TestNoRoomForWhatIsWanted(t *testing.T) {
@@ -192,10 +222,10 @@ func TestNoRoomForWhatIsWanted(t *testing.T) {
 			pass(time.Minute)
 			h.is(web, service.Running)
 			require.EqualValues(t, incarnation, h.status(web).Machine.Incarnation)
+			_, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "eve"})
+			refused(t, err, service.HostUnavailable, "it runs on", "web.json")
 		}
-		_, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "eve"})
-		refused(t, err, service.HostUnavailable, "it runs on", "web.json")
-		_, err = h.Stop(t.Context(), web, service.StopOptions{Actor: "eve"})
+		_, err := h.Stop(t.Context(), web, service.StopOptions{Actor: "eve"})
 		refused(t, err, service.HostUnavailable, "it may run again")
 		require.Len(t, h.doctor(), 1)
 		require.Contains(t, h.doctor()[0], "records can not be written in "+h.path("state"))

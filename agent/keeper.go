@@ -33,7 +33,7 @@ func (k keeper) Record(r thjalfi.Record) error {
 	if launched := !r.Spec.Name.IsZero(); !launched { // in this boot
 		err = k.want(r.Name, func(*skirnir.Wanted) {})
 	} else if err = k.store.SaveActual(actual(r, k.bootID)); err == nil {
-		err = k.want(r.Name, func(w *skirnir.Wanted) {
+		err = k.wantAnyway(r.Name, r.Rehearsal, func(w *skirnir.Wanted) {
 			was := *w
 			w.Up, w.Options = r.Machine.Up, r.Options
 			if r.Machine.State.Alive() {
@@ -42,7 +42,6 @@ func (k keeper) Record(r thjalfi.Record) error {
 			if !same(was, *w) {
 				w.Latest = latest(r, w)
 			}
-			k.torn[r.Name] = k.torn[r.Name] || r.Rehearsal
 		})
 	}
 	var late error
@@ -69,7 +68,7 @@ func (k keeper) noteLatest(r thjalfi.Record) error {
 	k.writing.Lock()
 	defer k.writing.Unlock()
 	torn := k.torn[r.Name]
-	err := k.rewrite(r.Name, func(w *skirnir.Wanted) { w.Latest = latest(r, w) })
+	err := k.rewrite(r.Name, false, func(w *skirnir.Wanted) { w.Latest = latest(r, w) })
 	if !torn { // whichever number the disk holds
 		delete(k.torn, r.Name)
 	}
@@ -164,9 +163,20 @@ func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 // Writers take turns, across the write, so that none undoes another's; readers
 // do not wait for them.
 func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
+	return a.wantAnyway(name, false, change)
+}
+
+// wantAnyway is want that writes, if it is told to, what did not change as well; then
+// it does no harm if the disk holds it although the write failed.
+func (a *Agent) wantAnyway(name service.Name, anyway bool, change func(*skirnir.Wanted)) error {
 	a.writing.Lock()
 	defer a.writing.Unlock()
-	return a.rewrite(name, change)
+	torn := a.torn[name]
+	err := a.rewrite(name, anyway, change)
+	if anyway && !torn {
+		delete(a.torn, name)
+	}
+	return err
 }
 
 // wantOf is want for a service that may be forgotten meanwhile; then nothing is
@@ -180,21 +190,21 @@ func (a *Agent) wantOf(op string, name service.Name, change func(*definition, *s
 	if err != nil {
 		return err
 	}
-	if err := a.rewrite(name, func(w *skirnir.Wanted) { change(d, w) }); err != nil {
+	if err := a.rewrite(name, false, func(w *skirnir.Wanted) { change(d, w) }); err != nil {
 		return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: err}
 	}
 	return nil
 }
 
 // rewrite is want for who holds writing.
-func (a *Agent) rewrite(name service.Name, change func(*skirnir.Wanted)) error {
+func (a *Agent) rewrite(name service.Name, anyway bool, change func(*skirnir.Wanted)) error {
 	a.mu.Lock()
 	before := a.wanted[name]
 	a.mu.Unlock()
 	after := before
 	after.Name = name
 	change(&after)
-	if same(before, after) && !a.torn[name] {
+	if same(before, after) && !a.torn[name] && !anyway {
 		return nil
 	}
 	a.torn[name] = true

@@ -60,22 +60,27 @@ func (a *actor) rehearse(r request) {
 	a.then(func(context.Context) func() {
 		err := a.cfg.Keeper.Record(intent)
 		return func() {
-			before := a.machine
-			refusal := a.refuses(r.kind)
+			var refusal error
+			why := a.refuses(r.kind)
 			switch {
 			case err != nil:
-				r.reply <- &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
+				refusal = &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
 					Err: fmt.Errorf("it runs on, since the intent can not be recorded: %w", err)}
 			case !a.machine.Up && a.machine.Incarnation == incarnation:
-				r.reply <- a.outvoted(r.kind)
-			case refusal != nil:
-				refusal.Service = a.name
-				r.reply <- refusal
-			case !a.recall(r): // it may have been asked for twice
+				refusal = a.outvoted(r.kind)
+			case why != nil:
+				why.Service = a.name
+				refusal = why
+			}
+			before := a.machine
+			if refusal == nil && !a.recall(r) { // it may have been asked for twice
 				a.accept(r)
 			}
 			if a.machine == before { // and not as it was recorded, or in part
 				a.record()
+			}
+			if refusal != nil {
+				a.afterwards(func() { r.reply <- refusal })
 			}
 		}
 	})
