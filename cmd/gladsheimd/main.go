@@ -92,15 +92,7 @@ func serve(o options, log *slog.Logger) error {
 	defer a.Close()
 	server := api.New(api.Config{Agent: a, Log: log})
 	group, ctx := errgroup.WithContext(ctx)
-	listen := func(address string) error {
-		l, err := api.Listen(address)
-		if err != nil {
-			return err
-		}
-		log.Info("listening", "address", address)
-		group.Go(func() error { return server.Serve(l) })
-		return nil
-	}
+	listen := listening(server, group, log)
 	for _, address := range o.addresses(settings) {
 		if err := listen(address); err != nil {
 			return err

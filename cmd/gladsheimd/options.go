@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gladsheim/gladsheim/agent"
 	"github.com/gladsheim/gladsheim/agent/config"
+	"github.com/gladsheim/gladsheim/api"
 	"github.com/gladsheim/gladsheim/platform"
 )
 
@@ -160,6 +162,19 @@ func reloads(ctx context.Context, hangups <-chan os.Signal, o options, profile p
 		a.Reload(ctx, settings, err)
 		log.Info("reloaded", "services", len(a.List()))
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	}
+}
+
+// listening has server serve an address, in group.
+func listening(server *api.Server, group *errgroup.Group, log *slog.Logger) func(address string) error {
+	return func(address string) error {
+		l, err := api.Listen(address)
+		if err != nil {
+			return err
+		}
+		log.Info("listening", "address", address)
+		group.Go(func() error { return server.Serve(l) })
+		return nil
 	}
 }
 
