@@ -254,9 +254,11 @@ func (a *Agent) remembered(d *definition) service.Status {
 		Name: d.Name, Spec: &d.spec, Source: d.Source, Generation: d.Generation, Health: service.Health{Strategy: d.spec.Health.Type},
 		Warnings: a.wanted[d.Name].Warnings.Over(d.spec.Warnings),
 	}
+	s.Machine.Incarnation = a.wanted[d.Name].Latest
 	if exits := a.exits[d.Name]; len(exits) > 0 {
 		last := exits[len(exits)-1]
-		s.LastExit, s.Started, s.Ended, s.Machine.Incarnation = &last, last.Started, last.Ended, last.Incarnation
+		s.LastExit, s.Started, s.Ended = &last, last.Started, last.Ended
+		s.Machine.Incarnation = max(last.Incarnation, s.Machine.Incarnation)
 	}
 	return s
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func latest(r thjalfi.Record, w *skirnir.Wanted) uint64 {
 }
 
 // noteLatest writes which incarnation was last begun. No launch fails for want of that:
-// it is of use only should the run directory be lost, too.
+// it is of use only should the run directory be lost, too, or the host go down.
 func (k keeper) noteLatest(r thjalfi.Record) error {
 	k.writing.Lock()
 	defer k.writing.Unlock()
@@ -231,7 +232,7 @@ func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecor
 	if last := len(exits) - 1; last >= 0 && exits[last].Incarnation == x.Incarnation { // by an agent that got no further
 		return exits[last], nil
 	}
-	x.BootID = k.bootID
+	x.BootID = cmp.Or(x.BootID, k.bootID)
 	exits = append(k.withLines(name, exits), x)
 	exits = exits[max(0, len(exits)-skirnir.KeptExits):]
 	k.mu.Lock()

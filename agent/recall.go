@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 )
@@ -89,4 +91,26 @@ func (a *Agent) retake(d *definition, ref service.Ref) (skirnir.Actual, error) {
 		m.Incarnation = ref.Incarnation
 	}
 	return skirnir.Actual{Name: d.Name, Machine: m, Ref: ref, Spec: plan.Spec, Limits: plan.Limits, BootID: a.bootID, Actor: "adoption"}, nil
+}
+
+// hostWentDown is why nobody knows how an incarnation ended that ran, or was about to,
+// when the host went down.
+const hostWentDown = "host_went_down"
+
+// missEnds records of incarnations that were begun in an earlier boot, and are not
+// known to have ended, that they have, and that nobody knows how.
+func (a *Agent) missEnds() {
+	for name, w := range a.wanted {
+		if w.Begun == a.bootID || w.Latest <= a.buried(name) {
+			continue
+		}
+		x := service.ExitRecord{
+			Incarnation: w.Latest, Exit: service.Exit{Unknown: hostWentDown}, Verdict: service.VerdictUnknown,
+			Ended: time.Now(), BootID: w.Begun, // the time is when that was noticed
+			Message: "the host went down while it ran, or was about to",
+		}
+		if _, err := (keeper{a}).Bury(name, x); err != nil {
+			a.cfg.Log.Error("cannot record that an incarnation ended with its host", "service", name, "error", err)
+		}
+	}
 }

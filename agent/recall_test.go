@@ -180,3 +180,51 @@ func TestBegunIsRecordedAfterTheIntent(t *testing.T) {
 		require.FileExists(t, r, "the intent comes first")
 	})
 }
+
+// No number is given twice, also when the host goes down and takes what was; and of
+// what ran then it is on record that it ended, and that nobody knows how.
+func TestNoNumberIsGivenTwice(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.define(web, `"restart": {"backoff": "1s"}`)
+		h.open()
+		h.start(web)
+		next := uint64(1) // the incarnation that runs when the host goes down
+		again := func() {
+			t.Helper()
+			h.is(web, service.Running)
+			require.Equal(t, next, h.status(web).Machine.Incarnation)
+			h.reboot()
+			h.open()
+			h.is(web, service.Running)
+			require.Equal(t, next+1, h.status(web).Machine.Incarnation)
+			exits, err := h.Exits(web, 1)
+			require.NoError(t, err)
+			require.Equal(t, next, exits[0].Incarnation)
+			require.Equal(t, service.Exit{Unknown: hostWentDown}, exits[0].Exit)
+			require.Equal(t, service.VerdictUnknown, exits[0].Verdict)
+			next++
+		}
+		again()
+		again()
+		h.crash(web)
+		pass(time.Minute)
+		next++
+		again()
+		_, err := h.Restart(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		next++
+		again()
+		h.stop(web)
+		h.start(web)
+		next++
+		again()
+		h.stop(web)
+		h.reboot()
+		h.open()
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Equal(t, service.VerdictStopped, exits[0].Verdict, "it had ended before")
+		h.start(web)
+		require.Equal(t, next+1, h.status(web).Machine.Incarnation)
+	})
+}

@@ -38,6 +38,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	for _, name := range left.LostExits {
 		a.tellLostEnd(name, actual[name])
 	}
+	a.missEnds()
 	found, faults := a.gather(left)
 	for name, r := range actual {
 		waits := r.Machine.State == service.Backoff && a.hidden(name, faults)

@@ -293,6 +293,13 @@ func (f *File) load() error {
 	return nil
 }
 
+// unload has what there is found anew.
+func (f *File) unload() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loaded, f.pieces, f.start, f.hole = false, nil, 0, 0
+}
+
 // beside are the files whose names begin as the live file's does, without that.
 // They are sorted, so that a cut that is still to be settled comes last.
 func (f *File) beside() ([]string, error) {

@@ -89,8 +89,16 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 	return k, nil
 }
 
-// MakeDir makes a directory anew that somebody has removed, and keeps it.
+// MakeDir makes a directory anew that somebody has removed, and keeps it. What was in
+// the one that has gone is not there either.
 func (k *Keeper) MakeDir() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, held := range k.files {
+		if file := held.Value(); file != nil {
+			file.unload()
+		}
+	}
 	if err := os.MkdirAll(k.dir, 0o750); err != nil {
 		return fmt.Errorf("cannot make the log directory: %w", err)
 	}

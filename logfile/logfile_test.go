@@ -649,6 +649,32 @@ func TestAKeeperCutsBySize(t *testing.T) {
 	})
 }
 
+// A directory that somebody removed is made anew, and what comes into it is cut and
+// read like any other log.
+func TestADirectoryThatWasRemoved(t *testing.T) {
+	everywhere(t, func(t *testing.T, dir string) {
+		dir = filepath.Join(dir, "logs")
+		k := keeper(t, dir)
+		path := filepath.Join(dir, "web.log")
+		k.Keep(path, service.LogRotation{Size: 64 << 10, Total: 1 << 30})
+		for _, what := range []string{"x", "y"} {
+			require.NoError(t, k.MakeDir())
+			_, err := writer(t, path).Write(bytes.Repeat([]byte(what), 65<<10))
+			require.NoError(t, err)
+			eventually(t, "it is cut", func() bool { return len(shelf(t, path)) == 2 })
+			stream, err := k.File(path).Open()
+			require.NoError(t, err)
+			defer stream.Close()
+			end, err := stream.End()
+			require.NoError(t, err)
+			text, err := io.ReadAll(io.NewSectionReader(stream, stream.Oldest(), end-stream.Oldest()))
+			require.NoError(t, err)
+			require.True(t, strings.Repeat(what, 65<<10) == string(text), "%d bytes, %.10q", len(text), text)
+			require.NoError(t, os.RemoveAll(dir))
+		}
+	})
+}
+
 // A log that nobody writes costs nothing: no alarm is set until the kernel tells
 // that it is written.
 func TestAKeeperSleeps(t *testing.T) {

@@ -82,7 +82,7 @@ type Remains struct {
 	OOM       OOM
 	OOMLevel  string // the cgroup whose limit was reached, relative to the root
 	Leftovers int    // processes still alive after the main one ended, killed by us
-	Stopper   string `json:"-"` // who else ended it on purpose, such as "systemd"; "" when nobody is known to have
+	Stopper   string `json:",omitempty"` // who else ended it on purpose, such as "systemd"; "" when nobody is known to have
 }
 
 // ExitRecord is the death certificate of one incarnation.
