@@ -32,6 +32,7 @@ type account struct {
 
 	from     int // lives from here on have a record of their end
 	booted   int // lives by then
+	numbered int // lives before numbers were lost, and begin anew
 	endsByUs int // that somebody has asked for, at most
 	launches int // before the power was cut
 }
@@ -250,6 +251,7 @@ func (a *account) recordsLost(run, state bool) {
 		return
 	}
 	a.forgotten()
+	a.numbered = len(a.host.Lives(a.name))
 	if !a.ofHost {
 		a.defined, a.up, a.resting = perhaps, perhaps, false
 		if run {
@@ -370,7 +372,7 @@ func (a *account) true(x service.ExitRecord, lives []fake.Life) bool {
 		if l.Incarnation != x.Incarnation {
 			continue
 		}
-		ran = ran || i >= a.booted
+		ran = ran || i >= max(a.booted, a.numbered)
 		known := x.Exit == l.End.Exit && (x.Verdict == service.VerdictOwnOOM) == (l.End.OOM == service.OOMOwn && !x.Remains.Lost)
 		unknown := x.Exit == service.Exit{Unknown: "agent_was_down"} && a.agentOf[i] < a.agents
 		if l.Ended && (known || unknown) {
