@@ -110,6 +110,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 				Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
 			})
 		}
+		findings = append(findings, a.logFindings(s)...)
 		if pid := s.PID(); pid != 0 && !a.streamOf(s.Name, s.Machine.Incarnation).IsZero() && journal.Ended(pid) {
 			findings = append(findings, service.Finding{
 				Level: service.SeverityProblem, Title: fmt.Sprintf("%s writes into the journal, which does not take it any more", s.Name),

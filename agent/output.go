@@ -40,7 +40,7 @@ func (a *Agent) outlet(l *service.Launch, ref service.Ref) (logFrom int64, err e
 	sink := l.Spec.Log
 	if sink == service.LogAuto {
 		sink = service.LogFile
-		if a.journalServes(a.ctx) == nil {
+		if l.Spec.LogFull == service.LogFullFail && a.journalServes(a.ctx) == nil {
 			sink = service.LogJournal
 		}
 	}

@@ -75,6 +75,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	a.registry.Add(statuses...)
 	a.catchUp()
+	a.watchLogs()
 	for _, r := range restored {
 		a.thjalfi.Add(r.Name, r)
 	}

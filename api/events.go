@@ -259,7 +259,7 @@ var stateWords = [...]string{
 }
 
 // asides are the reasons of notices about a service whose state stays.
-var asides = []string{"stuck", "unrecorded", "restored", "displaced"}
+var asides = []string{"stuck", "unrecorded", "restored", "displaced", "log_disk_full", "log_disk_recovered", "log_lost"}
 
 // memory are the verdicts that say there was too little of it.
 var memory = []service.Verdict{service.VerdictOwnOOM, service.VerdictAncestorOOM, service.VerdictHostOOM}

@@ -35,6 +35,11 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		text := clip(st.Error, maxText)
 		out.ErrorMessage = &text
 	}
+	if t := st.LogTrouble; t.Lasts() {
+		out.LogTrouble = &gladsheimv1.LogTrouble{
+			Reason: utf8(t.Why), Policy: t.Policy.String(), SinceUnixMs: millis(t.Began), Incarnation: t.Incarnation,
+		}
+	}
 	for _, r := range st.Applied.Unenforced() {
 		out.UnenforcedLimits = append(out.UnenforcedLimits, r.String())
 	}

@@ -72,6 +72,15 @@ type Hasher interface {
 	Unclaimed(ctx context.Context, known []service.Name) (pids []int, err error)
 }
 
+// LogTeller is a Backend whose services may have their logs written for them, as
+// Spec.LogFull asks for it.
+type LogTeller interface {
+	// WatchLogs has tell told of logs that can not be written, when that begins and
+	// when it ends, at once where it lasts, and maybe more than once. tell must not
+	// block. Only the last caller's is told.
+	WatchLogs(tell func(service.LogTrouble))
+}
+
 // Handle is one incarnation. Its methods may be called by many goroutines at
 // once. Every error is a *service.Error.
 type Handle interface {

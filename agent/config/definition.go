@@ -62,6 +62,9 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		word[service.LogSink]{
 			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogJournal, service.LogNull},
 		}, func(s *service.Spec) *service.LogSink { return &s.Log }),
+	ofLogFile(at("log_full", "What becomes of output that the log file can not take, as when the disk is full: fail, the service gets the error of its write; drop-count, it is dropped, counted and told; block, the service waits. With one of the latter, auto is the file.",
+		word[service.LogFull]{values: []service.LogFull{service.LogFullFail, service.LogFullDrop, service.LogFullBlock}},
+		func(s *service.Spec) *service.LogFull { return &s.LogFull })),
 	ofLogFile(at("log_rotate", "When the front of a log file is cut off into a file of its own, and how much is kept.",
 		rotation, func(s *service.Spec) *service.LogRotation { return &s.Rotation })),
 	at("custom", "Notes of your own; the agent keeps them with the definition and reads none of them.",
@@ -69,13 +72,18 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
 },
 	check: func(d *document, path string, n *node, s *service.Spec) {
-		if offset, given := n.has("log_rotate"); given && !mayHaveFile(s.Log) {
-			d.fault(offset, join(path, "log_rotate"), "belongs to a log file; log here is %q", s.Log)
+		for _, key := range []string{"log_full", "log_rotate"} {
+			if offset, given := n.has(key); given && !mayHaveFile(s.Log) {
+				d.fault(offset, join(path, key), "belongs to a log file; log here is %q", s.Log)
+			}
 		}
 	},
 	rules: func(s *jsonschema.Schema) {
 		file := &jsonschema.Schema{Not: &jsonschema.Schema{Enum: []any{service.LogNull.String(), service.LogJournal.String()}}}
-		s.DependentSchemas = map[string]*jsonschema.Schema{"log_rotate": {Properties: map[string]*jsonschema.Schema{"log": file}}}
+		s.DependentSchemas = map[string]*jsonschema.Schema{}
+		for _, key := range []string{"log_full", "log_rotate"} {
+			s.DependentSchemas[key] = &jsonschema.Schema{Properties: map[string]*jsonschema.Schema{"log": file}}
+		}
 	},
 }
 

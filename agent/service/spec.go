@@ -39,6 +39,7 @@ type Spec struct {
 
 	Autostart bool
 	Log       LogSink
+	LogFull   LogFull     // of a log file
 	Rotation  LogRotation // of a log file
 	Custom    map[string]string
 }
@@ -73,6 +74,22 @@ const (
 var logSinkNames = [numLogSinks]string{"auto", "file", "null", "journal"}
 
 func (l LogSink) String() string { return logSinkNames[l] }
+
+// LogFull says what becomes of output that a log file can not take, as when the disk
+// is full.
+type LogFull uint8
+
+// The policies.
+const (
+	LogFullFail  LogFull = iota // the service writes its log itself, and is told
+	LogFullDrop                 // it is dropped and counted, and the log says so in its place
+	LogFullBlock                // the service waits
+	numLogFulls
+)
+
+var logFullNames = [numLogFulls]string{"fail", "drop-count", "block"}
+
+func (l LogFull) String() string { return logFullNames[l] }
 
 // LogRotation says when the front of a log file is cut off, and how much is kept.
 type LogRotation struct {

@@ -11,16 +11,17 @@ type Status struct {
 	Generation uint64 // counts changes of the definition
 
 	Machine     Machine
-	Ref         Ref       // of the present incarnation, zero when there is none
-	Applied     Applied   // limits of the present incarnation
-	Warnings    Warnings  // levels of use worth a word
-	Warned      Warned    // those that the latest reading was above
-	Log         string    // where its output goes: a file, "journal" or "null"; "" if nobody knows
-	Started     time.Time // of the present or last incarnation
-	Ended       time.Time // of the last incarnation, zero while one lives
-	NextAttempt time.Time // in Backoff: when the next launch is due
-	Error       string    // why it is not running although it should, "" when all is well
-	LastActor   string    // who asked for the last change, e.g. "uid 0 (root)"
+	Ref         Ref        // of the present incarnation, zero when there is none
+	Applied     Applied    // limits of the present incarnation
+	Warnings    Warnings   // levels of use worth a word
+	Warned      Warned     // those that the latest reading was above
+	Log         string     // where its output goes: a file, "journal" or "null"; "" if nobody knows
+	LogTrouble  LogTrouble // that its log can not be written; zero when all is well
+	Started     time.Time  // of the present or last incarnation
+	Ended       time.Time  // of the last incarnation, zero while one lives
+	NextAttempt time.Time  // in Backoff: when the next launch is due
+	Error       string     // why it is not running although it should, "" when all is well
+	LastActor   string     // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
 
 	Health Health
@@ -33,6 +34,23 @@ func (s *Status) PID() int {
 	}
 	return 0
 }
+
+// LogTrouble is that the log of an incarnation can not be written, say because the
+// disk is full, and that its policy deals with it.
+type LogTrouble struct {
+	Service     Name
+	Incarnation uint64
+	Policy      LogFull
+	Why         string    // what the kernel says
+	Began       time.Time // zero: there is no trouble
+	Ended       time.Time // zero while it lasts
+	Bytes       uint64    // dropped in it, as far as it is known
+	Lines       uint64    // line ends among them
+	Lost        bool      // it has ended because the shim did: what was held is lost, and nobody counted the rest
+}
+
+// Lasts tells whether there is trouble.
+func (t LogTrouble) Lasts() bool { return !t.Began.IsZero() && t.Ended.IsZero() }
 
 // Warned tells which levels of Warnings a reading was above.
 type Warned struct{ Memory, CPU bool }

@@ -75,7 +75,10 @@ type Backend struct {
 	launching map[service.Name]bool // services that a Launch is at work for
 }
 
-var _ backends.Backend = (*Backend)(nil)
+var (
+	_ backends.Backend   = (*Backend)(nil)
+	_ backends.LogTeller = (*Backend)(nil)
+)
 
 // New makes a Backend and prepares its parent cgroup. It fails when the tree
 // can not be used: the error says what is in the way and what to do about it.
@@ -171,6 +174,9 @@ func enforcement(parent cgroup.Group) (service.Enforcement, error) {
 	}
 	return service.Enforcement{Limits: limits, OOMVerdict: counts.TellsLevel(), KillAll: true, BornInside: true}, nil
 }
+
+// WatchLogs implements backends.LogTeller.
+func (b *Backend) WatchLogs(tell func(service.LogTrouble)) { b.shim.WatchLogs(tell) }
 
 // Name is "cgroupfs".
 func (b *Backend) Name() string { return name }

@@ -47,8 +47,9 @@ type Backend struct {
 }
 
 var (
-	_ backends.Backend = (*Backend)(nil)
-	_ backends.Hasher  = (*Backend)(nil)
+	_ backends.Backend   = (*Backend)(nil)
+	_ backends.Hasher    = (*Backend)(nil)
+	_ backends.LogTeller = (*Backend)(nil)
 )
 
 // New makes the backend. agentID tells the services of several agents on one
@@ -67,6 +68,9 @@ func New(w *watch.Watcher, fs procfs.FS, agentID, runDir string) (*Backend, erro
 	b.shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: runDir, Orphan: b.orphan})
 	return b, nil
 }
+
+// WatchLogs implements backends.LogTeller.
+func (b *Backend) WatchLogs(tell func(service.LogTrouble)) { b.shim.WatchLogs(tell) }
 
 // Name is "exec".
 func (b *Backend) Name() string { return "exec" }

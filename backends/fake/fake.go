@@ -16,7 +16,10 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 )
 
-var _ backends.Backend = (*Backend)(nil)
+var (
+	_ backends.Backend   = (*Backend)(nil)
+	_ backends.LogTeller = (*Backend)(nil)
+)
 
 // Config is what a Backend is made of; its zero value is a Backend that
 // enforces everything on a Host of its own.

@@ -25,6 +25,9 @@ type Host struct {
 	launches map[service.Name]int
 	lives    map[service.Name][]*Life
 	peak     map[service.Name]int
+
+	troubles map[service.Name]service.LogTrouble // that last
+	watches  func(service.LogTrouble)
 }
 
 // NewHost is a machine that has just booted.
@@ -33,6 +36,29 @@ func NewHost() *Host {
 		pids:     1000,
 		scripts:  map[service.Name][]Script{},
 		launches: map[service.Name]int{}, lives: map[service.Name][]*Life{}, peak: map[service.Name]int{},
+		troubles: map[service.Name]service.LogTrouble{},
+	}
+}
+
+// WatchLogs implements backends.LogTeller.
+func (h *Host) WatchLogs(tell func(service.LogTrouble)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watches = tell
+	for _, t := range h.troubles {
+		tell(t)
+	}
+}
+
+// Trouble has a log be in trouble, or not any more.
+func (h *Host) Trouble(t service.LogTrouble) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.troubles[t.Service] = t; !t.Lasts() {
+		delete(h.troubles, t.Service)
+	}
+	if h.watches != nil {
+		h.watches(t)
 	}
 }
 

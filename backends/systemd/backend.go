@@ -66,7 +66,10 @@ type Backend struct {
 	tasks  sync.WaitGroup
 }
 
-var _ backends.Backend = (*Backend)(nil)
+var (
+	_ backends.Backend   = (*Backend)(nil)
+	_ backends.LogTeller = (*Backend)(nil)
+)
 
 // New connects to systemd and finds out what can be enforced here. ctx bounds
 // New alone. An error is of Kind HostUnavailable: PID 1 is not systemd, or does
@@ -98,6 +101,9 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
 }
+
+// WatchLogs implements backends.LogTeller.
+func (b *Backend) WatchLogs(tell func(service.LogTrouble)) { b.shim.WatchLogs(tell) }
 
 // Name is "systemd".
 func (b *Backend) Name() string { return "systemd" }

@@ -107,6 +107,9 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	s.line("Runner", and(st.GetBackend(), other(st.GetLaunch(), st.GetBackend()), st.GetUnit()))
 	s.line("Cgroup", st.GetCgroup())
 	s.line("Output", st.GetLog())
+	if t := st.GetLogTrouble(); t != nil {
+		s.loud("LOG FULL", a.logTrouble(t))
+	}
 	if pid := st.GetProcessId(); pid != 0 {
 		s.line("Main PID", and(number(pid), in(programOf(pid, st.GetProcesses()), labelled("user", st.GetUser()))))
 	}
@@ -124,6 +127,16 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if missing := st.GetUnenforcedLimits(); len(missing) > 0 {
 		s.loud("NOT ENFORCED", strings.Join(missing, ", ")+": this host can not; see gladsheim doctor")
 	}
+}
+
+// logTrouble says what is wrong with a log.
+func (a *app) logTrouble(t *gladsheimv1.LogTrouble) string {
+	since := fromMillis(t.GetSinceUnixMs())
+	does := "what it writes is dropped and counted"
+	if t.GetPolicy() == "block" {
+		does = "it waits when it writes"
+	}
+	return fmt.Sprintf("%s since %s; %s: %s", t.GetReason(), moment(since), ago(a.now(), since), does)
 }
 
 // programOf is the name of the program that a process runs, "" if that is unknown.

@@ -113,6 +113,10 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 	if err != nil {
 		return nil, failure(name, service.ReasonExecTooBig, true, err)
 	}
+	if req.Shim == nil && isPoured(&req.Launch) {
+		return nil, &service.Error{Op: "start", Service: name, Kind: service.Internal,
+			Err: fmt.Errorf("log_full is %s, and there is no shim", req.Launch.Spec.LogFull)}
+	}
 	output, err := openOutput(req.fault, req.Launch)
 	if err != nil {
 		return nil, resourceFailure(name, err)

@@ -23,6 +23,7 @@ type line struct {
 	lost     chan struct{} // closed when the connection is
 	answers  chan forked
 	children map[gate.Child]bool // that live, guarded by the Shim's mu
+	troubles map[string]bool     // that last, by whose, likewise
 }
 
 // forked is what became of a request to fork.
@@ -71,10 +72,19 @@ func (l *line) fork(ctx context.Context, whose string, cgroupFD int, output sink
 	}
 	defer unix.Close(program)
 	files := []int{program, int(output.in), int(output.out), socket}
+	if output.pour != gate.PourNot {
+		var pipe [2]int // another one for each attempt: of each only one gate shall know
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+			return forked{}, fmt.Errorf("make a pipe: %w", err)
+		}
+		defer unix.Close(pipe[0])
+		defer unix.Close(pipe[1])
+		files = []int{program, int(output.in), pipe[1], socket, pipe[0], int(output.out)}
+	}
 	if cgroupFD >= 0 {
 		files = append(files, cgroupFD)
 	}
-	if err := l.say(gate.SayFork, whose, files...); err != nil {
+	if err := l.say(gate.SayFork, string(output.pour)+whose, files...); err != nil {
 		l.hangUp()
 		return forked{}, errors.Join(errLost, err)
 	}
@@ -200,7 +210,8 @@ func (s *Shim) adopt(ctx context.Context, fd int) (*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}, 1), lost: make(chan struct{}), answers: make(chan forked, 1), children: map[gate.Child]bool{}}
+	l := &line{conn: conn.(*net.UnixConn), all: make(chan struct{}, 1), lost: make(chan struct{}), answers: make(chan forked, 1),
+		children: map[gate.Child]bool{}, troubles: map[string]bool{}}
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
@@ -267,6 +278,10 @@ func (s *Shim) read(l *line) {
 			if e, ok := gate.DecodeEnd(said); ok {
 				s.ended(l, e)
 			}
+		case gate.SayTrouble:
+			if t, ok := gate.DecodeTrouble(said); ok {
+				s.troubled(l, t)
+			}
 		case gate.SayOrphan:
 			if e, ok := gate.DecodeEnd(said); ok && s.cfg.Orphan != nil {
 				s.cfg.Orphan(Orphan{PID: int(e.PID), Brand: e.Brand, Session: int(e.Session), CPUTime: time.Duration(e.CPU)})
@@ -329,6 +344,9 @@ func (s *Shim) found() bool {
 	s.mu.Unlock()
 	if over {
 		s.orphan()
+		if l == nil {
+			s.settleTroubles(nil)
+		}
 	}
 	return over
 }

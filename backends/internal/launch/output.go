@@ -8,11 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/journal"
 )
 
-// sinks are descriptors 0, and 1 and 2, of a child.
-type sinks struct{ in, out uintptr }
+// sinks are descriptors 0, and 1 and 2, of a child; unless pour is gate.PourNot, out
+// is the log that the shim pours a pipe into instead.
+type sinks struct {
+	in, out uintptr
+	pour    byte
+}
 
 // openOutput opens /dev/null, and the log file, a stream to the journal or
 // /dev/null again.
@@ -21,7 +26,7 @@ func openOutput(fault faults, l service.Launch) (sinks, error) {
 	if err != nil {
 		return sinks{}, err
 	}
-	var out int
+	out, pour := -1, byte(gate.PourNot)
 	switch {
 	case !l.Stream.IsZero():
 		err = fault.call("connect to the journal", func() error {
@@ -30,6 +35,7 @@ func openOutput(fault faults, l service.Launch) (sinks, error) {
 		})
 	case l.LogFile != "":
 		out, err = openLog(fault, l.LogFile)
+		pour = pours[l.Spec.LogFull]
 	default:
 		out, err = open(fault, os.DevNull, unix.O_WRONLY, 0)
 	}
@@ -37,7 +43,15 @@ func openOutput(fault faults, l service.Launch) (sinks, error) {
 		unix.Close(in)
 		return sinks{}, err
 	}
-	return sinks{uintptr(in), uintptr(out)}, nil
+	return sinks{uintptr(in), uintptr(out), pour}, nil
+}
+
+// pours are what the shim does for a service.
+var pours = [...]byte{service.LogFullFail: gate.PourNot, service.LogFullDrop: gate.PourDrop, service.LogFullBlock: gate.PourBlock}
+
+// isPoured tells whether the output of a launch goes through the shim.
+func isPoured(l *service.Launch) bool {
+	return l.LogFile != "" && pours[l.Spec.LogFull] != gate.PourNot
 }
 
 func (s sinks) close() {

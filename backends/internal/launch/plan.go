@@ -31,7 +31,7 @@ func newPlan(req Request) (gate.Plan, error) {
 		OOMScoreAdj: int32(spec.OOMScoreAdj),
 		Brand:       req.Brand,
 		NoNewPrivs:  !spec.AllowNewPrivs,
-		IgnorePipe:  !req.Launch.Stream.IsZero(),
+		IgnorePipe:  !req.Launch.Stream.IsZero() || isPoured(&req.Launch),
 		Become:      who.change,
 		OwnUser:     spec.User == "" && spec.Group == "",
 		UID:         who.uid,

@@ -35,8 +35,11 @@ type Shim struct {
 	searching bool  // for the process, after a connection was lost
 	ends      map[gate.Child]ending
 	waiting   map[gate.Child]func(process.Told, bool)
-	unsaid    []string         // what was heard of, and nobody was told so
-	self      *process.Process // the shim, if we started it
+	unsaid    []string                      // what was heard of, and nobody was told so
+	troubles  map[string]service.LogTrouble // that last, by whose
+	untold    []service.LogTrouble          // that are over, and nobody watched
+	watches   func(service.LogTrouble)      // is told of them; nil: nobody is
+	self      *process.Process              // the shim, if we started it
 }
 
 var _ process.Teller = (*Shim)(nil)
@@ -72,7 +75,7 @@ func NewShim(cfg ShimConfig) *Shim {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Shim{
 		cfg: cfg, ctx: ctx, cancel: cancel, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
-		waiting: map[gate.Child]func(process.Told, bool){},
+		waiting: map[gate.Child]func(process.Told, bool){}, troubles: map[string]service.LogTrouble{},
 	}
 }
 
@@ -265,6 +268,7 @@ func (s *Shim) settle(l *line) {
 		s.mu.Unlock()
 	}
 	s.orphan()
+	s.settleTroubles(l)
 }
 
 // orphan tells those who wait for children of no shim that is left that nobody will

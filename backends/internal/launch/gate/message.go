@@ -4,13 +4,14 @@ import "syscall"
 
 // ShimSocket is the name of a shim's socket. It holds the version of the messages
 // below, so that an agent of another one finds no shim it can not talk to.
-const ShimSocket = "shim.3.sock"
+const ShimSocket = "shim.4.sock"
 
 // What an agent says to a shim, one message each, and gets for it.
 const (
-	// SayFork, with whose it is, and the descriptors of the program, of the gate's 0,
-	// of its 1 and 2, of its socket, and of a cgroup directory if it is to be born
-	// in one. The answer is a SayChild.
+	// SayFork, with what becomes of its output, whose it is, and the descriptors of the
+	// program, of the gate's 0, of its 1 and 2, of its socket; unless that is PourNot,
+	// of the other end of the pipe that its 1 and 2 are, and of the log; and of a cgroup
+	// directory if it is to be born in one. The answer is a SayChild.
 	SayFork = 'F'
 	// SayHeard, with whose it is: its end, past or to come, need not be kept.
 	SayHeard = 'H'
@@ -30,13 +31,20 @@ const (
 	// SayLiving: Children that live. It comes first on every connection, as often as
 	// it takes to name them all, and again when another agent has had one made.
 	SayLiving = 'L'
+	// SayTrouble: a Trouble, when it begins and when it is over. On every connection
+	// those that last come before the SayAll, and those that were over when nobody heard.
+	SayTrouble = 'T'
 	// SayAll: all ends that are kept have been told. It comes behind those on every
 	// connection, and as the answer to a SayAsk.
 	SayAll = 'A'
 )
 
-// ForkedFiles is how many descriptors come with SayFork when no cgroup does.
-const ForkedFiles = 4
+// ForkedFiles is how many descriptors come with SayFork when no cgroup and no pipe
+// does, PipeFiles how many more with a pipe.
+const (
+	ForkedFiles = 4
+	PipeFiles   = 2
+)
 
 // Child names a child of the shim for ever: a number is given away again,
 // but not in the same tick.
@@ -119,3 +127,37 @@ func DecodeChildren(b []byte) []Child {
 func putChild(b []byte, c Child) []byte { return putUint64(putUint32(b, uint32(c.PID)), c.StartTicks) }
 
 func (r *reader) child() Child { return Child{PID: int32(r.uint32()), StartTicks: r.uint64()} }
+
+// Trouble is that a log can not be written.
+type Trouble struct {
+	Whose string
+	Block bool          // the service waits; else its output is dropped
+	Errno syscall.Errno // why
+	Bytes uint64        // dropped so far
+	Lines uint64        // line ends among them
+	Began int64         // wall clock, nanoseconds since 1970
+	Ended int64         // likewise; 0 while it lasts
+}
+
+const troubleSize = 1 + 1 + 4 + 8 + 8 + 8 + 8 // and whose
+
+// Encode writes a trouble as a SayTrouble.
+func (t Trouble) Encode() []byte {
+	b := []byte{SayTrouble, 0}
+	if t.Block {
+		b[1] = 1
+	}
+	b = putUint64(putUint64(putUint32(b, uint32(t.Errno)), t.Bytes), t.Lines)
+	return append(putUint64(putUint64(b, uint64(t.Began)), uint64(t.Ended)), t.Whose...)
+}
+
+// DecodeTrouble reads what Encode wrote; false for anything else.
+func DecodeTrouble(b []byte) (Trouble, bool) {
+	if len(b) < troubleSize || len(b) > troubleSize+MaxWhose {
+		return Trouble{}, false
+	}
+	r := reader{b: b[2:]}
+	t := Trouble{Block: b[1] != 0, Errno: syscall.Errno(r.uint32()), Bytes: r.uint64(), Lines: r.uint64(), Began: int64(r.uint64()), Ended: int64(r.uint64())}
+	t.Whose = string(r.b)
+	return t, true
+}

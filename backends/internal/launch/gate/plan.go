@@ -18,7 +18,7 @@ type Plan struct {
 	NoFile      uint64 // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
 	Brand       uint64 // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
 	NoNewPrivs  bool
-	IgnorePipe  bool // SIGPIPE does not end the program: its output is a socket, whose other end may go
+	IgnorePipe  bool // SIGPIPE does not end the program: its output is a socket or a pipe, whose other end may go
 
 	Become   bool // change groups, group and user to those below
 	OwnUser  bool // the user is the agent's: groups that may not be set stay as they are

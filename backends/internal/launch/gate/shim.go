@@ -33,19 +33,25 @@ type warden struct {
 	agents  map[int]bool     // connections; more than one only while an agent follows another
 	forked  chan struct{}    // that there is somebody to wait for
 	socket  syscall.Stat_t   // as it was when agents could find it
+
+	pours    *pourer            // nil while no output was ever to be poured
+	pipes    int                // that are not at their end
+	troubles map[string]Trouble // that last, by whose; as told
+	missed   []Trouble          // that were over when no agent listened
 }
 
 // living is a child that was not reaped.
 type living struct {
 	ticks uint64
 	whose string
-	heard bool // nobody will ask how it ended
+	heard bool    // nobody will ask how it ended
+	pipe  *stream // of its output, nil if that is not poured
 }
 
 // shim is the life of the process that is the parent of every service, so that
 // their ends are known also when no agent was there. It makes gates for the
 // agent, reaps, and keeps how its children ended until an agent has heard of it.
-// It leaves when it has no agent, no child and nothing to tell, or nobody who
+// It leaves when it has no agent, no child, no pipe and nothing to tell, or nobody who
 // could come and ask, because its socket was removed.
 //
 // A service is no more bound to it than to any parent: when it is killed, the
@@ -65,7 +71,7 @@ func shim(reapOrphans bool) {
 	answer(StepExecute, 0)
 	// Closed, but not free: what is received lies above all that a gate is given.
 	syscall.Dup3(0, FD, syscall.O_CLOEXEC)
-	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1)}
+	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1), troubles: map[string]Trouble{}}
 	w.known.L = &w.mu
 	lookUp(&w.socket)
 	go w.reap()
@@ -104,12 +110,13 @@ func (w *warden) greet(agent int) {
 	for _, e := range w.ends {
 		say(agent, e.Encode(SayEnd), nil)
 	}
+	w.recount(agent)
 	say(agent, []byte{SayAll}, nil)
 }
 
 // serve talks with one agent until that goes.
 func (w *warden) serve(agent int) {
-	message, rights := make([]byte, 1+MaxWhose), make([]byte, syscall.CmsgSpace(4*maxShimFDs))
+	message, rights := make([]byte, 2+MaxWhose), make([]byte, syscall.CmsgSpace(4*maxShimFDs))
 	for {
 		n, nr, _, _, err := syscall.Recvmsg(agent, message, rights, syscall.MSG_CMSG_CLOEXEC)
 		// An agent that leaves without having read all is told of first, once; what it
@@ -123,7 +130,7 @@ func (w *warden) serve(agent int) {
 		files := received(rights[:nr])
 		switch message[0] {
 		case SayFork:
-			w.fork(agent, string(message[1:n]), files)
+			files = w.fork(agent, message[1:n], files)
 		case SayAsk:
 			w.mu.Lock()
 			say(agent, []byte{SayAll}, nil)
@@ -174,12 +181,20 @@ func (w *warden) sayAll(message []byte) {
 
 // fork makes a gate: the program is the agent's, so that the two understand each
 // other. It may take for ever: a child that is born in a frozen cgroup does not get
-// to execve.
-func (w *warden) fork(agent int, whose string, files []int) {
+// to execve. It gives back the descriptors that are not needed any more.
+func (w *warden) fork(agent int, message []byte, files []int) (left []int) {
+	policy, whose := byte(PourNot), ""
+	if len(message) > 0 {
+		policy, whose = message[0], string(message[1:])
+	}
 	w.mu.Lock()
 	w.forking++
 	w.mu.Unlock()
-	pid, pidfd, err := forkGate(files)
+	pipe, left, err := w.takePipe(whose, policy, files)
+	var pid, pidfd int
+	if err == nil {
+		pid, pidfd, err = forkGate(left)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.forking--
@@ -190,7 +205,7 @@ func (w *warden) fork(agent int, whose string, files []int) {
 			errno = syscall.EIO
 		}
 		say(agent, EncodeChild(SayChild, Child{}, errno), nil)
-		return
+		return left
 	}
 	defer syscall.Close(pidfd)
 	c, taken := Child{int32(pid), startTicks(pid)}, false
@@ -200,7 +215,7 @@ func (w *warden) fork(agent int, whose string, files []int) {
 		taken = say(agent, EncodeChild(SayChild, c, 0), syscall.UnixRights(pidfd))
 	}
 	// One that was not taken leaves, for nobody has its socket.
-	w.living[c.PID] = living{ticks: c.StartTicks, whose: whose, heard: !taken}
+	w.living[c.PID] = living{ticks: c.StartTicks, whose: whose, heard: !taken, pipe: pipe}
 	for other := range w.agents {
 		if other != agent {
 			say(other, putChild([]byte{SayLiving}, c), nil)
@@ -210,6 +225,7 @@ func (w *warden) fork(agent int, whose string, files []int) {
 	case w.forked <- struct{}{}:
 	default:
 	}
+	return left
 }
 
 func forkGate(files []int) (pid, pidfd int, err error) {
@@ -248,7 +264,7 @@ func (w *warden) heard(whose string) {
 
 // leaveIfIdle ends the process when nobody needs it.
 func (w *warden) leaveIfIdle() {
-	if len(w.agents) == 0 && len(w.living) == 0 && (len(w.ends) == 0 || !w.reachable()) {
+	if len(w.agents) == 0 && len(w.living) == 0 && w.pipes == 0 && (len(w.ends) == 0 || !w.reachable()) {
 		leave(0)
 	}
 }
@@ -276,6 +292,7 @@ func (w *warden) reap() {
 		if err != nil {
 			continue
 		}
+		w.pourLast(pid)
 		w.mu.Lock()
 		w.bury(pid)
 		w.leaveIfIdle()
@@ -283,11 +300,8 @@ func (w *warden) reap() {
 	}
 }
 
-// bury reaps a process that has ended, and tells of it.
+// bury reaps a process that has ended, and tells of it. The caller holds mu.
 func (w *warden) bury(pid int) {
-	for _, known := w.living[int32(pid)]; !known && w.forking > 0; _, known = w.living[int32(pid)] {
-		w.known.Wait() // it may be a child that is just being made
-	}
 	e := End{Child: Child{PID: int32(pid)}}
 	// Of a zombie the kernel still tells these.
 	var brand rlimit
