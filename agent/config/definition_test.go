@@ -128,6 +128,9 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"log_rotate": {"full": "block"}`, "log_rotate.full: is not a known key; known are size, age, total"},
 		{`"log": "null", "log_rotate": {}`, `log_rotate: belongs to a log file; log here is "null"`},
 		{`"log": "journal", "log_rotate": {}`, `log_rotate: belongs to a log file; log here is "journal"`},
+		{`"log_full": "drop"`, `log_full: "drop" is not one of fail, drop-count, block`},
+		{`"log": "null", "log_full": "block"`, `log_full: belongs to a log file; log here is "null"`},
+		{`"log_full": "fail", "log": "journal"`, `log_full: belongs to a log file; log here is "journal"`},
 		{`"custom": {"": "x"}`, `custom.: "" is not a key of at least one letter`},
 		{`"user": "0x0"`, `user: "0x0" is not the name or number of an account`},
 		{`"user": "+0"`, `user: "+0" is not the name or number of an account`},
@@ -138,7 +141,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -195,6 +198,9 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"log": "null", "launch": "cgroup", "autostart": true`, func(s *service.Spec) {
 			s.Log, s.Launch, s.Autostart = service.LogNull, service.LaunchCgroup, true
 		}},
+		{`"log_full": "fail"`, func(*service.Spec) {}},
+		{`"log_full": "drop-count"`, func(s *service.Spec) { s.LogFull = service.LogFullDrop }},
+		{`"log_full": "block", "log": "file"`, func(s *service.Spec) { s.LogFull, s.Log = service.LogFullBlock, service.LogFile }},
 		{`"log_rotate": {"size": 65536, "age": "24h", "total": "1TiB"}`, func(s *service.Spec) {
 			s.Rotation = service.LogRotation{Size: 64 << 10, Age: 24 * time.Hour, Total: 1 << 40}
 		}},

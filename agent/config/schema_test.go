@@ -49,6 +49,7 @@ func TestSchemaRefuses(t *testing.T) {
 	for _, members := range []string{
 		`"exce": 1`, `"Name": "b"`, `"exec": []`, `"exec": ["a"]`, `"requires": ["b"]`, `"power": "essential"`, `"log": "syslog"`,
 		`"log_rotate": {"size": 1}`, `"log_rotate": {"total": "1MB"}`, `"log": "null", "log_rotate": {}`, `"log": "journal", "log_rotate": {}`,
+		`"log_full": "drop"`, `"log": "null", "log_full": "fail"`, `"log": "journal", "log_full": "block"`,
 		`"limits": {"memory_max": "256MB"}`, `"limits": {"memory_max": 5}`, `"limits": {"cpu_percent": 0.5}`, `"limits": {"pids_max": "many"}`,
 		`"limits": {"cpu_weight": 10001}`, `"limits": {"cpu_weight": "max"}`, `"limits": {"memory_warning_percent": 101}`,
 		`"ready": {"type": "http"}`, `"ready": {"type": "log", "pattern": "x"}`, `"ready": {"url": "http://a/"}`,

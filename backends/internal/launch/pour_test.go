@@ -66,7 +66,9 @@ func (p *poured) begin(policy service.LogFull, script string) *process.Process {
 func (p *poured) know(s *process.Process) {
 	p.t.Helper()
 	p.shim = parentOf(p.t, p.fs, s.PID())
-	p.t.Cleanup(func() { _ = unix.Prlimit(p.shim, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil) })
+	p.t.Cleanup(func() {
+		_ = unix.Prlimit(p.shim, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil)
+	})
 }
 
 func (p *poured) size() uint64 {
