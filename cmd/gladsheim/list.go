@@ -88,6 +88,8 @@ func (a *app) showList(services *gladsheimv1.ServiceList) error {
 // note is what is worth telling of a service in few words.
 func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 	switch {
+	case s.GetLogTrouble() != nil:
+		return "log: " + s.GetLogTrouble().GetReason()
 	case len(s.GetUnenforcedLimits()) > 0 && s.GetProcessId() != 0:
 		return "not enforced: " + strings.Join(s.GetUnenforcedLimits(), ", ")
 	case s.GetNextAttemptUnixMs() != 0:
