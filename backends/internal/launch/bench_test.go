@@ -1,30 +1,62 @@
 package launch
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
 )
 
 // BenchmarkStart takes turns with what Go's fork and exec alone cost, because
 // only the ratio says something on a machine that does other work too.
 func BenchmarkStart(b *testing.B) {
-	b.Run("alone", func(b *testing.B) { benchmarkStart(b, nil) })
-	b.Run("shim", func(b *testing.B) {
-		shim := NewShim(ShimConfig{Watcher: newWatcher(b), Dir: b.TempDir()})
-		benchmarkStart(b, shim)
-		shim.Released(request().Launch.Name, 1)
-		require.NoError(b, shim.Close())
-	})
+	b.Run("alone", func(b *testing.B) { benchmarkStart(b, request("/bin/true")) })
+	b.Run("shim", func(b *testing.B) { withShim(b, request("/bin/true"), benchmarkStart) })
+	b.Run("poured", func(b *testing.B) { withShim(b, logged(b, service.LogFullBlock, "/bin/true"), benchmarkStart) })
 }
 
-func benchmarkStart(b *testing.B, shim *Shim) {
+// BenchmarkOutput is a program that writes 64 MiB into its log, in pieces of 64 KiB.
+func BenchmarkOutput(b *testing.B) {
+	const size = 64 << 20
+	for _, policy := range []service.LogFull{service.LogFullFail, service.LogFullBlock} {
+		b.Run(policy.String(), func(b *testing.B) {
+			req := logged(b, policy, "/bin/dd", "if=/dev/zero", "bs=64k", "count=1024", "status=none")
+			withShim(b, req, func(b *testing.B, req Request) {
+				b.SetBytes(size)
+				for b.Loop() {
+					c := run(b, newWatcher(b), req)
+					<-c.Process().Exited()
+					info, err := os.Stat(req.Launch.LogFile)
+					require.NoError(b, err)
+					require.EqualValues(b, size, info.Size())
+					require.NoError(b, os.Truncate(req.Launch.LogFile, 0))
+				}
+			})
+		})
+	}
+}
+
+func logged(b *testing.B, policy service.LogFull, exec ...string) Request {
+	req := request(exec...)
+	req.Launch.LogFile, req.Launch.Spec.LogFull = filepath.Join(b.TempDir(), "web.log"), policy
+	return req
+}
+
+func withShim(b *testing.B, req Request, run func(*testing.B, Request)) {
+	req.Shim = NewShim(ShimConfig{Watcher: newWatcher(b), Dir: b.TempDir()})
+	run(b, req)
+	req.Shim.Released(req.Launch.Name, 1)
+	require.NoError(b, req.Shim.Close())
+}
+
+func benchmarkStart(b *testing.B, req Request) {
 	w := newWatcher(b)
-	req := request("/bin/true")
-	req.Shim = shim
 	var start, open, raw []time.Duration
 	for b.Loop() {
 		began := time.Now()

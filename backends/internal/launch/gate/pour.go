@@ -42,7 +42,7 @@ type pourer struct {
 // stream is one pipe and the log it is poured into.
 type stream struct {
 	number  int32
-	in, out int // in is -1 at the end of the pipe
+	in, out int // -1 when they are closed: in at the end of the pipe
 	file    syscall.Stat_t
 	whose   string
 	drop    bool
@@ -207,11 +207,12 @@ func (p *pourer) read(s *stream, most int) []byte {
 
 // closeIfDone closes a stream whose pipe has ended and of which all is written.
 func (p *pourer) closeIfDone(s *stream) {
-	if s.in >= 0 || s.errno != 0 {
+	if s.in >= 0 || s.errno != 0 || s.out < 0 {
 		return
 	}
 	p.over(s)
 	syscall.Close(s.out)
+	s.out = -1
 	for i, other := range p.streams {
 		if other == s {
 			p.streams = append(p.streams[:i], p.streams[i+1:]...)
