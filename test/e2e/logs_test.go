@@ -18,10 +18,16 @@ import (
 // the files and for readers.
 func TestNoLineIsLostInACut(t *testing.T) {
 	oneOfAKind(t)
+	for _, full := range []string{"fail", "block"} { // written by the service, and by the shim
+		t.Run(full, func(t *testing.T) { noLineIsLost(t, full) })
+	}
+}
+
+func noLineIsLost(t *testing.T, full string) {
 	w := newWorld(t)
 	const count = 24_000 // lines of 200 bytes, for six seconds
 	w.register(workload(t, "talker", "talker", "log", fmt.Sprint(count), "200", "4000").with(fields{
-		"launch": modes(t)[0], "log": "file", "log_rotate": fields{"size": "64KiB", "total": "1GiB"},
+		"launch": modes(t)[0], "log": "file", "log_full": full, "log_rotate": fields{"size": "64KiB", "total": "1GiB"},
 	}))
 	byGRPC{w}.start("talker")
 	log := w.path("log", "talker.log")
