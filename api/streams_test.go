@@ -290,6 +290,7 @@ func TestASlowSubscriberLooksAgain(t *testing.T) {
 func TestEventWords(t *testing.T) {
 	for want, n := range map[string]service.Notice{
 		"ready":          {Kind: service.NoticeState, State: service.Running},
+		"log_disk_full":  {Kind: service.NoticeState, Reason: "log_disk_full", State: service.Running},
 		"unrecorded":     {Kind: service.NoticeState, Reason: "unrecorded", State: service.Running},
 		"crashed":        {Kind: service.NoticeState, State: service.Crashed},
 		"oom-killed":     {Kind: service.NoticeExit, Exit: &service.ExitRecord{Verdict: service.VerdictHostOOM}},

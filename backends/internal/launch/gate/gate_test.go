@@ -95,6 +95,17 @@ func TestMessagesOfAShim(t *testing.T) {
 	require.False(t, ok)
 }
 
+func TestTroubleArrivesAsItWasSaid(t *testing.T) {
+	said := Trouble{Whose: "web 1", Block: true, Errno: syscall.ENOSPC, Bytes: 1<<64 - 1, Lines: 1 << 40, Began: 7, Ended: 1 << 62}
+	got, ok := DecodeTrouble(said.Encode())
+	require.True(t, ok)
+	require.Equal(t, said, got)
+	for _, message := range [][]byte{nil, {SayTrouble}, said.Encode()[:troubleSize-1], append(said.Encode(), make([]byte, MaxWhose)...)} {
+		_, ok := DecodeTrouble(message)
+		require.False(t, ok)
+	}
+}
+
 func TestTicksAreFoundBehindAnyName(t *testing.T) {
 	text, err := os.ReadFile("/proc/self/stat")
 	require.NoError(t, err)
