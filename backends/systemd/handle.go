@@ -99,7 +99,8 @@ func (h *handle) jobBegan(job dbus.ObjectPath) {
 }
 
 // jobEnded takes news of the end of a job. One that the main process lives
-// through was none that stops it.
+// through was none that stops it; of one whose end is heard after that of the process
+// nobody can tell.
 func (h *handle) jobEnded(job dbus.ObjectPath) {
 	if h == nil || !h.main.Lives() {
 		return

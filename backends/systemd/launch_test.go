@@ -210,6 +210,7 @@ func TestNotStoppedBySomebodyElse(t *testing.T) {
 			"killed by systemctl": func(h *handle) { systemctl(t, "kill", "--signal=KILL", h.ref.Unit); waitExit(t, h) },
 			"started by systemctl, to which it answers that it runs": func(h *handle) {
 				systemctl(t, "start", h.ref.Unit)
+				eventually(t, func() bool { h.mu.Lock(); defer h.mu.Unlock(); return h.foreign == "" }, "that it has ended is not heard")
 				require.NoError(t, h.Signal(within(t), syscall.SIGTERM))
 				waitExit(t, h)
 			},
