@@ -76,13 +76,26 @@ func (j Journal) Connect(identifier, unit, mark string) (fd int, err error) {
 		}
 		header = header[n:]
 	}
+	// The service waits as long as it takes.
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("unbound the waiting for journald: %w", err)
+	}
 	return fd, nil
 }
 
+// patience is how long a journald that is there and hangs may keep a launch waiting.
+var patience = unix.Timeval{Sec: 5}
+
+// dial connects; until the descriptor is somebody else's, nothing waits on it for ever.
 func (j Journal) dial() (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("make a socket: %w", err)
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("bound the waiting for journald: %w", err)
 	}
 	for {
 		err = unix.Connect(fd, &unix.SockaddrUnix{Name: j.Stdout})
@@ -92,6 +105,9 @@ func (j Journal) dial() (int, error) {
 	}
 	if err == nil {
 		err = unix.Shutdown(fd, unix.SHUT_RD)
+	}
+	if err == unix.EAGAIN { // nobody takes up those that wait already
+		err = unix.ETIMEDOUT
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -266,6 +266,29 @@ func TestConnect(t *testing.T) {
 	require.NoError(t, j.Reachable())
 }
 
+// A journald that takes up nobody, because it hangs, holds no launch up for ever; and
+// the service that has its connection waits as long as it takes.
+func TestAJournaldThatHangs(t *testing.T) {
+	was := patience
+	patience = unix.NsecToTimeval((100 * time.Millisecond).Nanoseconds())
+	defer func() { patience = was }()
+	j := Journal{Stdout: filepath.Join(t.TempDir(), "stdout")}
+	l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(l)
+	require.NoError(t, unix.Bind(l, &unix.SockaddrUnix{Name: j.Stdout}))
+	require.NoError(t, unix.Listen(l, 0)) // one may wait
+	fd, err := j.Connect("web", "", "web begins")
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	bound, err := unix.GetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO)
+	require.NoError(t, err)
+	require.Equal(t, &unix.Timeval{}, bound)
+	_, err = j.Connect("db", "", "db begins")
+	require.ErrorIs(t, err, unix.ETIMEDOUT)
+	require.ErrorIs(t, j.Reachable(), unix.ETIMEDOUT)
+}
+
 func TestSync(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "varlink")
 	j := Journal{Varlink: socket}
