@@ -245,7 +245,7 @@ func (c *crowd) allLines() (all int) {
 	c.t.Helper()
 	for _, name := range c.talkers {
 		byGRPC{c.world}.stop(name)
-		lines := strings.Split(strings.TrimSuffix(c.mustCLI("logs", name, "-n", "1000000"), "\n"), "\n")
+		lines := strings.Split(strings.TrimSuffix(c.mustCLI("--timeout", patience.String(), "logs", name, "-n", "1000000"), "\n"), "\n")
 		for i, line := range lines[:len(lines)-1] {
 			if want := fmt.Sprintf("%0199d", i+1); line != want {
 				require.Equal(c.t, want, line, "of %d lines of %s", len(lines), name)
