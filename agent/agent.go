@@ -112,7 +112,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
 		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
-		outputs: outputs{turns: make(chan struct{}, lastLineTurns)},
+		outputs: outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {

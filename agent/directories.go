@@ -14,10 +14,16 @@ import (
 )
 
 // retakeDirs makes and takes those directories anew that somebody has removed under us.
+// What was in those that could be is written anew, also when others can not.
 func (a *Agent) retakeDirs() error {
 	a.losing.Lock()
 	defer a.losing.Unlock()
 	lost := false
+	defer func() {
+		if lost {
+			a.background.Go(a.writeAnew)
+		}
+	}()
 	asAtTheStart := func() error { return nil } // lock makes it
 	for _, d := range []struct {
 		lock string
@@ -38,9 +44,6 @@ func (a *Agent) retakeDirs() error {
 			return err
 		}
 		lost = true
-	}
-	if lost {
-		a.background.Go(a.writeAnew)
 	}
 	return nil
 }
@@ -67,7 +70,13 @@ func (a *Agent) writeAnew() {
 			a.unburied[name] = true
 		}
 	}
+	undefined := slices.DeleteFunc(slices.Collect(maps.Keys(a.wanted)), func(name service.Name) bool { return a.definitions[name] != nil })
 	a.mu.Unlock()
+	for _, name := range undefined { // whose definition can not be read just now, say
+		if err := a.rewrite(name, true, func(*skirnir.Wanted) {}); err != nil {
+			a.cfg.Log.Error("cannot write anew what is wanted of a service", "service", name, "error", err)
+		}
+	}
 	for _, name := range names {
 		if all := a.Outputs(name); len(all) > 0 {
 			a.written(name, a.saveOutputs(name, all))

@@ -47,7 +47,7 @@ func (k keeper) Record(r thjalfi.Record) error {
 	}
 	var late error
 	if err == nil {
-		late = errors.Join(k.noteLatest(r), k.saveLateExits(r.Name))
+		late = errors.Join(k.noteLatest(r), k.saveLateExits(r.Name), k.saveLateOutputs(r.Name))
 	}
 	k.written(r.Name, errors.Join(err, late))
 	if err != nil {

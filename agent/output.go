@@ -23,11 +23,12 @@ import (
 // outputs are where the output of services went: what is known of streams to the
 // journal. A service that never had one has no entry.
 type outputs struct {
-	mu     sync.Mutex
-	of     map[service.Name][]service.Output // oldest first
-	asking bool                              // what streams are called; see learn
-	fresh  bool                              // there are some that were not asked for yet
-	turns  chan struct{}                     // full while as many last lines are read as may be at once
+	mu      sync.Mutex
+	of      map[service.Name][]service.Output // oldest first
+	asking  bool                              // what streams are called; see learn
+	fresh   bool                              // there are some that were not asked for yet
+	unsaved map[service.Name]bool             // those that are not on disk as they are
+	turns   chan struct{}                     // full while as many last lines are read as may be at once
 
 	probing sync.Mutex
 	probed  time.Time // when the journal was last tried
@@ -63,10 +64,7 @@ func (a *Agent) outlet(l *service.Launch, ref service.Ref) (logFrom int64, err e
 		a.keepLog(&l.Spec)
 	}
 	logFrom = a.logEnd(l.Name)
-	err = a.noteOutput(l.Name, service.Output{Incarnation: l.Incarnation, Began: time.Now(), LogFrom: logFrom, Stream: l.Stream})
-	if err != nil {
-		return 0, noRoom(l.Name, err)
-	}
+	a.noteOutput(l.Name, service.Output{Incarnation: l.Incarnation, Began: time.Now(), LogFrom: logFrom, Stream: l.Stream})
 	a.registry.Revise(l.Name, func(s *service.Status) skirnir.News {
 		s.Log = shown
 		return skirnir.News{Silent: true}
@@ -132,13 +130,15 @@ func (a *Agent) keepLog(spec *service.Spec) {
 
 // takeUpOutput sees to the output of an incarnation that an earlier agent launched,
 // and tells where it goes.
-func (a *Agent) takeUpOutput(spec *service.Spec, incarnation uint64) string {
+func (a *Agent) takeUpOutput(spec *service.Spec, incarnation uint64, logFrom int64) string {
 	switch {
 	case !a.streamOf(spec.Name, incarnation).IsZero():
 		return service.LogJournal.String()
 	case spec.Log == service.LogNull || spec.Log == service.LogJournal:
 		return spec.Log.String()
 	}
+	// An agent of an earlier version does not record that it goes into the file again.
+	a.noteOutput(spec.Name, service.Output{Incarnation: incarnation, Began: time.Now(), LogFrom: logFrom})
 	a.keepLog(spec)
 	return a.logPath(spec.Name)
 }
@@ -154,37 +154,51 @@ func (a *Agent) logEnd(name service.Name) int64 {
 	return end
 }
 
-// noteOutput keeps where an output goes, if the journal is in it.
-func (a *Agent) noteOutput(name service.Name, o service.Output) error {
+// noteOutput keeps where an output goes, if the journal is in it. No launch fails
+// because that can not be written: it is with the next record, and until then the
+// doctor tells.
+func (a *Agent) noteOutput(name service.Name, o service.Output) {
 	a.writing.Lock()
 	defer a.writing.Unlock()
 	kept := a.Outputs(name)
 	if o.Stream.IsZero() && (len(kept) == 0 || kept[len(kept)-1].Stream.IsZero()) {
-		return nil // it goes on in the file
+		return // it goes on in the file
 	}
 	if n := len(kept) - 1; n >= 0 && !o.Stream.IsZero() && kept[n].Incarnation == o.Incarnation && kept[n].Stream.BootID == o.Stream.BootID {
 		kept = kept[:n] // of an attempt that was not begun
 	}
-	kept = append(kept, o)
-	if err := a.saveOutputs(name, kept); err != nil {
-		return err
+	if err := a.saveOutputs(name, append(kept, o)); err != nil {
+		a.written(name, err)
 	}
 	if !o.Stream.IsZero() {
 		a.learn()
 	}
-	return nil
 }
 
-// saveOutputs writes and keeps them. The caller holds writing.
+// saveOutputs keeps and writes them. The caller holds writing.
 func (a *Agent) saveOutputs(name service.Name, all []service.Output) error {
 	all = all[max(0, len(all)-skirnir.KeptOutputs):]
-	if err := a.store.SaveOutputs(name, all); err != nil {
-		return err
-	}
+	err := a.store.SaveOutputs(name, all)
 	a.outputs.mu.Lock()
 	defer a.outputs.mu.Unlock()
 	a.outputs.of[name] = all
-	return nil
+	if a.outputs.unsaved[name] = err != nil; err == nil {
+		delete(a.outputs.unsaved, name)
+	}
+	return err
+}
+
+// saveLateOutputs writes outputs that could not be written when they began.
+func (a *Agent) saveLateOutputs(name service.Name) error {
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	a.outputs.mu.Lock()
+	late := a.outputs.unsaved[name]
+	a.outputs.mu.Unlock()
+	if !late {
+		return nil
+	}
+	return a.saveOutputs(name, a.Outputs(name))
 }
 
 // Outputs is what is known of where the output of a service went, oldest first. It
@@ -199,6 +213,7 @@ func (a *Agent) forgetOutputs(name service.Name) {
 	a.outputs.mu.Lock()
 	defer a.outputs.mu.Unlock()
 	delete(a.outputs.of, name)
+	delete(a.outputs.unsaved, name)
 }
 
 // streamOf is the stream of an incarnation, zero if it has none that is known.
@@ -335,7 +350,7 @@ const (
 )
 
 // lastLines are those of an incarnation. An output that can not be read has none:
-// an exit record is not held up for it.
+// an exit record waits for it for lastLineTime at most, whoever else does.
 func (a *Agent) lastLines(spec *service.Spec, incarnation uint64, logFrom int64) []string {
 	var lines [][]byte
 	var err error
@@ -362,10 +377,14 @@ func (a *Agent) lastLines(spec *service.Spec, incarnation uint64, logFrom int64)
 
 // lastOfStream reads the end of what an incarnation wrote into the journal.
 func (a *Agent) lastOfStream(name service.Name, incarnation uint64) (lines [][]byte, err error) {
-	a.outputs.turns <- struct{}{}
-	defer func() { <-a.outputs.turns }()
 	ctx, cancel := context.WithTimeout(context.Background(), lastLineTime)
 	defer cancel()
+	select {
+	case a.outputs.turns <- struct{}{}:
+		defer func() { <-a.outputs.turns }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("others wait for the journal: %w", ctx.Err())
+	}
 	if _, err := a.FindOutputs(ctx, name); err != nil {
 		return nil, err
 	}

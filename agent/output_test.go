@@ -45,7 +45,7 @@ func TestOutputOfAttempts(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web)
 		note := func(incarnation uint64, boot, mark string) {
-			require.NoError(t, h.noteOutput(web, service.Output{Incarnation: incarnation, Stream: service.Stream{Mark: mark, BootID: boot}}))
+			h.noteOutput(web, service.Output{Incarnation: incarnation, Stream: service.Stream{Mark: mark, BootID: boot}})
 		}
 		note(1, "former", "a")
 		note(1, "now", "b")
@@ -57,6 +57,41 @@ func TestOutputOfAttempts(t *testing.T) {
 			marks = append(marks, o.Stream.Mark)
 		}
 		require.Equal(t, []string{"a", "b", "e"}, marks)
+	})
+}
+
+// That it can not be written where output goes is no reason not to launch: it is
+// written when that can be, and the doctor tells until then.
+func TestOutputsThatCanNotBeWritten(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.block("state/outputs/web.json")
+		h.noteOutput(web, service.Output{Incarnation: 7, Stream: service.Stream{Mark: "a", BootID: "now"}})
+		require.Len(t, h.Outputs(web), 1)
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "records can not be written in "+h.path("state/outputs"))
+		h.unblock("state/outputs/web.json")
+		require.Empty(t, h.doctor())
+		h.reopen()
+		require.Equal(t, "a", h.Outputs(web)[0].Stream.Mark)
+	})
+}
+
+// What an agent of an earlier version launched into the file, which does not record
+// that, is read from the file.
+func TestOutputOfAnEarlierVersion(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"log": "file"`)
+		h.start(web)
+		h.noteOutput(web, service.Output{Incarnation: 0, Stream: service.Stream{Mark: "a", BootID: "now"}})
+		h.reopen()
+		outputs := h.Outputs(web)
+		require.Len(t, outputs, 2)
+		require.True(t, outputs[1].Stream.IsZero())
+		require.EqualValues(t, 1, outputs[1].Incarnation)
+		h.reopen()
+		require.Len(t, h.Outputs(web), 2)
 	})
 }
 

@@ -185,7 +185,7 @@ func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.St
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor
 		if status.Machine = r.Machine; r.Machine.State.Alive() {
-			status.Log = a.takeUpOutput(&r.Spec, r.Machine.Incarnation)
+			status.Log = a.takeUpOutput(&r.Spec, r.Machine.Incarnation, r.LogFrom)
 			status.Machine.State = service.Adopting
 		}
 		status.Warnings = r.Spec.Warnings

@@ -31,6 +31,9 @@ type part struct {
 func partsOf(outputs []service.Output) (parts []part) {
 	from := int64(0) // of what comes next in the file
 	for _, o := range outputs {
+		if o.LogFrom < from { // the file was lost, and another begun
+			parts, from = slices.DeleteFunc(parts, func(p part) bool { return len(p.streams) == 0 }), o.LogFrom
+		}
 		if o.Stream.IsZero() {
 			continue
 		}

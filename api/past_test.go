@@ -53,6 +53,7 @@ func TestPartsOf(t *testing.T) {
 		"the file, then":           {[]service.Output{stream(0, 9)}, []part{{upto: 9, until: at(0)}, {streams: streams("a")}}},
 		"the journal, then":        {[]service.Output{stream(0, 0), file(1, 0)}, []part{{streams: streams("a")}, {}}},
 		"to and fro":               {[]service.Output{stream(0, 9), file(1, 9), stream(2, 12), stream(3, 12), file(4, 12)}, []part{{upto: 9, until: at(0)}, {streams: streams("a")}, {from: 9, upto: 12, until: at(2)}, {streams: streams("c", "d")}, {from: 12}}},
+		"the file was lost":        {[]service.Output{stream(0, 9), file(1, 0), stream(2, 4)}, []part{{streams: streams("a")}, {upto: 4, until: at(2)}, {streams: streams("c")}}},
 		"nothing came of the file": {[]service.Output{stream(0, 9), file(1, 9), stream(2, 9)}, []part{{upto: 9, until: at(0)}, {streams: streams("a", "c")}}},
 	} {
 		t.Run(name, func(t *testing.T) { require.Equal(t, c.want, partsOf(c.outputs)) })

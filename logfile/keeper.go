@@ -32,6 +32,7 @@ const (
 // all of them; it sleeps while nobody writes.
 type Keeper struct {
 	dir     string
+	was     os.FileInfo // of dir, when it was last made
 	log     *slog.Logger
 	began   time.Time
 	inotify *os.File
@@ -85,24 +86,35 @@ func Open(dir string, log *slog.Logger) (*Keeper, error) {
 		dir: dir, log: log, began: time.Now(), inotify: inotify, conn: conn, done: make(chan struct{}),
 		files: map[string]weak.Pointer[File]{}, kept: map[string]*entry{}, watched: map[int]*entry{},
 	}
+	if k.was, err = os.Stat(dir); err != nil {
+		inotify.Close()
+		return nil, fmt.Errorf("cannot look at the log directory: %w", err)
+	}
 	go k.run()
 	return k, nil
 }
 
 // MakeDir makes a directory anew that somebody has removed, and keeps it. What was in
-// the one that has gone is not there either.
+// the one that has gone is not there either. One that is there is left as it is.
 func (k *Keeper) MakeDir() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err := os.MkdirAll(k.dir, 0o750); err != nil {
+		return fmt.Errorf("cannot make the log directory: %w", err)
+	}
+	now, err := os.Stat(k.dir)
+	if err != nil {
+		return fmt.Errorf("cannot look at the log directory: %w", err)
+	}
+	if os.SameFile(now, k.was) {
+		return nil
+	}
+	k.was = now
 	for _, held := range k.files {
 		if file := held.Value(); file != nil {
 			file.unload()
 		}
 	}
-	if err := os.MkdirAll(k.dir, 0o750); err != nil {
-		return fmt.Errorf("cannot make the log directory: %w", err)
-	}
-	var err error
 	if ctl := k.conn.Control(func(fd uintptr) { err = watchDir(int(fd), k.dir) }); ctl != nil {
 		return ctl
 	}

@@ -284,7 +284,11 @@ func (s *Store) write(path string, data []byte) error {
 		f, err = s.open(path, flags)
 	}
 	if errors.Is(err, fs.ErrNotExist) { // somebody has removed our directory
-		if err := errors.Join(s.again(), s.makeDirs()); err != nil {
+		// In this order: what was not taken is nothing to write into.
+		if err := s.again(); err != nil {
+			return err
+		}
+		if err := s.makeDirs(); err != nil {
 			return err
 		}
 		f, err = s.open(path, flags)

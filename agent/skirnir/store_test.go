@@ -256,3 +256,19 @@ func TestAFailedWriteIsTold(t *testing.T) {
 	require.NoError(t, os.WriteFile(dir, nil, 0o600))
 	require.ErrorContains(t, s.SaveWanted(web), dir)
 }
+
+// Where the directories can not be taken again, nothing is written, however often it is
+// tried.
+func TestDirectoriesThatAreNotOurs(t *testing.T) {
+	dir, asked := t.TempDir(), 0
+	state := filepath.Join(dir, "state")
+	notOurs := errors.New("it is another agent's")
+	s, err := OpenStore(state, filepath.Join(dir, "run"), func() error { asked++; return notOurs })
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(state))
+	for range 3 {
+		require.ErrorIs(t, s.SaveWanted(Wanted{Name: service.MustName("web")}), notOurs)
+		require.NoDirExists(t, state)
+	}
+	require.Equal(t, 3, asked)
+}

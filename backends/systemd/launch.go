@@ -32,9 +32,14 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	if err != nil {
 		return nil, err
 	}
-	h, err := b.try(ctx, l, limits, identify)
+	output, err := launch.OpenOutput(l)
+	if err != nil {
+		return nil, err
+	}
+	defer output.Close()
+	h, err := b.try(ctx, l, output, limits, identify)
 	if errors.Is(err, errLetGo) {
-		h, err = b.try(ctx, l, limits, identify)
+		h, err = b.try(ctx, l, output, limits, identify)
 	}
 	if err != nil {
 		return nil, failure(op, l.Name, err)
@@ -43,14 +48,14 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 }
 
 // try launches l, or leaves nothing.
-func (b *Backend) try(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) (*handle, error) {
+func (b *Backend) try(ctx context.Context, l service.Launch, output *launch.Output, limits service.Limits, identify func(service.Ref) error) (*handle, error) {
 	a := b.newAttempt(l, limits)
 	if err := a.begin(ctx); err != nil {
 		return nil, err
 	}
 	ctx, cancel := bounded(ctx) // a turn may be long in coming, and no call has been made yet
 	defer cancel()
-	h, err := b.launch(ctx, a, l, limits, identify)
+	h, err := b.launch(ctx, a, l, output, limits, identify)
 	if err != nil {
 		a.undo(ctx)
 		return nil, err
@@ -84,13 +89,13 @@ func (b *Backend) newAttempt(l service.Launch, limits service.Limits) *attempt {
 	}
 }
 
-func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, limits service.Limits,
+func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, output *launch.Output, limits service.Limits,
 	identify func(service.Ref) error,
 ) (_ *handle, err error) {
 	if err := b.refuseInstances(l.Name); err != nil {
 		return nil, err
 	}
-	a.child, err = launch.Start(ctx, b.watcher, launch.Request{Launch: l, CgroupFD: -1, Shim: b.shim})
+	a.child, err = launch.Start(ctx, b.watcher, launch.Request{Launch: l, CgroupFD: -1, Shim: b.shim, Output: output})
 	if err != nil {
 		return nil, err
 	}

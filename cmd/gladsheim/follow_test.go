@@ -181,12 +181,39 @@ func TestWhereALogIsResumed(t *testing.T) {
 		"nobody knows":               {"", &gladsheimv1.TailRequest{Lines: &none}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &printer{last: c.last}
+			p := &printer{last: c.last, began: c.last != ""}
 			require.Equal(t, c.want != nil, p.resume(c.asked))
 			if c.want != nil {
 				require.True(t, proto.Equal(c.want, c.asked), "%v", c.asked)
 			}
 		})
+	}
+}
+
+// What was shown of a line whose end is still to come is not shown again.
+func TestALogIsResumedAmidALine(t *testing.T) {
+	var out, errs strings.Builder
+	for how, machine := range map[string]string{"plain": "table", "jsonl": "jsonl"} {
+		out.Reset()
+		p := &printer{app: &app{surroundings: surroundings{out: &out, err: &errs}, format: machine}, name: "web", whole: machine == "table"}
+		say := func(text string, cut bool, position string) {
+			require.NoError(t, p.show(&gladsheimv1.LogLine{Line: []byte(text), Truncated: cut, Position: position}), how)
+		}
+		say("before", false, "file:7")
+		say("aaaa", true, "")
+		say("bbbb", true, "")
+		req := &gladsheimv1.TailRequest{}
+		require.True(t, p.resume(req))
+		require.Equal(t, "file:7", req.After)
+		say("aaaa", true, "")
+		say("bbbb", true, "")
+		say("cc", false, "file:18")
+		say("after", false, "file:24")
+		if machine == "table" {
+			require.Equal(t, "before\naaaabbbbcc\nafter\n", out.String())
+		} else {
+			require.Equal(t, 5, strings.Count(out.String(), "\n"), out.String())
+		}
 	}
 }
 

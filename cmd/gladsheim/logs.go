@@ -137,15 +137,21 @@ type printer struct {
 	prefix string
 	whole  bool   // pieces of a line are put together
 	amid   bool   // a piece was shown, and its line goes on
+	began  bool   // something was shown
+	shown  int    // bytes of the line that a piece was shown of
+	skip   int    // of those, how many are told once more, since it was resumed
 	last   string // position of the last line that was shown; empty before the first
 }
 
 // resume makes a request one for all that was not shown yet, and tells whether that
 // can be said.
 func (p *printer) resume(req *gladsheimv1.TailRequest) bool {
-	if p.last == "" && req.Lines != nil && req.GetLines() == 0 {
+	if p.last == "" && (p.began || req.Lines != nil && req.GetLines() == 0) {
+		none := uint32(0)
+		req.Lines, req.SinceUnixMs = &none, 0
 		return false
 	}
+	p.skip = p.shown
 	if p.last != "" { // else there was nothing to be shown, and all that is there is new
 		req.After, req.SinceUnixMs = p.last, 0
 	}
@@ -155,7 +161,17 @@ func (p *printer) resume(req *gladsheimv1.TailRequest) bool {
 }
 
 func (p *printer) show(l *gladsheimv1.LogLine) error {
-	p.last = cmp.Or(l.GetPosition(), p.last)
+	p.last, p.began = cmp.Or(l.GetPosition(), p.last), true
+	if l.GetDropped() == 0 {
+		again := min(p.skip, len(l.GetLine()))
+		if p.skip -= again; again > 0 && again == len(l.GetLine()) && l.GetTruncated() {
+			return nil
+		}
+		l.Line = l.GetLine()[again:]
+		if p.shown += len(l.Line); !l.GetTruncated() {
+			p.shown = 0
+		}
+	}
 	if p.machine() {
 		return p.printNamed(p.name, l)
 	}

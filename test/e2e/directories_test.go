@@ -94,7 +94,11 @@ func TestNoRoom(t *testing.T) {
 			w.leave(syscall.SIGTERM)
 			fill, free := w.full(dir)
 			w.begin()
-			always := fields{"log": "file", "restart": fields{"policy": "always", "backoff": "100ms"}}
+			sink := "auto" // the journal, where there is one
+			if dir == "log" {
+				sink = "file"
+			}
+			always := fields{"log": sink, "restart": fields{"policy": "always", "backoff": "100ms"}}
 			for _, name := range []string{"web", "idle", "stopped"} {
 				w.register(workload(t, name, name, "sleep").with(always))
 			}

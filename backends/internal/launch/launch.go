@@ -30,9 +30,10 @@ const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // Request is one child to be made.
 type Request struct {
 	Launch   service.Launch
-	CgroupFD int    // an open cgroup directory: the child is born inside (CLONE_INTO_CGROUP, clone(2)); -1: none
-	Brand    uint64 // hard RLIMIT_RTTIME in microseconds, which every descendant inherits; the soft one is Self; 0: none
-	Shim     *Shim  // whose child it is to be; nil: ours
+	CgroupFD int     // an open cgroup directory: the child is born inside (CLONE_INTO_CGROUP, clone(2)); -1: none
+	Brand    uint64  // hard RLIMIT_RTTIME in microseconds, which every descendant inherits; the soft one is Self; 0: none
+	Shim     *Shim   // whose child it is to be; nil: ours
+	Output   *Output // stays the caller's; nil: what Launch says is opened
 
 	files []int  // descriptors 4 and so on of the shim, if it is that
 	fault faults // nil but in tests
@@ -117,11 +118,15 @@ func start(ctx context.Context, w *watch.Watcher, req Request, plan gate.Plan) (
 		return nil, &service.Error{Op: "start", Service: name, Kind: service.Internal,
 			Err: fmt.Errorf("log_full is %s, and there is no shim", req.Launch.Spec.LogFull)}
 	}
-	output, err := openOutput(req.fault, req.Launch)
-	if err != nil {
-		return nil, resourceFailure(name, err)
+	var output sinks
+	if req.Output != nil {
+		output = req.Output.sinks
+	} else {
+		if output, err = openOutput(req.fault, req.Launch); err != nil {
+			return nil, resourceFailure(name, err)
+		}
+		defer output.close()
 	}
-	defer output.close()
 	if err := failpoint.Hit(failpoint.S4LogOpen); err != nil {
 		return nil, resourceFailure(name, err)
 	}

@@ -12,6 +12,22 @@ import (
 	"github.com/gladsheim/gladsheim/journal"
 )
 
+// Output is where the output of a launch goes. A launch that is tried twice has one,
+// for a stream to the journal is told by the one mark that it begins with.
+type Output struct{ sinks }
+
+// OpenOutput opens what l says. An error is a *service.Error of Kind Unlaunchable.
+func OpenOutput(l service.Launch) (*Output, error) {
+	s, err := openOutput(nil, l)
+	if err != nil {
+		return nil, resourceFailure(l.Name, err)
+	}
+	return &Output{s}, nil
+}
+
+// Close lets go of it; services that have it keep it.
+func (o *Output) Close() { o.close() }
+
 // sinks are descriptors 0, and 1 and 2, of a child; unless pour is gate.PourNot, out
 // is the log that the shim pours a pipe into instead.
 type sinks struct {

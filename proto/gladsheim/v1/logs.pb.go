@@ -40,6 +40,7 @@ type TailRequest struct {
 	Grep string `protobuf:"bytes,5,opt,name=grep,proto3" json:"grep,omitempty"`
 	// Begin behind the line that had this position, which may come from an earlier
 	// stream, of an earlier agent too: all that comes next, or of that the last lines.
+	// What journald has removed meanwhile is not told to be missing.
 	After         string `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

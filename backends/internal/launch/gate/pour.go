@@ -31,9 +31,12 @@ type pourer struct {
 	epoll, timer int
 	telling      sync.Mutex // held while news are taken and told
 
+	door  sync.Mutex // held while nothing waits, so that a disk that hangs holds up no launch
+	fresh []*stream  // that are no streams yet
+	last  int32      // number of a stream
+
 	mu      sync.Mutex // held while the disk writes
 	streams []*stream  // the oldest first
-	last    int32      // number of a stream
 	pause   int64      // until what failed is tried again; 0: nothing has
 	news    []news
 	buffer  [pourSize]byte
@@ -98,7 +101,7 @@ func (p *pourer) run(tell func()) {
 	var ready [16]syscall.EpollEvent
 	for {
 		n, _ := syscall.EpollWait(p.epoll, ready[:], -1)
-		p.mu.Lock()
+		p.enter()
 		for i := range max(n, 0) {
 			if ready[i].Fd == wakeToken {
 				p.ring()
@@ -109,6 +112,14 @@ func (p *pourer) run(tell func()) {
 		p.mu.Unlock()
 		tell()
 	}
+}
+
+// enter takes mu, and the streams that have come.
+func (p *pourer) enter() {
+	p.mu.Lock()
+	p.door.Lock()
+	defer p.door.Unlock()
+	p.streams, p.fresh = append(p.streams, p.fresh...), nil
 }
 
 // find gives the stream of a number, nil if it is no more. They are in the order of
@@ -137,14 +148,14 @@ func (p *pourer) add(in, out int, whose string, policy byte) (*stream, error) {
 	if err := syscall.SetNonblock(in, true); err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.door.Lock()
+	defer p.door.Unlock()
 	p.last++
 	s.number = p.last
 	if err := p.listen(s); err != nil {
 		return nil, err
 	}
-	p.streams = append(p.streams, s)
+	p.fresh = append(p.fresh, s)
 	return s, nil
 }
 
@@ -161,7 +172,7 @@ func (p *pourer) deafen(s *stream) {
 
 // drain pours what is in a pipe now.
 func (p *pourer) drain(s *stream) {
-	p.mu.Lock()
+	p.enter()
 	defer p.mu.Unlock()
 	var there int32
 	if s.in < 0 {
