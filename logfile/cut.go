@@ -47,7 +47,7 @@ func (f *File) cut(live *os.File, size int64, drop bool) (int64, error) {
 		return 0, err
 	}
 	block := fsys.Bsize
-	from, err := f.holeOf(live)
+	start, from, err := f.front(live)
 	if err != nil {
 		return 0, err
 	}
@@ -59,7 +59,7 @@ func (f *File) cut(live *os.File, size int64, drop bool) (int64, error) {
 	if upto <= from {
 		return 0, nil
 	}
-	start, length := f.start, upto-from
+	length := upto - from
 	if drop {
 		start, length = start+length, 0
 	}
@@ -75,6 +75,9 @@ func (f *File) cut(live *os.File, size int64, drop bool) (int64, error) {
 	err = copyFront(live, info, temporary, from, length, block)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err == nil {
+		err = f.named(info)
+	}
 	punched := false
 	if drop && errors.Is(err, unix.ENOSPC) { // what goes makes room to note that it went
 		if err = punch(live, from, upto-from); err == nil {
@@ -101,16 +104,27 @@ func (f *File) cut(live *os.File, size int64, drop bool) (int64, error) {
 	return upto - from, nil
 }
 
-// holeOf is where in the live file its bytes begin. A file that is not the one it
-// was, since somebody has moved that away, begins at its front.
-func (f *File) holeOf(live *os.File) (int64, error) {
+// front is the offset of the first byte of the live file, and where in the file that
+// is. A file that is not the one it was, since somebody has moved that away, begins at
+// its front.
+func (f *File) front(live *os.File) (start, hole int64, err error) {
 	found, err := leadingHole(live)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if found < f.hole {
 		f.hole = 0
 	}
-	return f.hole, err
+	return f.start, f.hole, err
+}
+
+// named says whether a file has the name of the live file still, or else why not: it
+// was removed, and what is found from now on has nothing to do with it.
+func (f *File) named(live fs.FileInfo) error {
+	now, err := os.Lstat(f.path)
+	if err == nil && !os.SameFile(now, live) {
+		err = fmt.Errorf("%s was replaced while it was cut", f.path)
+	}
+	return err
 }
 
 // copyFront copies length bytes of live from an offset on into a new file, which
