@@ -129,6 +129,20 @@ var tcpPort = port(15060)
 
 // begin starts the daemon and waits until it answers.
 func (w *world) begin() {
+	w.t.Helper()
+	w.launch()
+	w.ready()
+}
+
+// ready waits until the daemon answers.
+func (w *world) ready() {
+	w.t.Helper()
+	_, err := gladsheimv1.NewHostServiceClient(w.conn).GetHost(contextFor(w.t), &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
+	require.NoError(w.t, err, w.daemonLog())
+}
+
+// launch starts the daemon.
+func (w *world) launch() {
 	w.daemon = exec.Command(w.program, w.flags()...)
 	w.daemon.Stdout, w.daemon.Stderr = w.log, w.log
 	// It must outlive nobody and take no signal meant for the tests.
@@ -140,8 +154,6 @@ func (w *world) begin() {
 	w.conn, err = grpc.NewClient("unix://"+w.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: patience, Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, MaxDelay: 100 * time.Millisecond, Multiplier: 1.5}}))
 	require.NoError(w.t, err)
-	_, err = gladsheimv1.NewHostServiceClient(w.conn).GetHost(contextFor(w.t), &gladsheimv1.GetHostRequest{}, grpc.WaitForReady(true))
-	require.NoError(w.t, err, w.daemonLog())
 }
 
 func (w *world) daemonLog() string {

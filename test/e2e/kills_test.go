@@ -1,10 +1,10 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -23,10 +24,11 @@ import (
 
 // TestKillsAtRandom: the agent is killed at random moments while callers start and
 // stop some services as fast as they can, others just run, others number the lines
-// that they write, and others end while it is dead. After each kill the next agent
-// takes up what there is, and the auditor finds nothing: none of those that run was
-// lost, none lives twice, every acknowledged start and stop holds. Every end has its
-// exact code or signal, no event is missing, and in the end no line is.
+// that they write, and others end while it is dead. It dies up to eight times in a row,
+// while it takes up what there is as well as later. Then the auditor finds nothing:
+// none of those that run was lost, none lives twice, every acknowledged start and stop
+// holds. Every end has its exact code or signal, no event is missing, and in the end
+// no line is.
 func TestKillsAtRandom(t *testing.T) {
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
@@ -37,17 +39,22 @@ func TestKillsAtRandom(t *testing.T) {
 			w := newWorld(t)
 			c := w.crowd(mode, many, times)
 			began := time.Now()
-			for n := range times {
-				c.kill(fmt.Sprintf("kill %d", n))
-				if n := n + 1; n%50 == 0 || n == times {
+			for told := 0; c.kills < times; {
+				c.row(min(1+rand.IntN(inRow), times-c.kills))
+				if c.kills/50 > told || c.kills == times {
+					told = c.kills / 50
 					t.Logf("%d kills in %v, %d services, 0 lost, 0 doubled; %d starts and stops acknowledged; all of %d ends in the absence known; %d events without a hole",
-						n, time.Since(began).Round(time.Second), many, c.acks, c.ends, c.events)
+						c.kills, time.Since(began).Round(time.Second), many, c.acks, c.ends, c.events)
 				}
 			}
 			t.Logf("all of %d lines", c.allLines())
 		})
 	}
 }
+
+// inRow is how often the agent is killed at most before the auditor looks, which takes
+// as long as some kills do.
+const inRow = 8
 
 // kills is how often the agent is killed, and amid how many services:
 // GLADSHEIM_TEST_KILLS times amid a hundred, if that is set.
@@ -57,21 +64,24 @@ func kills(t *testing.T) (times, services int) {
 		require.NoError(t, err)
 		return n, 100
 	}
-	if soak {
+	switch host := os.Getenv("GLADSHEIM_TEST_HOST"); {
+	case soak:
+		return 1000, 100
+	case host == "systemd-new":
 		return 200, 100
+	case host == "bare": // which is not emulated
+		return 100, 100
 	}
-	if os.Getenv("GLADSHEIM_TEST_HOST") == "bare" { // which is not emulated
-		return 25, 100
-	}
-	return 5, 20
+	return 16, 20
 }
 
 // crowd is what lives while the agent is killed.
 type crowd struct {
 	*audited
 	talkers, busy, mortals []string
-	deaths                 int    // how many mortals end with each kill
+	deaths                 int    // how many mortals end in each row
 	token                  uint64 // of the latest event
+	kills                  int    // so far, and what they left whole:
 	acks, ends, events     int
 }
 
@@ -101,7 +111,7 @@ func (w *world) crowd(mode string, many, times int) *crowd {
 		require.NoError(w.t, unix.Mkfifo(w.path(name), 0o600))
 		return fields{"exec": []string{"/bin/sh", "-c", "read code <" + w.path(name) + "; exit $code"}, "log": "null", "restart": fields{"policy": "never"}}
 	})
-	c.deaths = min(1+len(fates)/times, len(c.mortals))
+	c.deaths = min(1+len(fates)*inRow/2/times, len(c.mortals))
 	for _, name := range c.talkers {
 		byGRPC{w}.start(name)
 	}
@@ -109,38 +119,61 @@ func (w *world) crowd(mode string, many, times int) *crowd {
 	return c
 }
 
-// kill has the agent killed at a random moment of its work, and some mortals ended
-// before there is another.
-func (c *crowd) kill(what string) {
+// row has the agent killed so many times, some mortals ended before there is another,
+// and all of it audited.
+func (c *crowd) row(times int) {
 	c.t.Helper()
 	// The auditor reads the log whole, and has read what is there.
 	require.NoError(c.t, c.log.Truncate(0))
-	doomed := c.doom()
-	acked := make([][]auditor.Ack, len(c.busy))
-	var callers sync.WaitGroup
-	for i, name := range c.busy {
-		callers.Go(func() { acked[i] = c.traffic(name) })
-	}
-	longest := time.Second
-	if os.Getenv("GLADSHEIM_TEST_HOST") != "bare" { // an emulated host answers few callers in that time
-		longest *= 4
-	}
-	moment := time.Duration(rand.Int64N(int64(longest)))
-	time.Sleep(moment) // that is the moment
-	c.leave(syscall.SIGKILL)
-	callers.Wait()
-	for _, d := range doomed {
-		c.meet(d)
+	doomed, doom := c.doom(), rand.IntN(times)
+	acked := make([]acknowledged, len(c.busy))
+	var moments []time.Duration
+	for n := range times {
+		if n > 0 {
+			c.launch()
+		}
+		moments = append(moments, c.kill(acked))
+		if n == doom {
+			for _, d := range doomed {
+				c.meet(d)
+			}
+		}
 	}
 	c.begin()
-	c.expect.Acked = slices.Concat(acked...)
+	c.expect.Acked = nil
+	for _, of := range acked {
+		c.expect.Acked = append(c.expect.Acked, of...)
+	}
 	c.acks += len(c.expect.Acked)
-	c.audit(fmt.Sprintf("%s, %v after the agent was ready", what, moment))
+	what := fmt.Sprintf("kills %d to %d, after %v", c.kills, c.kills+times-1, moments)
+	c.kills += times
+	c.audit(what)
 	for _, d := range doomed {
 		c.told(what, d)
 	}
 	kinds, last := c.resume(c.token)
 	c.token, c.events = last, c.events+len(kinds)
+}
+
+// kill has the agent killed at a random moment from now on, and tells which. What is
+// acknowledged until then goes to what was of the service.
+func (c *crowd) kill(acked []acknowledged) (moment time.Duration) {
+	c.t.Helper()
+	longest, callers := time.Second, len(c.busy)
+	if os.Getenv("GLADSHEIM_TEST_HOST") != "bare" { // an emulated host is slow to answer, and answers none of many
+		longest, callers = 3*longest, min(4, callers)
+	}
+	ctx, gone := context.WithCancel(c.t.Context())
+	var calls sync.WaitGroup
+	for _, i := range rand.Perm(len(c.busy))[:callers] {
+		calls.Go(func() { acked[i] = c.traffic(ctx, c.busy[i], acked[i]) })
+	}
+	moment = time.Duration(rand.Int64N(int64(longest)))
+	time.Sleep(moment) // that is the moment
+	c.leave(syscall.SIGKILL)
+	gone() // else who waits for it would wait for the next
+	calls.Wait()
+	return moment
 }
 
 // fates are all ends that a program can come to: each code, and each signal that
@@ -257,17 +290,26 @@ func (c *crowd) allLines() (all int) {
 	return all
 }
 
-// traffic starts and stops a service some times, or until the agent is gone. It
-// gives what the agent has acknowledged, unless the last answer was lost: then
-// nobody knows what holds.
-func (w *world) traffic(name string) (acked []auditor.Ack) {
+// acknowledged is what callers were told of one service, in its order.
+type acknowledged []auditor.Ack
+
+// traffic starts and stops a service some times, or until the agent is gone. It adds
+// what the agent acknowledges to what it has before; an answer that was lost leaves
+// nothing of that, for then nobody knows what holds.
+func (w *world) traffic(ctx context.Context, name string, acked acknowledged) acknowledged {
 	ask := map[auditor.Deed]func() (*gladsheimv1.ServiceStatus, error){
 		auditor.Started: func() (*gladsheimv1.ServiceStatus, error) {
-			return w.services().StartService(w.t.Context(), &gladsheimv1.StartServiceRequest{ServiceName: name})
+			return w.services().StartService(ctx, &gladsheimv1.StartServiceRequest{ServiceName: name})
 		},
 		auditor.Stopped: func() (*gladsheimv1.ServiceStatus, error) {
-			return w.services().StopService(w.t.Context(), &gladsheimv1.StopServiceRequest{ServiceName: name})
+			return w.services().StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: name})
 		},
+	}
+	for state := w.conn.GetState(); state != connectivity.Ready; state = w.conn.GetState() {
+		w.conn.Connect()
+		if !w.conn.WaitForStateChange(ctx, state) {
+			return acked // nothing was asked
+		}
 	}
 	deed := auditor.Started
 	for range rand.IntN(10) {
