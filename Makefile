@@ -17,7 +17,7 @@ test: ## every floor on every host
 	$(GO) run ./test/floors
 
 soak: ## every host test on every host it can run on, and at length: a thousand starts and stops, for one
-	$(GO) run ./test/floors -soak -timeout 1h
+	$(GO) run ./test/floors -soak -timeout 6h
 
 check: ## what needs no host: formatting, vet, the unit floor
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -57,6 +57,25 @@ func logStory(t service.LogTrouble) (reason, detail string) {
 	return "log_disk_recovered", of + fmt.Sprintf(" is written again%s; %d bytes in %d lines are missing, and it says where", after, t.Bytes, t.Lines)
 }
 
+// fullLogs tells the doctor that nothing can be written into a log directory, which
+// services with log_full fail keep to themselves.
+func (a *Agent) fullLogs() []service.Finding {
+	full, err := a.cfg.Logs.Full()
+	switch {
+	case err != nil:
+		return []service.Finding{{
+			Level: service.SeverityWarning, Title: "cannot tell whether there is room for logs", Detail: err.Error(), Fix: "See to the log directory.",
+		}}
+	case full:
+		return []service.Finding{{
+			Level: service.SeverityProblem, Title: "no room is left in " + a.cfg.LogDir,
+			Detail: "A service that writes into a file there gets an error (ENOSPC), and its output is lost, unless its log_full says otherwise. Root may have a reserve.",
+			Fix:    "Make room.",
+		}}
+	}
+	return nil
+}
+
 // logFindings tells the doctor of a service whose log is not as it should be.
 func (a *Agent) logFindings(s *service.Status) (findings []service.Finding) {
 	if t := s.LogTrouble; t.Lasts() {

@@ -90,6 +90,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			Fix: "See to the run directory, then restart the agent.",
 		})
 	}
+	findings = append(findings, a.fullLogs()...)
 	failures := a.cfg.Logs.Failures()
 	for _, path := range slices.Sorted(maps.Keys(failures)) {
 		findings = append(findings, service.Finding{

@@ -183,6 +183,16 @@ func (k *Keeper) Failures() map[string]string {
 	return out
 }
 
+// Full tells whether the file system of the directory has no block or no inode left:
+// what a service writes there now fails with ENOSPC, unless root has a reserve.
+func (k *Keeper) Full() (bool, error) {
+	var fsys unix.Statfs_t
+	if err := unix.Statfs(k.dir, &fsys); err != nil {
+		return false, fmt.Errorf("statfs %s: %w", k.dir, err)
+	}
+	return fsys.Blocks > 0 && fsys.Bavail == 0 || fsys.Files > 0 && fsys.Ffree == 0, nil // some count none
+}
+
 // wake ends the sleep of the goroutine. The caller holds mu.
 func (k *Keeper) wake() { _ = k.inotify.SetReadDeadline(atOnce) }
 

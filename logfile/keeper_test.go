@@ -2,6 +2,7 @@ package logfile
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -132,4 +134,30 @@ func TestPause(t *testing.T) {
 	require.Equal(t, longest, pause(longest, 0, time.Second, 1000), "up to a longest")
 	require.Equal(t, time.Second, pause(longest, 500, time.Second, 1000), "unless it may be full before")
 	require.Equal(t, shortest, pause(longest, 1<<40, time.Second, 1000))
+}
+
+func TestAFullDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root may mount")
+	}
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("none", dir, "tmpfs", 0, "size=1m,nr_inodes=10"))
+	defer func() { require.NoError(t, unix.Unmount(dir, unix.MNT_DETACH)) }()
+	k := keeper(t, dir)
+	full := func() bool {
+		full, err := k.Full()
+		require.NoError(t, err)
+		return full
+	}
+	require.False(t, full())
+	w := writer(t, filepath.Join(dir, "web.log"))
+	_, err := io.Copy(w, zeros{})
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.True(t, full(), "no block is left")
+	require.NoError(t, w.Truncate(0))
+	require.False(t, full())
+	for i := range 8 {
+		writer(t, filepath.Join(dir, fmt.Sprint(i)))
+	}
+	require.True(t, full(), "no inode is left")
 }

@@ -59,6 +59,7 @@ func TestAFullLogDisk(t *testing.T) {
 				require.Contains(t, doctor, "the log of "+name+" can not be written: no space left on device")
 				require.Contains(t, w.mustCLI("events", name, "-n", "100"), "log_disk_full")
 			}
+			require.Contains(t, doctor, "no room is left in "+logs)
 			require.Contains(t, w.cli("status", "block").stdout, "it waits when it writes")
 
 			require.NoError(t, unix.Mount("none", logs, "tmpfs", unix.MS_REMOUNT, "size=64m"))

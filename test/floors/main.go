@@ -30,7 +30,7 @@ func main() {
 	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
 	machines := flag.Int("machines", 2, "emulated machines at the same time, or one less beside the unit floor")
 	soak := flag.Bool("soak", false, "hosts only: every package on every host it can run on, and at length")
-	timeout := flag.Duration("timeout", 18*time.Minute, "how long the tests of one package may take on one host")
+	timeout := flag.Duration("timeout", 45*time.Minute, "how long the tests of one package may take on one host")
 	flag.Parse()
 	if err := floors(strings.FieldsFunc(*only, func(r rune) bool { return r == ',' }), *run, *machines, *soak, *timeout); err != nil {
 		fmt.Fprintln(os.Stderr, "floors:", err)
