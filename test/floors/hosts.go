@@ -31,7 +31,7 @@ var machinesOf = []struct {
 	soak     []string
 	programs []string
 }{
-	{"test/e2e", []string{"systemd", "systemd-old", "systemd-new", "cgroup2", "bare"}, nil, []string{"gladsheimd", "gladsheimd-failpoints", "gladsheim", "workload", "wireclient"}},
+	{"test/e2e", []string{"systemd-new", "systemd", "systemd-old", "cgroup2", "bare"}, nil, []string{"gladsheimd", "gladsheimd-failpoints", "gladsheim", "workload", "wireclient"}},
 	{"test/power", []string{outside}, nil, []string{"gladsheimd", "gladsheim", "workload"}},
 	{"backends/systemd", []string{"systemd", "systemd-old", "systemd-new"}, nil, []string{"workload"}},
 	{"cmd/gladsheimd", []string{"systemd", "cgroup2", "bare"}, []string{"systemd-old", "systemd-new"}, []string{"workload"}},
