@@ -202,3 +202,40 @@ func TestALogThatIsFull(t *testing.T) {
 		})
 	}
 }
+
+// A disk that does not answer at all keeps nobody's end from being told, exactly: not
+// that of the service that writes there, and not another's.
+func TestADiskThatHangsHoldsUpNoEnd(t *testing.T) {
+	p := newPoured(t, t.TempDir())
+	disk, slow, err := os.Pipe() // into a pipe that is full a write takes until it is read
+	require.NoError(t, err)
+	defer disk.Close()
+	defer slow.Close()
+	size, err := unix.FcntlInt(slow.Fd(), unix.F_SETPIPE_SZ, 4096) // Fd makes it block
+	require.NoError(t, err)
+	_, err = slow.Write(make([]byte, size))
+	require.NoError(t, err)
+	null, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer null.Close()
+	hangs := func(script string) *process.Process {
+		req := request("/bin/sh", "-c", script)
+		req.Launch.Spec.LogFull, req.Launch.LogFile, req.Shim = service.LogFullBlock, p.log, p.Shim
+		req.Output = &Output{sinks{in: null.Fd(), out: slow.Fd(), pour: pours[service.LogFullBlock]}}
+		return run(t, p.watcher, req).Process()
+	}
+	for code, script := range []string{"echo hello; exit 0", "echo hello; exit 1", "echo hello; exit 2"} {
+		require.Equal(t, service.Exit{Code: code}, exitOf(t, hangs(script)))
+	}
+	require.Equal(t, service.Exit{Code: 7}, exitOf(t, p.run(t, "exit 7")), "it has nothing to do with that disk")
+	_, err = disk.Read(make([]byte, size))
+	require.NoError(t, err)
+	var said []byte
+	p.until("what was written is poured", func() bool {
+		b := make([]byte, 4096)
+		n, err := disk.Read(b)
+		require.NoError(t, err)
+		said = append(said, b[:n]...)
+		return strings.Count(string(said), "hello") == 3
+	})
+}

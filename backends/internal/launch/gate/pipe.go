@@ -42,7 +42,8 @@ func (w *warden) openPourer() (*pourer, error) {
 }
 
 // pourLast pours what a child that has ended left in its pipe, so that it is in the
-// log when its end is told. Until it is reaped no other process has its number.
+// log when its end is told, unless the disk does not answer. Until it is reaped no
+// other process has its number.
 func (w *warden) pourLast(pid int) {
 	w.mu.Lock()
 	c, ours := w.living[int32(pid)]
@@ -52,22 +53,17 @@ func (w *warden) pourLast(pid int) {
 	w.mu.Unlock()
 	if c.pipe != nil {
 		w.pours.drain(c.pipe)
-		w.tellNews()
 	}
 }
 
 // maxMissed is how many troubles that nobody heard of are kept; of more the oldest go.
 const maxMissed = 1 << 8
 
-// tellNews tells agents what has happened to streams, in its order.
+// tellNews tells agents what has happened to streams, in its order. It is for the
+// pourer's thread.
 func (w *warden) tellNews() {
-	p := w.pours
-	p.telling.Lock()
-	defer p.telling.Unlock()
-	p.mu.Lock()
-	news := p.news
-	p.news = nil
-	p.mu.Unlock()
+	news := w.pours.news
+	w.pours.news = nil
 	if len(news) == 0 {
 		return
 	}

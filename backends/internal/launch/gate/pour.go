@@ -23,20 +23,29 @@ const (
 	pourTurn  = 8             // as often, before others have their turn
 	pourFirst = 100_000_000   // ns until what failed is tried again; it doubles
 	pourLast  = 1_000_000_000 // up to this
-	wakeToken = -1            // of the timer, among the numbers of streams
+
+	// Of what else wakes the thread, among the numbers of streams.
+	timerToken = -1
+	askToken   = -2
+
+	drainTime = 1000 // ms that an end waits for the last output of its process
 )
 
-// pourer pours all pipes, on one thread, which the kernel wakes.
+// pourer pours all pipes, on one thread, which the kernel wakes. Nobody else waits for
+// the disk: one that hangs holds up no launch, and ends for drainTime at most.
 type pourer struct {
 	epoll, timer int
-	telling      sync.Mutex // held while news are taken and told
+	ask, answer  int // eventfd(2): that asks has grown, and answered
 
-	door  sync.Mutex // held while nothing waits, so that a disk that hangs holds up no launch
-	fresh []*stream  // that are no streams yet
-	last  int32      // number of a stream
+	door            sync.Mutex // held while nothing waits
+	fresh           []*stream  // that are no streams yet
+	last            int32      // number of a stream
+	asks            []*stream  // that are to be drained
+	asked, answered uint64     // how often, so far
+	late            bool       // one that asked did not wait any more; nobody does until it is answered
 
-	mu      sync.Mutex // held while the disk writes
-	streams []*stream  // the oldest first
+	// Of the thread.
+	streams []*stream // the oldest first
 	pause   int64      // until what failed is tried again; 0: nothing has
 	news    []news
 	buffer  [pourSize]byte
@@ -73,19 +82,42 @@ func newPourer() (*pourer, error) {
 	if errno != 0 {
 		return nil, errno
 	}
-	epoll, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
+	p := &pourer{timer: int(timer), ask: -1, answer: -1}
+	err := error(nil)
+	if p.epoll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err == nil {
+		p.ask, err = eventfd()
+	}
 	if err == nil {
-		err = syscall.EpollCtl(epoll, syscall.EPOLL_CTL_ADD, int(timer), &syscall.EpollEvent{Events: syscall.EPOLLIN, Fd: wakeToken})
+		p.answer, err = eventfd()
+	}
+	for fd, token := range map[int]int32{p.timer: timerToken, p.ask: askToken} {
+		if err == nil {
+			err = syscall.EpollCtl(p.epoll, syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{Events: syscall.EPOLLIN, Fd: token})
+		}
 	}
 	if err != nil {
-		syscall.Close(int(timer))
-		syscall.Close(epoll)
+		for _, fd := range []int{p.epoll, p.timer, p.ask, p.answer} {
+			syscall.Close(fd)
+		}
 		return nil, err
 	}
 	allowFiles()
 	setSignal(uintptr(syscall.SIGXFSZ), ignored) // it is an error of a write like others
-	return &pourer{epoll: epoll, timer: int(timer)}, nil
+	return p, nil
 }
+
+func eventfd() (int, error) {
+	fd, _, errno := syscall.RawSyscall(syscall.SYS_EVENTFD2, 0, syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
+
+// signal makes an eventfd readable, and unsignal no longer.
+func signal(eventfd int) { syscall.Write(eventfd, (&[8]byte{1})[:]) }
+
+func unsignal(eventfd int) { syscall.Read(eventfd, (&[8]byte{})[:]) }
 
 // allowFiles lets this process have as many descriptors as it may: two for each pipe.
 func allowFiles() {
@@ -101,25 +133,42 @@ func (p *pourer) run(tell func()) {
 	var ready [16]syscall.EpollEvent
 	for {
 		n, _ := syscall.EpollWait(p.epoll, ready[:], -1)
-		p.enter()
+		asks, asked := p.enter()
 		for i := range max(n, 0) {
-			if ready[i].Fd == wakeToken {
+			switch s := p.find(ready[i].Fd); {
+			case ready[i].Fd == timerToken:
 				p.ring()
-			} else if s := p.find(ready[i].Fd); s != nil {
+			case ready[i].Fd == askToken:
+				unsignal(p.ask)
+			case s != nil:
 				p.pour(s, pourTurn*pourSize)
 			}
 		}
-		p.mu.Unlock()
+		for _, s := range asks {
+			p.empty(s)
+		}
 		tell()
+		p.reply(asked)
 	}
 }
 
-// enter takes mu, and the streams that have come.
-func (p *pourer) enter() {
-	p.mu.Lock()
+// enter takes the streams that have come, and those that are to be drained.
+func (p *pourer) enter() (asks []*stream, asked uint64) {
 	p.door.Lock()
 	defer p.door.Unlock()
 	p.streams, p.fresh = append(p.streams, p.fresh...), nil
+	asks, p.asks = p.asks, nil
+	return asks, p.asked
+}
+
+// reply says that what was asked for until then is done, and told.
+func (p *pourer) reply(asked uint64) {
+	p.door.Lock()
+	defer p.door.Unlock()
+	if p.answered != asked {
+		p.answered, p.late = asked, false
+		signal(p.answer)
+	}
 }
 
 // find gives the stream of a number, nil if it is no more. They are in the order of
@@ -170,10 +219,44 @@ func (p *pourer) deafen(s *stream) {
 	syscall.EpollCtl(p.epoll, syscall.EPOLL_CTL_DEL, s.in, &syscall.EpollEvent{})
 }
 
-// drain pours what is in a pipe now.
+// drain has what is in a pipe now poured, and waits for that, but not for a disk that
+// does not answer. One caller at a time.
 func (p *pourer) drain(s *stream) {
-	p.enter()
-	defer p.mu.Unlock()
+	p.door.Lock()
+	p.asks, p.asked = append(p.asks, s), p.asked+1
+	mine, late := p.asked, p.late
+	p.door.Unlock()
+	signal(p.ask)
+	for wait := !late; wait; {
+		wait = readable(p.answer, drainTime)
+		unsignal(p.answer)
+		p.door.Lock()
+		if p.answered >= mine {
+			wait = false
+		} else if !wait {
+			p.late = true
+		}
+		p.door.Unlock()
+	}
+}
+
+// readable waits until fd is, for so many milliseconds at most.
+func readable(fd int, most int64) bool {
+	poll := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: 1} // POLLIN
+	limit := syscall.NsecToTimespec(most * 1_000_000)
+	for {
+		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+		if errno != syscall.EINTR {
+			return int(n) > 0
+		}
+	}
+}
+
+// empty pours what is in a pipe now.
+func (p *pourer) empty(s *stream) {
 	var there int32
 	if s.in < 0 {
 		return
