@@ -76,7 +76,7 @@ type Agent struct {
 
 	changing    sync.Mutex            // held by whoever changes the catalogue, from the look at it to the change
 	writing     sync.Mutex            // see want
-	torn        map[service.Name]bool // after a write that failed the disk may hold another than wanted; with writing held
+	torn        map[service.Name]bool // after a write that failed the disk may hold another than wanted, and if true whether and how it is to run; with writing held
 	mu          sync.Mutex            // of what follows; never held across a wait for a service
 	settings    config.Agent
 	refused     string // why those of the last reload were not taken
@@ -141,7 +141,7 @@ func (a *Agent) open(ctx context.Context) error {
 	if err := a.take(a.logsLock()); err != nil {
 		return err
 	}
-	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir, a.retakeDirs); err != nil {
+	if a.store, err = skirnir.OpenStore(a.cfg.StateDir, a.cfg.RunDir, a.retakeDir); err != nil {
 		return err
 	}
 	a.store.Fault = a.cfg.fault

@@ -2,20 +2,24 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 )
 
-// retakeDirs makes and takes those directories anew that somebody has removed under us.
-// What was in those that could be is written anew, also when others can not.
-func (a *Agent) retakeDirs() error {
+// retakeDir makes and takes those directories anew that somebody has removed under us,
+// and makes dir, which is one of them or in one. What was in those that could be is
+// written anew, also when others can not. The error is that of dir.
+func (a *Agent) retakeDir(dir string) (err error) {
 	a.losing.Lock()
 	defer a.losing.Unlock()
 	lost := false
@@ -32,20 +36,34 @@ func (a *Agent) retakeDirs() error {
 		if a.holds(d.lock) {
 			continue
 		}
-		dir := filepath.Dir(d.lock)
-		a.cfg.Log.Error("a directory was removed under the agent; it is made anew", "directory", dir)
-		if err := d.make(); err != nil {
-			return fmt.Errorf("make %s anew: %w", dir, err)
+		top := filepath.Dir(d.lock)
+		a.cfg.Log.Error("a directory was removed under the agent; it is made anew", "directory", top)
+		switch failed := a.retakeTop(d.lock, d.make); {
+		case failed == nil:
+			lost = true
+		case dir == top || strings.HasPrefix(dir, top+"/"):
+			err = failed
+		default:
+			a.cfg.Log.Error("a directory can not be made anew", "directory", top, "error", failed)
 		}
-		if err := skirnir.MakeDir(dir, 0o750); err != nil {
-			return err
-		}
-		if err := a.take(d.lock); err != nil {
-			return err
-		}
-		lost = true
 	}
-	return nil
+	if _, there := os.Stat(dir); err == nil && errors.Is(there, fs.ErrNotExist) {
+		err = skirnir.MakeDir(dir, 0o700)
+		lost = lost || err == nil
+	}
+	return err
+}
+
+// retakeTop makes the directory of a lock anew, and takes that.
+func (a *Agent) retakeTop(lock string, makeIt func() error) error {
+	dir := filepath.Dir(lock)
+	if err := makeIt(); err != nil {
+		return fmt.Errorf("make %s anew: %w", dir, err)
+	}
+	if err := skirnir.MakeDir(dir, 0o750); err != nil {
+		return err
+	}
+	return a.take(lock)
 }
 
 // holds tells whether what is at path is the file that we have locked.
@@ -65,7 +83,7 @@ func (a *Agent) writeAnew() {
 	a.mu.Lock()
 	names := slices.Collect(maps.Keys(a.definitions))
 	for _, name := range names {
-		a.torn[name] = true
+		a.torn[name] = a.torn[name] // what is wanted is known, whatever the disk holds
 		if len(a.exits[name]) > 0 {
 			a.unburied[name] = true
 		}

@@ -34,7 +34,7 @@ func (k keeper) Record(r thjalfi.Record) error {
 	if launched := !r.Spec.Name.IsZero(); !launched { // in this boot
 		err = k.want(r.Name, func(*skirnir.Wanted) {})
 	} else if err = k.store.SaveActual(actual(r, k.bootID)); err == nil {
-		err = k.wantAnyway(r.Name, r.Rehearsal, func(w *skirnir.Wanted) {
+		err = k.wish(r.Name, r.Rehearsal, func(w *skirnir.Wanted) {
 			was := *w
 			w.Up, w.Options = r.Machine.Up, r.Options
 			if r.Machine.State.Alive() {
@@ -68,7 +68,7 @@ func latest(r thjalfi.Record, w *skirnir.Wanted) uint64 {
 func (k keeper) noteLatest(r thjalfi.Record) error {
 	k.writing.Lock()
 	defer k.writing.Unlock()
-	torn := k.torn[r.Name]
+	_, torn := k.torn[r.Name]
 	err := k.rewrite(r.Name, false, func(w *skirnir.Wanted) { w.Latest = latest(r, w) })
 	if !torn { // whichever number the disk holds
 		delete(k.torn, r.Name)
@@ -154,7 +154,7 @@ func (a *Agent) unwritable() (findings []service.Finding) {
 
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 	return skirnir.Actual{
-		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
+		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom, Stream: r.Stream,
 		Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
 		BootID: bootID,
 	}
@@ -164,15 +164,29 @@ func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 // Writers take turns, across the write, so that none undoes another's; readers
 // do not wait for them.
 func (a *Agent) want(name service.Name, change func(*skirnir.Wanted)) error {
-	return a.wantAnyway(name, false, change)
-}
-
-// wantAnyway is want that writes, if it is told to, what did not change as well; then
-// it does no harm if the disk holds it although the write failed.
-func (a *Agent) wantAnyway(name service.Name, anyway bool, change func(*skirnir.Wanted)) error {
 	a.writing.Lock()
 	defer a.writing.Unlock()
-	torn := a.torn[name]
+	return a.rewrite(name, false, change)
+}
+
+// wish is want for what a launch or its end changes: whether and how the service is to
+// run. If it does not change that, no write is needed for the sake of another change
+// that failed. Told to, it writes what did not change as well; then it does no harm if
+// the disk holds it although the write failed.
+func (a *Agent) wish(name service.Name, anyway bool, change func(*skirnir.Wanted)) error {
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	wish, torn := a.torn[name]
+	if torn && !wish && !anyway {
+		a.mu.Lock()
+		before := a.wanted[name]
+		a.mu.Unlock()
+		after := before
+		after.Name = name
+		if change(&after); same(before, after) {
+			return nil // noteLatest tries
+		}
+	}
 	err := a.rewrite(name, anyway, change)
 	if anyway && !torn {
 		delete(a.torn, name)
@@ -205,10 +219,11 @@ func (a *Agent) rewrite(name service.Name, anyway bool, change func(*skirnir.Wan
 	after := before
 	after.Name = name
 	change(&after)
-	if same(before, after) && !a.torn[name] && !anyway {
+	wish, torn := a.torn[name]
+	if same(before, after) && !torn && !anyway {
 		return nil
 	}
-	a.torn[name] = true
+	a.torn[name] = wish || before.Name.IsZero() || before.Up != after.Up || before.Begun != after.Begun || !reflect.DeepEqual(before.Options, after.Options)
 	if err := a.store.SaveWanted(after); err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func TestStartOptions(t *testing.T) {
 // launched is what the present incarnation of a service was launched with.
 func (h *house) launched(name service.Name) service.Spec {
 	h.t.Helper()
-	store, err := skirnir.OpenStore(h.path("state"), h.path("run"), func() error { return nil })
+	store, err := skirnir.OpenStore(h.path("state"), h.path("run"), func(string) error { return nil })
 	require.NoError(h.t, err)
 	left, err := store.Load()
 	require.NoError(h.t, err)

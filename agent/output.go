@@ -58,7 +58,7 @@ func (a *Agent) outlet(l *service.Launch, ref service.Ref) (logFrom int64, err e
 	default:
 		l.LogFile = a.logPath(l.Name)
 		shown = l.LogFile
-		if err := a.retakeDirs(); err != nil { // the log directory may have been removed
+		if err := a.retakeDir(a.cfg.LogDir); err != nil { // somebody may have removed it
 			return 0, noRoom(l.Name, err)
 		}
 		a.keepLog(&l.Spec)
@@ -129,10 +129,14 @@ func (a *Agent) keepLog(spec *service.Spec) {
 }
 
 // takeUpOutput sees to the output of an incarnation that an earlier agent launched,
-// and tells where it goes.
-func (a *Agent) takeUpOutput(spec *service.Spec, incarnation uint64, logFrom int64) string {
+// and tells where it goes. The record of its stream counts that could be written when
+// others could not.
+func (a *Agent) takeUpOutput(spec *service.Spec, incarnation uint64, logFrom int64, stream service.Stream) string {
 	switch {
 	case !a.streamOf(spec.Name, incarnation).IsZero():
+		return service.LogJournal.String()
+	case !stream.IsZero():
+		a.noteOutput(spec.Name, service.Output{Incarnation: incarnation, Began: time.Now(), LogFrom: logFrom, Stream: stream})
 		return service.LogJournal.String()
 	case spec.Log == service.LogNull || spec.Log == service.LogJournal:
 		return spec.Log.String()
@@ -160,12 +164,12 @@ func (a *Agent) logEnd(name service.Name) int64 {
 func (a *Agent) noteOutput(name service.Name, o service.Output) {
 	a.writing.Lock()
 	defer a.writing.Unlock()
-	kept := a.Outputs(name)
-	if o.Stream.IsZero() && (len(kept) == 0 || kept[len(kept)-1].Stream.IsZero()) {
-		return // it goes on in the file
+	kept, was := a.Outputs(name), len(a.Outputs(name))
+	if was > 0 && kept[was-1].Incarnation == o.Incarnation && kept[was-1].Stream.BootID == cmp.Or(o.Stream.BootID, a.bootID) {
+		kept = kept[:was-1] // of an attempt that was not begun
 	}
-	if n := len(kept) - 1; n >= 0 && !o.Stream.IsZero() && kept[n].Incarnation == o.Incarnation && kept[n].Stream.BootID == o.Stream.BootID {
-		kept = kept[:n] // of an attempt that was not begun
+	if o.Stream.IsZero() && len(kept) == was && (was == 0 || kept[was-1].Stream.IsZero()) {
+		return // it goes on in the file
 	}
 	if err := a.saveOutputs(name, append(kept, o)); err != nil {
 		a.written(name, err)
@@ -319,8 +323,8 @@ func (a *Agent) ask(ctx context.Context, unknown map[service.Name][]service.Stre
 		if !news {
 			continue
 		}
-		if err := a.saveOutputs(name, kept); err != nil {
-			return err
+		if err := a.saveOutputs(name, kept); err != nil { // they are known for now
+			a.written(name, err)
 		}
 	}
 	return nil

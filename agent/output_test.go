@@ -1,11 +1,15 @@
 package agent
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/journal"
 )
 
 // Where there is no journal, auto is the file, and journal is no start; what an
@@ -103,4 +107,57 @@ func TestUnitOf(t *testing.T) {
 	} {
 		require.Equal(t, want, unitOf(ref))
 	}
+}
+
+// The stream of what runs is known to the next agent, though only its record in the run
+// directory could be written.
+func TestStreamOfWhatRunsIsKnown(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		stream := service.Stream{Mark: "a", BootID: h.Agent.bootID}
+		h.close()
+		store, err := skirnir.OpenStore(h.path("state"), h.path("run"), nil)
+		require.NoError(t, err)
+		left, err := store.Load()
+		require.NoError(t, err)
+		left.Actual[0].Stream = stream
+		require.NoError(t, store.SaveActual(left.Actual[0]))
+		h.open()
+		require.Equal(t, stream, h.streamOf(web, 1))
+		require.Equal(t, "journal", h.status(web).Log)
+	})
+}
+
+// What the journal calls a stream is known at once, also when it can not be written.
+func TestStreamsThatCanNotBeSaved(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		script := h.path("journalctl")
+		boot := strings.ReplaceAll(h.Agent.bootID, "-", "")
+		entry := func(cursor, text string) string {
+			return "__CURSOR=" + cursor + "\n__REALTIME_TIMESTAMP=1700000000000000\n_BOOT_ID=" + boot +
+				"\n_PID=7\n_STREAM_ID=s1\n_TRANSPORT=stdout\nMESSAGE=" + text + "\n\n"
+		}
+		require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\ncat <<'E'\n"+entry("c1", "mark")+entry("c2", "the last words")+"E\n"), 0o755))
+		h.Agent.cfg.Journal = journal.Journal{Program: script}
+		h.block("state/outputs/web.json")
+		h.outputs.mu.Lock()
+		h.outputs.of[web] = []service.Output{{Incarnation: 1, Stream: service.Stream{Mark: "mark", PID: 7, BootID: h.Agent.bootID}}}
+		h.outputs.mu.Unlock()
+		spec := service.Spec{Name: web}
+		require.Equal(t, []string{"the last words"}, h.lastLines(&spec, 1, 0))
+	})
+}
+
+// A launch that is tried again, into a file, writes nothing into the stream of the first
+// attempt.
+func TestOutputOfASecondAttempt(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.noteOutput(web, service.Output{Incarnation: 1, Stream: service.Stream{Mark: "a", BootID: h.Agent.bootID}})
+		h.noteOutput(web, service.Output{Incarnation: 1, LogFrom: 5})
+		require.True(t, h.streamOf(web, 1).IsZero())
+	})
 }

@@ -44,7 +44,7 @@ func twice(w *told, l service.Launch, h backends.Handle) backends.Handle {
 
 // amend changes what an agent has left.
 func (w *told) amend(wanted func(*skirnir.Wanted), actual func(*skirnir.Actual), exits func(*[]service.ExitRecord)) {
-	store, err := skirnir.OpenStore(w.path("state"), w.path("run"), func() error { return nil })
+	store, err := skirnir.OpenStore(w.path("state"), w.path("run"), func(string) error { return nil })
 	require.NoError(w.t, err)
 	left, err := store.Load()
 	require.NoError(w.t, err)

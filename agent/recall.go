@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -98,8 +99,9 @@ func (a *Agent) retake(d *definition, ref service.Ref) (skirnir.Actual, error) {
 const hostWentDown = "host_went_down"
 
 // missEnds records of incarnations that were begun in an earlier boot, and are not
-// known to have ended, that they have, and that nobody knows how.
-func (a *Agent) missEnds() {
+// known to have ended, that they have, and that nobody knows how. Of those lost the exit
+// records were damaged.
+func (a *Agent) missEnds(lost []service.Name) {
 	for name, w := range a.wanted {
 		if w.Begun == a.bootID || w.Latest <= a.buried(name) {
 			continue
@@ -107,7 +109,10 @@ func (a *Agent) missEnds() {
 		x := service.ExitRecord{
 			Incarnation: w.Latest, Exit: service.Exit{Unknown: hostWentDown}, Verdict: service.VerdictUnknown,
 			Ended: time.Now(), BootID: w.Begun, // the time is when that was noticed
-			Message: "the host went down while it ran, or was about to",
+			Message: "the host went down while it ran or was about to, or before its end could be recorded",
+		}
+		if slices.Contains(lost, name) {
+			x.Exit.Unknown, x.Message = recordDamaged, "it ended, and the record of how was damaged, or the host went down while it ran"
 		}
 		if _, err := (keeper{a}).Bury(name, x); err != nil {
 			a.cfg.Log.Error("cannot record that an incarnation ended with its host", "service", name, "error", err)

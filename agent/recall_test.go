@@ -138,7 +138,7 @@ func TestEachEndHasItsRecord(t *testing.T) {
 		for _, name := range []service.Name{relaunched, stopping, cut, again} {
 			h.host.Crash(name, service.Exit{})
 		}
-		store, err := skirnir.OpenStore(h.path("state"), h.path("run"), func() error { return nil })
+		store, err := skirnir.OpenStore(h.path("state"), h.path("run"), func(string) error { return nil })
 		require.NoError(t, err)
 		left, err := store.Load()
 		require.NoError(t, err)

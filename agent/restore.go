@@ -38,7 +38,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	for _, name := range left.LostExits {
 		a.tellLostEnd(name, actual[name])
 	}
-	a.missEnds()
+	a.missEnds(left.LostExits)
 	found, faults := a.gather(left)
 	for name, r := range actual {
 		waits := r.Machine.State == service.Backoff && a.hidden(name, faults)
@@ -178,19 +178,33 @@ func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.St
 	status := a.remembered(d)
 	restored := thjalfi.Restored{Record: thjalfi.Record{Name: d.Name, Machine: status.Machine}}
 	if recorded {
+		a.recordEnd(d.Name, &r)
 		restored.Record = thjalfi.Record{
-			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom,
+			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom, Stream: r.Stream,
 			Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
 		}
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor
 		if status.Machine = r.Machine; r.Machine.State.Alive() {
-			status.Log = a.takeUpOutput(&r.Spec, r.Machine.Incarnation, r.LogFrom)
+			status.Log = a.takeUpOutput(&r.Spec, r.Machine.Incarnation, r.LogFrom, r.Stream)
 			status.Machine.State = service.Adopting
 		}
 		status.Warnings = r.Spec.Warnings
 	}
 	return status, restored
+}
+
+// recordEnd adds to what is on record of an incarnation how it ended, if that is in the
+// state directory already: its record in the run directory could not be written then,
+// and nothing else knows any more.
+func (a *Agent) recordEnd(name service.Name, r *skirnir.Actual) {
+	exits := a.exits[name]
+	if len(exits) == 0 || r.Exit != nil || !r.Machine.State.Alive() {
+		return
+	}
+	if x := exits[len(exits)-1]; x.Incarnation == r.Machine.Incarnation && x.BootID == a.bootID {
+		r.Exit, r.Remains, r.Ended = &x.Exit, &x.Remains, x.Ended
+	}
 }
 
 // backendOf is the backend that launched an incarnation or, when there is

@@ -49,7 +49,7 @@ func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[
 	if err != nil {
 		return err
 	}
-	if after != nil && req.Lines == nil {
+	if after != nil && req.Lines == nil || req.GetLines() == math.MaxUint32 {
 		want.Lines = math.MaxInt
 	}
 	log, err := l.agent.LogFile(st.Name)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -414,6 +415,21 @@ func TestTail(t *testing.T) {
 	require.Equal(t, "more\xff", string(l.GetLine()))
 	require.Equal(t, []string{"more\xff"}, lines(tail(&gladsheimv1.TailRequest{After: last})))
 
+	// Who goes on behind a line gets all that comes next, however much: other lines are
+	// looked for in the last 64 MiB.
+	const many = 1100
+	for range many {
+		_, err = fmt.Fprintf(file, "%063999d\n", 0)
+		require.NoError(t, err)
+	}
+	for _, n := range []*uint32{nil, ptr(uint32(math.MaxUint32))} {
+		require.Len(t, lines(tail(&gladsheimv1.TailRequest{After: last, Lines: n})), many+1)
+	}
+
+	for range many {
+		_, err = live.Recv()
+		require.NoError(t, err)
+	}
 	f.agent.Change("web", service.NoticeState, "", "", to(service.Stopped)) // it outlives a stop
 	require.NoError(t, f.agent.Unregister(context.Background(), service.MustName("web"), ""))
 	_, err = live.Recv()

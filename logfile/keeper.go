@@ -109,7 +109,6 @@ func (k *Keeper) MakeDir() error {
 	if os.SameFile(now, k.was) {
 		return nil
 	}
-	k.was = now
 	for _, held := range k.files {
 		if file := held.Value(); file != nil {
 			file.unload()
@@ -117,6 +116,9 @@ func (k *Keeper) MakeDir() error {
 	}
 	if ctl := k.conn.Control(func(fd uintptr) { err = watchDir(int(fd), k.dir) }); ctl != nil {
 		return ctl
+	}
+	if err == nil {
+		k.was = now
 	}
 	return err
 }

@@ -132,7 +132,7 @@ func TestEveryWriteFails(t *testing.T) {
 			}
 			allowed[d.name] = []string{d.value}
 		}
-		again, err := OpenStore(state, run, nothing)
+		again, err := OpenStore(state, run, anew)
 		require.NoError(t, err)
 		found := onDisk(t, again)
 		for name, values := range allowed {
@@ -183,7 +183,7 @@ func TestEveryReadFails(t *testing.T) {
 			}
 		}
 		require.Equal(t, unread, refused > 0)
-		again, err := OpenStore(state, filepath.Dir(s.actual), nothing)
+		again, err := OpenStore(state, filepath.Dir(s.actual), anew)
 		require.NoError(t, err)
 		again.Fault = nil
 		_, err = again.Load() // sets aside what could not be set aside before

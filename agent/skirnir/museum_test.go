@@ -17,7 +17,7 @@ import (
 func TestMuseum(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.CopyFS(dir, os.DirFS("testdata/format-1")))
-	s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), nothing)
+	s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), anew)
 	require.NoError(t, err)
 	l, err := s.Load()
 	require.NoError(t, err)

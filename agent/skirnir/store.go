@@ -43,7 +43,8 @@ type Actual struct {
 	Spec    service.Spec     `json:"spec"` // as started, options included
 	Limits  service.Limits   `json:"limits"`
 	Started time.Time        `json:"started"`
-	LogFrom int64            `json:"log_from"`          // where its output begins in the log
+	LogFrom int64            `json:"log_from"`          // where its output begins in the log file
+	Stream  service.Stream   `json:"stream,omitzero"`   // that it goes into instead
 	Exit    *service.Exit    `json:"exit,omitempty"`    // how the main process ended, nil while nobody knows that it did
 	Remains *service.Remains `json:"remains,omitempty"` // what it left behind, nil while something of it may live
 	Ended   time.Time        `json:"ended,omitzero"`    // with Remains: when the main process ended
@@ -73,8 +74,8 @@ type Store struct {
 	// fails with what it returns. It is set before the first.
 	Fault func(call, path string) error
 
-	again  func() error    // makes state and run anew, where they have gone
-	unread map[string]bool // files that Load could not read: nothing is written in their stead
+	again  func(dir string) error // makes dir anew, which has gone
+	unread map[string]bool        // files that Load could not read: nothing is written in their stead
 }
 
 // format is the version of the records; a newer one is refused, not guessed at.
@@ -98,9 +99,9 @@ func checksum(format int, body []byte) uint32 {
 	return crc32.Update(crc32.Checksum(strconv.AppendInt(nil, int64(format), 10), castagnoli), castagnoli, body)
 }
 
-// OpenStore makes the directories, readable by nobody else. Those that have gone when
-// something is written are made anew, below state and run, which again makes.
-func OpenStore(stateDir, runDir string, again func() error) (*Store, error) {
+// OpenStore makes the directories, readable by nobody else. One that has gone when
+// something is written into it is made again by again.
+func OpenStore(stateDir, runDir string, again func(dir string) error) (*Store, error) {
 	s := &Store{
 		again: again, unread: map[string]bool{},
 		wanted:  filepath.Join(stateDir, "services"),
@@ -284,11 +285,7 @@ func (s *Store) write(path string, data []byte) error {
 		f, err = s.open(path, flags)
 	}
 	if errors.Is(err, fs.ErrNotExist) { // somebody has removed our directory
-		// In this order: what was not taken is nothing to write into.
-		if err := s.again(); err != nil {
-			return err
-		}
-		if err := s.makeDirs(); err != nil {
+		if err := s.again(filepath.Dir(path)); err != nil {
 			return err
 		}
 		f, err = s.open(path, flags)

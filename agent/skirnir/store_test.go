@@ -16,12 +16,13 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-func nothing() error { return nil }
+// anew makes what was removed.
+func anew(dir string) error { return MakeDir(dir, 0o700) }
 
 func openStore(t *testing.T) (*Store, string, string) {
 	t.Helper()
 	state, run := filepath.Join(t.TempDir(), "state"), filepath.Join(t.TempDir(), "run")
-	s, err := OpenStore(state, run, nothing)
+	s, err := OpenStore(state, run, anew)
 	require.NoError(t, err)
 	return s, state, run
 }
@@ -43,7 +44,7 @@ func TestRecordsComeBack(t *testing.T) {
 	}
 	require.NoError(t, s.SaveExits(web, exits))
 
-	again, err := OpenStore(state, run, nothing)
+	again, err := OpenStore(state, run, anew)
 	require.NoError(t, err)
 	l, err := again.Load()
 	require.NoError(t, err)
@@ -93,7 +94,7 @@ func TestEveryDamagedRecordIsSetAside(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(filepath.Dir(kind.file), func(t *testing.T) {
 			dir := t.TempDir()
-			s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), nothing)
+			s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), anew)
 			require.NoError(t, err)
 			require.NoError(t, kind.write(s))
 			path := filepath.Join(dir, kind.file)
@@ -155,7 +156,7 @@ func TestNoRecord(t *testing.T) {
 		for _, kind := range kinds {
 			t.Run(what+" at "+filepath.Dir(kind.file), func(t *testing.T) {
 				dir := t.TempDir()
-				s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), nothing)
+				s, err := OpenStore(filepath.Join(dir, "state"), filepath.Join(dir, "run"), anew)
 				require.NoError(t, err)
 				path := filepath.Join(dir, kind.file)
 				require.NoError(t, put(t, path))
@@ -263,7 +264,7 @@ func TestDirectoriesThatAreNotOurs(t *testing.T) {
 	dir, asked := t.TempDir(), 0
 	state := filepath.Join(dir, "state")
 	notOurs := errors.New("it is another agent's")
-	s, err := OpenStore(state, filepath.Join(dir, "run"), func() error { asked++; return notOurs })
+	s, err := OpenStore(state, filepath.Join(dir, "run"), func(string) error { asked++; return notOurs })
 	require.NoError(t, err)
 	require.NoError(t, os.RemoveAll(state))
 	for range 3 {

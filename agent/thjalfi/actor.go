@@ -43,6 +43,7 @@ type actor struct {
 	remains *service.Remains          // what it left behind, nil until all of it is dead
 	died    time.Time                 // then: when the main process ended
 	logFrom int64                     // where its output begins in the log file
+	stream  service.Stream            // that it goes into instead
 	actor   string                    // who asked for the last change
 	cause   service.Cause             // why we began to end the present incarnation; unlike the machine's it stays
 	ender   string                    // who asked for that
@@ -171,7 +172,7 @@ func (a *actor) timeout() {
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
-	a.logFrom, a.asked = r.LogFrom, r.Asked
+	a.logFrom, a.stream, a.asked = r.LogFrom, r.Stream, r.Asked
 	a.remains, a.died = r.Remains, r.Ended
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {

@@ -75,6 +75,7 @@ func (a *actor) launch() {
 				a.launched(nil, service.Applied{}, l.Incarnation, err)
 			}
 		}
+		intent.Stream = l.Stream
 		if err := failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S2IntentFsynced); err != nil {
 			return func() {
 				a.kept, a.unrecorded = intent.Machine, err // as much of it may have been written
@@ -105,7 +106,7 @@ func (a *actor) launch() {
 				a.unbegun(l.Incarnation, fmt.Errorf("its identity can not be recorded: %w", unidentified))
 				return
 			}
-			a.denied, a.logFrom = 0, intent.LogFrom
+			a.denied, a.logFrom, a.stream = 0, intent.LogFrom, intent.Stream
 			if h != nil {
 				a.started = intent.Started
 			}

@@ -14,7 +14,7 @@ func (a *actor) record() {
 	r := a.recordNow()
 	a.thenSurely(func() func() {
 		if id := a.identified; r.Ref.PID == 0 && !r.Ref.IsZero() && id.Ref.Incarnation == r.Ref.Incarnation {
-			r.Ref, r.Started, r.LogFrom = id.Ref, id.Started, id.LogFrom
+			r.Ref, r.Started, r.LogFrom, r.Stream = id.Ref, id.Started, id.LogFrom, id.Stream
 		}
 		if f := a.finished; r.Machine.State == service.Clearing && r.Remains == nil && f.Machine.Incarnation == r.Machine.Incarnation {
 			r.Remains, r.Ended = f.Remains, f.Ended
@@ -47,7 +47,7 @@ func written(m service.Machine) failpoint.Point {
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Stream: a.stream, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
 	if a.plan != nil {
 		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}

@@ -35,7 +35,8 @@ type Record struct {
 	Spec    service.Spec
 	Limits  service.Limits
 	Started time.Time
-	LogFrom int64            // where its output begins in the log, see Config.Outlet
+	LogFrom int64            // where its output begins in the log file, see Config.Outlet
+	Stream  service.Stream   // that its output goes into instead, zero for none
 	Exit    *service.Exit    // how the main process ended, nil while nobody knows that it did
 	Remains *service.Remains // what it left behind, nil while something of it may live
 	Ended   time.Time        // with Remains: when the main process ended, as far as is known

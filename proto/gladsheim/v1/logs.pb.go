@@ -39,7 +39,8 @@ type TailRequest struct {
 	// Only lines that match this RE2 regular expression.
 	Grep string `protobuf:"bytes,5,opt,name=grep,proto3" json:"grep,omitempty"`
 	// Begin behind the line that had this position, which may come from an earlier
-	// stream, of an earlier agent too: all that comes next, or of that the last lines.
+	// stream, of an earlier agent too: all that comes next, or of that the last lines,
+	// of which 4294967295 are all.
 	// What journald has removed meanwhile is not told to be missing.
 	After         string `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
