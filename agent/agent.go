@@ -24,6 +24,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/journal"
+	"github.com/gladsheim/gladsheim/lockfile"
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -212,9 +213,9 @@ func (a *Agent) take(path string) error {
 				Err: errors.New("it is given for both state and run: the one outlives a reboot, the other does not")}
 		}
 	}
-	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err = lockfile.Lock(a.cfg.Procfs, f); err != nil {
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, lockfile.ErrHeld) {
 			return fmt.Errorf("%w %s", ErrTaken, filepath.Dir(path))
 		}
 		return fmt.Errorf("cannot lock %s: %w", path, err)

@@ -182,3 +182,23 @@ func printable(text string) string {
 	quoted := strconv.Quote(text)
 	return quoted[1 : len(quoted)-1]
 }
+
+// parseFlocks reads proc_locks(5): "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF".
+// Who waits for a lock has an arrow behind the number.
+func parseFlocks(data []byte, inode uint64) (pids []int, err error) {
+	for line := range strings.Lines(string(data)) {
+		fields := strings.Fields(line)
+		if len(fields) < 6 || fields[1] != "FLOCK" {
+			continue
+		}
+		if _, of, _ := strings.Cut(fields[5], ":"); !strings.HasSuffix(of, ":"+strconv.FormatUint(inode, 10)) {
+			continue
+		}
+		pid, err := strconv.Atoi(fields[4])
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the line %q: %w", line, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}

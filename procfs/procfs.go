@@ -184,6 +184,17 @@ func (f FS) BootID() (string, error) {
 	return id, nil
 }
 
+// Flocks lists who has locked an inode by flock(2), of whatever file system: what
+// stat(2) says of that is not always what proc_locks(5) does. One that has died meanwhile, while
+// a child of it holds the lock, is not named, nor is one of another PID namespace.
+func (f FS) Flocks(inode uint64) (pids []int, err error) {
+	text, err := os.ReadFile(filepath.Join(f.root, "locks"))
+	if err != nil {
+		return nil, err
+	}
+	return parseFlocks(text, inode)
+}
+
 // Processes lists every process of the host, zombies included, in the order of
 // their numbers. One that ends while the list is made may be missing.
 func (f FS) Processes() ([]Process, error) {

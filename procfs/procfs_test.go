@@ -295,3 +295,28 @@ func BenchmarkProcesses(b *testing.B) {
 		require.NoError(b, err)
 	}
 }
+
+func TestFlocks(t *testing.T) {
+	text := "1: POSIX  ADVISORY  WRITE 5 08:01:77 0 EOF\n" +
+		"2: FLOCK  ADVISORY  WRITE 1234 08:01:77 0 EOF\n" +
+		"2: -> FLOCK  ADVISORY  WRITE 99 08:01:77 0 EOF\n" +
+		"3: FLOCK  ADVISORY  READ  42 00:1a:77 0 EOF\n" +
+		"4: FLOCK  ADVISORY  WRITE 7 08:01:777 0 EOF\n"
+	pids, err := parseFlocks([]byte(text), 77)
+	require.NoError(t, err)
+	require.Equal(t, []int{1234, 42}, pids)
+	_, err = parseFlocks([]byte("1: FLOCK ADVISORY WRITE x 08:01:77 0 EOF"), 77)
+	require.Error(t, err)
+
+	f, err := os.CreateTemp(t.TempDir(), "")
+	require.NoError(t, err)
+	defer f.Close()
+	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	var st unix.Stat_t
+	require.NoError(t, unix.Fstat(int(f.Fd()), &st))
+	real, err := New("/proc")
+	require.NoError(t, err)
+	pids, err = real.Flocks(st.Ino)
+	require.NoError(t, err)
+	require.Contains(t, pids, os.Getpid())
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/backends/systemd"
 	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/lockfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -143,7 +144,7 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 	if names[0] == "exec" {
 		return o.openExec(c)
 	}
-	if err := o.own(ownFile(), os.O_RDWR|os.O_CREATE); err != nil {
+	if err := o.own(c.Procfs, ownFile(), os.O_RDWR|os.O_CREATE); err != nil {
 		return err
 	}
 	if !slices.Contains(names, "systemd") {
@@ -165,7 +166,7 @@ func ownFile() string {
 // own keeps other agents out of the tree of cgroups: the names of scopes and
 // cgroups do not tell whose they are. The lock on the file ends with us. Nobody else
 // may be able to open the file, or they could keep every agent out.
-func (o *Offer) own(path string, flags int) error {
+func (o *Offer) own(fs procfs.FS, path string, flags int) error {
 	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot open the lock of the cgroups: %w", err)
@@ -173,13 +174,13 @@ func (o *Offer) own(path string, flags int) error {
 	o.locks = append(o.locks, f)
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: path, Err: err}
+		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
 		return fmt.Errorf("%s, the lock of the cgroups, belongs to user %d with mode %#o, and others could hold it; remove it, then start the agent", path, st.Uid, st.Mode&0o7777)
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	err = lockfile.Lock(fs, f)
+	if errors.Is(err, lockfile.ErrHeld) {
 		return &service.Error{Op: "open the backends", Kind: service.Conflict, Err: fmt.Errorf("another agent has its services in the cgroups of this host: it holds %s", path)}
 	}
 	if err != nil {
@@ -283,7 +284,7 @@ func (o *Offer) openCgroupfs(c Config, how cgroupfs.Config) error {
 		return err
 	}
 	// An agent in another mount namespace may see another ownFile, but this one.
-	err = o.own(filepath.Join(c.Facts.CgroupRoot, how.Parent, "cgroup.kill"), os.O_WRONLY)
+	err = o.own(c.Procfs, filepath.Join(c.Facts.CgroupRoot, how.Parent, "cgroup.kill"), os.O_WRONLY)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // Linux 5.14
 		return errors.Join(err, b.Close())
 	}

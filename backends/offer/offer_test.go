@@ -15,6 +15,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/platform"
+	"github.com/gladsheim/gladsheim/procfs"
 )
 
 func TestChoose(t *testing.T) {
@@ -137,4 +138,4 @@ func without(t *testing.T) *Offer {
 	return o
 }
 
-func own(o *Offer, path string) error { return o.own(path, os.O_RDWR|os.O_CREATE) }
+func own(o *Offer, path string) error { return o.own(procfs.FS{}, path, os.O_RDWR|os.O_CREATE) }

@@ -31,6 +31,7 @@ var rooms = map[string]string{
 	"platform": "agent/service",
 	"logfile":  "agent/service",
 	"journal":  "agent/service",
+	"lockfile": "procfs",
 
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
@@ -43,7 +44,7 @@ var rooms = map[string]string{
 	"backends/cgroupfs":             "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/place backends/internal/process backends/internal/watch cgroup procfs units failpoint",
 	"backends/exec":                 "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/process backends/internal/watch procfs failpoint",
 	"backends/fake":                 "agent/service backends",
-	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/launch backends/internal/process backends/internal/watch cgroup platform procfs",
+	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/launch backends/internal/process backends/internal/watch cgroup lockfile platform procfs",
 	"backends/backendtest":          "agent/service backends backends/internal/launch/gate",
 
 	"agent/thjalfi": "agent/service backends failpoint",
@@ -51,7 +52,7 @@ var rooms = map[string]string{
 	"agent/byggvir": "agent/service",
 	"agent/roskva":  "agent/service",
 	"agent/config":  "agent/service platform",
-	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal logfile platform procfs",
+	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile platform procfs",
 
 	"proto/gladsheim/v1": "",
 	"api":                "agent/service journal logfile proto/gladsheim/v1 api/internal/tail failpoint",

@@ -101,8 +101,8 @@ func (w *world) crowd(mode string, many, times int) *crowd {
 	tenth := max(many/10, 1)
 	c := &crowd{audited: w.audited(names("steady", 5*tenth, rest)...), busy: names("busy", 2*tenth, rest)}
 	c.talkers = names("talker", tenth, func(name string) fields {
-		if name == "talker-0" { // its log is in the journal where there is one, and less than that keeps
-			return workload(w.t, name, name, "talk", "200", "200")
+		if name == "talker-0" { // its log is in the journal where there is one, and less than that keeps in all
+			return workload(w.t, name, name, "talk", "200", fmt.Sprint(min(200, 20_000/times)))
 		}
 		// Its log is cut many times.
 		return workload(w.t, name, name, "talk", "200", "20").with(fields{"log": "file", "log_rotate": fields{"size": "64KiB", "total": "1GiB"}})

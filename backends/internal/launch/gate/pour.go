@@ -46,7 +46,7 @@ type pourer struct {
 
 	// Of the thread.
 	streams []*stream // the oldest first
-	pause   int64      // until what failed is tried again; 0: nothing has
+	pause   int64     // until what failed is tried again; 0: nothing has
 	news    []news
 	buffer  [pourSize]byte
 }
