@@ -155,18 +155,22 @@ func (c *crowd) row(times int) {
 	c.token, c.events = last, c.events+len(kinds)
 }
 
-// kill has the agent killed at a random moment from now on, and tells which. What is
-// acknowledged until then goes to what was of the service.
+// kill has the agent killed at a random moment from now on, or from when it is ready,
+// and tells how long after. What is acknowledged until then goes to what was of the
+// service.
 func (c *crowd) kill(acked []acknowledged) (moment time.Duration) {
 	c.t.Helper()
 	longest, callers := time.Second, len(c.busy)
 	if os.Getenv("GLADSHEIM_TEST_HOST") != "bare" { // an emulated host is slow to answer, and answers none of many
-		longest, callers = 3*longest, min(4, callers)
+		longest, callers = 2*longest, min(4, callers)
 	}
 	ctx, gone := context.WithCancel(c.t.Context())
 	var calls sync.WaitGroup
 	for _, i := range rand.Perm(len(c.busy))[:callers] {
 		calls.Go(func() { acked[i] = c.traffic(ctx, c.busy[i], acked[i]) })
+	}
+	if rand.IntN(3) > 0 { // else it may be about to take up what there is
+		c.ready()
 	}
 	moment = time.Duration(rand.Int64N(int64(longest)))
 	time.Sleep(moment) // that is the moment
