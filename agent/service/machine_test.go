@@ -299,6 +299,9 @@ func FuzzNext(f *testing.F) {
 // play lets one event happen and checks what always holds.
 func play(t require.TestingT, m Machine, b byte) Machine {
 	ev := Event{Kind: EventKind(b % byte(numEvents)), Exit: exits[b>>4%4], Permanent: b&0x80 != 0}
+	if ev.Kind == Adopt && m.State == Stopped { // what lives was started by somebody, whose record says so
+		m.Up = true
+	}
 	n, do := Next(m, ev)
 	require.LessOrEqual(t, n.Failures, n.Policy.MaxAttempts+1)
 	require.GreaterOrEqual(t, n.Incarnation, m.Incarnation)
