@@ -83,7 +83,8 @@ func (a *Agent) writeAnew() {
 	a.mu.Lock()
 	names := slices.Collect(maps.Keys(a.definitions))
 	for _, name := range names {
-		a.torn[name] = a.torn[name] // what is wanted is known, whatever the disk holds
+		wish := a.torn[name]
+		a.torn[name] = wish // that it is to run is in no more doubt than before, whatever the disk holds
 		if len(a.exits[name]) > 0 {
 			a.unburied[name] = true
 		}

@@ -205,6 +205,26 @@ func TestCorruptExits(t *testing.T) {
 	})
 }
 
+// Of exit records that were damaged nobody can say, after a reboot, whether the latest
+// incarnation ended before it.
+func TestCorruptExitsAndAReboot(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web)
+		h.start(web)
+		h.stop(web)
+		h.close()
+		h.write("state/exits/web.json", `{"format": 1, "crc32c": 1, "body": {}}`)
+		h.reboot()
+		h.open()
+		exits, err := h.Exits(web, 0)
+		require.NoError(t, err)
+		require.Len(t, exits, 1)
+		require.EqualValues(t, 1, exits[0].Incarnation)
+		require.Equal(t, recordDamaged, exits[0].Exit.Unknown)
+		require.Contains(t, exits[0].Message, "was damaged, or the host went down")
+	})
+}
+
 // What a caller registered and is not valid any more, as after an upgrade.
 func TestRegisteredDefinitionThatIsNotValidAnyMore(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {

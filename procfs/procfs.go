@@ -185,7 +185,7 @@ func (f FS) BootID() (string, error) {
 }
 
 // Flocks lists who has locked an inode by flock(2), of whatever file system: what
-// stat(2) says of that is not always what proc_locks(5) does. One that has died meanwhile, while
+// stat(2) says of that is not always what proc_locks(5) does. One that has died, while
 // a child of it holds the lock, is not named, nor is one of another PID namespace.
 func (f FS) Flocks(inode uint64) (pids []int, err error) {
 	text, err := os.ReadFile(filepath.Join(f.root, "locks"))
