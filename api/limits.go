@@ -47,10 +47,23 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 		set("max_memory_mb", service.MemoryMax, q, err)
 	}
 	if in.GetMaxCpuPercent() != 0 {
-		q, err := service.CPUQuota(float64(in.GetMaxCpuPercent()))
+		q, err := service.CPUMax.OfPercent(float64(in.GetMaxCpuPercent()))
 		set("max_cpu_percent", service.CPUMax, q, err)
 	}
 	if in != nil {
+		setWhole("memory_low_bytes", service.MemoryLow, in.MemoryLowBytes)
+		setWhole("memory_min_bytes", service.MemoryMin, in.MemoryMinBytes)
+		if in.CpuBurstPercent != nil {
+			q, err := service.CPUBurst.OfPercent(float64(*in.CpuBurstPercent))
+			set("cpu_burst_percent", service.CPUBurst, q, err)
+		}
+		if in.CpuIdle != nil {
+			q := service.Of(0)
+			if *in.CpuIdle {
+				q = service.Of(1)
+			}
+			set("cpu_idle", service.CPUIdle, q, nil)
+		}
 		setWhole("memory_high_bytes", service.MemoryHigh, in.MemoryHighBytes)
 		setWhole("memory_swap_max_bytes", service.MemorySwapMax, in.MemorySwapMaxBytes)
 		setWhole("cpu_weight", service.CPUWeight, widen(in.CpuWeight))
@@ -110,6 +123,8 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		CpuWeight:            narrow(holds(applied, service.CPUWeight)),
 		IoWeight:             narrow(holds(applied, service.IOWeight)),
 		Nofile:               holds(applied, service.NoFile),
+		MemoryLowBytes:       holds(applied, service.MemoryLow),
+		MemoryMinBytes:       holds(applied, service.MemoryMin),
 		BestEffort:           &st.Spec.BestEffort,
 		Reports:              toReports(applied),
 	}
@@ -118,6 +133,14 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 	}
 	if n := holds(applied, service.CPUMax); n != nil {
 		out.MaxCpuPercent = float32(service.Of(*n).Percent())
+	}
+	if n := holds(applied, service.CPUBurst); n != nil {
+		burst := float32(service.Of(*n).Percent())
+		out.CpuBurstPercent = &burst
+	}
+	if n := holds(applied, service.CPUIdle); n != nil {
+		idle := *n != 0
+		out.CpuIdle = &idle
 	}
 	return out
 }
@@ -164,7 +187,7 @@ func amount(r service.Resource, q service.Quota) *float64 {
 	switch {
 	case q.Value == service.Unlimited:
 		v = math.Inf(1)
-	case r == service.CPUMax:
+	case r.Unit() == service.Percent:
 		v = q.Percent()
 	}
 	return &v

@@ -14,16 +14,38 @@ import (
 )
 
 // limitFiles are the files that carry the limits. NoFile has none: it belongs
-// to each process (setrlimit(2)).
-var limitFiles = [service.NumResources]struct{ name, controller string }{
-	service.MemoryMax:     {"memory.max", "memory"},
-	service.MemoryHigh:    {"memory.high", "memory"},
-	service.MemorySwapMax: {"memory.swap.max", "memory"},
-	service.CPUMax:        {"cpu.max", "cpu"},
-	service.CPUWeight:     {"cpu.weight", "cpu"},
-	service.PidsMax:       {"pids.max", "pids"},
-	service.IOWeight:      {"io.weight", "io"},
+// to each process (setrlimit(2)). Of those that are alone a group's own counts: they
+// are relative to its siblings, or to another limit of its own.
+var limitFiles = [service.NumResources]struct {
+	name, controller string
+	alone            bool
+}{
+	service.MemoryMax:     {"memory.max", "memory", false},
+	service.MemoryHigh:    {"memory.high", "memory", false},
+	service.MemoryLow:     {"memory.low", "memory", false},
+	service.MemoryMin:     {"memory.min", "memory", false},
+	service.MemorySwapMax: {"memory.swap.max", "memory", false},
+	service.CPUMax:        {"cpu.max", "cpu", false},
+	service.CPUBurst:      {cpuBurst, "cpu", true},
+	service.CPUWeight:     {"cpu.weight", "cpu", true},
+	service.CPUIdle:       {"cpu.idle", "cpu", true},
+	service.PidsMax:       {"pids.max", "pids", false},
+	service.IOWeight:      {"io.weight", "io", true},
 }
+
+// inTurn are the limits that have files, in the order in which they are written: what
+// was idle has no weight yet.
+var inTurn = func() []service.Resource {
+	order := []service.Resource{service.CPUIdle}
+	for i, f := range limitFiles {
+		if r := service.Resource(i); f.name != "" && r != service.CPUIdle {
+			order = append(order, r)
+		}
+	}
+	return order
+}()
+
+const cpuBurst = "cpu.max.burst"
 
 // Wanted are the controllers that limits and counters need.
 var Wanted = []string{"cpu", "io", "memory", "pids"}
@@ -65,11 +87,18 @@ func (g Group) Apply(l service.Limits) error {
 		return err
 	}
 	defer d.Close()
-	for r, q := range l {
-		if !q.Set || limitFiles[r].name == "" {
+	if l[service.CPUMax].Set && l[service.CPUBurst].Set {
+		// Neither is refused for the sake of what the other was.
+		if err := d.write(cpuBurst, "0"); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	for _, r := range inTurn {
+		q := l[r]
+		if !q.Set {
 			continue
 		}
-		err := applyOne(d, service.Resource(r), q)
+		err := applyOne(d, r, q)
 		if q.Value == service.Unlimited && errors.Is(err, unix.ENOENT) {
 			continue
 		}
@@ -105,22 +134,25 @@ func encode(r service.Resource, q service.Quota) (text string, want uint64) {
 		return "max", q.Value
 	}
 	number := strconv.FormatUint(q.Value, 10)
-	switch r {
-	case service.MemoryMax, service.MemoryHigh, service.MemorySwapMax:
+	switch {
+	case r.Unit() == service.Bytes:
 		page := uint64(os.Getpagesize())
 		return number, q.Value / page * page
-	case service.CPUMax:
+	case r == service.CPUMax:
 		quota := max(q.Value/10, cpuMinQuota)
 		return fmt.Sprintf("%d %d", quota, cpuPeriod), quota * 10
-	case service.IOWeight:
+	case r == service.CPUBurst:
+		return strconv.FormatUint(q.Value/10, 10), q.Value / 10 * 10
+	case r == service.IOWeight:
 		return "default " + number, q.Value
 	}
 	return number, q.Value
 }
 
 // Limits reads the limits back and finds what holds in effect: the smallest of
-// the group's own and every ancestor's, with the ancestor that sets it. Weights
-// are relative to the siblings, so theirs is simply the group's own. A limit
+// the group's own and every ancestor's, with the ancestor that sets it: of memory.low
+// and memory.min as well, for a group is protected by no more than what is above it.
+// Weights are relative to the siblings, so theirs is simply the group's own. A limit
 // whose file is missing here is not enforced; its Applied is unset.
 func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 	var a service.Applied
@@ -144,7 +176,7 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 	defer d.Close()
 	for i, f := range limitFiles {
 		r := service.Resource(i)
-		if f.name == "" || (!own && (r == service.CPUWeight || r == service.IOWeight)) {
+		if f.name == "" || !own && f.alone {
 			continue
 		}
 		q, err := readLimit(d, r)
@@ -172,11 +204,35 @@ func readLimit(d *dir, r service.Resource) (service.Quota, error) {
 		return service.Quota{}, err
 	}
 	n, err := decode(r, text)
+	if err == nil && r == service.CPUBurst && n > 0 {
+		return readBurst(d, n)
+	}
 	if err != nil {
 		return service.Quota{}, fmt.Errorf("%s/%s holds %q: %w", d.Name(), file, text, err)
 	}
 	return service.Of(n), nil
 }
+
+// readBurst turns microseconds that may be saved up into microseconds per second, by
+// the period in which they are spent, which cpu.max tells.
+func readBurst(d *dir, usec uint64) (service.Quota, error) {
+	file := limitFiles[service.CPUMax].name
+	text, err := d.read(file)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	fields := strings.Fields(text)
+	if len(fields) != 2 {
+		return service.Quota{}, fmt.Errorf("%s/%s holds %q: %w", d.Name(), file, text, errForm)
+	}
+	rate, err := decodeCPU(strconv.FormatUint(usec, 10), fields[1])
+	if err != nil {
+		return service.Quota{}, fmt.Errorf("%s/%s holds %q: %w", d.Name(), file, text, err)
+	}
+	return service.Of(rate), nil
+}
+
+var errForm = errors.New("not in the form that the kernel documents")
 
 func decode(r service.Resource, text string) (uint64, error) {
 	fields := strings.Fields(text)
@@ -188,7 +244,7 @@ func decode(r service.Resource, text string) (uint64, error) {
 	case r != service.CPUMax && r != service.IOWeight && len(fields) == 1:
 		return number(fields[0])
 	}
-	return 0, errors.New("not in the form that the kernel documents")
+	return 0, errForm
 }
 
 // decodeCPU turns a quota in a period, both in microseconds, into microseconds

@@ -81,7 +81,7 @@ func TestPlanComparesWithTheDefaults(t *testing.T) {
 	spec.Limits[service.MemoryHigh] = service.Of(1 << 30)
 	_, err := Plan("register", &spec, host, "cgroupfs", enforcing(service.MemoryMax, service.MemoryHigh))
 	require.Equal(t, service.Invalid, service.KindOf(err))
-	require.ErrorContains(t, err, "cannot register web: limits.memory_high: 1GiB is above memory_max, which is 512MiB on this platform")
+	require.ErrorContains(t, err, "cannot register web: limits.memory_high: 1GiB is above memory_max, 512MiB on this platform")
 	_, err = Plan("register", &spec, host, "cgroupfs", enforcing(service.MemoryHigh))
 	require.NoError(t, err, "there is no memory_max here")
 	spec.Limits[service.MemoryMax] = service.Of(2 << 30)

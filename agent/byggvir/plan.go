@@ -5,6 +5,7 @@ package byggvir
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -38,19 +39,21 @@ func Plan(op string, spec *service.Spec, host Host, backend string, enforces ser
 }
 
 // misfits tells what does not fit this host.
-func misfits(spec *service.Spec, limits service.Limits, cores int) []service.Fault {
-	var faults []service.Fault
-	add := func(r service.Resource, format string, args ...any) {
-		faults = append(faults, service.Fault{Field: "limits." + r.String(), Message: fmt.Sprintf(format, args...)})
-	}
+func misfits(spec *service.Spec, limits service.Limits, cores int) (faults []service.Fault) {
 	cpu, most := spec.Limits[service.CPUMax], service.Of(uint64(cores)*100*service.UsecPerPercent)
 	if cpu.Set && cpu.Value != service.Unlimited && cpu.Value > most.Value {
-		add(service.CPUMax, "%s is more than this host has: %d cores are %s", service.CPUMax.Format(cpu), cores, service.CPUMax.Format(most))
+		faults = append(faults, service.Fault{
+			Field: "limits." + service.CPUMax.String(),
+			Message: fmt.Sprintf("%s is more than this host has: %d cores are %s",
+				service.CPUMax.Format(cpu), cores, service.CPUMax.Format(most)),
+		})
 	}
-	high, top := limits[service.MemoryHigh], limits[service.MemoryMax]
-	if high.Set && top.Set && high.Value != service.Unlimited && high.Value > top.Value {
-		add(service.MemoryHigh, "%s is above memory_max, which is %s on this platform unless the definition sets it",
-			service.MemoryHigh.Format(high), service.MemoryMax.Format(top))
+	own := spec.Limits.Conflicts()
+	for _, f := range limits.Conflicts() {
+		if !slices.Contains(own, f) {
+			f.Message += " on this platform, unless the definition sets it"
+		}
+		faults = append(faults, f)
 	}
 	return faults
 }

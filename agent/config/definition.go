@@ -104,9 +104,13 @@ func ofLogFile(k key[service.Spec]) key[service.Spec] {
 var limits = object[service.Spec]{keys: []key[service.Spec]{
 	limit(service.MemoryMax, "Memory; when it is exceeded the kernel ends the service (cgroup v2: memory.max)."),
 	limit(service.MemoryHigh, "Memory above which the kernel slows the service down and takes memory back (memory.high)."),
+	limit(service.MemoryLow, "Memory that is taken from the service only when there is none to take from others (memory.low)."),
+	limit(service.MemoryMin, "Memory that is never taken from the service; others are ended first (memory.min)."),
 	limit(service.MemorySwapMax, "Swap (memory.swap.max)."),
 	limit(service.CPUMax, "CPU time in percent of one core (cpu.max)."),
+	limit(service.CPUBurst, "CPU time that may be saved up, in percent of one core, to go above cpu_percent for a tenth of a second (cpu.max.burst)."),
 	limit(service.CPUWeight, "Share of the CPU against others when it is scarce; others have 100 (cpu.weight)."),
+	limit(service.CPUIdle, "Get only the CPU time that nobody else wants (cpu.idle); not with cpu_weight."),
 	limit(service.PidsMax, "Processes and threads (pids.max)."),
 	limit(service.IOWeight, "Share of the disks against others when they are busy; others have 100 (io.weight)."),
 	limit(service.NoFile, "Open files of each process (RLIMIT_NOFILE)."),

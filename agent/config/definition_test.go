@@ -90,7 +90,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"pids_max": 0}`, "limits.pids_max: is 0; the range is 1 to 4194304"},
 		{`"limits": {"pids_max": 18446744073709551615}`, "limits.pids_max: is 18446744073709551615; it wants a whole number, the range is 1 to 4194304"},
 		{`"limits": {"io_weight": "100"}`, `limits.io_weight: is the string "100"; it wants a whole number`},
-		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_swap_max, cpu_percent, cpu_weight, pids_max, io_weight, nofile, memory_warning_percent, cpu_warning_percent, best_effort`},
+		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, nofile, memory_warning_percent, cpu_warning_percent, best_effort`},
 		{`"limits": {"memory_warning_percent": 0.5}`, "limits.memory_warning_percent: is 0.5; the range is 1 to 100"},
 		{`"limits": null`, "limits: is null; it wants an object, or leave the key out"},
 		{`"ready": {"type": "http"}`, "ready.url: is required by type http"},

@@ -13,9 +13,11 @@ import (
 // quota is the limit of one resource.
 type quota struct{ resource service.Resource }
 
-func (f quota) bytes() bool {
-	return f.resource == service.MemoryMax || f.resource == service.MemoryHigh || f.resource == service.MemorySwapMax
-}
+func (f quota) bytes() bool { return f.resource.Unit() == service.Bytes }
+
+func (f quota) percent() bool { return f.resource.Unit() == service.Percent }
+
+func (f quota) yesNo() bool { return f.resource.Unit() == service.YesNo }
 
 func (f quota) read(d *document, path string, n *node, v *service.Quota) {
 	q, err := f.parse(n)
@@ -37,12 +39,15 @@ func (f quota) parse(n *node) (service.Quota, error) {
 	case n.kind == isText && f.bytes():
 		size, err := service.ParseSize(n.text)
 		return service.Of(size), err
-	case n.kind == isNumber && f.resource == service.CPUMax:
+	case f.yesNo() && n.kind == isBool:
+		return f.resource.Parse(n.text)
+	case f.yesNo():
+	case n.kind == isNumber && f.percent():
 		percent, err := strconv.ParseFloat(n.text, 64)
 		if err != nil {
 			return service.Quota{}, fmt.Errorf("is %s; that is more than any machine has", n.text)
 		}
-		return service.CPUQuota(percent)
+		return f.resource.OfPercent(percent)
 	case n.kind == isNumber:
 		i, err := strconv.ParseUint(n.text, 10, 64)
 		if err != nil || i == service.Unlimited {
@@ -66,8 +71,12 @@ func (f quota) wants() string {
 	switch {
 	case f.bytes():
 		return `bytes as a whole number or a string such as "256MiB", or "max" for no limit`
+	case f.yesNo():
+		return "true or false"
 	case f.resource == service.CPUMax:
 		return `a number, percent of one core, or "max" for no limit`
+	case f.percent():
+		return "a number, percent of one core"
 	}
 	if _, _, unlimited := f.resource.Range(); unlimited {
 		return `a whole number, or "max" for no limit`
@@ -81,7 +90,9 @@ func (f quota) write(q service.Quota) any {
 		return nil
 	case q.Value == service.Unlimited:
 		return "max"
-	case f.resource == service.CPUMax:
+	case f.yesNo():
+		return q.Value != 0
+	case f.percent():
 		return plainNumber(q.Percent())
 	case f.bytes() && q.Value > 0 && q.Value%(1<<10) == 0:
 		return service.FormatSize(q.Value)
@@ -90,9 +101,12 @@ func (f quota) write(q service.Quota) any {
 }
 
 func (f quota) schema(service.Quota) *jsonschema.Schema {
+	if f.yesNo() {
+		return &jsonschema.Schema{Type: "boolean"}
+	}
 	low, high, unlimited := f.resource.Range()
 	n := &jsonschema.Schema{Type: "integer", Minimum: jsonschema.Ptr(float64(low)), Maximum: jsonschema.Ptr(float64(high))}
-	if f.resource == service.CPUMax {
+	if f.percent() {
 		n.Type, *n.Minimum, *n.Maximum = "number", service.Of(low).Percent(), service.Of(high).Percent()
 	}
 	switch {

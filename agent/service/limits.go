@@ -10,34 +10,74 @@ import (
 // Resource is one thing that can be limited.
 type Resource uint8
 
-// The resources, each with its unit and the kernel file that carries it
-// (Documentation/admin-guide/cgroup-v2.rst; NoFile: setrlimit(2)).
+// The resources, each with the kernel file that carries it
+// (Documentation/admin-guide/cgroup-v2.rst; NoFile: setrlimit(2)). Records hold them
+// by their numbers: a new one comes last.
 const (
-	MemoryMax     Resource = iota // bytes, memory.max: above it the kernel kills
-	MemoryHigh                    // bytes, memory.high: above it the kernel throttles and reclaims
-	MemorySwapMax                 // bytes, memory.swap.max
-	CPUMax                        // microseconds of CPU time per second, cpu.max; shown as percent of one core
-	CPUWeight                     // 1..10000, cpu.weight
+	MemoryMax     Resource = iota // memory.max: above it the kernel kills
+	MemoryHigh                    // memory.high: above it the kernel throttles and reclaims
+	MemorySwapMax                 // memory.swap.max
+	CPUMax                        // cpu.max, in microseconds of CPU time per second
+	CPUWeight                     // cpu.weight
 	PidsMax                       // tasks, pids.max
-	IOWeight                      // 1..10000, io.weight
+	IOWeight                      // io.weight
 	NoFile                        // open files per process, RLIMIT_NOFILE
+	MemoryLow                     // memory.low: below it memory is taken only when there is none elsewhere
+	MemoryMin                     // memory.min: below it memory is never taken
+	CPUIdle                       // cpu.idle: gets what nobody else wants
+	CPUBurst                      // cpu.max.burst, in microseconds per second: what may be saved up of CPUMax
 	NumResources
 )
 
-var resourceNames = [NumResources]string{
-	"memory_max", "memory_high", "memory_swap_max", "cpu_percent", "cpu_weight", "pids_max", "io_weight", "nofile",
+// Unit is what a quota counts.
+type Unit uint8
+
+// The units.
+const (
+	Plain   Unit = iota // a number
+	Bytes               // of memory
+	Percent             // of one core; the quota holds microseconds per second
+	YesNo               // 1 or 0
+)
+
+// resources is what is to be known of each resource. Low and high are the values that
+// a quota may have besides Unlimited.
+var resources = [NumResources]struct {
+	name      string
+	unit      Unit
+	low, high uint64
+	unlimited bool
+}{
+	MemoryMax:     {"memory_max", Bytes, 1 << 20, 1 << 50, true},
+	MemoryHigh:    {"memory_high", Bytes, 1 << 20, 1 << 50, true},
+	MemorySwapMax: {"memory_swap_max", Bytes, 0, 1 << 50, true},
+	// The kernel refuses quotas below 1 ms in a period of 100 ms.
+	CPUMax:    {"cpu_percent", Percent, UsecPerPercent, 100 * UsecPerPercent * 8192, true},
+	CPUWeight: {"cpu_weight", Plain, 1, 10000, false},
+	PidsMax:   {"pids_max", Plain, 1, 4 << 20, true},
+	IOWeight:  {"io_weight", Plain, 1, 10000, false},
+	NoFile:    {"nofile", Plain, 16, 1 << 30, false},
+	MemoryLow: {"memory_low", Bytes, 0, 1 << 50, true},
+	MemoryMin: {"memory_min", Bytes, 0, 1 << 50, true},
+	CPUIdle:   {"cpu_idle", YesNo, 0, 1, false},
+	CPUBurst:  {"cpu_burst_percent", Percent, 0, 100 * UsecPerPercent * 8192, false},
 }
 
-func (r Resource) String() string { return resourceNames[r] }
+func (r Resource) String() string { return resources[r].name }
+
+// Unit is what a quota of r counts.
+func (r Resource) Unit() Unit { return resources[r].unit }
 
 // ParseResource finds a resource by the name it has in a definition.
 func ParseResource(name string) (Resource, error) {
-	for r, known := range resourceNames {
-		if name == known {
+	var known []string
+	for r, row := range resources {
+		if name == row.name {
 			return Resource(r), nil
 		}
+		known = append(known, row.name)
 	}
-	return 0, fmt.Errorf("%q is not a limit; limits are %s", name, strings.Join(resourceNames[:], ", "))
+	return 0, fmt.Errorf("%q is not a limit; limits are %s", name, strings.Join(known, ", "))
 }
 
 // Unlimited is the value of a Quota that lifts the limit ("max" in cgroup files).
@@ -79,47 +119,57 @@ func (l Limits) Without(other Limits) Limits {
 	return l
 }
 
-// bounds are the values a quota may have besides Unlimited.
-var bounds = [NumResources]struct {
-	low, high uint64
-	unlimited bool
-}{
-	MemoryMax:     {1 << 20, 1 << 50, true},
-	MemoryHigh:    {1 << 20, 1 << 50, true},
-	MemorySwapMax: {0, 1 << 50, true},
-	// The kernel refuses quotas below 1 ms in a period of 100 ms.
-	CPUMax:    {UsecPerPercent, 100 * UsecPerPercent * 8192, true},
-	CPUWeight: {1, 10000, false},
-	PidsMax:   {1, 4 << 20, true},
-	IOWeight:  {1, 10000, false},
-	NoFile:    {16, 1 << 30, false},
+// Conflicts tells which limits of l can not be had together, each with its field in a
+// definition.
+func (l Limits) Conflicts() (faults []Fault) {
+	add := func(r Resource, format string, args ...any) {
+		faults = append(faults, Fault{Field: "limits." + r.String(), Message: fmt.Sprintf(format, args...)})
+	}
+	for _, r := range []Resource{MemoryMin, MemoryLow, MemoryHigh} {
+		if q, top := l[r], l[MemoryMax]; q.Set && top.Set && q.Value != Unlimited && q.Value > top.Value {
+			add(r, "%s is above %s, %s", r.Format(q), MemoryMax, MemoryMax.Format(top))
+		}
+	}
+	burst, quota := l[CPUBurst], l[CPUMax]
+	switch {
+	case !burst.Set || burst.Value == 0:
+	case !quota.Set || quota.Value == Unlimited:
+		add(CPUBurst, "has nothing to save from: it wants a %s", CPUMax)
+	case burst.Value > quota.Value:
+		add(CPUBurst, "%s is above %s, %s", CPUBurst.Format(burst), CPUMax, CPUMax.Format(quota))
+	}
+	if l[CPUIdle] == Of(1) && l[CPUWeight].Set {
+		add(CPUIdle, "leaves no place for a %s", CPUWeight)
+	}
+	return faults
 }
 
 // Range is the least and the most that a limit of r may be, and whether it may
 // be Unlimited as well.
 func (r Resource) Range() (low, high uint64, unlimited bool) {
-	b := bounds[r]
-	return b.low, b.high, b.unlimited
+	row := resources[r]
+	return row.low, row.high, row.unlimited
 }
 
 // Check tells why q can not be a limit of r, or nil. An unset quota is fine.
 func (r Resource) Check(q Quota) error {
-	b := bounds[r]
+	low, high, unlimited := r.Range()
 	switch {
 	case !q.Set:
 		return nil
-	case q.Value == Unlimited && b.unlimited:
+	case q.Value == Unlimited && unlimited:
 		return nil
 	case q.Value == Unlimited:
 		return fmt.Errorf("%s can not be unlimited", r)
-	case q.Value < b.low || q.Value > b.high:
-		return fmt.Errorf("%s is %s; the range is %s to %s", r, r.Format(q), r.Format(Of(b.low)), r.Format(Of(b.high)))
+	case q.Value < low || q.Value > high:
+		return fmt.Errorf("%s is %s; the range is %s to %s", r, r.Format(q), r.Format(Of(low)), r.Format(Of(high)))
 	}
 	return nil
 }
 
 // Parse reads a quota as a person writes it: bytes as an integer or with KiB,
-// MiB, GiB, TiB; percent as a decimal; else an integer; "max" for Unlimited.
+// MiB, GiB, TiB; percent as a decimal; true or false; else an integer; "max" for
+// Unlimited.
 // The result has passed Check.
 func (r Resource) Parse(text string) (Quota, error) {
 	q, err := r.parse(text)
@@ -133,20 +183,27 @@ func (r Resource) parse(text string) (Quota, error) {
 	if text == "max" {
 		return Of(Unlimited), nil
 	}
-	switch r {
-	case MemoryMax, MemoryHigh, MemorySwapMax:
+	switch r.Unit() {
+	case Bytes:
 		n, err := ParseSize(text)
 		if err != nil {
 			return Quota{}, fmt.Errorf("%s: %w", r, err)
 		}
 		return Of(n), nil
-	case CPUMax:
+	case Percent:
 		percent, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
 		if err != nil {
 			return Quota{}, fmt.Errorf("%s: %q is not a number of percent of one core", r, text)
 		}
-		q, err := CPUQuota(percent)
-		return q, err
+		return r.OfPercent(percent)
+	case YesNo:
+		switch text {
+		case "true":
+			return Of(1), nil
+		case "false":
+			return Of(0), nil
+		}
+		return Quota{}, fmt.Errorf("%s: %q is neither true nor false", r, text)
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
@@ -155,21 +212,23 @@ func (r Resource) parse(text string) (Quota, error) {
 	return Of(n), nil
 }
 
-// CPUQuota turns percent of one core into a quota of CPUMax; positive infinity
-// is Unlimited. It refuses NaN and what is not positive.
-func CPUQuota(percent float64) (Quota, error) {
+// OfPercent turns percent of one core into a quota of r, whose unit is Percent;
+// positive infinity is Unlimited. It refuses NaN and what is below 0, or 0 where that
+// is no quota.
+func (r Resource) OfPercent(percent float64) (Quota, error) {
+	low, _, _ := r.Range()
 	switch {
-	case math.IsNaN(percent) || percent <= 0:
-		return Quota{}, fmt.Errorf("%s is %v; it must be above 0", CPUMax, percent)
+	case math.IsNaN(percent) || percent < 0 || percent == 0 && low > 0:
+		return Quota{}, fmt.Errorf("%s is %v; it must be above 0", r, percent)
 	case math.IsInf(percent, 1):
 		return Of(Unlimited), nil
 	case percent > 1e9:
-		return Quota{}, fmt.Errorf("%s is %v; that is more than any machine has", CPUMax, percent)
+		return Quota{}, fmt.Errorf("%s is %v; that is more than any machine has", r, percent)
 	}
 	return Of(uint64(math.Round(percent * UsecPerPercent))), nil
 }
 
-// Percent is a quota of CPUMax as percent of one core, +Inf when unlimited.
+// Percent is a quota of a resource that is counted so as percent of one core, +Inf when unlimited.
 func (q Quota) Percent() float64 {
 	if q.Value == Unlimited {
 		return math.Inf(1)
@@ -185,10 +244,12 @@ func (r Resource) Format(q Quota) string {
 		return "-"
 	case q.Value == Unlimited:
 		return "max"
-	case r == CPUMax:
+	case r.Unit() == Percent:
 		return strconv.FormatFloat(q.Percent(), 'f', -1, 64) + "%"
-	case r == MemoryMax || r == MemoryHigh || r == MemorySwapMax:
+	case r.Unit() == Bytes:
 		return FormatSize(q.Value)
+	case r.Unit() == YesNo:
+		return strconv.FormatBool(q.Value != 0)
 	}
 	return strconv.FormatUint(q.Value, 10)
 }

@@ -186,10 +186,7 @@ func (s *Spec) Validate() []Fault {
 			faults.add("limits."+Resource(r).String(), "%v", err)
 		}
 	}
-	high, top := s.Limits[MemoryHigh], s.Limits[MemoryMax]
-	if high.Set && top.Set && high.Value != Unlimited && high.Value > top.Value {
-		faults.add("limits.memory_high", "%s is above memory_max, %s", FormatSize(high.Value), MemoryMax.Format(top))
-	}
+	faults = append(faults, s.Limits.Conflicts()...)
 	faults.check("limits.memory_warning_percent", CheckWarning(s.Warnings.Memory))
 	faults.check("limits.cpu_warning_percent", CheckWarning(s.Warnings.CPU))
 	s.Ready.validate("ready", &faults)

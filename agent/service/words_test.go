@@ -74,6 +74,12 @@ func TestParseQuota(t *testing.T) {
 		{CPUMax, "12.5%", 125_000, "12.5%"},
 		{PidsMax, "512", 512, "512"},
 		{NoFile, "4096", 4096, "4096"},
+		{MemoryLow, "0", 0, "0"},
+		{MemoryMin, "max", Unlimited, "max"},
+		{CPUIdle, "true", 1, "true"},
+		{CPUIdle, "false", 0, "false"},
+		{CPUBurst, "0", 0, "0%"},
+		{CPUBurst, "7.5", 75_000, "7.5%"},
 	} {
 		q, err := tt.r.Parse(tt.text)
 		require.NoError(t, err, tt.text)
@@ -87,6 +93,7 @@ func TestParseQuota(t *testing.T) {
 		{MemoryMax, "256MB"}, {MemoryMax, "-1"}, {MemoryMax, ""}, {MemoryMax, "1.5GiB"}, {MemoryMax, "99999999999TiB"}, {MemoryMax, "12"},
 		{MemoryMax, "256 MiB"}, {CPUMax, "NaN"}, {CPUMax, "0"}, {CPUMax, "-3"}, {CPUMax, "1e300"}, {CPUMax, "half"}, {CPUMax, "0.5"},
 		{PidsMax, "0"}, {PidsMax, "lots"}, {NoFile, "max"}, {CPUWeight, "0"}, {CPUWeight, "10001"}, {IOWeight, "max"},
+		{CPUIdle, "1"}, {CPUIdle, "max"}, {CPUBurst, "max"}, {CPUBurst, "-1"},
 	} {
 		_, err := tt.r.Parse(tt.text)
 		require.Error(t, err, "%v %q", tt.r, tt.text)
@@ -109,11 +116,11 @@ func FuzzParseQuota(f *testing.F) {
 }
 
 func TestCPUQuota(t *testing.T) {
-	q, err := CPUQuota(math.Inf(1))
+	q, err := CPUMax.OfPercent(math.Inf(1))
 	require.NoError(t, err)
 	require.EqualValues(t, uint64(Unlimited), q.Value)
 	require.True(t, math.IsInf(q.Percent(), 1))
-	_, err = CPUQuota(math.NaN())
+	_, err = CPUMax.OfPercent(math.NaN())
 	require.Error(t, err)
 }
 
@@ -141,7 +148,7 @@ func TestEveryResourceHasANameAndBounds(t *testing.T) {
 		back, err := ParseResource(r.String())
 		require.NoError(t, err)
 		require.Equal(t, r, back)
-		require.NotZero(t, bounds[r].high)
+		require.NotZero(t, resources[r].high)
 	}
 	_, err := ParseResource("colour")
 	require.ErrorContains(t, err, "memory_max")

@@ -3,6 +3,10 @@ package backendtest
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -19,6 +23,15 @@ func enforcementLaws() []law {
 		{says: "one that stays below memory_max lives", only: real, check: lawMemoryBelow},
 		{says: "pids_max makes a fork fail, and nobody is killed", only: real, check: lawPidsMax},
 		{says: "cpu_percent 20 gives 20 percent", only: real, alone: true, check: lawCPUMax},
+		{says: "memory_high takes memory back, and nobody is killed", only: caged, check: lawMemoryHigh},
+		{says: "memory_low keeps memory while others lose theirs", only: caged, alone: true, check: lawMemoryKept(service.MemoryLow)},
+		{says: "memory_min keeps memory while others lose theirs", only: caged, alone: true, check: lawMemoryKept(service.MemoryMin)},
+		{says: "what was kept for a service is kept for nobody when it has gone", only: caged, alone: true, check: lawNothingKept},
+		{says: "cpu_weight shares out the CPU", only: caged, alone: true, check: lawCPUWeight},
+		{says: "cpu_idle gets what nobody else wants", only: caged, alone: true, check: lawCPUIdle},
+		{says: "cpu_idle begins and ends on a service that runs", only: caged, check: lawCPUIdleChange},
+		{says: "cpu_burst_percent lets saved time be used", only: caged, alone: true, check: lawCPUBurst},
+		{says: "cpu_percent and cpu_burst_percent change together, up and down", only: caged, check: lawCPUBurstChange},
 		{says: "a change of cpu_percent works on a service that runs", only: real, alone: true, check: lawCPUChange},
 	}
 }
@@ -157,4 +170,196 @@ func lawCPUChange(b *bench) {
 	_, err := i.Limit(b.within(), service.Limits{service.CPUMax: service.Of(10 * service.UsecPerPercent)})
 	require.NoError(b, err)
 	b.getsCPU(i.Ref().PID, 10)
+}
+
+// usr is what cache reads of: every host has some hundred megabytes of it on a disk.
+const usr = "/usr"
+
+// cached is the memory of files that a service is charged for.
+func (i *incarnation) cached() uint64 {
+	i.bench.Helper()
+	return i.counter("memory.stat", "file")
+}
+
+// counter reads one line of a flat-keyed file of the cgroup.
+func (i *incarnation) counter(file, key string) uint64 {
+	i.bench.Helper()
+	for line := range strings.Lines(i.bench.cgroupFile(i.Ref(), file)) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(line), " "); name == key {
+			n, err := strconv.ParseUint(value, 10, 64)
+			require.NoError(i.bench, err)
+			return n
+		}
+	}
+	i.bench.Fatalf("%s has no %s", file, key)
+	return 0
+}
+
+func lawMemoryHigh(b *bench) {
+	const high = 16 * mebi
+	l := limited(b.plan("cache", usr, "0", fmt.Sprint(64*mebi)), service.Limits{service.MemoryHigh: service.Of(high)})
+	if !b.enforces(l) {
+		return
+	}
+	i := b.launch(l)
+	i.ready()
+	require.LessOrEqual(b, i.cached(), uint64(high))
+	require.NotZero(b, i.counter("memory.events", "high"))
+	require.Equal(b, service.OOMNone, i.release().OOM)
+}
+
+// lawMemoryKept squeezes what all services share, and looks who has lost memory.
+func lawMemoryKept(r service.Resource) func(*bench) {
+	return func(b *bench) {
+		const each = 16 * mebi
+		var limits service.Limits
+		limits[r] = service.Of(2 * each)
+		l := limited(b.plan("cache", usr, "0", fmt.Sprint(each)), limits)
+		if !b.enforces(l) {
+			return
+		}
+		kept := b.launch(l)
+		kept.ready()
+		other := b.start("cache", usr, fmt.Sprint(each), fmt.Sprint(each))
+		before := kept.cached()
+		require.Greater(b, before, uint64(each/2))
+		require.Greater(b, other.cached(), uint64(each/2))
+		defer b.squeeze(kept.Ref(), 4*each)()
+		b.start("cache", usr, fmt.Sprint(4*each), fmt.Sprint(12*each))
+		require.Less(b, other.cached(), uint64(each/4), "what nobody keeps is taken")
+		require.GreaterOrEqual(b, kept.cached(), before/8*7)
+	}
+}
+
+// squeeze limits the memory of all services together until it is undone.
+func (b *bench) squeeze(ref service.Ref, memory uint64) (undo func()) {
+	b.Helper()
+	set := func(text string) {
+		require.NoError(b, os.WriteFile(filepath.Join(b.top(ref), "memory.max"), []byte(text), 0o600))
+	}
+	set(fmt.Sprint(memory))
+	return func() { set("max") }
+}
+
+// top is the folder of the cgroup that all services are in.
+func (b *bench) top(ref service.Ref) string {
+	name, _, _ := strings.Cut(strings.TrimPrefix(ref.Cgroup, "/"), "/")
+	return filepath.Join(b.CgroupRoot, name)
+}
+
+func lawNothingKept(b *bench) {
+	l := limited(b.plan("sleep"), service.Limits{service.MemoryLow: service.Of(8 * mebi), service.MemoryMin: service.Of(4 * mebi)})
+	if !b.enforces(l) {
+		return
+	}
+	other := b.start("sleep") // else the cgroup of all may go with the last
+	keeps := func(low, min uint64) {
+		b.Helper()
+		for file, want := range map[string]uint64{"memory.low": low, "memory.min": min} {
+			text, err := os.ReadFile(filepath.Join(b.top(other.Ref()), file))
+			require.NoError(b, err)
+			require.Equal(b, fmt.Sprint(want), strings.TrimSpace(string(text)), file)
+		}
+	}
+	keeps(0, 0)
+	i := b.launch(l)
+	keeps(8*mebi, 4*mebi)
+	second := b.launch(limited(b.plan("sleep"), l.Limits))
+	keeps(16*mebi, 8*mebi)
+	_, err := i.Limit(b.within(), service.Limits{service.MemoryLow: service.Of(0)})
+	require.NoError(b, err)
+	keeps(8*mebi, 8*mebi)
+	second.release()
+	keeps(0, 4*mebi)
+	i.release()
+	keeps(0, 0)
+}
+
+// shares is how much more CPU one of two busy services gets than the other, by their
+// own clocks. All cores are wanted by both.
+func (b *bench) shares(one, other service.Limits) float64 {
+	b.Helper()
+	busy := func(limits service.Limits) *incarnation {
+		i := b.launch(limited(b.plan("hog-cpu", fmt.Sprint(runtime.NumCPU())), limits))
+		i.ready()
+		return i
+	}
+	first, second := busy(one), busy(other)
+	used := func(i *incarnation) float64 {
+		stat, ok := statOf(i.Ref().PID)
+		require.True(b, ok)
+		return float64(stat.ticks)
+	}
+	was, wasOther := used(first), used(second)
+	var ratio float64
+	b.eventually(func() bool {
+		did, didOther := used(first)-was, used(second)-wasOther
+		ratio = did / max(didOther, 1)
+		return did+didOther > 400 // ticks of 10 ms: it is not measured before
+	}, "neither gets any CPU")
+	return ratio
+}
+
+func lawCPUWeight(b *bench) {
+	if !b.agent.Enforces().Limits[service.CPUWeight] {
+		return
+	}
+	ratio := b.shares(service.Limits{service.CPUWeight: service.Of(400)}, service.Limits{service.CPUWeight: service.Of(100)})
+	require.InDelta(b, 4, ratio, 1.2)
+}
+
+func lawCPUIdle(b *bench) {
+	if !b.agent.Enforces().Limits[service.CPUIdle] {
+		return
+	}
+	require.Greater(b, b.shares(service.Limits{}, service.Limits{service.CPUIdle: service.Of(1)}), 10.)
+}
+
+func lawCPUIdleChange(b *bench) {
+	if !b.agent.Enforces().Limits[service.CPUIdle] {
+		return
+	}
+	i := b.start("sleep")
+	for _, idle := range []uint64{1, 0, 1} {
+		applied, err := i.Limit(b.within(), service.Limits{service.CPUIdle: service.Of(idle)})
+		require.NoError(b, err)
+		require.Equal(b, service.Of(idle), applied[service.CPUIdle].Applied)
+		require.Equal(b, fmt.Sprint(idle), b.cgroupFile(i.Ref(), "cpu.idle"))
+	}
+	_, err := i.Limit(b.within(), service.Limits{service.CPUIdle: service.Of(0), service.CPUWeight: service.Of(200)})
+	require.NoError(b, err)
+	require.Equal(b, "200", b.cgroupFile(i.Ref(), "cpu.weight"))
+}
+
+func lawCPUBurst(b *bench) {
+	const quota = 20 * service.UsecPerPercent
+	if !b.agent.Enforces().Limits[service.CPUBurst] {
+		return
+	}
+	bursts := func(burst uint64) (used func() uint64) {
+		l := limited(b.plan("pulse", "60ms", "600ms"), service.Limits{service.CPUMax: service.Of(quota), service.CPUBurst: service.Of(burst)})
+		i := b.launch(l)
+		i.ready()
+		b.eventually(func() bool { return i.counter("cpu.stat", "nr_throttled") > 3 }, "it needs no more than its quota")
+		return func() uint64 { return i.counter("cpu.stat", "nr_bursts") }
+	}
+	with, without := bursts(quota), bursts(0)
+	b.eventually(func() bool { return with() > 0 }, "it saves nothing")
+	require.Zero(b, without())
+}
+
+func lawCPUBurstChange(b *bench) {
+	if !b.agent.Enforces().Limits[service.CPUBurst] {
+		return
+	}
+	both := func(quota, burst uint64) service.Limits {
+		return service.Limits{service.CPUMax: service.Of(quota * service.UsecPerPercent), service.CPUBurst: service.Of(burst * service.UsecPerPercent)}
+	}
+	i := b.launch(limited(b.plan("sleep"), both(50, 40)))
+	for _, change := range []service.Limits{both(20, 20), both(80, 80), both(30, 0), both(30, 10)} {
+		applied, err := i.Limit(b.within(), change)
+		require.NoError(b, err)
+		require.Equal(b, change[service.CPUMax], applied[service.CPUMax].Applied)
+		require.Equal(b, change[service.CPUBurst], applied[service.CPUBurst].Applied)
+	}
 }

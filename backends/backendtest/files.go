@@ -17,19 +17,25 @@ var cgroupFiles = []struct {
 }{
 	{service.MemoryMax, 256 << 20, "memory.max", "268435456"},
 	{service.MemoryHigh, 200 << 20, "memory.high", "209715200"},
+	{service.MemoryLow, 32 << 20, "memory.low", "33554432"},
+	{service.MemoryMin, 16 << 20, "memory.min", "16777216"},
 	{service.MemorySwapMax, 64 << 20, "memory.swap.max", "67108864"},
 	{service.CPUMax, 70 * service.UsecPerPercent, "cpu.max", "700000"},
+	{service.CPUBurst, 20 * service.UsecPerPercent, "cpu.max.burst", "200000"},
 	{service.CPUWeight, 50, "cpu.weight", "50"},
 	{service.PidsMax, 200, "pids.max", "200"},
 	{service.IOWeight, 50, "io.weight", "50"},
 }
 
 // inUnit turns the text of a cgroup file into a number in the unit of its
-// resource: cpu.max is a quota in a period, io.weight begins with "default".
+// resource: cpu.max is a quota in a period, cpu.max.burst what is saved of one (of
+// 100 ms), io.weight begins with "default".
 func inUnit(file, text string) string {
 	switch file {
 	case "io.weight":
 		return strings.TrimPrefix(strings.Split(text, "\n")[0], "default ")
+	case "cpu.max.burst":
+		return text + "0"
 	case "cpu.max":
 		quota, period, _ := strings.Cut(text, " ")
 		q, err := strconv.ParseUint(quota, 10, 64)

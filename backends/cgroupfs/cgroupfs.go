@@ -55,6 +55,11 @@ type Config struct {
 	// somebody has ended it; a Launch calls it then. It may be called by many
 	// goroutines at once. nil: such a Launch fails.
 	Restore func(context.Context) error
+
+	// Protect has what is above a Parent that is not ours ask for as much memory as
+	// is to be kept for those in it (memory.min, memory.low); called after a change
+	// of the Parent's own. nil: nothing above it is to.
+	Protect func(context.Context) error
 }
 
 // Backend is the cgroupfs backend.
@@ -63,12 +68,15 @@ type Backend struct {
 	parent      cgroup.Group
 	ours        bool
 	restore     func(context.Context) error
+	above       func(context.Context) error // Config.Protect
 	procfs      procfs.FS
 	watcher     *watch.Watcher
 	shim        *launch.Shim
 	bootID      string
 	controllers []string // that the parent passes on
 	enforces    service.Enforcement
+
+	protecting chan struct{} // held by the one who changes what the parent asks to be kept
 
 	mu        sync.Mutex
 	closed    bool
@@ -84,8 +92,9 @@ var (
 // can not be used: the error says what is in the way and what to do about it.
 func New(c Config) (*Backend, error) {
 	b := &Backend{
-		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore,
-		procfs: c.Procfs, watcher: c.Watcher, shim: c.Shim, launching: map[service.Name]bool{},
+		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore, above: c.Protect,
+		protecting: make(chan struct{}, 1),
+		procfs:     c.Procfs, watcher: c.Watcher, shim: c.Shim, launching: map[service.Name]bool{},
 	}
 	if b.parent.Path() == "/" {
 		return nil, failure("use cgroups", service.Name{}, service.Invalid, errors.New("the root of the tree can not be the parent of services"))

@@ -168,7 +168,7 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if err := h.place.Check(); err != nil {
 		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
-	if err := h.group.Apply(l); err != nil {
+	if err := h.apply(ctx, l); err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
 	if q := l[service.NoFile]; q.Set {

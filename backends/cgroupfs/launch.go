@@ -163,7 +163,7 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 		return err
 	}
 	now, atOpening := roomForGate(limits)
-	if err := failpoint.After(h.enclose(now), failpoint.S6LimitsSet); err != nil {
+	if err := failpoint.After(h.enclose(ctx, now), failpoint.S6LimitsSet); err != nil {
 		return err
 	}
 	if err := h.group.RefuseFrozen(); err != nil {
@@ -199,8 +199,8 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 }
 
 // enclose limits the cgroup and takes down what is counted so far.
-func (h *handle) enclose(limits service.Limits) error {
-	if err := h.group.Apply(limits); err != nil {
+func (h *handle) enclose(ctx context.Context, limits service.Limits) error {
+	if err := h.apply(ctx, limits); err != nil {
 		return fmt.Errorf("limit its cgroup: %w", err)
 	}
 	if h.backend.enforces.Limits[service.MemoryMax] {
@@ -211,6 +211,14 @@ func (h *handle) enclose(limits service.Limits) error {
 	var err error
 	h.base, err = h.group.OOMCounts()
 	return err
+}
+
+// apply limits the cgroup, and has what is above it keep memory for it.
+func (h *handle) apply(ctx context.Context, limits service.Limits) error {
+	if err := h.group.Apply(limits); err != nil || !cgroup.Protects(limits) {
+		return err
+	}
+	return h.backend.protect(ctx)
 }
 
 // identify finds out who the child is and that it was born where it belongs,
@@ -267,7 +275,11 @@ func (h *handle) clean(ctx context.Context) error {
 	if err := h.empty(ctx); err != nil {
 		return err
 	}
-	return h.group.Remove()
+	if err := h.group.Remove(); err != nil {
+		return err
+	}
+	h.backend.unprotect(ctx)
+	return nil
 }
 
 // What the gate itself needs: it is a Go program with a few threads.

@@ -124,6 +124,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 		h.finished = nil // somebody may have moved a process in
 		return service.Remains{}, failure(op, h.ref.Name, service.HostUnavailable, err)
 	}
+	h.backend.unprotect(ctx)
 	h.backend.shim.Released(h.ref.Name, h.ref.Incarnation)
 	h.mu.Lock()
 	defer h.mu.Unlock()

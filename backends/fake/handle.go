@@ -154,7 +154,8 @@ var untouched = service.Limits{
 	service.MemoryMax: service.Of(service.Unlimited), service.MemoryHigh: service.Of(service.Unlimited),
 	service.MemorySwapMax: service.Of(service.Unlimited), service.CPUMax: service.Of(service.Unlimited),
 	service.CPUWeight: service.Of(100), service.PidsMax: service.Of(service.Unlimited),
-	service.IOWeight: service.Of(100), service.NoFile: service.Of(1024),
+	service.IOWeight: service.Of(100), service.NoFile: service.Of(1024), service.MemoryLow: service.Of(0),
+	service.MemoryMin: service.Of(0), service.CPUIdle: service.Of(0), service.CPUBurst: service.Of(0),
 }
 
 func (h *handle) applied() service.Applied {

@@ -239,7 +239,7 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 		o.Findings = append(o.Findings, noAnchor(err))
 		return nil
 	}
-	err = o.openCgroupfs(c, cgroupfs.Config{Parent: anchor, Restore: func(ctx context.Context) error {
+	err = o.openCgroupfs(c, cgroupfs.Config{Parent: anchor, Protect: b.Protect, Restore: func(ctx context.Context) error {
 		_, err := b.EnsureAnchor(ctx)
 		return err
 	}})

@@ -50,7 +50,7 @@ func (b *Backend) EnsureAnchor(ctx context.Context) (cgroupPath string, err erro
 }
 
 func (b *Backend) ensureAnchor(ctx context.Context) (cgroup.Group, error) {
-	anchor := b.tree.Group("/" + units.Slice).Child(units.AnchorScope)
+	anchor := b.slice().Child(units.AnchorScope)
 	held, err := anchor.Child(PauseLeaf).Populated()
 	if err != nil {
 		return anchor, err

@@ -57,6 +57,7 @@ type Backend struct {
 	slots     chan struct{} // inFlight of them
 	making    sync.Map      // attempts that hold a slot, by their scopes
 	anchoring chan struct{} // held by the one who makes the anchor
+	keeping   chan struct{} // held by the one who changes what the slice asks to be kept
 
 	mu     sync.Mutex
 	pauses []*process.Process // that keep anchors
@@ -79,7 +80,7 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 	defer cancel()
 	b := &Backend{
 		watcher: cfg.Watcher, shim: cfg.Shim, fs: cfg.Procfs, tree: cfg.Tree, log: cfg.Log,
-		bus: newBus(cfg), slots: make(chan struct{}, inFlight), anchoring: make(chan struct{}, 1),
+		bus: newBus(cfg), slots: make(chan struct{}, inFlight), anchoring: make(chan struct{}, 1), keeping: make(chan struct{}, 1),
 	}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
@@ -165,7 +166,9 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 
 var controllerOf = [service.NumResources]string{
 	service.MemoryMax: "memory", service.MemoryHigh: "memory", service.MemorySwapMax: "memory",
-	service.CPUMax: "cpu", service.CPUWeight: "cpu", service.PidsMax: "pids", service.IOWeight: "io",
+	service.MemoryLow: "memory", service.MemoryMin: "memory",
+	service.CPUMax: "cpu", service.CPUWeight: "cpu", service.CPUIdle: "cpu", service.CPUBurst: "cpu",
+	service.PidsMax: "pids", service.IOWeight: "io",
 }
 
 // unenforceable is the error for limits that the host does not keep, nil if

@@ -198,16 +198,22 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 
 // limit changes limits and reads each back.
 func (h *handle) limit(ctx context.Context, l service.Limits) error {
+	if l[service.CPUMax].Set && l[service.CPUBurst].Set {
+		// The kernel refuses a quota below the burst.
+		if err := h.scope.Apply(service.Limits{service.CPUBurst: service.Of(0)}); err != nil {
+			return err
+		}
+	}
 	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l)); err != nil {
 		return err
 	}
-	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(onlyWeights(l))); err != nil {
+	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(amongSiblings(l))); err != nil {
 		return err
 	}
 	if err := groupKill(h.scope); err != nil {
 		return err
 	}
-	if err := h.verifyLimits(l); err != nil {
+	if err := h.complete(ctx, l); err != nil {
 		return err
 	}
 	if q := l[service.NoFile]; q.Set {
@@ -216,13 +222,27 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	return nil
 }
 
-// verifyLimits compares the kernel's values with l; of the weights also those of
-// the cell, which are the ones that count.
+// complete adds to limits that systemd has set what it can not, and reads all of them
+// back.
+func (h *handle) complete(ctx context.Context, l service.Limits) error {
+	if err := h.scope.Apply(service.Limits{service.CPUBurst: l[service.CPUBurst]}); err != nil {
+		return err
+	}
+	if cgroup.Protects(l) {
+		if err := h.b.Protect(ctx); err != nil {
+			return err
+		}
+	}
+	return h.verifyLimits(l)
+}
+
+// verifyLimits compares the kernel's values with l; of those that count among siblings
+// also the cell's, which are the ones that do.
 func (h *handle) verifyLimits(l service.Limits) error {
 	if err := holds(h.scope, l); err != nil {
 		return err
 	}
-	if only := onlyWeights(l); only != (service.Limits{}) {
+	if only := amongSiblings(l); only != (service.Limits{}) {
 		return holds(h.cell, only)
 	}
 	return nil

@@ -15,7 +15,6 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/failpoint"
-	"github.com/gladsheim/gladsheim/units"
 )
 
 // Launch brings l to life in a scope of its own; see backends.Backend.
@@ -117,7 +116,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, outp
 	if err := groupKill(h.scope); err != nil {
 		return nil, err
 	}
-	if err := failpoint.After(h.verifyLimits(limits), failpoint.S6LimitsSet); err != nil {
+	if err := failpoint.After(h.complete(ctx, limits), failpoint.S6LimitsSet); err != nil {
 		return nil, err
 	}
 	if h.before, err = h.cell.OOMCounts(); err != nil {
@@ -147,7 +146,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, outp
 // refuseInstances refuses a service of which something lives, of whatever
 // incarnation.
 func (b *Backend) refuseInstances(name service.Name) error {
-	slice := b.tree.Group("/" + units.Slice)
+	slice := b.slice()
 	cells, err := slice.Children()
 	if err != nil && !gone(err) {
 		return err

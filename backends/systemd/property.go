@@ -10,6 +10,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/units"
 )
 
@@ -19,10 +20,13 @@ func property(name string, value any) sd.Property {
 
 // limitProperties are the properties that carry the limits
 // (org.freedesktop.systemd1(5), systemd.resource-control(5)). Each is a t, and
-// its highest value means infinity, as Unlimited does.
+// its highest value means infinity, as Unlimited does. CPUBurst has none: systemd
+// leaves it alone, and we write it ourselves.
 var limitProperties = [service.NumResources]string{
 	service.MemoryMax:     "MemoryMax",
 	service.MemoryHigh:    "MemoryHigh",
+	service.MemoryLow:     "MemoryLow",
+	service.MemoryMin:     "MemoryMin",
 	service.MemorySwapMax: "MemorySwapMax",
 	service.CPUMax:        "CPUQuotaPerSecUSec",
 	service.CPUWeight:     "CPUWeight",
@@ -30,9 +34,9 @@ var limitProperties = [service.NumResources]string{
 	service.IOWeight:      "IOWeight",
 }
 
-// weights count among siblings. A scope has none in its cell, so the cell has
-// the weights too.
-var weights = []service.Resource{service.CPUWeight, service.IOWeight}
+// among are the limits that count among siblings. A scope has none in its cell, so the
+// cell has them too. Its parent, the slice, has what its cells ask to be kept for them.
+var among = append([]service.Resource{service.CPUWeight, service.CPUIdle, service.IOWeight}, cgroup.Protections...)
 
 // agentUnit is what the agent is installed as.
 const agentUnit = "gladsheimd.service"
@@ -76,12 +80,12 @@ func cellProperties(l service.Launch, limits service.Limits) []sd.Property {
 		property("TasksAccounting", true),
 		property("TasksMax", uint64(math.MaxUint64)),
 	}
-	return append(properties, limitsAsProperties(onlyWeights(limits))...)
+	return append(properties, limitsAsProperties(amongSiblings(limits))...)
 }
 
-func onlyWeights(limits service.Limits) service.Limits {
+func amongSiblings(limits service.Limits) service.Limits {
 	var only service.Limits
-	for _, r := range weights {
+	for _, r := range among {
 		only[r] = limits[r]
 	}
 	return only
@@ -94,6 +98,13 @@ func limitsAsProperties(limits service.Limits) []sd.Property {
 			properties = append(properties, property(name, q.Value))
 		}
 	}
+	const weight = "CPUWeight"
+	switch idle := limits[service.CPUIdle]; {
+	case idle == service.Of(1):
+		properties = append(properties, property(weight, uint64(0))) // which means idle
+	case idle.Set && !limits[service.CPUWeight].Set:
+		properties = append(properties, property(weight, uint64(math.MaxUint64))) // none
+	}
 	return properties
 }
 
@@ -103,15 +114,16 @@ func limitsAsProperties(limits service.Limits) []sd.Property {
 // lost at the next daemon-reload. Bytes become whole pages in the kernel.
 func rounded(limits service.Limits) service.Limits {
 	page := uint64(os.Getpagesize())
-	for r, q := range limits {
-		if !q.Set || q.Value == service.Unlimited {
-			continue
-		}
-		switch service.Resource(r) {
-		case service.CPUMax:
+	for i, q := range limits {
+		r := service.Resource(i)
+		switch {
+		case !q.Set || q.Value == service.Unlimited:
+		case r == service.CPUMax:
 			const percent = service.UsecPerPercent
 			limits[r].Value = (q.Value + percent - 1) / percent * percent
-		case service.MemoryMax, service.MemoryHigh, service.MemorySwapMax:
+		case r == service.CPUBurst:
+			limits[r].Value = q.Value / 10 * 10 // whole microseconds in a period
+		case r.Unit() == service.Bytes:
 			limits[r].Value = q.Value / page * page
 		}
 	}

@@ -160,6 +160,7 @@ func (h *handle) Release(ctx context.Context) (service.Remains, error) {
 		return service.Remains{}, failure(op, h.ref.Name, err)
 	}
 	h.released = true
+	h.b.unprotect(limited)
 	h.b.shim.Released(h.ref.Name, h.ref.Incarnation)
 	return h.remains, h.Close()
 }

@@ -84,10 +84,12 @@ func limit(name string, value *float64) string {
 	case math.IsInf(*value, 1):
 		return "max"
 	case err != nil:
-	case r == service.CPUMax:
+	case r.Unit() == service.Percent:
 		return percent(*value)
-	case r == service.MemoryMax || r == service.MemoryHigh || r == service.MemorySwapMax:
+	case r.Unit() == service.Bytes:
 		return service.FormatSize(uint64(*value))
+	case r.Unit() == service.YesNo:
+		return strconv.FormatBool(*value != 0)
 	}
 	return strconv.FormatFloat(*value, 'f', -1, 64)
 }

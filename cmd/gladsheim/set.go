@@ -20,9 +20,10 @@ func (a *app) setCommand() *cobra.Command {
 		Short: "Change limits of services, at once if they run",
 		Long: `Change limits of services, at once if they run, and for their coming starts.
 
-LIMIT is memory_max, memory_high, memory_swap_max (bytes, or with KiB, MiB, GiB),
-cpu_percent (of one core), cpu_weight, io_weight (1 to 10000), pids_max or nofile
-(from the next start). "max" lifts a limit. memory_warning_percent and
+LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max (bytes, or
+with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one core), cpu_weight,
+io_weight (1 to 10000), cpu_idle (true or false), pids_max or nofile (from the next
+start). "max" lifts a limit. memory_warning_percent and
 cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`,
 		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max",
 		Args:              someNames,
@@ -160,5 +161,15 @@ func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 		out.IoWeight = &small
 	case service.NoFile:
 		out.Nofile = &q.Value
+	case service.MemoryLow:
+		out.MemoryLowBytes = &q.Value
+	case service.MemoryMin:
+		out.MemoryMinBytes = &q.Value
+	case service.CPUIdle:
+		idle := q.Value != 0
+		out.CpuIdle = &idle
+	case service.CPUBurst:
+		burst := float32(q.Percent())
+		out.CpuBurstPercent = &burst
 	}
 }

@@ -1,7 +1,14 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +49,80 @@ func runHogMemory(args []string) error {
 	ready(total)
 	forever()
 	return nil
+}
+
+// runCache reads files until they have filled the page cache, in the order of their
+// names. What is in the cache already is dropped first: it would be somebody else's.
+func runCache(args []string) error {
+	if len(args) < 3 {
+		return errors.New("cache wants DIR SKIP BYTES")
+	}
+	skip, err := number(args, 1)
+	if err != nil {
+		return err
+	}
+	total, err := number(args, 2)
+	if err != nil {
+		return err
+	}
+	passed := 0
+	err = filepath.WalkDir(args[0], func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if passed += int(info.Size()); passed <= skip {
+			return nil
+		}
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return err
+		}
+		if passed >= skip+total {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if passed < skip+total {
+		return fmt.Errorf("%s has %d bytes in all", args[0], passed)
+	}
+	ready(total)
+	forever()
+	return nil
+}
+
+// runPulse is busy for a time, then sleeps for another, again and again.
+func runPulse(args []string) error {
+	if len(args) < 2 {
+		return errors.New("pulse wants BUSY IDLE")
+	}
+	busy, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	idle, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	ready()
+	for {
+		for start := time.Now(); time.Since(start) < busy; {
+		}
+		time.Sleep(idle)
+	}
 }
 
 func runHogCPU(args []string) error {

@@ -36,6 +36,8 @@ func modes() map[string]mode {
 		"stop-self":    {"send itself SIGSTOP", runStopSelf},
 		"hold":         {"PID: keep the process PID from ending, even by SIGKILL, until the end of this one", runHold},
 		"hog-memory":   {"BYTES [STEP [CHILDREN]]: have CHILDREN that sleep, and touch BYTES of memory, STEP at a time", runHogMemory},
+		"cache":        {"DIR SKIP BYTES: fill the page cache with BYTES of the files below DIR, but for the first SKIP", runCache},
+		"pulse":        {"BUSY IDLE: be busy for a time, sleep for another, again and again", runPulse},
 		"hog-cpu":      {"N: keep N cores busy", runHogCPU},
 		"fork":         {"N: have N children that sleep", runFork},
 		"fork-bomb":    {"plain|setsid|churn|vfork|exec MAX: fork without end, at most MAX births (0: no bound)", runForkBomb},

@@ -1716,10 +1716,21 @@ type ResourceLimits struct {
 	// which ServiceStatus.unenforced_limits then names. The definition says so: a
 	// request that says otherwise is refused.
 	BestEffort *bool `protobuf:"varint,26,opt,name=best_effort,json=bestEffort,proto3,oneof" json:"best_effort,omitempty"`
+	// Memory in bytes that is taken from the service only when there is none to take
+	// from others.
+	MemoryLowBytes *uint64 `protobuf:"varint,27,opt,name=memory_low_bytes,json=memoryLowBytes,proto3,oneof" json:"memory_low_bytes,omitempty"`
+	// Memory in bytes that is never taken from the service.
+	MemoryMinBytes *uint64 `protobuf:"varint,28,opt,name=memory_min_bytes,json=memoryMinBytes,proto3,oneof" json:"memory_min_bytes,omitempty"`
+	// Whether the service gets only the CPU time that nobody else wants. Refused
+	// together with cpu_weight.
+	CpuIdle *bool `protobuf:"varint,29,opt,name=cpu_idle,json=cpuIdle,proto3,oneof" json:"cpu_idle,omitempty"`
 	// Answers only: every limit as the kernel holds it.
-	Reports       []*LimitReport `protobuf:"bytes,30,rep,name=reports,proto3" json:"reports,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Reports []*LimitReport `protobuf:"bytes,30,rep,name=reports,proto3" json:"reports,omitempty"`
+	// CPU time in percent of one core that may be saved up, to go above
+	// max_cpu_percent for a tenth of a second; at most max_cpu_percent.
+	CpuBurstPercent *float32 `protobuf:"fixed32,31,opt,name=cpu_burst_percent,json=cpuBurstPercent,proto3,oneof" json:"cpu_burst_percent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ResourceLimits) Reset() {
@@ -1836,6 +1847,27 @@ func (x *ResourceLimits) GetBestEffort() bool {
 	return false
 }
 
+func (x *ResourceLimits) GetMemoryLowBytes() uint64 {
+	if x != nil && x.MemoryLowBytes != nil {
+		return *x.MemoryLowBytes
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetMemoryMinBytes() uint64 {
+	if x != nil && x.MemoryMinBytes != nil {
+		return *x.MemoryMinBytes
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetCpuIdle() bool {
+	if x != nil && x.CpuIdle != nil {
+		return *x.CpuIdle
+	}
+	return false
+}
+
 func (x *ResourceLimits) GetReports() []*LimitReport {
 	if x != nil {
 		return x.Reports
@@ -1843,15 +1875,23 @@ func (x *ResourceLimits) GetReports() []*LimitReport {
 	return nil
 }
 
+func (x *ResourceLimits) GetCpuBurstPercent() float32 {
+	if x != nil && x.CpuBurstPercent != nil {
+		return *x.CpuBurstPercent
+	}
+	return 0
+}
+
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
-// one core for cpu_percent, plain numbers for the others. Whole numbers are exact
+// one core for cpu_percent and cpu_burst_percent, 1 or 0 for cpu_idle, plain numbers
+// for the others. Whole numbers are exact
 // up to 2^53; Infinity is unlimited.
 type LimitReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// memory_max, memory_high, memory_swap_max, cpu_percent, cpu_weight, pids_max,
-	// io_weight or nofile.
+	// memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent,
+	// cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight or nofile.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What the definition or a request asked for; absent when nobody did.
 	Requested *float64 `protobuf:"fixed64,2,opt,name=requested,proto3,oneof" json:"requested,omitempty"`
@@ -2176,7 +2216,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xe5\x05\n" +
+	"_oom_kills\"\xe1\a\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2191,8 +2231,13 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\tio_weight\x18\x18 \x01(\rH\x06R\bioWeight\x88\x01\x01\x12\x1b\n" +
 	"\x06nofile\x18\x19 \x01(\x04H\aR\x06nofile\x88\x01\x01\x12$\n" +
 	"\vbest_effort\x18\x1a \x01(\bH\bR\n" +
-	"bestEffort\x88\x01\x01\x123\n" +
-	"\areports\x18\x1e \x03(\v2\x19.gladsheim.v1.LimitReportR\areportsB\x19\n" +
+	"bestEffort\x88\x01\x01\x12-\n" +
+	"\x10memory_low_bytes\x18\x1b \x01(\x04H\tR\x0ememoryLowBytes\x88\x01\x01\x12-\n" +
+	"\x10memory_min_bytes\x18\x1c \x01(\x04H\n" +
+	"R\x0ememoryMinBytes\x88\x01\x01\x12\x1e\n" +
+	"\bcpu_idle\x18\x1d \x01(\bH\vR\acpuIdle\x88\x01\x01\x123\n" +
+	"\areports\x18\x1e \x03(\v2\x19.gladsheim.v1.LimitReportR\areports\x12/\n" +
+	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01B\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
@@ -2202,7 +2247,11 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\n" +
 	"_io_weightB\t\n" +
 	"\a_nofileB\x0e\n" +
-	"\f_best_effort\"\xf9\x01\n" +
+	"\f_best_effortB\x13\n" +
+	"\x11_memory_low_bytesB\x13\n" +
+	"\x11_memory_min_bytesB\v\n" +
+	"\t_cpu_idleB\x14\n" +
+	"\x12_cpu_burst_percent\"\xf9\x01\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
