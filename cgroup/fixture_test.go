@@ -167,6 +167,11 @@ func TestApply(t *testing.T) {
 		"cpu weight":         {service.CPUWeight, 10, "10", 10},
 		"pids":               {service.PidsMax, 7, "7", 7},
 		"io weight":          {service.IOWeight, 250, "default 250", 250},
+		"protected":          {service.MemoryLow, 1 << 20, "1048576", 1 << 20},
+		"all protected":      {service.MemoryMin, service.Unlimited, "max", service.Unlimited},
+		"idle":               {service.CPUIdle, 1, "1", 1},
+		"not idle":           {service.CPUIdle, 0, "0", 0},
+		"no burst":           {service.CPUBurst, 0, "0", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text, want := encode(tc.r, service.Of(tc.value))
@@ -189,6 +194,65 @@ func TestApply(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What was idle has no weight, and no quota is below what was saved of another.
+func TestApplyInTurn(t *testing.T) {
+	tree, root := fixture(t, map[string]string{"g/cpu.max": "50000 100000", "g/cpu.max.burst": "40000", "g/cpu.idle": "1", "g/cpu.weight": "0"})
+	var calls []string
+	tree = tree.WithFault(func(call, path string) error {
+		if call == "write" {
+			calls = append(calls, filepath.Base(path))
+		}
+		return nil
+	})
+	_ = tree.Group("/g").Apply(service.Limits{ // a plain file keeps more than was written
+		service.CPUMax: service.Of(200_000), service.CPUBurst: service.Of(100_000), service.CPUIdle: service.Of(0), service.CPUWeight: service.Of(70),
+	})
+	require.Equal(t, []string{"cpu.max.burst", "cpu.idle", "cpu.max", "cpu.weight", "cpu.max.burst"}, calls)
+	require.Equal(t, "10000", content(t, root, "g/cpu.max.burst")[:5])
+}
+
+// What is saved up is told by the period in which it is spent.
+func TestBurstOfAPeriod(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{
+		"g/cpu.max": "10000 50000", "g/cpu.max.burst": "5000", "h/cpu.max": "nonsense", "h/cpu.max.burst": "5000",
+	})
+	a, err := tree.Group("/g").Limits(service.Limits{})
+	require.NoError(t, err)
+	require.Equal(t, service.Of(100_000), a[service.CPUBurst].Applied)
+	_, err = tree.Group("/h").Limits(service.Limits{})
+	require.ErrorContains(t, err, `h/cpu.max holds "nonsense"`)
+}
+
+func TestUnprotected(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{
+		"p/memory.low": "4096", "p/memory.min": "0",
+		"p/a/memory.low": "8192", "p/a/memory.min": "0",
+		"p/b/memory.low": "4096", "p/b/memory.min": "max",
+		"p/c/memory.low": "0", "p/c/memory.min": "4096",
+		"same/memory.low": "4096", "same/a/memory.low": "4096",
+		"none/a/cgroup.procs": "",
+		"bad/memory.low":      "0", "bad/a/memory.low": "much",
+	})
+	lacks := func(group string) service.Limits {
+		lacks, err := tree.Group(group).Unprotected()
+		require.NoError(t, err)
+		return lacks
+	}
+	require.Equal(t, service.Limits{service.MemoryLow: service.Of(12288), service.MemoryMin: service.Of(service.Unlimited)}, lacks("/p"))
+	require.Equal(t, service.Limits{}, lacks("/same"), "as it is, and no file of memory.min")
+	require.Equal(t, service.Limits{}, lacks("/none"))
+	require.Equal(t, service.Limits{service.MemoryLow: service.Of(0), service.MemoryMin: service.Of(0)}, func() service.Limits {
+		tree, _ := fixture(t, map[string]string{"p/memory.low": "4096", "p/memory.min": "4096"})
+		lacks, err := tree.Group("/p").Unprotected()
+		require.NoError(t, err)
+		return lacks
+	}(), "nothing is in it any more")
+	_, err := tree.Group("/bad").Unprotected()
+	require.ErrorContains(t, err, `bad/a/memory.low holds "much"`)
+	_, err = tree.Group("/gone").Unprotected()
+	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
 func TestApplyMissingFile(t *testing.T) {
