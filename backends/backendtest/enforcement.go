@@ -208,7 +208,7 @@ func lawMemoryHigh(b *bench) {
 	require.Equal(b, service.OOMNone, i.release().OOM)
 }
 
-// lawMemoryKept squeezes what all services share, and looks who has lost memory.
+// lawMemoryKept takes memory from all services together, and looks who has lost it.
 func lawMemoryKept(r service.Resource) func(*bench) {
 	return func(b *bench) {
 		const each = 16 * mebi
@@ -221,23 +221,27 @@ func lawMemoryKept(r service.Resource) func(*bench) {
 		kept := b.launch(l)
 		kept.ready()
 		other := b.start("cache", usr, fmt.Sprint(each), fmt.Sprint(each))
-		before := kept.cached()
+		before, theirs := kept.cached(), other.cached()
 		require.Greater(b, before, uint64(each/2))
-		require.Greater(b, other.cached(), uint64(each/2))
-		defer b.squeeze(kept.Ref(), 4*each)()
-		b.start("cache", usr, fmt.Sprint(4*each), fmt.Sprint(12*each))
-		require.Less(b, other.cached(), uint64(each/4), "what nobody keeps is taken")
+		require.Greater(b, theirs, uint64(each/2))
+		defer b.squeeze(kept.Ref(), theirs/8*7)()
+		require.Less(b, other.cached(), theirs/4, "what nobody keeps is taken")
 		require.GreaterOrEqual(b, kept.cached(), before/8*7)
 	}
 }
 
-// squeeze limits the memory of all services together until it is undone.
+// squeeze takes so many bytes of memory from all services together, by a limit that
+// holds until it is undone.
 func (b *bench) squeeze(ref service.Ref, memory uint64) (undo func()) {
 	b.Helper()
+	text, err := os.ReadFile(filepath.Join(b.top(ref), "memory.current"))
+	require.NoError(b, err)
+	now, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	require.NoError(b, err)
 	set := func(text string) {
 		require.NoError(b, os.WriteFile(filepath.Join(b.top(ref), "memory.max"), []byte(text), 0o600))
 	}
-	set(fmt.Sprint(memory))
+	set(fmt.Sprint(now - memory))
 	return func() { set("max") }
 }
 

@@ -138,24 +138,28 @@ func TestLimitsStayThroughReloads(t *testing.T) {
 		b := newBackend(t, cfg)
 		h := start(t, b, planned(t, service.Limits{
 			service.MemoryMax: service.Of(64 * mebi), service.CPUMax: service.Of(20*service.UsecPerPercent + 1), service.CPUWeight: service.Of(77),
-			service.PidsMax: service.Of(50),
+			service.PidsMax: service.Of(50), service.MemoryLow: service.Of(32 * mebi), service.CPUBurst: service.Of(10 * service.UsecPerPercent),
 		}, "sleep"))
 		_, err := h.Limit(within(t), service.Limits{
 			service.MemoryMax: service.Of(80_000_000), service.CPUWeight: service.Of(78), service.IOWeight: service.Of(79),
+			service.MemoryMin: service.Of(16 * mebi),
 		})
 		require.NoError(t, err)
 		files := func() string {
 			var all strings.Builder
-			for _, name := range []string{"memory.max", "memory.oom.group", "cpu.max", "cpu.weight", "pids.max", "io.weight", "cgroup.procs"} {
+			for _, name := range []string{"memory.max", "memory.oom.group", "cpu.max", "cpu.weight", "pids.max", "io.weight", "memory.low", "memory.min", "cpu.max.burst", "cgroup.procs"} {
 				all.WriteString(name + " " + file(t, h.scope, name) + "\n")
 			}
 			all.WriteString("cell " + file(t, h.cell, "cpu.weight") + " " + file(t, h.cell, "io.weight") + "\n")
+			all.WriteString("slice " + file(t, b.slice(), "memory.low") + " " + file(t, b.slice(), "memory.min") + "\n")
 			return all.String()
 		}
 		before := files()
 		require.Contains(t, before, "memory.max 79998976\n")
 		require.Contains(t, before, "cpu.max 21000 100000\n")
 		require.Contains(t, before, "cell 78 default 79")
+		require.Contains(t, before, "cpu.max.burst 10000\n")
+		require.Contains(t, before, "slice 33554432 16777216")
 		for range 2 {
 			systemctl(t, "daemon-reload")
 			require.Equal(t, before, files())
