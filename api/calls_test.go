@@ -251,6 +251,22 @@ func TestLimits(t *testing.T) {
 	require.True(t, math.IsInf(float64(now.GetMaxCpuPercent()), 1))
 	require.True(t, math.IsInf(now.GetReports()[service.PidsMax].GetEffective(), 1))
 	require.Equal(t, uint64(math.MaxUint64), now.GetPidsMax())
+
+	low, burst, idle := uint64(8<<20), float32(2.5), true
+	kept := &gladsheimv1.ResourceLimits{MemoryLowBytes: &low, MemoryMinBytes: &pids, CpuBurstPercent: &burst, CpuIdle: &idle}
+	now, err = f.gladsheim().SetResourceLimits(callContext(t), &gladsheimv1.ResourceLimitsRequest{ServiceName: "web", Limits: kept})
+	require.NoError(t, err)
+	want = service.Limits{
+		service.MemoryLow: service.Of(8 << 20), service.MemoryMin: service.Of(service.Unlimited),
+		service.CPUBurst: service.Of(25_000), service.CPUIdle: service.Of(1),
+	}
+	require.Equal(t, want, f.lastCall(t))
+	require.Equal(t, low, now.GetMemoryLowBytes())
+	require.Equal(t, uint64(math.MaxUint64), now.GetMemoryMinBytes())
+	require.Equal(t, burst, now.GetCpuBurstPercent())
+	require.True(t, now.GetCpuIdle())
+	require.InDelta(t, 2.5, now.GetReports()[service.CPUBurst].GetEffective(), 0)
+	require.InDelta(t, 1, now.GetReports()[service.CPUIdle].GetEffective(), 0)
 }
 
 func TestBadLimits(t *testing.T) {
@@ -273,6 +289,9 @@ func TestBadLimits(t *testing.T) {
 		"cpu_weight":             {CpuWeight: u32(10001)},
 		"io_weight":              {IoWeight: u32(0)},
 		"nofile":                 {Nofile: u64(1)},
+		"memory_low_bytes":       {MemoryLowBytes: u64(1 << 60)},
+		"memory_min_bytes":       {MemoryMinBytes: u64(1 << 60)},
+		"cpu_burst_percent":      {CpuBurstPercent: f32(-1)},
 		"memory_warning_percent": {MaxMemoryMb: 9, MemoryWarningPercent: f32(101)},
 		"cpu_warning_percent":    {MaxMemoryMb: 9, CpuWarningPercent: f32(-1)},
 		"best_effort":            {MaxMemoryMb: 9, BestEffort: &yes},

@@ -225,6 +225,15 @@ func TestBurstOfAPeriod(t *testing.T) {
 	require.ErrorContains(t, err, `h/cpu.max holds "nonsense"`)
 }
 
+// What is idle has no weight.
+func TestIdleHasNoWeight(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{"g/cpu.idle": "1", "g/cpu.weight": "0"})
+	a, err := tree.Group("/g").Limits(service.Limits{})
+	require.NoError(t, err)
+	require.Equal(t, service.LimitReport{Enforced: true}, a[service.CPUWeight])
+	require.Equal(t, service.Of(1), a[service.CPUIdle].Effective)
+}
+
 func TestUnprotected(t *testing.T) {
 	tree, _ := fixture(t, map[string]string{
 		"p/memory.low": "4096", "p/memory.min": "0",

@@ -164,6 +164,10 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 			return service.Applied{}, err
 		}
 	}
+	if a[service.CPUIdle].Applied == service.Of(1) { // the file of the weight says 0, which is none
+		weight := &a[service.CPUWeight]
+		weight.Applied, weight.Effective = service.Quota{}, service.Quota{}
+	}
 	return a, nil
 }
 

@@ -89,6 +89,22 @@ func TestPlanComparesWithTheDefaults(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// What is saved up is saved of a quota, be it the platform's.
+func TestPlanOfABurst(t *testing.T) {
+	host, can := Host{Cores: 2}, enforcing(service.CPUMax, service.CPUBurst)
+	spec := service.Defaults()
+	spec.Name = service.MustName("web")
+	spec.Limits[service.CPUBurst] = service.Of(30 * service.UsecPerPercent)
+	_, err := Plan("start", &spec, host, "cgroupfs", can)
+	require.ErrorContains(t, err, "limits.cpu_burst_percent: has nothing to save from: it wants a cpu_percent")
+	host.Defaults[service.CPUMax] = service.Of(20 * service.UsecPerPercent)
+	_, err = Plan("start", &spec, host, "cgroupfs", can)
+	require.ErrorContains(t, err, "limits.cpu_burst_percent: 30% is above cpu_percent, 20% on this platform, unless the definition sets it")
+	host.Defaults[service.CPUMax] = service.Of(40 * service.UsecPerPercent)
+	_, err = Plan("start", &spec, host, "cgroupfs", can)
+	require.NoError(t, err)
+}
+
 func TestWarned(t *testing.T) {
 	var limits service.Applied
 	limits[service.MemoryMax].Effective = service.Of(100 << 20)

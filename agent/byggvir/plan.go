@@ -48,6 +48,11 @@ func misfits(spec *service.Spec, limits service.Limits, cores int) (faults []ser
 				service.CPUMax.Format(cpu), cores, service.CPUMax.Format(most)),
 		})
 	}
+	if burst := spec.Limits[service.CPUBurst]; burst.Value > 0 && !limits[service.CPUMax].Set {
+		faults = append(faults, service.Fault{
+			Field: "limits." + service.CPUBurst.String(), Message: fmt.Sprintf("has nothing to save from: it wants a %s", service.CPUMax),
+		})
+	}
 	own := spec.Limits.Conflicts()
 	for _, f := range limits.Conflicts() {
 		if !slices.Contains(own, f) {

@@ -132,8 +132,8 @@ func (l Limits) Conflicts() (faults []Fault) {
 	}
 	burst, quota := l[CPUBurst], l[CPUMax]
 	switch {
-	case !burst.Set || burst.Value == 0:
-	case !quota.Set || quota.Value == Unlimited:
+	case !burst.Set || burst.Value == 0 || !quota.Set:
+	case quota.Value == Unlimited:
 		add(CPUBurst, "has nothing to save from: it wants a %s", CPUMax)
 	case burst.Value > quota.Value:
 		add(CPUBurst, "%s is above %s, %s", CPUBurst.Format(burst), CPUMax, CPUMax.Format(quota))

@@ -142,6 +142,37 @@ func TestMissingLimits(t *testing.T) {
 	require.Equal(t, []Resource{MemoryMax}, e.Missing(want), "unlimited asks for nothing")
 }
 
+func TestConflicts(t *testing.T) {
+	of := func(q map[Resource]uint64) (l Limits) {
+		for r, n := range q {
+			l[r] = Of(n)
+		}
+		return l
+	}
+	for _, fine := range []map[Resource]uint64{
+		{},
+		{MemoryMax: 10, MemoryHigh: 10, MemoryLow: 10, MemoryMin: 10},
+		{MemoryMax: 10, MemoryHigh: Unlimited, MemoryLow: Unlimited, MemoryMin: Unlimited},
+		{MemoryLow: 10, MemoryMin: 20},
+		{CPUBurst: 5}, {CPUBurst: 0}, {CPUBurst: 5, CPUMax: 5}, {CPUBurst: 0, CPUMax: Unlimited},
+		{CPUIdle: 0, CPUWeight: 5}, {CPUIdle: 1},
+	} {
+		require.Empty(t, of(fine).Conflicts(), "%v", fine)
+	}
+	for field, wrong := range map[string]map[Resource]uint64{
+		"limits.memory_high":        {MemoryMax: 10, MemoryHigh: 11},
+		"limits.memory_low":         {MemoryMax: 10, MemoryLow: 11},
+		"limits.memory_min":         {MemoryMax: 10, MemoryMin: 11},
+		"limits.cpu_burst_percent ": {CPUBurst: 5, CPUMax: Unlimited},
+		" limits.cpu_burst_percent": {CPUBurst: 6, CPUMax: 5},
+		"limits.cpu_idle":           {CPUIdle: 1, CPUWeight: 5},
+	} {
+		faults := of(wrong).Conflicts()
+		require.Len(t, faults, 1, "%v", wrong)
+		require.Equal(t, strings.TrimSpace(field), faults[0].Field)
+	}
+}
+
 func TestEveryResourceHasANameAndBounds(t *testing.T) {
 	for r := range NumResources {
 		require.NotEmpty(t, r.String())
