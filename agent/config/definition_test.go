@@ -84,6 +84,9 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"memory_max": true}`, `limits.memory_max: is true or false; it wants bytes as a whole number or a string such as "256MiB", or "max" for no limit`},
 		{`"limits": {"memory_max": "100MiB", "memory_high": "101MiB"}`, "limits.memory_high: 101MiB is above memory_max, 100MiB"},
 		{`"limits": {"memory_max": "100MiB", "memory_low": "101MiB"}`, "limits.memory_low: 101MiB is above memory_max, 100MiB"},
+		{`"nice": 20`, "nice: is 20; the range is -20 to 19"},
+		{`"scheduling": "rr"`, "scheduling_priority: is 0; the range is 1 to 99"},
+		{`"scheduling_priority": 5`, "scheduling_priority: counts with fifo and rr alone; scheduling is other"},
 		{`"limits": {"cpu_idle": 1}`, "limits.cpu_idle: is a number; it wants true or false"},
 		{`"limits": {"cpu_idle": true, "cpu_weight": 10}`, "limits.cpu_idle: leaves no place for a cpu_weight"},
 		{`"limits": {"cpu_percent": 20, "cpu_burst_percent": 21}`, "limits.cpu_burst_percent: 21% is above cpu_percent, 20%"},
@@ -147,7 +150,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

@@ -25,6 +25,9 @@ type Spec struct {
 	Group            string            // name or number; "" is the user's group
 	Umask            uint32            // of the process
 	OOMScoreAdj      int               // -1000..1000, /proc/PID/oom_score_adj
+	Nice             int               // -20..19, setpriority(2)
+	Scheduling       Scheduling        // sched(7)
+	Priority         int               // 1..99 with a real-time policy, else 0
 	AllowNewPrivs    bool              // lets set-user-ID programs gain privileges; off by default
 
 	Launch     LaunchMode
@@ -58,6 +61,27 @@ const (
 var launchModeNames = [numLaunchModes]string{"auto", "scope", "cgroup"}
 
 func (m LaunchMode) String() string { return launchModeNames[m] }
+
+// Scheduling is a policy by which the kernel gives out CPU time within a cgroup
+// (sched(7)).
+type Scheduling uint8
+
+// The policies.
+const (
+	SchedulingOther Scheduling = iota // the usual one
+	SchedulingBatch                   // for work that nobody waits for
+	SchedulingIdle                    // below every nice
+	SchedulingFIFO                    // real time, until it waits
+	SchedulingRR                      // real time, in turns
+	numSchedulings
+)
+
+var schedulingNames = [numSchedulings]string{"other", "batch", "idle", "fifo", "rr"}
+
+func (s Scheduling) String() string { return schedulingNames[s] }
+
+// RealTime tells whether s has priorities, and comes before all that has none.
+func (s Scheduling) RealTime() bool { return s == SchedulingFIFO || s == SchedulingRR }
 
 // LogSink says where output goes.
 type LogSink uint8
@@ -241,6 +265,13 @@ func (s *Spec) validateProcess(faults *faultList) {
 	faults.text("user", s.User)
 	faults.text("group", s.Group)
 	faults.number("oom_score_adj", s.OOMScoreAdj, -1000, 1000)
+	faults.number("nice", s.Nice, -20, 19)
+	switch {
+	case s.Scheduling.RealTime():
+		faults.number("scheduling_priority", s.Priority, 1, 99)
+	case s.Priority != 0:
+		faults.add("scheduling_priority", "counts with fifo and rr alone; scheduling is %s", s.Scheduling)
+	}
 	if s.Umask > 0o777 {
 		faults.add("umask", "%#o is above 0777", s.Umask)
 	}

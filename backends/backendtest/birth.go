@@ -32,6 +32,7 @@ func birthLaws() []law {
 		{says: "a user may be a number, and a group may be named alone", only: real, check: lawUserNumber},
 		{says: "no_new_privs is set unless the definition allows new privileges", only: real, check: lawNoNewPrivs},
 		{says: "oom_score_adj is the definition's", only: real, check: lawOOMScore},
+		{says: "niceness and policy of the scheduler are the definition's", only: real, check: lawScheduling},
 		{says: "the limit of open files holds, and core dumps are off", only: real, check: lawRlimits},
 		{says: "no signal is blocked or ignored, whatever the agent ignores", only: real, alone: true, check: lawSignalsClean},
 		{says: "niceness, scheduler, CPUs and namespaces are the host's usual ones", only: real, check: lawOrdinary},
@@ -280,6 +281,23 @@ func lawOOMScore(b *bench) {
 	told := b.born(func(l *service.Launch) { l.Spec.OOMScoreAdj = 321 })
 	require.Equal(b, 321, told.OOMScoreAdj)
 	require.Equal(b, 0, b.born(nil).OOMScoreAdj)
+}
+
+func lawScheduling(b *bench) {
+	told := b.born(func(l *service.Launch) { l.Spec.Nice, l.Spec.Scheduling = 7, service.SchedulingBatch })
+	require.Equal(b, 7, told.Nice)
+	require.Equal(b, 3, told.Policy) // SCHED_BATCH
+	told = b.born(func(l *service.Launch) { l.Spec.Scheduling = service.SchedulingIdle })
+	require.Equal(b, 5, told.Policy) // SCHED_IDLE
+	if os.Geteuid() != 0 {
+		l := b.plan("sleep")
+		l.Spec.Nice = -5
+		_, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+		require.ErrorContains(b, err, "set the scheduling")
+		b.wantError(err, service.Unlaunchable)
+		return
+	}
+	require.Equal(b, -5, b.born(func(l *service.Launch) { l.Spec.Nice = -5 }).Nice)
 }
 
 func lawRlimits(b *bench) {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 )
@@ -29,6 +31,9 @@ func newPlan(req Request) (gate.Plan, error) {
 		Directory:   spec.WorkingDirectory,
 		Umask:       spec.Umask,
 		OOMScoreAdj: int32(spec.OOMScoreAdj),
+		Nice:        int32(spec.Nice),
+		Policy:      policies[spec.Scheduling],
+		Priority:    uint32(spec.Priority),
 		Brand:       req.Brand,
 		NoNewPrivs:  !spec.AllowNewPrivs,
 		IgnorePipe:  !req.Launch.Stream.IsZero() || isPoured(&req.Launch),
@@ -45,6 +50,12 @@ func newPlan(req Request) (gate.Plan, error) {
 		plan.NoFile = files.Value
 	}
 	return plan, nil
+}
+
+// policies are the kernel's numbers (sched_setscheduler(2)).
+var policies = map[service.Scheduling]uint32{
+	service.SchedulingOther: unix.SCHED_NORMAL, service.SchedulingBatch: unix.SCHED_BATCH, service.SchedulingIdle: unix.SCHED_IDLE,
+	service.SchedulingFIFO: unix.SCHED_FIFO, service.SchedulingRR: unix.SCHED_RR,
 }
 
 // checkText refuses what the C strings of execve can not carry.

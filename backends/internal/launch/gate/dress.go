@@ -35,6 +35,9 @@ func setSignal(signal, handler uintptr) {
 func dress(p *Plan) (Step, syscall.Errno) {
 	syscall.RawSyscall(syscall.SYS_UMASK, uintptr(p.Umask), 0, 0)
 	resetScheduling()
+	if errno := setScheduling(p); errno != 0 {
+		return StepScheduling, errno
+	}
 	if errno := setOOMScoreAdj(p.OOMScoreAdj); errno != 0 {
 		return StepOOMScore, errno
 	}
@@ -60,6 +63,22 @@ func resetScheduling() {
 	syscall.RawSyscall(syscall.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(cpus), uintptr(unsafe.Pointer(&cpus[0])))
 	syscall.RawSyscall(syscall.SYS_IOPRIO_SET, ioprioProcess, 0, 0)
 	syscall.RawSyscall(syscall.SYS_PRCTL, prTimerSlack, timerSlack, 0)
+}
+
+// setScheduling sets what the definition asks for over that.
+func setScheduling(p *Plan) syscall.Errno {
+	if p.Policy != 0 {
+		parameter := p.Priority // the one field of struct sched_param
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SCHED_SETSCHEDULER, 0, uintptr(p.Policy), uintptr(unsafe.Pointer(&parameter))); errno != 0 {
+			return errno
+		}
+	}
+	if p.Nice != 0 {
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETPRIORITY, 0, 0, uintptr(p.Nice)); errno != 0 {
+			return errno
+		}
+	}
+	return 0
 }
 
 // setOOMScoreAdj writes /proc/self/oom_score_adj. A plain user may not go

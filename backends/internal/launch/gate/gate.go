@@ -51,6 +51,7 @@ type Step uint8
 const (
 	StepRead Step = iota
 	StepSignals
+	StepScheduling
 	StepOOMScore
 	StepRlimits
 	StepNoFile
@@ -67,7 +68,7 @@ const (
 )
 
 var stepNames = [numSteps]string{
-	"read the plan", "reset signals", "set oom_score_adj", "set resource limits", "set the limit of open files",
+	"read the plan", "reset signals", "set the scheduling", "set oom_score_adj", "set resource limits", "set the limit of open files",
 	"wait for the word", "drop capabilities", "set supplementary groups", "change group", "change user", "change directory",
 	"set no_new_privs", "close inherited files", "execute",
 }

@@ -15,6 +15,9 @@ type Plan struct {
 
 	Umask       uint32
 	OOMScoreAdj int32
+	Nice        int32
+	Policy      uint32 // of the scheduler
+	Priority    uint32 // with a real-time policy
 	NoFile      uint64 // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
 	Brand       uint64 // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
 	NoNewPrivs  bool
@@ -45,7 +48,7 @@ var ErrTooLong = errors.New("the arguments and the environment are too long")
 // Encode writes p as a gate reads it: its length, then fixed fields, then
 // lists of strings that end with NUL, of which execve takes none inside.
 func (p *Plan) Encode() ([]byte, error) {
-	size := 64 + 4*len(p.Groups) + len(p.Path) + len(p.Directory)
+	size := 80 + 4*len(p.Groups) + len(p.Path) + len(p.Directory)
 	for _, list := range [][]string{p.Args, p.Env} {
 		for _, s := range list {
 			size += len(s) + 1
@@ -64,6 +67,9 @@ func (p *Plan) Encode() ([]byte, error) {
 	b = putUint32(b, flags)
 	b = putUint32(b, p.Umask)
 	b = putUint32(b, uint32(p.OOMScoreAdj))
+	b = putUint32(b, uint32(p.Nice))
+	b = putUint32(b, p.Policy)
+	b = putUint32(b, p.Priority)
 	b = putUint64(b, p.NoFile)
 	b = putUint64(b, p.Brand)
 	b = putUint32(b, p.UID)
@@ -115,6 +121,9 @@ func decode(b []byte) (Plan, bool) {
 		IgnorePipe:  flags&flagIgnorePipe != 0,
 		Umask:       r.uint32(),
 		OOMScoreAdj: int32(r.uint32()),
+		Nice:        int32(r.uint32()),
+		Policy:      r.uint32(),
+		Priority:    r.uint32(),
 		NoFile:      r.uint64(),
 		Brand:       r.uint64(),
 		UID:         r.uint32(),
