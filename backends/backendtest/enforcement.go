@@ -224,25 +224,30 @@ func lawMemoryKept(r service.Resource) func(*bench) {
 		before, theirs := kept.cached(), other.cached()
 		require.Greater(b, before, uint64(each/2))
 		require.Greater(b, theirs, uint64(each/2))
-		defer b.squeeze(kept.Ref(), theirs/8*7)()
-		require.Less(b, other.cached(), theirs/4, "what nobody keeps is taken")
+		defer b.squeeze(kept.Ref(), "max")
+		b.eventually(func() bool {
+			// What those before have left in the cache goes as well.
+			b.squeeze(kept.Ref(), fmt.Sprint(b.inUse(kept.Ref())-theirs/4))
+			return other.cached() < theirs/4
+		}, "what nobody keeps is not taken")
 		require.GreaterOrEqual(b, kept.cached(), before/8*7)
 	}
 }
 
-// squeeze takes so many bytes of memory from all services together, by a limit that
-// holds until it is undone.
-func (b *bench) squeeze(ref service.Ref, memory uint64) (undo func()) {
+// squeeze limits the memory of all services together.
+func (b *bench) squeeze(ref service.Ref, limit string) {
+	b.Helper()
+	require.NoError(b, os.WriteFile(filepath.Join(b.top(ref), "memory.max"), []byte(limit), 0o600))
+}
+
+// inUse is how much that is now.
+func (b *bench) inUse(ref service.Ref) uint64 {
 	b.Helper()
 	text, err := os.ReadFile(filepath.Join(b.top(ref), "memory.current"))
 	require.NoError(b, err)
-	now, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 	require.NoError(b, err)
-	set := func(text string) {
-		require.NoError(b, os.WriteFile(filepath.Join(b.top(ref), "memory.max"), []byte(text), 0o600))
-	}
-	set(fmt.Sprint(now - memory))
-	return func() { set("max") }
+	return n
 }
 
 // top is the folder of the cgroup that all services are in.
@@ -279,9 +284,10 @@ func lawNothingKept(b *bench) {
 	keeps(0, 0)
 }
 
-// shares is how much more CPU one of two busy services gets than the other, by their
-// own clocks. All cores are wanted by both.
-func (b *bench) shares(one, other service.Limits) float64 {
+// shares wants one of two busy services to get so many times as much CPU as the other,
+// by their own clocks, while both want all cores. There are several tries, for the
+// machine under an emulated one may stall, and the kernel moves threads about.
+func (b *bench) shares(one, other service.Limits, low, high float64) {
 	b.Helper()
 	busy := func(limits service.Limits) *incarnation {
 		i := b.launch(limited(b.plan("hog-cpu", fmt.Sprint(runtime.NumCPU())), limits))
@@ -294,29 +300,31 @@ func (b *bench) shares(one, other service.Limits) float64 {
 		require.True(b, ok)
 		return float64(stat.ticks)
 	}
-	was, wasOther := used(first), used(second)
-	var ratio float64
-	b.eventually(func() bool {
-		did, didOther := used(first)-was, used(second)-wasOther
-		ratio = did / max(didOther, 1)
-		return did+didOther > 400 // ticks of 10 ms: it is not measured before
-	}, "neither gets any CPU")
-	return ratio
+	var tries []float64
+	for start := time.Now(); time.Since(start) < patience(); {
+		was, wasOther := used(first), used(second)
+		b.eventually(func() bool { return used(first)+used(second)-was-wasOther > 400 }, "neither gets any CPU") // ticks of 10 ms
+		ratio := (used(first) - was) / max(used(second)-wasOther, 1)
+		if low <= ratio && ratio <= high {
+			return
+		}
+		tries = append(tries, ratio)
+	}
+	b.Fatalf("one gets %.1f times as much as the other; %v to %v is right", tries, low, high)
 }
 
 func lawCPUWeight(b *bench) {
 	if !b.agent.Enforces().Limits[service.CPUWeight] {
 		return
 	}
-	ratio := b.shares(service.Limits{service.CPUWeight: service.Of(400)}, service.Limits{service.CPUWeight: service.Of(100)})
-	require.InDelta(b, 4, ratio, 1.2)
+	b.shares(service.Limits{service.CPUWeight: service.Of(400)}, service.Limits{service.CPUWeight: service.Of(100)}, 3, 5)
 }
 
 func lawCPUIdle(b *bench) {
 	if !b.agent.Enforces().Limits[service.CPUIdle] {
 		return
 	}
-	require.Greater(b, b.shares(service.Limits{}, service.Limits{service.CPUIdle: service.Of(1)}), 10.)
+	b.shares(service.Limits{}, service.Limits{service.CPUIdle: service.Of(1)}, 10, math.Inf(1))
 }
 
 func lawCPUIdleChange(b *bench) {

@@ -103,7 +103,8 @@ func limitsAsProperties(limits service.Limits) []sd.Property {
 	case idle == service.Of(1):
 		properties = append(properties, property(weight, uint64(0))) // which means idle
 	case idle.Set && !limits[service.CPUWeight].Set:
-		properties = append(properties, property(weight, uint64(math.MaxUint64))) // none
+		// The usual one: with none systemd would take the controller away.
+		properties = append(properties, property(weight, uint64(100)))
 	}
 	return properties
 }
