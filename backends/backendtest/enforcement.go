@@ -227,26 +227,29 @@ func lawMemoryKept(r service.Resource) func(*bench) {
 		require.Greater(b, theirs, uint64(each/2))
 		b.eventually(func() bool {
 			// What those before have left in the cache goes as well.
-			b.reclaim(kept.Ref(), theirs/4)
+			b.reclaim(b.above(kept, other), theirs/4)
 			return other.cached() < theirs/4
 		}, "what nobody keeps is not taken")
 		require.GreaterOrEqual(b, kept.cached(), before/8*7)
 	}
 }
 
-// reclaim takes memory from all services together, and kills none of them for it.
-func (b *bench) reclaim(ref service.Ref, bytes uint64) {
+// reclaim takes memory from what is in a cgroup, and kills nobody for it.
+func (b *bench) reclaim(folder string, bytes uint64) {
 	b.Helper()
-	err := os.WriteFile(filepath.Join(b.top(ref), "memory.reclaim"), []byte(fmt.Sprint(bytes)), 0o600)
+	err := os.WriteFile(filepath.Join(folder, "memory.reclaim"), []byte(fmt.Sprint(bytes)), 0o600)
 	if !errors.Is(err, syscall.EAGAIN) { // it was less
 		require.NoError(b, err)
 	}
 }
 
-// top is the folder of the cgroup that all services are in.
-func (b *bench) top(ref service.Ref) string {
-	name, _, _ := strings.Cut(strings.TrimPrefix(ref.Cgroup, "/"), "/")
-	return filepath.Join(b.CgroupRoot, name)
+// above is the folder of the lowest cgroup that both are in.
+func (b *bench) above(i, other *incarnation) string {
+	at := i.Ref().Cgroup
+	for !strings.HasPrefix(other.Ref().Cgroup, at+"/") {
+		at = filepath.Dir(at)
+	}
+	return filepath.Join(b.CgroupRoot, at)
 }
 
 func lawNothingKept(b *bench) {
@@ -254,11 +257,11 @@ func lawNothingKept(b *bench) {
 	if !b.enforces(l) {
 		return
 	}
-	other := b.start("sleep") // else the cgroup of all may go with the last
+	above := b.above(b.start("sleep"), b.start("sleep")) // they stay, else it may go with the last
 	keeps := func(low, min uint64) {
 		b.Helper()
 		for file, want := range map[string]uint64{"memory.low": low, "memory.min": min} {
-			text, err := os.ReadFile(filepath.Join(b.top(other.Ref()), file))
+			text, err := os.ReadFile(filepath.Join(above, file))
 			require.NoError(b, err)
 			require.Equal(b, fmt.Sprint(want), strings.TrimSpace(string(text)), file)
 		}
