@@ -52,7 +52,7 @@ func capabilities(e service.Enforcement) []string {
 			out = append(out, service.Resource(r).String())
 		}
 	}
-	for word, has := range map[string]bool{"oom-verdict": e.OOMVerdict, "kill-all": e.KillAll, "born-inside": e.BornInside} {
+	for word, has := range map[string]bool{"oom-verdict": e.OOMVerdict, "kill-all": e.KillAll, "born-inside": e.BornInside, "freeze": e.Freeze} {
 		if has {
 			out = append(out, word)
 		}

@@ -355,6 +355,7 @@ type Enforcement struct {
 	OOMVerdict bool               // an OOM kill is told from a SIGKILL, with its level
 	KillAll    bool               // no process escapes a kill by forking, by a session of its own or by losing its parent
 	BornInside bool               // limits hold before the first instruction, with no move after the fork
+	Freeze     bool               // the whole service can be frozen and thawed
 }
 
 // Missing lists the limits set in l that e does not enforce. Unlimited asks

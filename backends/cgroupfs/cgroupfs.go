@@ -181,7 +181,11 @@ func enforcement(parent cgroup.Group) (service.Enforcement, error) {
 	if err != nil {
 		return service.Enforcement{}, err
 	}
-	return service.Enforcement{Limits: limits, OOMVerdict: counts.TellsLevel(), KillAll: true, BornInside: true}, nil
+	freeze, err := parent.CanFreeze()
+	if err != nil {
+		return service.Enforcement{}, err
+	}
+	return service.Enforcement{Limits: limits, OOMVerdict: counts.TellsLevel(), KillAll: true, BornInside: true, Freeze: freeze}, nil
 }
 
 // WatchLogs implements backends.LogTeller.

@@ -33,7 +33,7 @@ func TestHostEnforcesWhatTheParentHas(t *testing.T) {
 	require.NoError(t, parent.Create([]string{"pids"}))
 	c.Parent, c.Ours = parent.Path(), false
 	b := newBackend(t, c)
-	want := service.Enforcement{KillAll: true, BornInside: true}
+	want := service.Enforcement{KillAll: true, BornInside: true, Freeze: true}
 	want.Limits[service.PidsMax], want.Limits[service.NoFile] = true, true
 	require.Equal(t, want, b.Enforces())
 

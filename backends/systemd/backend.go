@@ -159,6 +159,9 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 			can.Limits[r] = slices.Contains(controllers, controller)
 		}
 	}
+	if can.Freeze, err = tree.Group(looksAt).CanFreeze(); err != nil {
+		return can, err
+	}
 	can.Limits[service.NoFile] = true
 	can.OOMVerdict = slices.Contains(controllers, "memory")
 	return can, nil
