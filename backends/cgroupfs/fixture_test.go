@@ -35,7 +35,12 @@ func TestFixture(t *testing.T) {
 	require.Equal(t, "cgroupfs", b.Name())
 	want := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true, Freeze: true}
 	want.Limits[service.MemoryMax], want.Limits[service.CPUMax], want.Limits[service.NoFile] = true, true, true
-	require.Equal(t, want, b.Enforces())
+	can := b.Enforces()
+	require.Equal(t, "the controller memory is there, but "+root+"/g/memory.high is not: the kernel is too old for it, or built without", can.Why[service.MemoryHigh])
+	require.Contains(t, can.Why[service.IOWeight], "the kernel does not offer the controller io")
+	require.Empty(t, can.Why[service.MemoryMax])
+	can.Why = want.Why
+	require.Equal(t, want, can)
 	ref := service.Ref{Backend: "cgroupfs", Name: service.MustName("web"), Incarnation: 31, Cgroup: "/g/svc-web-0000001f"}
 	require.Equal(t, ref, b.Plan(service.Launch{Name: ref.Name, Incarnation: 31}))
 	refs, err := b.Leftovers(t.Context(), nil)
