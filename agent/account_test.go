@@ -100,6 +100,19 @@ func (a *account) ask(c *call) {
 	})
 }
 
+// still has somebody ask for a freeze or a thaw, whose answer only says what everybody
+// can see.
+func (a *account) still(freeze bool) {
+	agent := a.Agent
+	go func() {
+		if freeze {
+			_, _ = agent.Freeze(a.t.Context(), a.name, "alice")
+		} else {
+			_, _ = agent.Thaw(a.t.Context(), a.name, "alice")
+		}
+	}()
+}
+
 // retry asks again for what was asked for last with an id.
 func (a *account) retry() {
 	for _, c := range slices.Backward(a.calls) {
@@ -318,6 +331,9 @@ func (a *account) check() {
 	}
 	if s.Machine.State == service.Running && alive != 1 {
 		a.failf("%s is shown as running and is not there", a.name)
+	}
+	if frozen := a.host.Frozen(a.name); frozen != s.Machine.Frozen && (s.Machine.State == service.Running || s.Machine.State == service.Starting) {
+		a.failf("%s is %s, that it is frozen is %v, and it is said: %v", a.name, s.Machine.State, frozen, s.Machine.Frozen)
 	}
 	if told && shown != s.Machine.State && s.Machine.State != service.Adopting {
 		a.failf("%s is %s, and whoever follows the events believes that it is %s", a.name, s.Machine.State, shown)

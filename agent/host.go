@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/config"
@@ -52,7 +53,7 @@ func capabilities(e service.Enforcement) []string {
 			out = append(out, service.Resource(r).String())
 		}
 	}
-	for word, has := range map[string]bool{"oom-verdict": e.OOMVerdict, "kill-all": e.KillAll, "born-inside": e.BornInside} {
+	for word, has := range map[string]bool{"oom-verdict": e.OOMVerdict, "kill-all": e.KillAll, "born-inside": e.BornInside, "freeze": e.Freeze} {
 		if has {
 			out = append(out, word)
 		}
@@ -61,11 +62,33 @@ func capabilities(e service.Enforcement) []string {
 	return out
 }
 
+// unenforced tells of each backend which limits it does not enforce here, and why. Of
+// one that has no cgroups the findings about the host have told.
+func unenforced(all []backends.Backend) (findings []service.Finding) {
+	for _, b := range all {
+		can := b.Enforces()
+		limits := map[string][]string{}
+		for r, why := range can.Why {
+			if why != "" {
+				limits[why] = append(limits[why], service.Resource(r).String())
+			}
+		}
+		for _, why := range slices.Sorted(maps.Keys(limits)) {
+			findings = append(findings, service.Finding{
+				Level: service.SeverityWarning, Title: fmt.Sprintf("the %s backend does not enforce %s", b.Name(), strings.Join(limits[why], ", ")),
+				Detail: "A service that asks for that is not started, unless it says best_effort: " + why + ".", Fix: "See to what is missing, then restart the agent.",
+			})
+		}
+	}
+	return findings
+}
+
 // Doctor tells what it found of the host, of the definitions and of services.
 func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 	a.writeAgain(ctx)
 	findings := append(a.cfg.Facts.Findings(), a.outputFinding(ctx))
 	findings = append(findings, a.cfg.Findings...)
+	findings = append(findings, unenforced(a.cfg.Backends)...)
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
 	findings = append(findings, a.unwritable()...)

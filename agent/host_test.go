@@ -101,6 +101,35 @@ func TestDoctor(t *testing.T) {
 	})
 }
 
+// A limit that the host does not enforce is named by who refuses a start for it, and by
+// the doctor, with what is missing.
+func TestWhatIsNotEnforcedIsExplained(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		can := fake.Everything()
+		const why = "the controller io ends in /, which does not pass it on"
+		can.Limits[service.IOWeight], can.Why[service.IOWeight] = false, why
+		can.Limits[service.NoFile] = false
+		h.backends = []backends.Backend{fake.New(fake.Config{Host: h.host, Enforces: &can})}
+		h.open()
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "the fake backend does not enforce io_weight: ")
+		require.Contains(t, h.doctor()[0], why)
+		_, err := h.Register(t.Context(), "web.json", []byte(doc(web, `"limits": {"io_weight": 50}`)), false, "alice")
+		refused(t, err, service.Unenforceable, "io_weight ("+why+") on this host")
+		h.register(web)
+		asked := service.Limits{service.IOWeight: service.Of(50), service.NoFile: service.Of(100), service.PidsMax: service.Of(7)}
+		_, err = h.Start(t.Context(), web, service.StartOptions{Limits: asked})
+		refused(t, err, service.Unenforceable, "io_weight ("+why+"), nofile on this host")
+
+		// What a stopped one would ask for is told all the same.
+		h.register(db, `"limits": {"io_weight": 50, "pids_max": 7, "best_effort": true}`)
+		applied, err := h.Limits(t.Context(), db)
+		require.NoError(t, err)
+		require.Equal(t, service.LimitReport{Requested: service.Of(50)}, applied[service.IOWeight])
+		require.Equal(t, service.LimitReport{Requested: service.Of(7), Enforced: true}, applied[service.PidsMax])
+	})
+}
+
 // What has left the cgroup of its service is named (P24).
 func TestDoctorNamesWhatHasLeftItsCgroup(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {

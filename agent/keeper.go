@@ -292,7 +292,7 @@ func (a *Agent) keepHealth(name service.Name, h service.Health) {
 // end meanwhile: then that it is not checked any more has been kept already.
 func (a *Agent) keepLook(name service.Name, incarnation uint64, h service.Health) {
 	a.registry.Revise(name, func(s *service.Status) skirnir.News {
-		if s.Machine.State != service.Running || s.Machine.Incarnation != incarnation {
+		if s.Machine.State != service.Running || s.Machine.Incarnation != incarnation || s.Machine.Frozen {
 			return skirnir.News{Silent: true}
 		}
 		return newHealth(s, h)

@@ -85,6 +85,22 @@ func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signa
 	return a.Status(name)
 }
 
+// Freeze stops a running service where it is, until Thaw or its end.
+func (a *Agent) Freeze(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
+	if err := a.thjalfi.Freeze(ctx, name, actor); err != nil {
+		return nil, err
+	}
+	return a.Status(name)
+}
+
+// Thaw lets it run on, whoever froze it.
+func (a *Agent) Thaw(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
+	if err := a.thjalfi.Thaw(ctx, name, actor); err != nil {
+		return nil, err
+	}
+	return a.Status(name)
+}
+
 // Status is what is known of a service, without asking the host.
 func (a *Agent) Status(name service.Name) (*service.Status, error) {
 	if s, known := a.registry.Get(name); known {

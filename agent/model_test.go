@@ -55,7 +55,7 @@ func drawDeed(t *rapid.T) deed {
 	return deed{
 		what: rapid.SampledFrom([]string{
 			"start", "start", "start", "stop", "stop", "restart", "crash", "crash", "oom", "pass", "pass", "register", "unregister",
-			"retry", "retry", "die", "die", "cut", "leave", "stall", "set the clock",
+			"retry", "retry", "die", "die", "cut", "leave", "stall", "set the clock", "freeze", "thaw", "freeze outside", "thaw outside",
 		}).Draw(t, "what"),
 		of:     rapid.IntRange(0, 1).Draw(t, "of"),
 		wait:   rapid.SampledFrom([]time.Duration{0, time.Second, 10 * time.Second, time.Minute, time.Hour}).Draw(t, "wait"),
@@ -163,6 +163,13 @@ func (w *told) do(d deed) {
 		w.ifAlive(a, func() { w.host.Crash(a.name, d.exit) })
 	case "oom":
 		w.ifAlive(a, func() { w.host.OOMKill(a.name, service.OOMOwn, "") })
+	case "freeze", "thaw":
+		a.still(d.what == "freeze")
+	case "freeze outside":
+		above := map[bool]string{true: "/gladsheim.slice"}[d.force]
+		w.ifAlive(a, func() { w.host.Freeze(a.name, above) })
+	case "thaw outside":
+		w.ifAlive(a, func() { w.host.Thaw(a.name) })
 	case "pass":
 		time.Sleep(d.wait)
 	case "set the clock":

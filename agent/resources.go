@@ -194,7 +194,7 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 		return service.Health{}, err
 	}
 	health, pid := s.Health, s.PID()
-	if health.Strategy != service.CheckProcess || pid == 0 || s.Machine.State != service.Running {
+	if health.Strategy != service.CheckProcess || pid == 0 || s.Machine.State != service.Running || s.Machine.Frozen {
 		return health, nil
 	}
 	health.LastCheck = time.Now()

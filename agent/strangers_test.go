@@ -482,6 +482,7 @@ func (l litter) Exited() <-chan struct{} {
 func (l litter) Exit() service.Exit                              { return service.Exit{Unknown: "agent_was_down"} }
 func (l litter) ExitedAt() time.Time                             { return time.Time{} }
 func (l litter) Displaced() <-chan struct{}                      { return nil }
+func (l litter) Froze() <-chan struct{}                          { return nil }
 func (l litter) Limits(context.Context) (service.Applied, error) { return service.Applied{}, nil }
 
 func (l litter) Close() error                                          { return nil }

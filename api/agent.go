@@ -28,6 +28,10 @@ type Lifecycle interface {
 	Stop(context.Context, service.Name, service.StopOptions) (*service.Status, error)
 	Restart(context.Context, service.Name, service.StopOptions) (*service.Status, error)
 	Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error)
+	// Freeze answers once the kernel keeps every process of it from running, and Thaw
+	// once it lets them again.
+	Freeze(ctx context.Context, name service.Name, actor string) (*service.Status, error)
+	Thaw(ctx context.Context, name service.Name, actor string) (*service.Status, error)
 }
 
 // Registry tells what is known without asking the host.

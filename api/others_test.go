@@ -24,7 +24,22 @@ func TestRuntime(t *testing.T) {
 	_, err = c.Signal(callContext(t), &gladsheimv1.SignalRequest{ServiceName: "db", Signal: "1"})
 	refused(t, err, codes.FailedPrecondition, service.ReasonNotRunning)
 
-	st, err := c.Kill(callContext(t), &gladsheimv1.KillRequest{ServiceName: "web"})
+	st, err := c.Freeze(callContext(t), &gladsheimv1.FreezeRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.True(t, st.GetFrozen())
+	require.Equal(t, st.GetCgroup(), st.GetFrozenBy())
+	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, st.GetState(), "as far as the contract knows")
+	st, err = c.Thaw(callContext(t), &gladsheimv1.ThawRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.False(t, st.GetFrozen())
+	for _, name := range []string{"db", "nobody"} {
+		_, err = c.Freeze(callContext(t), &gladsheimv1.FreezeRequest{ServiceName: name})
+		require.Error(t, err)
+		_, err = c.Thaw(callContext(t), &gladsheimv1.ThawRequest{ServiceName: name})
+		require.Error(t, err)
+	}
+
+	st, err = c.Kill(callContext(t), &gladsheimv1.KillRequest{ServiceName: "web"})
 	require.NoError(t, err)
 	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, st.GetState())
 	require.True(t, f.lastCall(t).(service.StopOptions).Force)

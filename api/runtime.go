@@ -33,6 +33,22 @@ func (r *runtime) Signal(ctx context.Context, req *gladsheimv1.SignalRequest) (*
 	return answer(r.agent.Signal(ctx, st.Name, sig, peerOf(ctx).String()))
 }
 
+func (r *runtime) Freeze(ctx context.Context, req *gladsheimv1.FreezeRequest) (*gladsheimv1.ServiceStatus, error) {
+	st, err := r.find(req.GetServiceName())
+	if err != nil {
+		return nil, err
+	}
+	return answer(r.agent.Freeze(ctx, st.Name, peerOf(ctx).String()))
+}
+
+func (r *runtime) Thaw(ctx context.Context, req *gladsheimv1.ThawRequest) (*gladsheimv1.ServiceStatus, error) {
+	st, err := r.find(req.GetServiceName())
+	if err != nil {
+		return nil, err
+	}
+	return answer(r.agent.Thaw(ctx, st.Name, peerOf(ctx).String()))
+}
+
 func (r *runtime) ListExits(_ context.Context, req *gladsheimv1.ListExitsRequest) (*gladsheimv1.ExitHistory, error) {
 	st, err := r.find(req.GetServiceName())
 	if err != nil {

@@ -30,6 +30,8 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		LastActor:         utf8(st.LastActor),
 		Generation:        st.Generation,
 		Log:               utf8(st.Log),
+		Frozen:            st.FrozenBy != "",
+		FrozenBy:          utf8(st.FrozenBy),
 	}
 	if st.Error != "" {
 		text := clip(st.Error, maxText)

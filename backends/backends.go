@@ -103,6 +103,27 @@ type Handle interface {
 	// ended it says service.NotRunning.
 	Signal(ctx context.Context, sig syscall.Signal) error
 
+	// Freeze stops every process of the incarnation where it is, those being forked
+	// included, and returns when the kernel says so (cgroup.freeze and cgroup.events,
+	// Linux's cgroup-v2.rst); when ctx ends first it is thawed again, and the error is
+	// of Kind Timeout. What is frozen can be killed; other signals wait. Without a
+	// cgroup it is refused with service.Unenforceable: to stop each process by a
+	// signal is seen by its parent, and misses those being forked. Idempotent.
+	Freeze(ctx context.Context) error
+
+	// Thaw lets it run again, whoever froze it. What a cgroup above its own keeps
+	// frozen stays so, and that is service.Conflict. Idempotent.
+	Thaw(ctx context.Context) error
+
+	// FrozenBy asks the kernel which cgroup keeps the incarnation frozen: its own, or
+	// the nearest above; "" when it runs, or is no more.
+	FrozenBy() (cgroup string, err error)
+
+	// Froze holds a value whenever what FrozenBy tells may have changed, whoever
+	// changed it, and once at the beginning. It is for one listener, and nil without a
+	// cgroup.
+	Froze() <-chan struct{}
+
 	// Kill kills every process of the incarnation and returns when none is
 	// left, or with an error of Kind Timeout and the processes that would not
 	// die when ctx ends first. Idempotent. Where a cgroup holds it, that is what

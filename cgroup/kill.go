@@ -30,26 +30,6 @@ func (g Group) Populated() (bool, error) {
 	return event(text, "populated")
 }
 
-// Frozen tells whether the group is frozen, by itself or by one above it: then
-// no process in it runs, and one that is born inside stops before its execve.
-func (g Group) Frozen() (bool, error) {
-	text, err := g.read("cgroup.events")
-	if err != nil {
-		return false, err
-	}
-	return event(text, "frozen")
-}
-
-// RefuseFrozen is an error if the group is frozen. It keeps a fork into it from
-// waiting, with all forks that follow, for somebody to thaw it.
-func (g Group) RefuseFrozen() error {
-	frozen, err := g.Frozen()
-	if err == nil && frozen {
-		err = fmt.Errorf("%s is frozen, or a cgroup above it (see cgroup.freeze): nothing can start there", g.Parent().Path())
-	}
-	return err
-}
-
 // event reads one line "key 0" or "key 1" of cgroup.events.
 func event(text, key string) (bool, error) {
 	for line := range strings.Lines(text) {

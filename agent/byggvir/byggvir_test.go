@@ -36,6 +36,11 @@ func TestPlan(t *testing.T) {
 	require.ErrorContains(t, err, "memory_max")
 	require.NotContains(t, err.Error(), "pids_max", "nobody asked for the default")
 
+	lacking := enforcing(service.PidsMax)
+	lacking.Why[service.MemoryMax] = "the controller memory ends in /above"
+	_, err = Plan("start", &spec, host, "cgroupfs", lacking)
+	require.ErrorContains(t, err, "memory_max (the controller memory ends in /above) on this host; remove it")
+
 	spec.BestEffort = true
 	got, err = Plan("start", &spec, host, "exec", enforcing(service.NoFile))
 	require.NoError(t, err)

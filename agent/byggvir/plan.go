@@ -6,7 +6,6 @@ package byggvir
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -25,7 +24,7 @@ type Host struct {
 // op is what the plan is made for, to name it in an error.
 func Plan(op string, spec *service.Spec, host Host, backend string, enforces service.Enforcement) (service.Limits, error) {
 	if missing := enforces.Missing(spec.Limits); len(missing) > 0 && !spec.BestEffort {
-		return service.Limits{}, Unenforceable(op, spec.Name, backend, missing)
+		return service.Limits{}, Unenforceable(op, spec.Name, backend, enforces.Explain(missing))
 	}
 	defaults := host.Defaults
 	for _, r := range enforces.Missing(defaults) {
@@ -64,12 +63,8 @@ func misfits(spec *service.Spec, limits service.Limits, cores int) (faults []ser
 }
 
 // Unenforceable is the refusal of limits that a backend does not enforce.
-func Unenforceable(op string, name service.Name, backend string, missing []service.Resource) error {
-	words := make([]string, len(missing))
-	for i, r := range missing {
-		words[i] = r.String()
-	}
+func Unenforceable(op string, name service.Name, backend, missing string) error {
 	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
 		Err: fmt.Errorf(`the %s backend can not enforce %s on this host; remove it from the definition, or set "best_effort": true in its limits to run without`,
-			backend, strings.Join(words, ", "))}
+			backend, missing)}
 }

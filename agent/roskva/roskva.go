@@ -61,9 +61,10 @@ func (r *Roskva) Await(ctx context.Context, check service.Check) error {
 }
 
 // Attend checks one incarnation at every interval until the returned function
-// is called; after that nothing is told of it any more. unhealthy is called once,
+// is called, which tells why it is not checked any more; after that nothing is told of
+// it. unhealthy is called once,
 // when Threshold checks in a row failed.
-func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()) (leave func()) {
+func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string)) {
 	var mu sync.Mutex // held while telling, so that the last word is the last
 	left := false
 	tell := func(h service.Health) {
@@ -79,13 +80,13 @@ func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()
 	} else {
 		r.wg.Go(func() { attend(ctx, check, tell, unhealthy) })
 	}
-	return func() {
+	return func(why string) {
 		cancel()
 		mu.Lock()
 		defer mu.Unlock()
 		if !left {
 			left = true
-			r.report(name, service.Health{Strategy: check.Type, Message: "it does not run"})
+			r.report(name, service.Health{Strategy: check.Type, Message: why})
 		}
 	}
 }

@@ -114,13 +114,13 @@ func TestNothingIsToldAfterLeaving(t *testing.T) {
 	check := service.Check{Type: service.CheckHTTP, URL: srv.URL, Interval: time.Hour, Timeout: time.Hour, Threshold: 1}
 	leave := r.Attend(service.MustName("web"), check, func() { t.Error("unhealthy") })
 	<-asked
-	leave()
-	leave()
+	leave("it does not run")
+	leave("it does not run")
 	next := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil)
 	close(release)
 	r.Close()
 	require.Equal(t, []string{"first check under way", "it does not run", "the main process runs"}, told)
-	next()
+	next("it does not run")
 }
 
 func TestAwaitEndsWithItsContext(t *testing.T) {
@@ -249,7 +249,7 @@ func TestAttendReportsAndGivesUpOnce(t *testing.T) {
 		leave := r.Attend(service.MustName("web"), check, func() { called++ })
 		time.Sleep(3500 * time.Millisecond)
 		synctest.Wait()
-		leave()
+		leave("it does not run")
 		r.Close()
 		require.Equal(t, 1, called)
 		require.Equal(t, []service.HealthStatus{
@@ -262,7 +262,7 @@ func TestProcessChecksCostNoGoroutine(t *testing.T) {
 	var seen []service.HealthStatus
 	r := New(func(_ service.Name, h service.Health) { seen = append(seen, h.Status) })
 	leave := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil)
-	leave()
+	leave("it does not run")
 	r.Close()
 	require.Equal(t, []service.HealthStatus{service.Healthy, service.HealthUnknown}, seen)
 }

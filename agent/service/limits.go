@@ -355,6 +355,26 @@ type Enforcement struct {
 	OOMVerdict bool               // an OOM kill is told from a SIGKILL, with its level
 	KillAll    bool               // no process escapes a kill by forking, by a session of its own or by losing its parent
 	BornInside bool               // limits hold before the first instruction, with no move after the fork
+	Freeze     bool               // the whole service can be frozen and thawed
+
+	// Why a limit is not enforced: what is missing, where, and what to do. "" where the
+	// backend as such does not.
+	Why [NumResources]string
+}
+
+// Explain names resources that e does not enforce, each with why.
+func (e Enforcement) Explain(missing []Resource) string {
+	var out []string
+	for i, r := range missing {
+		why := e.Why[r]
+		if why != "" && (i+1 == len(missing) || e.Why[missing[i+1]] != why) {
+			why = " (" + why + ")"
+		} else {
+			why = ""
+		}
+		out = append(out, r.String()+why)
+	}
+	return strings.Join(out, ", ")
 }
 
 // Missing lists the limits set in l that e does not enforce. Unlimited asks

@@ -31,12 +31,14 @@ const (
 	GraceOver                     // timer: it should have ended by now
 	BackoffOver                   // timer: the next attempt is due
 	RetryOver                     // timer: try again to adopt, to kill or to clear
+	Froze                         // the kernel keeps it from running
+	Thawed                        // it runs on
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
-	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over",
+	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -138,6 +140,7 @@ type Machine struct {
 	Killing     bool   // it is being killed; until then it is told to end
 	Failed      bool   // the present incarnation ended other than cleanly
 	Unready     bool   // the present incarnation has not been ready yet
+	Frozen      bool   // it is starting or running, and frozen: nothing is expected of it
 	Unbegun     bool   // the launch of Incarnation could not be recorded: it is still to come
 	Failures    int    // in a row
 	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
@@ -166,13 +169,13 @@ var table = [numStates][numEvents]rule{
 		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
 	},
 	Starting: {
-		Ready: ready, Exited: clear,
-		StartupOver: end(CauseStartup, DoAbort, DoTerminate),
+		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(DoAwait),
+		StartupOver: unfrozen(end(CauseStartup, DoAbort, DoTerminate)),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
 	},
 	Running: {
-		Exited: clear, Stable: forgive,
-		Unhealthy: end(CauseUnhealthy, DoUnprobe, DoTerminate),
+		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable),
+		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
 	},
 	Stopping: {
@@ -223,6 +226,36 @@ func ready(m Machine, _ Event) (Machine, []Effect) {
 	return m, []Effect{Disarm, DoProbe, ArmStable}
 }
 
+// freeze notes that it is frozen; the effects end all that is expected of it.
+func freeze(do ...Effect) rule {
+	return unfrozen(func(m Machine, _ Event) (Machine, []Effect) {
+		m.Frozen = true
+		return m, do
+	})
+}
+
+// thaw notes that it runs on; the effects begin anew what the freeze has ended.
+func thaw(do ...Effect) rule {
+	return func(m Machine, _ Event) (Machine, []Effect) {
+		if !m.Frozen {
+			return m, nil
+		}
+		m.Frozen = false
+		return m, do
+	}
+}
+
+// unfrozen lets nothing follow from what is said of one that is frozen: that it does
+// not answer is no failure, and it does not serve.
+func unfrozen(r rule) rule {
+	return func(m Machine, ev Event) (Machine, []Effect) {
+		if m.Frozen {
+			return m, nil
+		}
+		return r(m, ev)
+	}
+}
+
 func keep(do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) { return m, do }
 }
@@ -230,7 +263,7 @@ func keep(do ...Effect) rule {
 // end begins to end the incarnation; nothing follows unless the policy says so.
 func end(c Cause, do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.State, m.Cause, m.Again, m.Asked = Stopping, c, false, false
+		m.State, m.Cause, m.Again, m.Asked, m.Frozen = Stopping, c, false, false, false
 		m.Up = m.Up && c != CauseAsked
 		return m, append([]Effect{Disarm}, do...)
 	}
@@ -289,7 +322,7 @@ func relaunch(m Machine, _ Event) (Machine, []Effect) {
 }
 
 func begin(m Machine) (Machine, []Effect) {
-	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready = Launching, false, false, CauseNone, false, false, true
+	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready, m.Frozen = Launching, false, false, CauseNone, false, false, true, false
 	if !m.Unbegun {
 		m.Incarnation++
 	}
@@ -303,20 +336,27 @@ func adopt(m Machine, _ Event) (Machine, []Effect) {
 }
 
 // resume takes up an adopted incarnation where the earlier agent left it: an
-// end under way goes on, and so does a wait for readiness.
+// end under way goes on, and so does a wait for readiness. Of one that was frozen
+// nothing is expected until it is thawed, or is found to be.
 func resume(m Machine, _ Event) (Machine, []Effect) {
 	switch {
 	case m.Killing:
-		m.State = Stopping
+		m.State, m.Frozen = Stopping, false
 		return m, []Effect{DoKill}
 	case m.Cause != CauseNone:
-		m.State = Stopping
+		m.State, m.Frozen = Stopping, false
 		return m, []Effect{DoTerminate}
+	case m.Unready && m.Frozen:
+		m.State = Starting
+		return m, nil
 	case m.Unready:
 		m.State = Starting
 		return m, []Effect{DoAwait}
 	}
 	m.State = Running
+	if m.Frozen {
+		return m, nil
+	}
 	return m, []Effect{DoProbe, ArmStable}
 }
 
@@ -336,7 +376,7 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 
 // clear begins to remove what is left of an incarnation whose main process ended.
 func clear(m Machine, ev Event) (Machine, []Effect) {
-	m.State, m.Failed = Clearing, !ev.Exit.Clean()
+	m.State, m.Failed, m.Frozen = Clearing, !ev.Exit.Clean(), false
 	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
 }
 

@@ -22,19 +22,21 @@ var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
 func kindsOf(s State) []Machine {
 	var out []Machine
 	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup} {
-		for bits := range 1 << 7 {
+		for bits := range 1 << 8 {
 			is := func(bit int) bool { return bits>>bit&1 == 1 }
 			m := Machine{
 				State: s, Incarnation: 1, Up: true, Again: is(0), Asked: is(0), Cause: cause, Killing: is(1), Failed: is(2), Unready: is(3),
 				ForceKill: is(4), Policy: RestartPolicy{When: RestartOnFailure},
 			}
+			m.Frozen = is(7)
 			if is(5) {
 				m.Policy.MaxAttempts = 1
 			}
 			if is(6) {
 				m.Policy.When = RestartAlways
 			}
-			if m.Again && cause != CauseAsked || !s.Alive() && (cause != CauseNone || m.Killing) {
+			if m.Again && cause != CauseAsked || !s.Alive() && (cause != CauseNone || m.Killing) ||
+				m.Frozen && s != Adopting && s != Starting && s != Running {
 				continue // no rule makes one
 			}
 			out = append(out, m)
@@ -238,6 +240,52 @@ func TestStableForgivesFailures(t *testing.T) {
 	require.Zero(t, m.Failures)
 }
 
+// Of what is frozen nothing is expected, and nothing it does not do is a failure. When
+// it is thawed all begins anew.
+func TestNothingIsExpectedOfTheFrozen(t *testing.T) {
+	do := func(m Machine, kinds ...EventKind) (Machine, []Effect) {
+		var effects []Effect
+		for _, k := range kinds {
+			var more []Effect
+			m, more = Next(m, Event{Kind: k, Incarnation: m.Incarnation})
+			effects = append(effects, more...)
+		}
+		return m, effects
+	}
+	running, _ := do(Machine{Failures: 1}, Start, Launched, Ready)
+	frozen, effects := do(running, Froze)
+	require.True(t, frozen.Frozen)
+	require.Equal(t, PublicRunning, frozen.Public())
+	require.Equal(t, []Effect{Disarm, DoUnprobe}, effects)
+	same, effects := do(frozen, Unhealthy, Stable, Ready, StartupOver, Froze)
+	require.Equal(t, frozen, same)
+	require.Empty(t, effects)
+	thawed, effects := do(frozen, Thawed, Thawed)
+	require.Equal(t, running, thawed)
+	require.Equal(t, []Effect{DoProbe, ArmStable}, effects)
+
+	starting, _ := do(Machine{}, Start, Launched)
+	cold, effects := do(starting, Froze, Ready, StartupOver)
+	require.Equal(t, Starting, cold.State)
+	require.Equal(t, []Effect{Disarm, DoAbort}, effects)
+	_, effects = do(cold, Thawed)
+	require.Equal(t, []Effect{DoAwait}, effects)
+
+	for _, m := range []Machine{frozen, cold} {
+		for _, k := range []EventKind{Stop, Kill, Restart, Exited} {
+			n, _ := do(m, k)
+			require.False(t, n.Frozen, "%v", k)
+		}
+		m.State = Adopting
+		n, effects := do(m, Adopted)
+		require.True(t, n.Frozen)
+		require.Empty(t, effects)
+		n, _ = do(m, Stop, Adopted)
+		require.Equal(t, Stopping, n.State)
+		require.False(t, n.Frozen)
+	}
+}
+
 func TestDelayDoublesUpToItsCap(t *testing.T) {
 	p := RestartPolicy{Backoff: time.Second, MaxBackoff: 5 * time.Second}
 	for failures, want := range map[int]time.Duration{0: 1, 1: 1, 2: 2, 3: 4, 4: 5, 1000: 5} {
@@ -308,6 +356,10 @@ func play(t require.TestingT, m Machine, b byte) Machine {
 	if !n.State.Alive() {
 		require.Equal(t, CauseNone, n.Cause)
 		require.False(t, n.Again)
+	}
+	if n.Frozen {
+		require.Contains(t, []State{Adopting, Starting, Running}, n.State)
+		require.NotEqual(t, CauseUnhealthy, n.Cause, "%v in %+v", ev, m)
 	}
 	for _, e := range do {
 		require.Less(t, e, numEffects)

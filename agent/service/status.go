@@ -19,6 +19,7 @@ type Status struct {
 	LogTrouble  LogTrouble // that its log can not be written; zero when all is well
 	Started     time.Time  // of the present or last incarnation
 	Ended       time.Time  // of the last incarnation, zero while one lives
+	FrozenBy    string     // the cgroup that keeps it frozen, its own or one above; "" when it runs
 	NextAttempt time.Time  // in Backoff: when the next launch is due
 	Error       string     // why it is not running although it should, "" when all is well
 	LastActor   string     // who asked for the last change, e.g. "uid 0 (root)"
@@ -127,10 +128,12 @@ const (
 	NoticeRegistered                     // a definition came or changed
 	NoticeUnregistered                   // a definition went
 	NoticeWarning                        // a reading of its usage rose above a warning level, or fell below
+	NoticeFrozen                         // it was frozen
+	NoticeThawed                         // it was thawed
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning"}
+var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "frozen", "thawed"}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 

@@ -134,6 +134,12 @@ func TestLimitsOver(t *testing.T) {
 	require.False(t, got[CPUMax].Set)
 }
 
+func TestExplain(t *testing.T) {
+	var e Enforcement
+	e.Why[MemoryMax], e.Why[MemoryHigh], e.Why[IOWeight] = "no memory", "no memory", "no io"
+	require.Equal(t, "memory_max, memory_high (no memory), nofile, io_weight (no io)", e.Explain([]Resource{MemoryMax, MemoryHigh, NoFile, IOWeight}))
+}
+
 func TestMissingLimits(t *testing.T) {
 	var want Limits
 	want[MemoryMax], want[CPUMax], want[NoFile] = Of(1), Of(Unlimited), Of(64)

@@ -38,6 +38,7 @@ type actor struct {
 	handle  backends.Handle
 	exited  <-chan struct{} // of handle; nil once seen
 	moved   <-chan struct{} // likewise, when somebody displaced it
+	froze   <-chan struct{} // of handle: it may have been frozen or thawed
 	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
 	started time.Time
 	remains *service.Remains          // what it left behind, nil until all of it is dead
@@ -52,7 +53,11 @@ type actor struct {
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
 	due     time.Duration             // in Backoff: when the next launch is, since boot
-	leaveHC func()                    // ends the health checks, nil when there are none
+	leaveHC func(why string)          // ends the health checks, nil when there are none
+	probes  int                       // counts their beginnings: news of others is stale
+
+	frozenBy string // the cgroup that keeps it frozen, as told to readers
+	stilling int    // freezes and thaws that somebody has asked for and that are under way
 
 	kept       service.Machine // as it is on disk
 	unrecorded error           // why it is not there as it is
@@ -115,6 +120,8 @@ func (a *actor) run(r Restored) {
 		case <-a.moved:
 			a.moved = nil
 			a.publish(service.NoticeState, "displaced", "somebody moved its main process out of "+a.ref.Cgroup+": no limit holds there, and it is not counted; restart it")
+		case <-a.froze:
+			a.sawFreeze()
 		case <-a.timer.C:
 			a.timeout()
 		}
@@ -139,7 +146,7 @@ func (a *actor) ended(x service.Exit) {
 	if a.exit == nil {
 		a.exit = &x
 	}
-	a.failure = nil // it was of this end, which has come
+	a.failure, a.frozenBy = nil, "" // it was of this end, which has come
 	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit})
 }
 
@@ -149,10 +156,10 @@ func (a *actor) ended(x service.Exit) {
 const awake = time.Second
 
 // timeout takes the event that the timer was armed for, unless the end of the
-// main process has come as well: that counts more.
+// main process has come as well, or a freeze: that counts more.
 func (a *actor) timeout() {
 	a.armed = false
-	if a.sawExit() {
+	if a.sawExit() || a.hearFreeze() {
 		return
 	}
 	if a.left > 0 {
@@ -218,6 +225,17 @@ func (a *actor) depart() {
 // outcome, and sets the effects going. What is recorded is recorded before any
 // effect.
 func (a *actor) happen(events ...service.Event) {
+	a.happenAs(notice{}, events...)
+}
+
+// notice is what is told of events; its zero value is that they have changed the state.
+type notice struct {
+	kind           service.NoticeKind
+	reason, detail string
+}
+
+// happenAs is happen for what is told in words of its own, also when the state stays.
+func (a *actor) happenAs(told notice, events ...service.Event) {
 	before := a.machine
 	var effects []service.Effect
 	for _, ev := range events {
@@ -243,7 +261,10 @@ func (a *actor) happen(events ...service.Event) {
 	case a.machine != before || news:
 		a.record()
 	}
-	if a.machine != before {
+	switch {
+	case told != notice{}:
+		a.publish(told.kind, told.reason, told.detail)
+	case a.machine != before:
 		a.publish(service.NoticeState, events[len(events)-1].Kind.String(), "")
 	}
 	a.answer()
@@ -284,14 +305,18 @@ func (a *actor) wait() {
 
 func (a *actor) unprobe() {
 	if a.leaveHC != nil {
-		a.leaveHC()
+		why := "it does not run"
+		if a.machine.Frozen {
+			why = "it is frozen"
+		}
+		a.leaveHC(why)
 		a.leaveHC = nil
 	}
 }
 
 // hold takes up a handle that a launch or an adoption brought.
 func (a *actor) hold(h backends.Handle) {
-	a.handle, a.exited, a.moved, a.ref = h, h.Exited(), h.Displaced(), h.Ref()
+	a.handle, a.exited, a.moved, a.froze, a.ref = h, h.Exited(), h.Displaced(), h.Froze(), h.Ref()
 	a.present.Store(&h)
 }
 
@@ -301,6 +326,6 @@ func (a *actor) drop() {
 		a.present.Store(nil)
 		_ = a.handle.Close()
 	}
-	a.handle, a.exited, a.moved, a.exit, a.ref = nil, nil, nil, nil, service.Ref{}
+	a.handle, a.exited, a.moved, a.froze, a.exit, a.ref, a.frozenBy = nil, nil, nil, nil, nil, service.Ref{}, ""
 	a.remains, a.died = nil, time.Time{}
 }

@@ -184,13 +184,13 @@ func (p *prober) Await(ctx context.Context, _ service.Check) error {
 	}
 }
 
-func (p *prober) Attend(_ service.Name, _ service.Check, unhealthy func()) (leave func()) {
+func (p *prober) Attend(_ service.Name, _ service.Check, unhealthy func()) (leave func(why string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.count++
 	id := p.count
 	p.attended[id] = unhealthy
-	return func() {
+	return func(string) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.attended, id)

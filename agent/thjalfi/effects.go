@@ -225,6 +225,9 @@ func (a *actor) adopt() {
 				a.happen(a.event(service.AdoptFailed))
 			default:
 				a.hold(h)
+				if a.machine.Frozen { // then that was told; else, or if it is no more, it is news
+					a.frozenBy = a.ref.Cgroup
+				}
 				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
 				if !a.sawExit() {
 					a.exit, a.failure = nil, nil
@@ -270,6 +273,9 @@ func (a *actor) terminate() {
 		if err == nil {
 			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
 		}
+		if err == nil {
+			err = thaw(ctx, h) // nor one that is frozen
+		}
 		return func() {
 			err = cmp.Or(err, failpoint.Hit(failpoint.T4Waiting)) // passed even by what has ended already
 			if err != nil && service.KindOf(err) != service.NotRunning {
@@ -295,7 +301,11 @@ func (a *actor) signal(sig syscall.Signal, actor string, reply chan<- error) {
 					a.sent = map[syscall.Signal]string{}
 				}
 				a.sent[sig], a.actor = actor, actor
-				a.publish(service.NoticeState, "signal", service.SignalName(sig)+" by "+actor)
+				detail := service.SignalName(sig) + " by " + actor
+				if a.frozenBy != "" && sig != syscall.SIGKILL {
+					detail += "; it is frozen, and gets it when it is thawed"
+				}
+				a.publish(service.NoticeState, "signal", detail)
 			}
 			reply <- err
 		}
@@ -478,8 +488,13 @@ func (a *actor) endError(x service.ExitRecord) error {
 }
 
 func (a *actor) probe() {
-	name, incarnation := a.name, a.machine.Incarnation
+	a.probes++
+	name, incarnation, probe := a.name, a.machine.Incarnation, a.probes
 	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, func() {
-		a.tell(a.ctx, func() { a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation}) })
+		a.tell(a.ctx, func() {
+			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile
+				a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation})
+			}
+		})
 	})
 }

@@ -59,7 +59,7 @@ func (a *actor) recordNow() Record {
 
 // publish shows the present state to readers.
 func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
-	m, ref, started, actor := a.machine, a.ref, a.started, a.actor
+	m, ref, started, actor, frozenBy := a.machine, a.ref, a.started, a.actor, a.frozenBy
 	failure := ""
 	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
 		failure = a.failure.Error()
@@ -69,7 +69,7 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 		next = time.Now().Add(a.due - a.cfg.SinceBoot())
 	}
 	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
-		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt = m, ref, actor, failure, next
+		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt, s.FrozenBy = m, ref, actor, failure, next, frozenBy
 		if !started.IsZero() {
 			s.Started = started
 		}

@@ -68,8 +68,8 @@ type Prober interface {
 	// Await returns nil as soon as the service is ready, or an error when ctx ends.
 	Await(ctx context.Context, check service.Check) error
 	// Attend checks the health of one incarnation until the returned function
-	// is called, and reports it when it is unhealthy.
-	Attend(name service.Name, check service.Check, unhealthy func()) (leave func())
+	// is called with the reason, and reports it when it is unhealthy.
+	Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string))
 }
 
 // ErrNoRoom is of an Outlet that fails because our directories do not serve: then the
@@ -290,6 +290,29 @@ func (t *Thjalfi) Signal(ctx context.Context, name service.Name, sig syscall.Sig
 	}
 	return ask(ctx, a, "signal", func(reply chan<- error) {
 		a.then(func(context.Context) func() { return func() { a.signal(sig, actor, reply) } })
+	})
+}
+
+// Freeze stops a running service where it is, with all that it has started, until Thaw
+// or its end. A launch under way is waited for; what is not ready then, or is ending, is
+// not frozen (service.Conflict).
+func (t *Thjalfi) Freeze(ctx context.Context, name service.Name, actor string) error {
+	return t.still(ctx, true, name, actor)
+}
+
+// Thaw lets it run on, whoever froze it.
+func (t *Thjalfi) Thaw(ctx context.Context, name service.Name, actor string) error {
+	return t.still(ctx, false, name, actor)
+}
+
+func (t *Thjalfi) still(ctx context.Context, freeze bool, name service.Name, actor string) error {
+	op := stillOp(freeze)
+	a, err := t.find(op, name)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, a, op, func(reply chan<- error) {
+		a.then(func(context.Context) func() { return func() { a.still(freeze, actor, reply) } })
 	})
 }
 

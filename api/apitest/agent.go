@@ -4,6 +4,7 @@
 package apitest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,6 +201,34 @@ func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signa
 	}
 	st := s.Status
 	return &st, nil
+}
+
+// Freeze freezes what runs, by its own cgroup.
+func (a *Agent) Freeze(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
+	return a.still(ctx, "Freeze", name, actor, service.NoticeFrozen, func(st *service.Status) {
+		st.Ref.Cgroup = cmp.Or(st.Ref.Cgroup, "/gladsheim/svc-"+name.String())
+		st.FrozenBy, st.Machine.Frozen = st.Ref.Cgroup, true
+	})
+}
+
+// Thaw thaws it.
+func (a *Agent) Thaw(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
+	return a.still(ctx, "Thaw", name, actor, service.NoticeThawed, func(st *service.Status) { st.FrozenBy, st.Machine.Frozen = "", false })
+}
+
+func (a *Agent) still(ctx context.Context, method string, name service.Name, actor string, kind service.NoticeKind, edit func(*service.Status)) (*service.Status, error) {
+	s, err := a.of(ctx, method, name)
+	if err != nil {
+		return nil, err
+	}
+	defer a.mu.Unlock()
+	if s.Status.PID() == 0 {
+		return nil, notRunning(method, name)
+	}
+	return a.change(s, kind, service.CauseAsked.String(), "", func(st *service.Status) {
+		st.LastActor = actor
+		edit(st)
+	}), nil
 }
 
 func notRunning(op string, name service.Name) error {

@@ -38,6 +38,7 @@ func lawClaims(b *bench) {
 	require.True(b, claims.OOMVerdict || !b.Offers.OOMVerdict, "OOMVerdict")
 	require.True(b, claims.KillAll || !b.Offers.KillAll, "KillAll")
 	require.True(b, claims.BornInside || !b.Offers.BornInside, "BornInside")
+	require.True(b, claims.Freeze || !b.Offers.Freeze, "Freeze")
 	require.Equal(b, claims, b.newAgent().Enforces(), "another agent on the same host")
 }
 

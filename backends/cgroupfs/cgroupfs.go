@@ -181,7 +181,20 @@ func enforcement(parent cgroup.Group) (service.Enforcement, error) {
 	if err != nil {
 		return service.Enforcement{}, err
 	}
-	return service.Enforcement{Limits: limits, OOMVerdict: counts.TellsLevel(), KillAll: true, BornInside: true}, nil
+	freeze, err := parent.CanFreeze()
+	if err != nil {
+		return service.Enforcement{}, err
+	}
+	can := service.Enforcement{Limits: limits, OOMVerdict: counts.TellsLevel(), KillAll: true, BornInside: true, Freeze: freeze}
+	for r, enforced := range limits {
+		if enforced {
+			continue
+		}
+		if can.Why[r], err = parent.Lacking(service.Resource(r)); err != nil {
+			return service.Enforcement{}, err
+		}
+	}
+	return can, nil
 }
 
 // WatchLogs implements backends.LogTeller.

@@ -20,7 +20,7 @@ func TestFixture(t *testing.T) {
 	for file, text := range map[string]string{
 		"cgroup.controllers": "cpu memory pids", "cgroup.subtree_control": "cpu memory pids", "cgroup.procs": "1",
 		"g/cgroup.controllers": "cpu memory pids", "g/cgroup.subtree_control": "cpu memory pids", "g/cgroup.type": "domain",
-		"g/memory.max": "max", "g/memory.events": "oom_kill 0", "g/memory.events.local": "oom 0", "g/cpu.max": "max 100000",
+		"g/memory.max": "max", "g/memory.events": "oom_kill 0", "g/memory.events.local": "oom 0", "g/cpu.max": "max 100000", "g/cgroup.freeze": "0",
 		"g/svc-web-0000001f/cgroup.procs": "", "g/svc-web-1f/cgroup.procs": "", "g/pause/cgroup.procs": "7",
 	} {
 		full := filepath.Join(root, file)
@@ -33,9 +33,14 @@ func TestFixture(t *testing.T) {
 	require.NoError(t, err)
 	b := newBackend(t, Config{Tree: tree, Procfs: fs, Parent: "/g"})
 	require.Equal(t, "cgroupfs", b.Name())
-	want := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true}
+	want := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true, Freeze: true}
 	want.Limits[service.MemoryMax], want.Limits[service.CPUMax], want.Limits[service.NoFile] = true, true, true
-	require.Equal(t, want, b.Enforces())
+	can := b.Enforces()
+	require.Equal(t, "the controller memory is there, but "+root+"/g/memory.high is not: the kernel is too old for it, or built without", can.Why[service.MemoryHigh])
+	require.Contains(t, can.Why[service.IOWeight], "the kernel does not offer the controller io")
+	require.Empty(t, can.Why[service.MemoryMax])
+	can.Why = want.Why
+	require.Equal(t, want, can)
 	ref := service.Ref{Backend: "cgroupfs", Name: service.MustName("web"), Incarnation: 31, Cgroup: "/g/svc-web-0000001f"}
 	require.Equal(t, ref, b.Plan(service.Launch{Name: ref.Name, Incarnation: 31}))
 	refs, err := b.Leftovers(t.Context(), nil)

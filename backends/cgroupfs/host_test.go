@@ -111,7 +111,7 @@ func newBackend(t *testing.T, c Config) *Backend {
 
 func TestHostConformance(t *testing.T) {
 	needHost(t)
-	everything := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true}
+	everything := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true, Freeze: true}
 	for r := range everything.Limits {
 		everything.Limits[r] = true
 	}

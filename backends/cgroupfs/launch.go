@@ -82,7 +82,7 @@ func (b *Backend) enforceable(l service.Launch) (service.Limits, error) {
 func (b *Backend) unenforceable(op string, name service.Name, missing []service.Resource) error {
 	return &service.Error{
 		Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
-		Err: fmt.Errorf("this host does not enforce %v: the controller is not available in %s", missing, b.parent.Path()),
+		Err: fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", b.enforces.Explain(missing)),
 	}
 }
 

@@ -33,13 +33,20 @@ func TestHostEnforcesWhatTheParentHas(t *testing.T) {
 	require.NoError(t, parent.Create([]string{"pids"}))
 	c.Parent, c.Ours = parent.Path(), false
 	b := newBackend(t, c)
-	want := service.Enforcement{KillAll: true, BornInside: true}
+	want := service.Enforcement{KillAll: true, BornInside: true, Freeze: true}
 	want.Limits[service.PidsMax], want.Limits[service.NoFile] = true, true
-	require.Equal(t, want, b.Enforces())
+	can := b.Enforces()
+	for _, r := range can.Missing(limits(service.MemoryMax, 1, service.CPUMax, 1, service.IOWeight, 1)) {
+		require.Contains(t, can.Why[r], "ends in "+above.Path()+", which does not pass it on: write +")
+		require.Contains(t, can.Why[r], cgroupRoot+above.Path()+"/cgroup.subtree_control")
+	}
+	require.Empty(t, can.Why[service.PidsMax])
+	can.Why = want.Why
+	require.Equal(t, want, can)
 
 	_, err := b.Launch(within(t), limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)), nil)
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
-	require.ErrorContains(t, err, "this host does not enforce [memory_max]: the controller is not available in "+parent.Path())
+	require.ErrorContains(t, err, "memory_max (the controller memory ends in "+above.Path())
 
 	l := limited(plan("/bin/sleep", "1000"), limits(service.PidsMax, 7, service.MemoryMax, 64<<20))
 	l.Spec.BestEffort = true

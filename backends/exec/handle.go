@@ -82,6 +82,27 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	return err
 }
 
+// Freeze refuses: to send SIGSTOP to each process would not be that, see
+// backends.Handle.
+func (h *handle) Freeze(context.Context) error { return h.unfrozen("freeze") }
+
+// Thaw refuses: what is frozen is so by a cgroup that is not ours.
+func (h *handle) Thaw(context.Context) error { return h.unfrozen("thaw") }
+
+func (h *handle) unfrozen(op string) error {
+	if h.main == nil || over(h.exited) {
+		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
+	}
+	return &service.Error{Op: op, Service: h.ref.Name, Kind: service.Unenforceable,
+		Err: errors.New("the exec backend has no cgroup to freeze; that needs a host with cgroup v2")}
+}
+
+// FrozenBy is "": nobody can tell here.
+func (h *handle) FrozenBy() (string, error) { return "", nil }
+
+// Froze is nil: nobody tells.
+func (h *handle) Froze() <-chan struct{} { return nil }
+
 // take waits for the turn.
 func (h *handle) take(ctx context.Context, op string) (done func(), err error) {
 	release := func() { <-h.turn }

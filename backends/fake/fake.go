@@ -33,8 +33,8 @@ type Config struct {
 	// nil for the zero Script.
 	Program func(service.Launch) Script
 	// Fault, when not nil, is called before each operation ("launch",
-	// "adopt", "signal", "kill", "limit", "limits", "usage", "processes",
-	// "finish", "release"); an error is returned at once and nothing else happens.
+	// "adopt", "signal", "kill", "limit", "limits", "usage", "processes", "freeze",
+	// "thaw", "finish", "release"); an error is returned at once and nothing else happens.
 	Fault func(operation string, ref service.Ref) error
 }
 
@@ -73,7 +73,7 @@ func New(c Config) *Backend {
 
 // Everything is what a host enforces that lacks nothing.
 func Everything() service.Enforcement {
-	e := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true}
+	e := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true, Freeze: true}
 	for r := range e.Limits {
 		e.Limits[r] = true
 	}
@@ -119,7 +119,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, gaveUp("start", ref, errors.New("the host went down"))
 	}
 	g.run()
-	return &handle{backend: b, group: g, exited: g.ended, told: true, requested: l.Limits}, nil
+	return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: true, requested: l.Limits}, nil
 }
 
 // begin counts the launch, and refuses what can not be had.
@@ -237,7 +237,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		b.remove(g)
 		return nil, backends.ErrGone
 	case g.main && g.ref == ref:
-		return &handle{backend: b, group: g, exited: g.ended, told: g.parent == b, requested: requested}, nil
+		return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: g.parent == b, requested: requested}, nil
 	}
 	over := make(chan struct{})
 	close(over)

@@ -18,6 +18,7 @@ type handle struct {
 	backend *Backend
 	group   *group
 	exited  <-chan struct{}
+	froze   <-chan struct{}
 	told    bool // the exit is told to us, because the process is our child
 
 	requested service.Limits // with the host locked
@@ -76,19 +77,26 @@ func (h *handle) Signal(ctx context.Context, sig syscall.Signal) error {
 	if err := h.begin(ctx, "signal"); err != nil {
 		return err
 	}
-	g := h.group
-	defer g.host.mu.Unlock()
+	defer h.group.host.mu.Unlock()
+	if !h.group.main {
+		return h.notRunning("signal")
+	}
+	h.group.signal(sig)
+	return nil
+}
+
+// signal lets a signal arrive. Those to the frozen wait, but for SIGKILL.
+func (g *group) signal(sig syscall.Signal) {
 	ends, asks := deadly(sig)
 	switch {
-	case !g.main:
-		return h.notRunning("signal")
+	case g.ice.frozen() && sig != syscall.SIGKILL:
+		g.ice.signals = append(g.ice.signals, sig)
 	case !ends || g.script.Unkillable || (asks && g.script.Stubborn):
 	case asks && g.script.Term != nil:
 		g.schedule(*g.script.Term)
 	default:
 		g.end(End{Exit: service.Exit{Signal: sig}})
 	}
-	return nil
 }
 
 func (h *handle) Kill(ctx context.Context) error {

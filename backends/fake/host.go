@@ -83,6 +83,7 @@ type group struct {
 	leftovers int            // children that we killed after the main process had ended
 	limits    service.Limits // that hold
 
+	ice       ice
 	displaced chan struct{} // closed when somebody has taken the main process out of its place
 
 	ended    chan struct{} // closed when the main process has ended
@@ -310,6 +311,10 @@ func (g *group) schedule(e End) {
 	g.stop = time.AfterFunc(e.After, func() {
 		g.host.mu.Lock()
 		defer g.host.mu.Unlock()
+		if g.ice.frozen() {
+			g.ice.end = &e
+			return
+		}
 		g.end(e)
 	})
 }

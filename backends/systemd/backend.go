@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -159,7 +158,18 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 			can.Limits[r] = slices.Contains(controllers, controller)
 		}
 	}
+	if can.Freeze, err = tree.Group(looksAt).CanFreeze(); err != nil {
+		return can, err
+	}
 	can.Limits[service.NoFile] = true
+	for r, enforced := range can.Limits {
+		if enforced {
+			continue
+		}
+		if can.Why[r], err = tree.Group(looksAt).Lacking(service.Resource(r)); err != nil {
+			return can, err
+		}
+	}
 	can.OOMVerdict = slices.Contains(controllers, "memory")
 	return can, nil
 }
@@ -178,12 +188,8 @@ func (b *Backend) unenforceable(op string, name service.Name, limits service.Lim
 	if len(missing) == 0 {
 		return nil
 	}
-	var names []string
-	for _, r := range missing {
-		names = append(names, r.String())
-	}
 	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
-		Err: fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", strings.Join(names, ", "))}
+		Err: fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", b.can.Explain(missing))}
 }
 
 // bounded gives ctx a limit if it has none.

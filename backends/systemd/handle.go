@@ -45,7 +45,7 @@ type handle struct {
 
 	unhold func() // ends the news of jobs
 
-	limiting  chan struct{} // held by the one who changes limits: each reads back what it set
+	limiting  chan struct{} // held by the one who changes limits, which are read back, or freezes or thaws
 	releasing chan struct{} // held by the one who releases, and guards what follows
 	released  bool
 	finished  bool // with releasing held
@@ -211,6 +211,9 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 		return err
 	}
 	if err := groupKill(h.scope); err != nil {
+		return err
+	}
+	if err := h.limitFrozen(l); err != nil {
 		return err
 	}
 	if err := h.complete(ctx, l); err != nil {

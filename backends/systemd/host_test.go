@@ -149,7 +149,7 @@ func eventually(t *testing.T, condition func() bool, what string, args ...any) {
 
 func TestConformance(t *testing.T) {
 	needSystemd(t)
-	offers := service.Enforcement{OOMVerdict: true, KillAll: true}
+	offers := service.Enforcement{OOMVerdict: true, KillAll: true, Freeze: true}
 	for r := range offers.Limits {
 		offers.Limits[r] = true
 	}

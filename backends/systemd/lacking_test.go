@@ -14,13 +14,13 @@ import (
 func TestLimitsThatTheHostLacks(t *testing.T) {
 	needSystemd(t)
 	b := newBackend(t, Config{})
-	b.can.Limits[service.IOWeight] = false
+	b.can.Limits[service.IOWeight], b.can.Why[service.IOWeight] = false, "the kernel does not offer the controller io"
 	both := service.Limits{service.IOWeight: service.Of(50), service.PidsMax: service.Of(40)}
 	refused := func(err error) {
 		t.Helper()
 		require.Equal(t, service.Unenforceable, service.KindOf(err), "%v", err)
 		require.Equal(t, service.ReasonLimitUnenforceable, service.ReasonOf(err))
-		require.ErrorContains(t, err, "io_weight")
+		require.ErrorContains(t, err, "io_weight (the kernel does not offer the controller io)")
 		require.NotContains(t, err.Error(), "pids_max")
 	}
 	l := planned(t, both, "sleep")

@@ -90,6 +90,8 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 	switch {
 	case s.GetLogTrouble() != nil:
 		return "log: " + s.GetLogTrouble().GetReason()
+	case s.GetFrozen():
+		return frozenNote(s)
 	case len(s.GetUnenforcedLimits()) > 0 && s.GetProcessId() != 0:
 		return "not enforced: " + strings.Join(s.GetUnenforcedLimits(), ", ")
 	case s.GetNextAttemptUnixMs() != 0:

@@ -155,6 +155,9 @@ func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 	if phase := st.GetPhase(); phase != "" && phase != text {
 		text += " (" + phase + ")"
 	}
+	if st.GetFrozen() {
+		text += ", " + frozenNote(st)
+	}
 	var since time.Time
 	switch {
 	case st.GetStopTimeUnix() != 0:

@@ -121,7 +121,8 @@ services it is the highest of theirs.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.signalCommand())
+	add(groupRun, a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(), a.signalCommand(),
+		a.freezeCommand(), a.thawCommand())
 	add(groupLook, a.statusCommand(), a.listCommand(), a.healthCommand(), a.usageCommand(), a.limitsCommand(),
 		a.eventsCommand(), a.logsCommand(), a.historyCommand(), a.definitionCommand())
 	add(groupChange, a.setCommand(), a.registerCommand(), a.unregisterCommand(), a.applyCommand())

@@ -86,6 +86,9 @@ func (a *app) states(ask func(context.Context, string) (*gladsheimv1.ServiceStat
 		if pid := s.GetProcessId(); pid != 0 {
 			line += fmt.Sprintf(", pid %d", pid)
 		}
+		if s.GetFrozen() {
+			line += ", " + frozenNote(s)
+		}
 		if missing := s.GetUnenforcedLimits(); len(missing) > 0 && s.GetProcessId() != 0 {
 			line += ", without " + strings.Join(missing, ", ") + ", which this host does not enforce"
 		}

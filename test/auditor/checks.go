@@ -243,6 +243,8 @@ var changes = map[string]Deed{
 	"/gladsheim.v1.GladsheimService/SetResourceLimits": "set limits",
 	"/gladsheim.v1.RuntimeService/Kill":                Stopped,
 	"/gladsheim.v1.RuntimeService/Signal":              "signal",
+	"/gladsheim.v1.RuntimeService/Freeze":              "freeze",
+	"/gladsheim.v1.RuntimeService/Thaw":                "thaw",
 	"/gladsheim.v1.CatalogService/Register":            Registered,
 	"/gladsheim.v1.CatalogService/Unregister":          Unregistered,
 	"/gladsheim.v1.CatalogService/Apply":               "apply",

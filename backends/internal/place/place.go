@@ -1,5 +1,6 @@
-// Package place tells when the main process of an incarnation is taken out of
-// the cgroup that it was launched in, as root can do, and systemd at its behest.
+// Package place tells what befalls the cgroup of an incarnation: that the main process
+// is taken out of it, as root can do, and systemd at its behest, and that it is frozen
+// or thawed.
 package place
 
 import (
@@ -25,16 +26,18 @@ type Place struct {
 	group   cgroup.Group
 	main    *process.Process
 	left    chan struct{}
+	froze   chan struct{}
 	over    bool // left is closed; the watcher's, once it knows of the place
 	events  *os.File
 	unwatch func()
 }
 
 // Watch looks at once, and again whenever the kernel tells that the group has
-// become empty (cgroup.events, Linux's cgroup-v2.rst). It tells nothing when
-// others stay behind in the group: then only who asks finds out.
+// become empty, or was frozen or thawed (cgroup.events, Linux's cgroup-v2.rst). That
+// the main process has left it does not tell when others stay behind in the group: then
+// only who asks finds out.
 func Watch(w *watch.Watcher, proc procfs.FS, g cgroup.Group, main *process.Process) (*Place, error) {
-	p := &Place{fs: proc, group: g, main: main, left: make(chan struct{}), unwatch: func() {}}
+	p := &Place{fs: proc, group: g, main: main, left: make(chan struct{}), froze: make(chan struct{}, 1), unwatch: func() {}}
 	events, err := g.OpenEvents()
 	if errors.Is(err, fs.ErrNotExist) { // nobody is left in it, or will be
 		p.look(0)
@@ -65,6 +68,10 @@ func (p *Place) watch(w *watch.Watcher) error {
 
 // look runs on the watcher's loop.
 func (p *Place) look(uint32) {
+	select {
+	case p.froze <- struct{}{}:
+	default: // nobody has looked since the last one
+	}
 	if !p.over && p.gone() {
 		p.over = true
 		close(p.left)
@@ -84,6 +91,10 @@ func (p *Place) gone() bool {
 
 // Left is closed when the main process lives and is no more in its place.
 func (p *Place) Left() <-chan struct{} { return p.left }
+
+// Froze holds a value when the group may have been frozen or thawed, and at the
+// beginning.
+func (p *Place) Froze() <-chan struct{} { return p.froze }
 
 // Check is an error if the main process has left its place, also where the
 // kernel does not tell.

@@ -866,7 +866,13 @@ type ServiceStatus struct {
 	// knows of it.
 	Log string `protobuf:"bytes,39,opt,name=log,proto3" json:"log,omitempty"`
 	// That its log can not be written. Absent when all is well.
-	LogTrouble    *LogTrouble `protobuf:"bytes,40,opt,name=log_trouble,json=logTrouble,proto3,oneof" json:"log_trouble,omitempty"`
+	LogTrouble *LogTrouble `protobuf:"bytes,40,opt,name=log_trouble,json=logTrouble,proto3,oneof" json:"log_trouble,omitempty"`
+	// Whether the kernel keeps it from running, at the behest of Freeze or of somebody
+	// else. The state is RUNNING all the same.
+	Frozen bool `protobuf:"varint,41,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	// By which cgroup: its own, or one above it, as a path below the root of the cgroup
+	// file system. Empty when it is not frozen.
+	FrozenBy      string `protobuf:"bytes,42,opt,name=frozen_by,json=frozenBy,proto3" json:"frozen_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1109,6 +1115,20 @@ func (x *ServiceStatus) GetLogTrouble() *LogTrouble {
 		return x.LogTrouble
 	}
 	return nil
+}
+
+func (x *ServiceStatus) GetFrozen() bool {
+	if x != nil {
+		return x.Frozen
+	}
+	return false
+}
+
+func (x *ServiceStatus) GetFrozenBy() string {
+	if x != nil {
+		return x.FrozenBy
+	}
+	return ""
 }
 
 // LogTrouble is that a log can not be written, as when its disk is full, of a
@@ -2116,7 +2136,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x124\n" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x83\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xb8\n" +
 	"\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
@@ -2153,7 +2173,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\rrestarts_left\x18& \x01(\rH\x04R\frestartsLeft\x88\x01\x01\x12\x10\n" +
 	"\x03log\x18' \x01(\tR\x03log\x12>\n" +
 	"\vlog_trouble\x18( \x01(\v2\x18.gladsheim.v1.LogTroubleH\x05R\n" +
-	"logTrouble\x88\x01\x01B\x11\n" +
+	"logTrouble\x88\x01\x01\x12\x16\n" +
+	"\x06frozen\x18) \x01(\bR\x06frozen\x12\x1b\n" +
+	"\tfrozen_by\x18* \x01(\tR\bfrozenByB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +

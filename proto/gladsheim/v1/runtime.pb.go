@@ -133,6 +133,98 @@ func (x *SignalRequest) GetSignal() string {
 	return ""
 }
 
+// FreezeRequest names the service to freeze.
+type FreezeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FreezeRequest) Reset() {
+	*x = FreezeRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FreezeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FreezeRequest) ProtoMessage() {}
+
+func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
+func (*FreezeRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FreezeRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// ThawRequest names the service to thaw.
+type ThawRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ThawRequest) Reset() {
+	*x = ThawRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ThawRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ThawRequest) ProtoMessage() {}
+
+func (x *ThawRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
+func (*ThawRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ThawRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
 // ListExitsRequest says how many ends to tell.
 type ListExitsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -146,7 +238,7 @@ type ListExitsRequest struct {
 
 func (x *ListExitsRequest) Reset() {
 	*x = ListExitsRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +250,7 @@ func (x *ListExitsRequest) String() string {
 func (*ListExitsRequest) ProtoMessage() {}
 
 func (x *ListExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +263,7 @@ func (x *ListExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExitsRequest.ProtoReflect.Descriptor instead.
 func (*ListExitsRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListExitsRequest) GetServiceName() string {
@@ -199,7 +291,7 @@ type ExitHistory struct {
 
 func (x *ExitHistory) Reset() {
 	*x = ExitHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +303,7 @@ func (x *ExitHistory) String() string {
 func (*ExitHistory) ProtoMessage() {}
 
 func (x *ExitHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +316,7 @@ func (x *ExitHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitHistory.ProtoReflect.Descriptor instead.
 func (*ExitHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ExitHistory) GetExits() []*ExitRecord {
@@ -245,15 +337,21 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"request_id\x18\x14 \x01(\tR\trequestId\"J\n" +
 	"\rSignalRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\tR\x06signal\"K\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal\"2\n" +
+	"\rFreezeRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"0\n" +
+	"\vThawRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"K\n" +
 	"\x10ListExitsRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
 	"\vExitHistory\x12.\n" +
-	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits2\xdc\x01\n" +
+	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits2\xe0\x02\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
-	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
+	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
+	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
+	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
 	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistoryB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
@@ -268,25 +366,31 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_gladsheim_v1_runtime_proto_rawDescData
 }
 
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(*KillRequest)(nil),      // 0: gladsheim.v1.KillRequest
 	(*SignalRequest)(nil),    // 1: gladsheim.v1.SignalRequest
-	(*ListExitsRequest)(nil), // 2: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),      // 3: gladsheim.v1.ExitHistory
-	(*ExitRecord)(nil),       // 4: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),    // 5: gladsheim.v1.ServiceStatus
+	(*FreezeRequest)(nil),    // 2: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),      // 3: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil), // 4: gladsheim.v1.ListExitsRequest
+	(*ExitHistory)(nil),      // 5: gladsheim.v1.ExitHistory
+	(*ExitRecord)(nil),       // 6: gladsheim.v1.ExitRecord
+	(*ServiceStatus)(nil),    // 7: gladsheim.v1.ServiceStatus
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	4, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	6, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
 	0, // 1: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
 	1, // 2: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	2, // 3: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	5, // 4: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	5, // 5: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	3, // 6: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
+	2, // 3: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	3, // 4: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	4, // 5: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	7, // 6: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	7, // 7: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	7, // 8: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	7, // 9: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	5, // 10: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	6, // [6:11] is the sub-list for method output_type
+	1, // [1:6] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -305,7 +409,7 @@ func file_gladsheim_v1_runtime_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	RuntimeService_Kill_FullMethodName      = "/gladsheim.v1.RuntimeService/Kill"
 	RuntimeService_Signal_FullMethodName    = "/gladsheim.v1.RuntimeService/Signal"
+	RuntimeService_Freeze_FullMethodName    = "/gladsheim.v1.RuntimeService/Freeze"
+	RuntimeService_Thaw_FullMethodName      = "/gladsheim.v1.RuntimeService/Thaw"
 	RuntimeService_ListExits_FullMethodName = "/gladsheim.v1.RuntimeService/ListExits"
 )
 
@@ -44,6 +46,22 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
 	// INVALID_ARGUMENT: no such signal.
 	Signal(ctx context.Context, in *SignalRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
+	// Freeze stops every process of a running service where it is, and answers when
+	// the kernel says so. It stays RUNNING, holds its memory and takes no CPU time;
+	// its health is not checked. Signals wait until it is thawed, but for SIGKILL; a
+	// stop or restart thaws it first. It outlives the agent, not the instance. What
+	// is frozen already stays so, so a retry does no harm.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, it is not
+	// ready or is ending, or its backend can not freeze (HostInfo, capability
+	// "freeze"). DEADLINE_EXCEEDED: a process waits in the kernel, for a disk
+	// perhaps, and did not stop within 5 s; nothing is frozen then.
+	Freeze(ctx context.Context, in *FreezeRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
+	// Thaw lets a service run on, whoever froze it. One that runs stays as it is.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, or a cgroup
+	// above its own is frozen, which is named.
+	Thaw(ctx context.Context, in *ThawRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// ListExits tells how the last instances of a service ended.
 	//
 	// NOT_FOUND: no such service.
@@ -78,6 +96,26 @@ func (c *runtimeServiceClient) Signal(ctx context.Context, in *SignalRequest, op
 	return out, nil
 }
 
+func (c *runtimeServiceClient) Freeze(ctx context.Context, in *FreezeRequest, opts ...grpc.CallOption) (*ServiceStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServiceStatus)
+	err := c.cc.Invoke(ctx, RuntimeService_Freeze_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) Thaw(ctx context.Context, in *ThawRequest, opts ...grpc.CallOption) (*ServiceStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServiceStatus)
+	err := c.cc.Invoke(ctx, RuntimeService_Thaw_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runtimeServiceClient) ListExits(ctx context.Context, in *ListExitsRequest, opts ...grpc.CallOption) (*ExitHistory, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExitHistory)
@@ -106,6 +144,22 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
 	// INVALID_ARGUMENT: no such signal.
 	Signal(context.Context, *SignalRequest) (*ServiceStatus, error)
+	// Freeze stops every process of a running service where it is, and answers when
+	// the kernel says so. It stays RUNNING, holds its memory and takes no CPU time;
+	// its health is not checked. Signals wait until it is thawed, but for SIGKILL; a
+	// stop or restart thaws it first. It outlives the agent, not the instance. What
+	// is frozen already stays so, so a retry does no harm.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, it is not
+	// ready or is ending, or its backend can not freeze (HostInfo, capability
+	// "freeze"). DEADLINE_EXCEEDED: a process waits in the kernel, for a disk
+	// perhaps, and did not stop within 5 s; nothing is frozen then.
+	Freeze(context.Context, *FreezeRequest) (*ServiceStatus, error)
+	// Thaw lets a service run on, whoever froze it. One that runs stays as it is.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, or a cgroup
+	// above its own is frozen, which is named.
+	Thaw(context.Context, *ThawRequest) (*ServiceStatus, error)
 	// ListExits tells how the last instances of a service ended.
 	//
 	// NOT_FOUND: no such service.
@@ -125,6 +179,12 @@ func (UnimplementedRuntimeServiceServer) Kill(context.Context, *KillRequest) (*S
 }
 func (UnimplementedRuntimeServiceServer) Signal(context.Context, *SignalRequest) (*ServiceStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Signal not implemented")
+}
+func (UnimplementedRuntimeServiceServer) Freeze(context.Context, *FreezeRequest) (*ServiceStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method Freeze not implemented")
+}
+func (UnimplementedRuntimeServiceServer) Thaw(context.Context, *ThawRequest) (*ServiceStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method Thaw not implemented")
 }
 func (UnimplementedRuntimeServiceServer) ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListExits not implemented")
@@ -186,6 +246,42 @@ func _RuntimeService_Signal_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_Freeze_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FreezeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).Freeze(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_Freeze_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).Freeze(ctx, req.(*FreezeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RuntimeService_Thaw_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ThawRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).Thaw(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_Thaw_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).Thaw(ctx, req.(*ThawRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RuntimeService_ListExits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListExitsRequest)
 	if err := dec(in); err != nil {
@@ -218,6 +314,14 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Signal",
 			Handler:    _RuntimeService_Signal_Handler,
+		},
+		{
+			MethodName: "Freeze",
+			Handler:    _RuntimeService_Freeze_Handler,
+		},
+		{
+			MethodName: "Thaw",
+			Handler:    _RuntimeService_Thaw_Handler,
 		},
 		{
 			MethodName: "ListExits",
