@@ -25,13 +25,14 @@ var rooms = map[string]string{
 	"agent/service": "",
 	"failpoint":     "",
 
-	"procfs":   "agent/service",
-	"cgroup":   "agent/service",
-	"units":    "agent/service",
-	"platform": "agent/service",
-	"logfile":  "agent/service",
-	"journal":  "agent/service",
-	"lockfile": "procfs",
+	"procfs":         "agent/service",
+	"cgroup":         "agent/service",
+	"units":          "agent/service",
+	"platform":       "agent/service",
+	"platform/power": "agent/service",
+	"logfile":        "agent/service",
+	"journal":        "agent/service",
+	"lockfile":       "procfs",
 
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
@@ -65,7 +66,7 @@ var rooms = map[string]string{
 	"test/auditor": "proto/gladsheim/v1",
 
 	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1 test/auditor",
-	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform procfs failpoint",
+	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform platform/power procfs failpoint",
 }
 
 // lowest are the rooms that everything stands on.
