@@ -28,6 +28,7 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 	settings := a.settings
 	a.mu.Unlock()
 	info := service.HostInfo{
+		Power:    a.powerInfo(),
 		Hostname: a.cfg.Facts.Hostname, Kernel: a.cfg.Facts.Kernel, Version: a.cfg.Version, Started: a.started,
 		States: a.registry.Statistics(), Platform: a.cfg.Platform, Backends: a.cfg.Facts.Backends(), MaxServices: settings.MaxServices,
 		System: service.SystemUsage{
@@ -75,9 +76,6 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			Fix: "Mend the file, then reload the agent.",
 		})
 	}
-	for _, remark := range a.settings.Remarks {
-		findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "a setting has no effect", Detail: remark.String()})
-	}
 	for _, name := range slices.SortedFunc(maps.Keys(a.strangers), byName) {
 		findings = append(findings, a.strangers[name].finding())
 	}
@@ -90,6 +88,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			Fix: "See to the run directory, then restart the agent.",
 		})
 	}
+	findings = append(findings, a.powerFindings()...)
 	findings = append(findings, a.fullLogs()...)
 	failures := a.cfg.Logs.Failures()
 	for _, path := range slices.Sorted(maps.Keys(failures)) {

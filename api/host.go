@@ -32,6 +32,7 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		MaxServices:     uint32(max(0, info.MaxServices)),
 		Usage:           toSystemUsage(info.System),
 		StateCounts:     countStates(info.States),
+		Power:           toPower(info.Power),
 	}
 	for _, b := range info.Backends {
 		out.Backends = append(out.Backends, &gladsheimv1.BackendInfo{
@@ -39,6 +40,17 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		})
 	}
 	return out, nil
+}
+
+func toPower(p service.PowerInfo) *gladsheimv1.PowerInfo {
+	out := &gladsheimv1.PowerInfo{
+		Battery: p.Battery, OnBattery: p.Battery && p.Draining, Source: p.Source, Level: p.Level.String(),
+		StopServicesBelowPercent: uint32(max(0, p.StopBelow)), ReduceMonitoringBelowPercent: uint32(max(0, p.ReduceBelow)),
+	}
+	if p.Battery {
+		out.Percent = &p.Percent
+	}
+	return out
 }
 
 func toSystemUsage(u service.SystemUsage) *gladsheimv1.SystemUsage {

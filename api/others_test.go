@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -97,6 +98,9 @@ func TestHost(t *testing.T) {
 		Backends: []service.BackendInfo{{Name: "systemd", Available: true, Selected: true, Capabilities: []string{"memory_max"}}},
 		System:   service.SystemUsage{MemoryTotal: 100, MemoryAvailable: 30, CPUPercent: 150, Cores: 4, Measured: testTime},
 	}
+	f.agent.Info.Power = service.PowerInfo{
+		Power: service.Power{Battery: true, Draining: true, Percent: 12, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30,
+	}
 	f.agent.Found = []service.Finding{{Level: service.SeverityProblem, Title: "t", Detail: "d", Fix: "f"}}
 	f.agent.Config = []byte(`{"gladsheim":{}}`)
 	c := gladsheimv1.NewHostServiceClient(f.conn)
@@ -106,6 +110,13 @@ func TestHost(t *testing.T) {
 	require.Equal(t, "gladsheim.v1", h.GetApiVersion())
 	require.Len(t, h.GetStateCounts(), 3)
 	require.True(t, h.GetBackends()[0].GetSelected())
+	twelve := 12.0
+	require.True(t, proto.Equal(&gladsheimv1.PowerInfo{
+		Battery: true, OnBattery: true, Percent: &twelve, Source: "sysfs", Level: "low", StopServicesBelowPercent: 15, ReduceMonitoringBelowPercent: 30,
+	}, h.GetPower()), "%v", h.GetPower())
+	require.True(t, proto.Equal(&gladsheimv1.PowerInfo{Level: "full"}, toPower(service.PowerInfo{})), "a host without a battery")
+	host := toWatchEvent((&service.Status{}).Notice(service.NoticePower, "low", "on battery, 12%")).GetEvent()
+	require.True(t, proto.Equal(&gladsheimv1.Event{Kind: "power", Reason: "low", Detail: "on battery, 12%"}, host), "%v", host)
 	d, err := c.Doctor(callContext(t), &gladsheimv1.DoctorRequest{})
 	require.NoError(t, err)
 	require.Equal(t, gladsheimv1.Finding_LEVEL_PROBLEM, d.GetFindings()[0].GetLevel())

@@ -19,6 +19,7 @@ type HostInfo struct {
 	Backends    []BackendInfo // in the order of preference
 	MaxServices int           // how many the platform allows
 	System      SystemUsage
+	Power       PowerInfo
 	States      [NumPublic]int // how many services are in each
 }
 

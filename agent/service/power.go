@@ -36,6 +36,14 @@ var powerLevelNames = [NumPowerLevels]string{"full", "reduced", "low"}
 
 func (l PowerLevel) String() string { return powerLevelNames[l] }
 
+// PowerInfo is how the host is powered, and what follows from it.
+type PowerInfo struct {
+	Power
+	Level       PowerLevel
+	StopBelow   int // charge in percent below which services are stopped, 0 for never
+	ReduceBelow int // likewise health checks are fewer
+}
+
 // PowerClass says what becomes of a service when the battery is low.
 type PowerClass uint8
 

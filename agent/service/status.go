@@ -127,10 +127,11 @@ const (
 	NoticeRegistered                     // a definition came or changed
 	NoticeUnregistered                   // a definition went
 	NoticeWarning                        // a reading of its usage rose above a warning level, or fell below
+	NoticePower                          // of the host: how far the battery is saved changed; Reason is the PowerLevel
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning"}
+var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "power"}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 

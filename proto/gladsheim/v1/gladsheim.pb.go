@@ -832,7 +832,7 @@ type ServiceStatus struct {
 	// Number of this instance; it grows with every launch and is never used twice.
 	Incarnation uint64 `protobuf:"varint,25,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// The exact state: stopped, adopting, launching, starting, running, stopping, clearing,
-	// backoff or crashed. Clearing: the main process is gone, others are not.
+	// backoff, crashed or held. Held: stopped to save the battery, and comes back by itself. Clearing: the main process is gone, others are not.
 	Phase string `protobuf:"bytes,26,opt,name=phase,proto3" json:"phase,omitempty"`
 	// Limits asked for that this host does not enforce, by the names of
 	// LimitReport.name. Only ever filled when best_effort was asked for.
