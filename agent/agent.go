@@ -91,7 +91,7 @@ type Agent struct {
 	looked      map[service.Name]bool          // whether that is known of a service all the same
 	unwritten   map[service.Name]error         // why the latest record of a service is not on disk
 	unburied    map[service.Name]bool          // whose exit records are not
-	starting    map[service.Name]int           // starts and restarts under way, see admit
+	starting    map[service.Name]reservation   // of starts and restarts under way
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
 	complaints  []service.Finding              // of the latest look at the definitions
@@ -113,7 +113,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		meter:       byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
-		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
+		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]reservation{},
 		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 		power:   supply{look: make(chan struct{}, 1), tried: map[service.Name]bool{}},
 		outputs: outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},

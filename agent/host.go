@@ -36,6 +36,7 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 			CPUPercent: a.meter.Percent(hostName, 0, a.started, now, sys.CPUBusy-a.busyAtStart),
 		},
 	}
+	info.Budget, info.Promised = a.budgeted()
 	for i := range info.Backends {
 		b := &info.Backends[i]
 		at := slices.IndexFunc(a.cfg.Backends, func(x backends.Backend) bool { return x.Name() == b.Name })

@@ -33,6 +33,11 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		Usage:           toSystemUsage(info.System),
 		StateCounts:     countStates(info.States),
 		Power:           toPower(info.Power),
+
+		MemoryPromisedBytes: info.Promised,
+	}
+	if info.Budget > 0 {
+		out.MemoryBudgetBytes = &info.Budget
 	}
 	for _, b := range info.Backends {
 		out.Backends = append(out.Backends, &gladsheimv1.BackendInfo{

@@ -104,12 +104,14 @@ func TestHost(t *testing.T) {
 	f.agent.Found = []service.Finding{{Level: service.SeverityProblem, Title: "t", Detail: "d", Fix: "f"}}
 	f.agent.Config = []byte(`{"gladsheim":{}}`)
 	c := gladsheimv1.NewHostServiceClient(f.conn)
+	f.agent.Info.Budget, f.agent.Info.Promised = 200, 90
 	h, err := c.GetHost(callContext(t), &gladsheimv1.GetHostRequest{})
 	require.NoError(t, err)
 	require.Equal(t, uint64(70), h.GetUsage().GetMemoryUsedBytes())
 	require.Equal(t, "gladsheim.v1", h.GetApiVersion())
 	require.Len(t, h.GetStateCounts(), 3)
 	require.True(t, h.GetBackends()[0].GetSelected())
+	require.Equal(t, []uint64{200, 90}, []uint64{h.GetMemoryBudgetBytes(), h.GetMemoryPromisedBytes()})
 	twelve := 12.0
 	require.True(t, proto.Equal(&gladsheimv1.PowerInfo{
 		Battery: true, OnBattery: true, Percent: &twelve, Source: "sysfs", Level: "low", StopServicesBelowPercent: 15, ReduceMonitoringBelowPercent: 30,

@@ -19,11 +19,14 @@ type Agent struct {
 
 	GRPC *GRPC // nil: no TCP, the unix socket only
 
-	MaxServices    int           // most services that run at once, 0 for no cap
-	MaxDefinitions int           // most definitions that callers may register
-	DefaultMemory  service.Quota // service.MemoryMax of services that say nothing of it
-	DefaultCPU     service.Quota // service.CPUMax likewise
-	DefaultPids    service.Quota // service.PidsMax likewise
+	MaxServices    int // most services that run at once, 0 for no cap
+	MaxDefinitions int // most definitions that callers may register
+	// MemoryOvercommit is how much of the host's memory the services that run may have
+	// as memory_max together, in percent; 0 for any.
+	MemoryOvercommit int
+	DefaultMemory    service.Quota // service.MemoryMax of services that say nothing of it
+	DefaultCPU       service.Quota // service.CPUMax likewise
+	DefaultPids      service.Quota // service.PidsMax likewise
 
 	CheckInterval      time.Duration // health.interval of services that say nothing of it
 	AutoRestart        bool          // whether they are restarted on failure
@@ -130,6 +133,8 @@ var resourceLimits = object[Agent]{keys: []key[Agent]{
 		whole[int]{low: 1, high: 100_000, zeroAbsent: true}, func(a *Agent) *int { return &a.MaxServices }),
 	at("max_definitions", "Most definitions that callers may register; files of the host do not count.",
 		whole[int]{low: 1, high: 100_000}, func(a *Agent) *int { return &a.MaxDefinitions }),
+	at("memory_overcommit_percent", "How much of the host's memory the services that run may have as memory_max together; as much as they ask for when left out.",
+		whole[int]{low: 1, high: 10_000, zeroAbsent: true}, func(a *Agent) *int { return &a.MemoryOvercommit }),
 	at("default_memory_mb", "Memory in MiB.",
 		mebibytes{}, func(a *Agent) *service.Quota { return &a.DefaultMemory }),
 	at("default_cpu_percent", "CPU time in percent of one core.",

@@ -20,6 +20,8 @@ type HostInfo struct {
 	MaxServices int           // how many the platform allows
 	System      SystemUsage
 	Power       PowerInfo
+	Budget      uint64         // bytes that services that run may have as memory_max together, 0 for any
+	Promised    uint64         // that those have which run, or wait to run again
 	States      [NumPublic]int // how many services are in each
 }
 

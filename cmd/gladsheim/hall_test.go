@@ -24,7 +24,8 @@ func hall(logDir string) *apitest.Agent {
 			{Name: "exec", Reason: "it is for hosts that have nothing better"},
 		},
 		System: service.SystemUsage{MemoryTotal: 16 << 30, MemoryAvailable: 12 << 30, CPUPercent: 152, Cores: 4, Measured: now},
-		Power:  service.PowerInfo{Power: service.Power{Battery: true, Draining: true, Percent: 12.4, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30},
+		Budget: 12 << 30, Promised: 5 << 30,
+		Power: service.PowerInfo{Power: service.Power{Battery: true, Draining: true, Percent: 12.4, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30},
 	}
 	a.Found = []service.Finding{
 		{Level: service.SeverityOK, Title: "kernel 6.12, cgroup v2 at /sys/fs/cgroup"},

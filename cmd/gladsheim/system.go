@@ -39,6 +39,9 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	started := fromMillis(info.GetStartTimeUnixMs())
 	s.line("Agent", and(info.GetAgentVersion(), in(info.GetApiVersion(), "up "+span(a.now().Sub(started)))))
 	s.line("Platform", and(info.GetPlatform(), in(atMost(info.GetMaxServices(), "at most %d services"))))
+	if info.MemoryBudgetBytes != nil {
+		s.line("Budget", fmt.Sprintf("%s promised of %s", bytesOf(info.GetMemoryPromisedBytes()), bytesOf(info.GetMemoryBudgetBytes())))
+	}
 	u := info.GetUsage()
 	s.line("Memory", fmt.Sprintf("%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes())))
 	s.line("CPU", fmt.Sprintf("%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core")))

@@ -141,9 +141,14 @@ type HostInfo struct {
 	// How many services the platform allows.
 	MaxServices uint32 `protobuf:"varint,10,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
 	// How the host is powered, and what follows from it.
-	Power         *PowerInfo `protobuf:"bytes,40,opt,name=power,proto3" json:"power,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Power *PowerInfo `protobuf:"bytes,40,opt,name=power,proto3" json:"power,omitempty"`
+	// What the services that run may have as memory_max together; absent when there
+	// is no bound.
+	MemoryBudgetBytes *uint64 `protobuf:"varint,41,opt,name=memory_budget_bytes,json=memoryBudgetBytes,proto3,oneof" json:"memory_budget_bytes,omitempty"`
+	// What those that run, or wait to run again, have of it.
+	MemoryPromisedBytes uint64 `protobuf:"varint,42,opt,name=memory_promised_bytes,json=memoryPromisedBytes,proto3" json:"memory_promised_bytes,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *HostInfo) Reset() {
@@ -251,6 +256,20 @@ func (x *HostInfo) GetPower() *PowerInfo {
 		return x.Power
 	}
 	return nil
+}
+
+func (x *HostInfo) GetMemoryBudgetBytes() uint64 {
+	if x != nil && x.MemoryBudgetBytes != nil {
+		return *x.MemoryBudgetBytes
+	}
+	return 0
+}
+
+func (x *HostInfo) GetMemoryPromisedBytes() uint64 {
+	if x != nil {
+		return x.MemoryPromisedBytes
+	}
+	return 0
 }
 
 // PowerInfo tells how the host is powered.
@@ -855,7 +874,7 @@ var File_gladsheim_v1_host_proto protoreflect.FileDescriptor
 const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"\x17gladsheim/v1/host.proto\x12\fgladsheim.v1\x1a\x1cgladsheim/v1/gladsheim.proto\"\x10\n" +
-	"\x0eGetHostRequest\"\xc4\x03\n" +
+	"\x0eGetHostRequest\"\xc5\x04\n" +
 	"\bHostInfo\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12#\n" +
@@ -869,7 +888,10 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\fstate_counts\x18\t \x03(\v2\x18.gladsheim.v1.StateCountR\vstateCounts\x12!\n" +
 	"\fmax_services\x18\n" +
 	" \x01(\rR\vmaxServices\x12-\n" +
-	"\x05power\x18( \x01(\v2\x17.gladsheim.v1.PowerInfoR\x05power\"\xa3\x02\n" +
+	"\x05power\x18( \x01(\v2\x17.gladsheim.v1.PowerInfoR\x05power\x123\n" +
+	"\x13memory_budget_bytes\x18) \x01(\x04H\x00R\x11memoryBudgetBytes\x88\x01\x01\x122\n" +
+	"\x15memory_promised_bytes\x18* \x01(\x04R\x13memoryPromisedBytesB\x16\n" +
+	"\x14_memory_budget_bytes\"\xa3\x02\n" +
 	"\tPowerInfo\x12\x18\n" +
 	"\abattery\x18\x01 \x01(\bR\abattery\x12\x1d\n" +
 	"\n" +
@@ -979,6 +1001,7 @@ func file_gladsheim_v1_host_proto_init() {
 		return
 	}
 	file_gladsheim_v1_gladsheim_proto_init()
+	file_gladsheim_v1_host_proto_msgTypes[1].OneofWrappers = []any{}
 	file_gladsheim_v1_host_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
