@@ -136,9 +136,10 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 
 // Configuration is the configuration in force.
 func (a *Agent) Configuration() service.Configuration {
+	older := a.olderDefaults()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return service.Configuration{
-		Document: config.FormatAgent(a.settings), Source: a.settings.Source, Loaded: a.settings.Loaded, Refused: a.refused,
+		Document: config.FormatAgent(a.settings), Source: a.settings.Source, Loaded: a.settings.Loaded, Refused: a.refused, Older: older,
 	}
 }

@@ -103,7 +103,13 @@ const (
 
 func (h *host) GetConfig(context.Context, *gladsheimv1.GetConfigRequest) (*gladsheimv1.AgentConfig, error) {
 	c := h.agent.Configuration()
-	return &gladsheimv1.AgentConfig{
+	out := &gladsheimv1.AgentConfig{
 		Json: utf8(string(c.Document)), Source: utf8(c.Source), LoadedUnixMs: millis(c.Loaded), ReloadError: clip(c.Refused, maxText),
-	}, nil
+	}
+	for _, o := range c.Older {
+		out.OlderDefaults = append(out.OlderDefaults, &gladsheimv1.OlderDefault{
+			ServiceName: o.Service.String(), Limit: o.Limit.String(), Has: *amount(o.Limit, o.Has), Now: *amount(o.Limit, o.Now),
+		})
+	}
+	return out, nil
 }

@@ -91,6 +91,15 @@ func TestCatalog(t *testing.T) {
 	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
 }
 
+// What a restart would ask for is told in the unit of the limit, and only where it differs.
+func TestLimitsAtRestart(t *testing.T) {
+	var applied service.Applied
+	applied[service.CPUMax] = service.LimitReport{Requested: service.Of(500_000), Enforced: true, AtRestart: service.Of(250_000)}
+	reports := toReports(applied)
+	require.InDelta(t, 25, reports[service.CPUMax].GetAtRestart(), 0)
+	require.Nil(t, reports[service.MemoryMax].AtRestart)
+}
+
 func TestHost(t *testing.T) {
 	f := newFixture(t)
 	f.agent.Info = service.HostInfo{
@@ -130,9 +139,12 @@ func TestHost(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, d.GetFindings(), maxFindings+1)
 	require.Equal(t, "9500 more findings are not shown", d.GetFindings()[maxFindings].GetTitle())
+	f.agent.Older = []service.OlderDefault{{Service: service.MustName("web"), Limit: service.CPUMax, Has: service.Of(500_000), Now: service.Of(250_000)}}
 	cfg, err := c.GetConfig(callContext(t), &gladsheimv1.GetConfigRequest{})
 	require.NoError(t, err)
 	require.Equal(t, `{"gladsheim":{}}`, cfg.GetJson())
+	require.Len(t, cfg.GetOlderDefaults(), 1)
+	require.True(t, proto.Equal(&gladsheimv1.OlderDefault{ServiceName: "web", Limit: "cpu_percent", Has: 50, Now: 25}, cfg.GetOlderDefaults()[0]))
 	require.Equal(t, "/etc/gladsheim/gladsheim.json", cfg.GetSource())
 	require.Equal(t, testTime.UnixMilli(), cfg.GetLoadedUnixMs())
 	f.agent.Before = func(context.Context, string) error {

@@ -72,4 +72,13 @@ type Configuration struct {
 	Source   string // the file it was read from; empty when there is none
 	Loaded   time.Time
 	Refused  string // why the file as it is now was not taken; empty when it was
+	Older    []OlderDefault
+}
+
+// OlderDefault is a limit that a running service was started with because that was the
+// default, and the default is another by now.
+type OlderDefault struct {
+	Service  Name
+	Limit    Resource
+	Has, Now Quota
 }

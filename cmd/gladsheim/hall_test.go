@@ -33,6 +33,7 @@ func hall(logDir string) *apitest.Agent {
 		{Level: service.SeverityProblem, Title: "the controller io is not delegated", Detail: "io_weight has no effect", Fix: "systemctl set-property gladsheim.slice IOAccounting=yes"},
 	}
 	a.Config = []byte("{\n  \"gladsheim\": {}\n}\n")
+	a.Older = []service.OlderDefault{{Service: service.MustName("api"), Limit: service.MemoryMax, Has: service.Of(512 * mebibyte), Now: service.Of(256 * mebibyte)}}
 	a.Put(running("api", 4121, 74*time.Hour))
 	a.Put(billing())
 	a.Put(stopped("batch"))
@@ -86,6 +87,7 @@ func billing() *apitest.Service {
 		Effective: service.Of(2_000_000), SetBy: "/gladsheim.slice", Enforced: true}
 	st.Applied[service.CPUWeight] = service.LimitReport{Applied: service.Of(100), Effective: service.Of(100), Enforced: true}
 	st.Applied[service.IOWeight] = service.LimitReport{Requested: service.Of(50)}
+	st.Applied[service.CPUMax].AtRestart = service.Of(2_500_000)
 	s.Usage.Memory, s.Usage.MemoryPeak = 61*mebibyte+200<<10, service.Of(128*mebibyte)
 	s.Usage.OOMKills, s.Usage.Pids, s.Usage.CPUPercent = service.Of(7), service.Of(9), 0.3
 	s.Processes = []service.Process{

@@ -806,7 +806,10 @@ type AgentConfig struct {
 	// When it was read.
 	LoadedUnixMs int64 `protobuf:"varint,3,opt,name=loaded_unix_ms,json=loadedUnixMs,proto3" json:"loaded_unix_ms,omitempty"`
 	// Why the file was not taken at the latest reload; empty when it was.
-	ReloadError   string `protobuf:"bytes,4,opt,name=reload_error,json=reloadError,proto3" json:"reload_error,omitempty"`
+	ReloadError string `protobuf:"bytes,4,opt,name=reload_error,json=reloadError,proto3" json:"reload_error,omitempty"`
+	// Limits of services that run which are of older defaults: what runs is left
+	// alone, and has the present ones from its next restart on.
+	OlderDefaults []*OlderDefault `protobuf:"bytes,20,rep,name=older_defaults,json=olderDefaults,proto3" json:"older_defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -867,6 +870,86 @@ func (x *AgentConfig) GetReloadError() string {
 		return x.ReloadError
 	}
 	return ""
+}
+
+func (x *AgentConfig) GetOlderDefaults() []*OlderDefault {
+	if x != nil {
+		return x.OlderDefaults
+	}
+	return nil
+}
+
+// OlderDefault is a limit of a running service that is of an older default.
+type OlderDefault struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// Which limit, as in LimitReport.name.
+	Limit string `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What it has.
+	Has float64 `protobuf:"fixed64,3,opt,name=has,proto3" json:"has,omitempty"`
+	// What the default is now.
+	Now           float64 `protobuf:"fixed64,4,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OlderDefault) Reset() {
+	*x = OlderDefault{}
+	mi := &file_gladsheim_v1_host_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OlderDefault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OlderDefault) ProtoMessage() {}
+
+func (x *OlderDefault) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_host_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OlderDefault.ProtoReflect.Descriptor instead.
+func (*OlderDefault) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OlderDefault) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *OlderDefault) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
+}
+
+func (x *OlderDefault) GetHas() float64 {
+	if x != nil {
+		return x.Has
+	}
+	return 0
+}
+
+func (x *OlderDefault) GetNow() float64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
 }
 
 var File_gladsheim_v1_host_proto protoreflect.FileDescriptor
@@ -934,12 +1017,18 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\bLEVEL_OK\x10\x01\x12\x11\n" +
 	"\rLEVEL_WARNING\x10\x02\x12\x11\n" +
 	"\rLEVEL_PROBLEM\x10\x03\"\x12\n" +
-	"\x10GetConfigRequest\"\x82\x01\n" +
+	"\x10GetConfigRequest\"\xc5\x01\n" +
 	"\vAgentConfig\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\tR\x04json\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12$\n" +
 	"\x0eloaded_unix_ms\x18\x03 \x01(\x03R\floadedUnixMs\x12!\n" +
-	"\freload_error\x18\x04 \x01(\tR\vreloadError2\xd9\x01\n" +
+	"\freload_error\x18\x04 \x01(\tR\vreloadError\x12A\n" +
+	"\x0eolder_defaults\x18\x14 \x03(\v2\x1a.gladsheim.v1.OlderDefaultR\rolderDefaults\"k\n" +
+	"\fOlderDefault\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x10\n" +
+	"\x03has\x18\x03 \x01(\x01R\x03has\x12\x10\n" +
+	"\x03now\x18\x04 \x01(\x01R\x03now2\xd9\x01\n" +
 	"\vHostService\x12?\n" +
 	"\aGetHost\x12\x1c.gladsheim.v1.GetHostRequest\x1a\x16.gladsheim.v1.HostInfo\x12A\n" +
 	"\x06Doctor\x12\x1b.gladsheim.v1.DoctorRequest\x1a\x1a.gladsheim.v1.DoctorReport\x12F\n" +
@@ -958,7 +1047,7 @@ func file_gladsheim_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gladsheim_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_gladsheim_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_gladsheim_v1_host_proto_goTypes = []any{
 	(Finding_Level)(0),       // 0: gladsheim.v1.Finding.Level
 	(*GetHostRequest)(nil),   // 1: gladsheim.v1.GetHostRequest
@@ -972,27 +1061,29 @@ var file_gladsheim_v1_host_proto_goTypes = []any{
 	(*Finding)(nil),          // 9: gladsheim.v1.Finding
 	(*GetConfigRequest)(nil), // 10: gladsheim.v1.GetConfigRequest
 	(*AgentConfig)(nil),      // 11: gladsheim.v1.AgentConfig
-	(ServiceState)(0),        // 12: gladsheim.v1.ServiceState
+	(*OlderDefault)(nil),     // 12: gladsheim.v1.OlderDefault
+	(ServiceState)(0),        // 13: gladsheim.v1.ServiceState
 }
 var file_gladsheim_v1_host_proto_depIdxs = []int32{
 	4,  // 0: gladsheim.v1.HostInfo.backends:type_name -> gladsheim.v1.BackendInfo
 	5,  // 1: gladsheim.v1.HostInfo.usage:type_name -> gladsheim.v1.SystemUsage
 	6,  // 2: gladsheim.v1.HostInfo.state_counts:type_name -> gladsheim.v1.StateCount
 	3,  // 3: gladsheim.v1.HostInfo.power:type_name -> gladsheim.v1.PowerInfo
-	12, // 4: gladsheim.v1.StateCount.state:type_name -> gladsheim.v1.ServiceState
+	13, // 4: gladsheim.v1.StateCount.state:type_name -> gladsheim.v1.ServiceState
 	9,  // 5: gladsheim.v1.DoctorReport.findings:type_name -> gladsheim.v1.Finding
 	0,  // 6: gladsheim.v1.Finding.level:type_name -> gladsheim.v1.Finding.Level
-	1,  // 7: gladsheim.v1.HostService.GetHost:input_type -> gladsheim.v1.GetHostRequest
-	7,  // 8: gladsheim.v1.HostService.Doctor:input_type -> gladsheim.v1.DoctorRequest
-	10, // 9: gladsheim.v1.HostService.GetConfig:input_type -> gladsheim.v1.GetConfigRequest
-	2,  // 10: gladsheim.v1.HostService.GetHost:output_type -> gladsheim.v1.HostInfo
-	8,  // 11: gladsheim.v1.HostService.Doctor:output_type -> gladsheim.v1.DoctorReport
-	11, // 12: gladsheim.v1.HostService.GetConfig:output_type -> gladsheim.v1.AgentConfig
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	12, // 7: gladsheim.v1.AgentConfig.older_defaults:type_name -> gladsheim.v1.OlderDefault
+	1,  // 8: gladsheim.v1.HostService.GetHost:input_type -> gladsheim.v1.GetHostRequest
+	7,  // 9: gladsheim.v1.HostService.Doctor:input_type -> gladsheim.v1.DoctorRequest
+	10, // 10: gladsheim.v1.HostService.GetConfig:input_type -> gladsheim.v1.GetConfigRequest
+	2,  // 11: gladsheim.v1.HostService.GetHost:output_type -> gladsheim.v1.HostInfo
+	8,  // 12: gladsheim.v1.HostService.Doctor:output_type -> gladsheim.v1.DoctorReport
+	11, // 13: gladsheim.v1.HostService.GetConfig:output_type -> gladsheim.v1.AgentConfig
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_host_proto_init() }
@@ -1009,7 +1100,7 @@ func file_gladsheim_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_host_proto_rawDesc), len(file_gladsheim_v1_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
