@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
@@ -78,7 +80,7 @@ func Sysfs(root string) (service.Power, error) {
 }
 
 // gone tells of a supply that is being removed.
-func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errNoDevice) }
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // mains are all supplies that are no batteries.
 type mains struct{ known, online bool }

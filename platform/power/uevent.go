@@ -11,8 +11,6 @@ import (
 )
 
 const (
-	errNoDevice = unix.ENODEV
-
 	kernelGroup = 1       // of NETLINK_KOBJECT_UEVENT: what the kernel says; 2 is what udev does
 	longest     = 8 << 10 // of a message: the kernel's are at most 2 KiB of text and a header
 )
