@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -83,7 +84,7 @@ func (h *house) startAll() {
 	}
 }
 
-// inState are the services that are held, and those that run, as they came to be so.
+// cameTo are the services that came to a state after a notice, in their order.
 func (h *house) cameTo(after uint64, state service.State) (names []service.Name) {
 	for _, n := range h.Kept(after) {
 		if n.Kind == service.NoticeState && n.State == state && n.Reason != "restored" {
@@ -223,6 +224,26 @@ func TestHeldOutlivesTheAgent(t *testing.T) {
 			})
 		})
 	}
+}
+
+// With the run directory lost it is still known that they are to come back.
+func TestHeldOutlivesTheRunDirectory(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.open()
+		h.startAll()
+		h.unplugged(10)
+		h.close()
+		require.NoError(t, os.RemoveAll(h.path("run")))
+		h.open()
+		pass(time.Minute)
+		h.is(web, service.Held)
+		h.is(core, service.Running)
+		require.Equal(t, 1, h.host.Launches(web))
+		h.plugged(10)
+		settle()
+		h.is(web, service.Running)
+		require.EqualValues(t, 2, h.status(web).Machine.Incarnation)
+	})
 }
 
 // A boot with a low battery starts the essential alone; what is stopped meanwhile is
