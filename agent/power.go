@@ -181,7 +181,14 @@ func (a *Agent) hold(name service.Name) {
 	defer cancel()
 	a.cfg.Log.Info("a service is stopped to save the battery", "service", name)
 	for range 2 {
-		if err := a.thjalfi.Hold(ctx, name, nil, holder); err != nil && a.ctx.Err() == nil {
+		err := a.thjalfi.Hold(ctx, name, nil, holder)
+		switch {
+		case a.ctx.Err() != nil:
+			return
+		case ctx.Err() != nil: // it goes on without us
+			a.cfg.Log.Warn("a service takes its time to stop; the next is not kept waiting", "service", name)
+			return
+		case err != nil:
 			a.cfg.Log.Error("a service can not be stopped to save the battery", "service", name, "error", err)
 			return
 		}
@@ -221,7 +228,6 @@ func (a *Agent) postpone(name service.Name, options service.StartOptions) (postp
 		return false, err
 	}
 	a.cfg.Log.Info("a service is not started, to save the battery", "service", name)
-	defer a.lookSoon() // it may be on AC by then
 	return true, a.thjalfi.Hold(a.ctx, name, &plan, holder)
 }
 

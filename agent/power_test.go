@@ -301,6 +301,29 @@ func TestMainsAreBackMeanwhile(t *testing.T) {
 	})
 }
 
+// One that takes its time to end keeps the others neither from being stopped nor from
+// coming back, and comes back itself when it has ended at last.
+func TestASlowEndKeepsNobody(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.define(feed, hall[feed], `"stop": {"timeout": "10m"}`)
+		h.host.Script(feed, fake.Script{Stubborn: true})
+		h.open()
+		h.startAll()
+		h.unplugged(10)
+		h.is(web, service.Running)
+		pass(time.Minute)
+		h.is(feed, service.Stopping)
+		h.is(web, service.Held)
+		h.plugged(10)
+		settle()
+		h.is(web, service.Running)
+		h.is(feed, service.Stopping)
+		pass(10 * time.Minute)
+		h.is(feed, service.Running)
+		require.NotContains(t, h.log.String(), "can not be stopped")
+	})
+}
+
 // One that waits for its next attempt gets none while the battery is low.
 func TestNoAttemptsOnALowBattery(t *testing.T) {
 	battery(t, func(t *testing.T, h *house) {
