@@ -52,7 +52,7 @@ func benchmarkAdoption(b *testing.B, offered []backends.Backend, many int, lost 
 	settings.MaxServices = many
 	cfg := Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), LogDir: filepath.Join(dir, "log"), ServicesDir: filepath.Join(dir, "services.d"),
-		Backends: offered, Procfs: proc, SinceBoot: procfs.SinceBoot, Platform: "asgard", Settings: settings, Log: slog.New(slog.DiscardHandler),
+		Backends: offered, Procfs: proc, SinceBoot: procfs.SinceBoot, Power: &plug{}, Platform: "asgard", Settings: settings, Log: slog.New(slog.DiscardHandler),
 	}
 	require.NoError(b, os.Mkdir(cfg.ServicesDir, 0o755))
 	for i := range many {

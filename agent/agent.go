@@ -45,6 +45,7 @@ type Config struct {
 	Procfs      procfs.FS
 	SinceBoot   func() time.Duration // suspended time included, see procfs.SinceBoot
 	Facts       platform.Facts
+	Power       Power
 	Platform    string // whose profile the settings began with
 	Settings    config.Agent
 	Log         *slog.Logger
@@ -74,6 +75,7 @@ type Agent struct {
 
 	pending []service.Name // for Autostart
 	outputs outputs
+	power   supply
 
 	changing    sync.Mutex            // held by whoever changes the catalogue, from the look at it to the change
 	writing     sync.Mutex            // see want
@@ -89,7 +91,7 @@ type Agent struct {
 	looked      map[service.Name]bool          // whether that is known of a service all the same
 	unwritten   map[service.Name]error         // why the latest record of a service is not on disk
 	unburied    map[service.Name]bool          // whose exit records are not
-	starting    map[service.Name]int           // starts and restarts under way, see admit
+	starting    map[service.Name]reservation   // of starts and restarts under way
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
 	complaints  []service.Finding              // of the latest look at the definitions
@@ -111,8 +113,9 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		meter:       byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
-		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]int{},
+		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]reservation{},
 		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
+		power:   supply{look: make(chan struct{}, 1), tried: map[service.Name]bool{}},
 		outputs: outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
@@ -158,7 +161,11 @@ func (a *Agent) open(ctx context.Context) error {
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})
+	a.recallPower()
 	a.restore(ctx, left)
+	a.pace(a.PowerLevel())
+	wait := a.lookAtPower() // before anything is started
+	a.background.Go(func() { a.attendPower(wait) })
 	return nil
 }
 

@@ -29,6 +29,7 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 	settings := a.settings
 	a.mu.Unlock()
 	info := service.HostInfo{
+		Power:    a.powerInfo(),
 		Hostname: a.cfg.Facts.Hostname, Kernel: a.cfg.Facts.Kernel, Version: a.cfg.Version, Started: a.started,
 		States: a.registry.Statistics(), Platform: a.cfg.Platform, Backends: a.cfg.Facts.Backends(), MaxServices: settings.MaxServices,
 		System: service.SystemUsage{
@@ -36,6 +37,7 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 			CPUPercent: a.meter.Percent(hostName, 0, a.started, now, sys.CPUBusy-a.busyAtStart),
 		},
 	}
+	info.Budget, info.Promised = a.budgeted()
 	for i := range info.Backends {
 		b := &info.Backends[i]
 		at := slices.IndexFunc(a.cfg.Backends, func(x backends.Backend) bool { return x.Name() == b.Name })
@@ -98,9 +100,6 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			Fix: "Mend the file, then reload the agent.",
 		})
 	}
-	for _, remark := range a.settings.Remarks {
-		findings = append(findings, service.Finding{Level: service.SeverityWarning, Title: "a setting has no effect", Detail: remark.String()})
-	}
 	for _, name := range slices.SortedFunc(maps.Keys(a.strangers), byName) {
 		findings = append(findings, a.strangers[name].finding())
 	}
@@ -113,6 +112,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			Fix: "See to the run directory, then restart the agent.",
 		})
 	}
+	findings = append(findings, a.powerFindings()...)
 	findings = append(findings, a.fullLogs()...)
 	failures := a.cfg.Logs.Failures()
 	for _, path := range slices.Sorted(maps.Keys(failures)) {
@@ -159,9 +159,10 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 
 // Configuration is the configuration in force.
 func (a *Agent) Configuration() service.Configuration {
+	older := a.olderDefaults()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return service.Configuration{
-		Document: config.FormatAgent(a.settings), Source: a.settings.Source, Loaded: a.settings.Loaded, Refused: a.refused,
+		Document: config.FormatAgent(a.settings), Source: a.settings.Source, Loaded: a.settings.Loaded, Refused: a.refused, Older: older,
 	}
 }

@@ -82,18 +82,16 @@ func TestConfiguration(t *testing.T) {
 
 func TestDoctor(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {
-		h.settings.Remarks = config.Faults{{File: "gladsheim.json", Line: 3, Column: 1, Field: "battery", Message: "has no effect"}}
 		h.findings = []service.Finding{{Level: service.SeverityProblem, Title: "no anchor"}}
 		h.open()
-		require.Len(t, h.doctor(), 2)
+		require.Len(t, h.doctor(), 1)
 		require.Contains(t, h.doctor()[0], "no anchor")
-		require.Contains(t, h.doctor()[1], "gladsheim.json:3:1: battery: has no effect")
 		h.register(web, `"restart": {"policy": "never"}`)
 		h.start(web)
 		h.crash(web)
-		require.Len(t, h.doctor(), 3)
-		require.Contains(t, h.doctor()[2], "web has crashed")
-		require.Contains(t, h.doctor()[2], "exit code 1")
+		require.Len(t, h.doctor(), 2)
+		require.Contains(t, h.doctor()[1], "web has crashed")
+		require.Contains(t, h.doctor()[1], "exit code 1")
 		for _, f := range h.Doctor(t.Context()) {
 			require.NotEmpty(t, f.Title)
 			require.NotZero(t, f.Level)

@@ -48,6 +48,7 @@ type house struct {
 	enforces *service.Enforcement                          // by that
 	began    time.Time                                     // of the boot, as the bubble's clock has it
 	ahead    atomic.Int64                                  // by how much that was set since
+	power    *plug
 }
 
 var facts = platform.Facts{
@@ -67,7 +68,7 @@ func inside(t *testing.T, f func(*testing.T, *house)) {
 	synctest.Test(t, func(t *testing.T) {
 		profile, err := platform.Choose("asgard", platform.Facts{})
 		require.NoError(t, err)
-		h := &house{t: t, dir: dir, logs: logs, host: fake.NewHost(), log: log, settings: config.DefaultAgent(profile)}
+		h := &house{t: t, dir: dir, logs: logs, host: fake.NewHost(), log: log, settings: config.DefaultAgent(profile), power: &plug{news: make(chan struct{}, 1)}}
 		h.write("services.d/.keep", "")
 		h.boot(h.bootID())
 		h.write("proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable: 2048000 kB\nSwapTotal: 0 kB\n")
@@ -126,7 +127,7 @@ func (h *house) config() Config {
 	}
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), MakeRunDir: func() error { return os.MkdirAll(h.path("run"), 0o750) }, LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
-		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: facts,
+		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: facts, Power: h.power,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)), fault: h.disk,
 	}
 }

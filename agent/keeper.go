@@ -23,7 +23,10 @@ import (
 type keeper struct{ *Agent }
 
 func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status)) {
-	k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, change)
+	s := k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, change)
+	if s != nil && s.Machine.State == service.Held { // it may be on AC by now
+		k.lookSoon()
+	}
 }
 
 // Record writes what is, and then, if it changed, what is wanted: that a service was

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"path/filepath"
 	"syscall"
@@ -55,7 +54,7 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.Sto
 // launch carries out what a plan was made for.
 func (a *Agent) launch(ctx context.Context, op string, plan thjalfi.Plan, do func() error) (*service.Status, error) {
 	name := plan.Spec.Name
-	admitted, err := a.admit(op, name)
+	admitted, err := a.admit(op, plan)
 	if err != nil {
 		return nil, err
 	}
@@ -113,35 +112,6 @@ func (a *Agent) Status(name service.Name) (*service.Status, error) {
 // List is the status of every service whose public state is one of states, or
 // of every service if none is given, ordered by name.
 func (a *Agent) List(states ...service.Public) []*service.Status { return a.registry.List(states...) }
-
-// admit refuses a launch beyond the number of services that may run. One that
-// is admitted has its place until admitted is called, and as long as it runs.
-func (a *Agent) admit(op string, name service.Name) (admitted func(), err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	places, others := a.settings.MaxServices, 0
-	for _, s := range a.registry.List() {
-		runs := s.Machine.State != service.Stopped && s.Machine.State != service.Crashed
-		switch {
-		case s.Name == name && runs:
-			places = 0 // it has its place
-		case s.Name != name && (runs || a.starting[s.Name] > 0):
-			others++
-		}
-	}
-	if places > 0 && others >= places {
-		return nil, &service.Error{Op: op, Service: name, Kind: service.Exhausted,
-			Err: fmt.Errorf("%d services run, and the configuration allows %d (resource_limits.max_services)", others, places)}
-	}
-	a.starting[name]++
-	return func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.starting[name]--; a.starting[name] == 0 {
-			delete(a.starting, name)
-		}
-	}, nil
-}
 
 // launchPlan makes the plan of a launch that somebody asks for, or refuses it.
 func (a *Agent) launchPlan(op string, name service.Name, opts service.StartOptions) (thjalfi.Plan, error) {

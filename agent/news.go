@@ -54,6 +54,9 @@ func (a *Agent) Watch(ctx context.Context) (after uint64, notices <-chan service
 func (a *Agent) catchUp() {
 	told := map[service.Name]service.State{}
 	for _, n := range a.registry.Kept(0) {
+		if n.Service.IsZero() { // of the host
+			continue
+		}
 		if told[n.Service] = n.State; n.Kind == service.NoticeUnregistered {
 			delete(told, n.Service)
 		}

@@ -41,7 +41,7 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	case service.Stopped, service.Crashed:
 		r = skirnir.Actual{Name: d.Name, Spec: d.spec, BootID: a.bootID}
 		r.Machine = service.Machine{State: state, Incarnation: last.Incarnation, ForceKill: d.spec.Stop.ForceKill, Policy: d.spec.Restart}
-	case service.Backoff:
+	case service.Backoff, service.Held:
 		r, err = a.retake(d, service.Ref{})
 		r.Ref, r.Machine.State, r.Machine.Incarnation = service.Ref{}, state, last.Incarnation
 		r.Due = a.cfg.SinceBoot() + r.Machine.Policy.Delay(last.After.Failures)

@@ -27,6 +27,7 @@ func (a *Agent) Reload(ctx context.Context, settings config.Agent, refused error
 		a.refused, settings = refused.Error(), a.settings
 	}
 	a.settings = settings
+	a.lookSoon()
 	registered := slices.SortedFunc(maps.Values(a.wanted), func(x, y skirnir.Wanted) int { return byName(x.Name, y.Name) })
 	a.mu.Unlock()
 	found, faults := config.ReadDefinitions(a.cfg.ServicesDir, settings.Base(), config.OwnFile)

@@ -63,7 +63,7 @@ func (a *Agent) Limits(ctx context.Context, name service.Name) (service.Applied,
 	if err != nil {
 		return service.Applied{}, err
 	}
-	return a.withUnenforced(name, applied), nil
+	return a.withRestart(name, a.withUnenforced(name, applied)), nil
 }
 
 // withUnenforced adds the limits that were set over the definition and that no

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/gladsheim/gladsheim/agent/config"
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -41,7 +42,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	a.missEnds(left.LostExits)
 	found, faults := a.gather(left)
 	for name, r := range actual {
-		waits := r.Machine.State == service.Backoff && a.hidden(name, faults)
+		waits := (r.Machine.State == service.Backoff || r.Machine.State == service.Held) && a.hidden(name, faults)
 		if found[name] == nil && (r.Machine.State.Alive() || waits) {
 			found[name] = &definition{Definition: service.Definition{Name: name, Source: sourceGone}, spec: r.Spec}
 		}
@@ -84,10 +85,24 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 // Autostart launches what is to run from the start, and does not wait for it. It
 // is to be called once, when all else is in order.
 func (a *Agent) Autostart() {
+	priorities := map[int][]service.Name{}
+	a.mu.Lock()
 	for _, name := range a.pending {
-		a.background.Go(func() { a.autostart(name) })
+		if d := a.definitions[name]; d != nil { // else it was forgotten meanwhile
+			priorities[d.spec.StartPriority] = append(priorities[d.spec.StartPriority], name)
+		}
 	}
+	a.mu.Unlock()
 	a.pending = nil
+	a.background.Go(func() {
+		for _, p := range slices.Backward(slices.Sorted(maps.Keys(priorities))) {
+			var starts sync.WaitGroup
+			for _, name := range priorities[p] {
+				starts.Go(func() { a.autostart(name) })
+			}
+			starts.Wait() // until all are ready, or have failed
+		}
+	})
 }
 
 // hidden tells of a service without a definition that it has one, which can not
@@ -255,7 +270,10 @@ func (a *Agent) autostart(name service.Name) {
 		options = wanted.Options
 	}
 	options.Actor = "autostart"
-	_, err := a.Start(a.ctx, name, options)
+	postponed, err := a.postpone(name, options)
+	if err == nil && !postponed {
+		_, err = a.Start(a.ctx, name, options)
+	}
 	if err == nil || a.ctx.Err() != nil {
 		return
 	}

@@ -231,6 +231,9 @@ func toWatchEvent(n service.Notice) *gladsheimv1.WatchEvent {
 		State: gladsheimv1.ServiceState(n.Public), Phase: n.State.String(), Incarnation: n.Incarnation, ProcessId: int32(n.PID),
 		Exit: toExit(n.Exit),
 	}
+	if n.Service.IsZero() { // of the host, which has none
+		ev.State, ev.Phase = gladsheimv1.ServiceState_SERVICE_STATE_UNKNOWN, ""
+	}
 	if asked(n) {
 		ev.Actor = utf8(n.Actor)
 	}
@@ -255,7 +258,7 @@ func asked(n service.Notice) bool {
 var stateWords = [...]string{
 	service.Stopped: "stopped", service.Adopting: "adopting", service.Launching: "starting", service.Starting: "started",
 	service.Running: "ready", service.Stopping: "stopping", service.Clearing: "clearing", service.Backoff: "restarting",
-	service.Crashed: "crashed",
+	service.Crashed: "crashed", service.Held: "held",
 }
 
 // asides are the reasons of notices about a service whose state stays.

@@ -32,6 +32,12 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		MaxServices:     uint32(max(0, info.MaxServices)),
 		Usage:           toSystemUsage(info.System),
 		StateCounts:     countStates(info.States),
+		Power:           toPower(info.Power),
+
+		MemoryPromisedBytes: info.Promised,
+	}
+	if info.Budget > 0 {
+		out.MemoryBudgetBytes = &info.Budget
 	}
 	for _, b := range info.Backends {
 		out.Backends = append(out.Backends, &gladsheimv1.BackendInfo{
@@ -39,6 +45,17 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		})
 	}
 	return out, nil
+}
+
+func toPower(p service.PowerInfo) *gladsheimv1.PowerInfo {
+	out := &gladsheimv1.PowerInfo{
+		Battery: p.Battery, OnBattery: p.Battery && p.Draining, Source: p.Source, Level: p.Level.String(),
+		StopServicesBelowPercent: uint32(max(0, p.StopBelow)), ReduceMonitoringBelowPercent: uint32(max(0, p.ReduceBelow)),
+	}
+	if p.Battery {
+		out.Percent = &p.Percent
+	}
+	return out
 }
 
 func toSystemUsage(u service.SystemUsage) *gladsheimv1.SystemUsage {
@@ -86,7 +103,13 @@ const (
 
 func (h *host) GetConfig(context.Context, *gladsheimv1.GetConfigRequest) (*gladsheimv1.AgentConfig, error) {
 	c := h.agent.Configuration()
-	return &gladsheimv1.AgentConfig{
+	out := &gladsheimv1.AgentConfig{
 		Json: utf8(string(c.Document)), Source: utf8(c.Source), LoadedUnixMs: millis(c.Loaded), ReloadError: clip(c.Refused, maxText),
-	}, nil
+	}
+	for _, o := range c.Older {
+		out.OlderDefaults = append(out.OlderDefaults, &gladsheimv1.OlderDefault{
+			ServiceName: o.Service.String(), Limit: o.Limit.String(), Has: *amount(o.Limit, o.Has), Now: *amount(o.Limit, o.Now),
+		})
+	}
+	return out, nil
 }

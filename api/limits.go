@@ -168,7 +168,7 @@ func toReports(applied service.Applied) []*gladsheimv1.LimitReport {
 		r := service.Resource(i)
 		report := &gladsheimv1.LimitReport{
 			Name: r.String(), Requested: amount(r, a.Requested), Applied: amount(r, a.Applied),
-			Effective: amount(r, a.Effective), SetBy: utf8(a.SetBy), Enforced: a.Enforced,
+			Effective: amount(r, a.Effective), SetBy: utf8(a.SetBy), Enforced: a.Enforced, AtRestart: amount(r, a.AtRestart),
 		}
 		if !a.Enforced {
 			report.Reason = notEnforced

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -105,6 +106,15 @@ func TestCatalog(t *testing.T) {
 	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
 }
 
+// What a restart would ask for is told in the unit of the limit, and only where it differs.
+func TestLimitsAtRestart(t *testing.T) {
+	var applied service.Applied
+	applied[service.CPUMax] = service.LimitReport{Requested: service.Of(500_000), Enforced: true, AtRestart: service.Of(250_000)}
+	reports := toReports(applied)
+	require.InDelta(t, 25, reports[service.CPUMax].GetAtRestart(), 0)
+	require.Nil(t, reports[service.MemoryMax].AtRestart)
+}
+
 func TestHost(t *testing.T) {
 	f := newFixture(t)
 	f.agent.Info = service.HostInfo{
@@ -112,15 +122,27 @@ func TestHost(t *testing.T) {
 		Backends: []service.BackendInfo{{Name: "systemd", Available: true, Selected: true, Capabilities: []string{"memory_max"}}},
 		System:   service.SystemUsage{MemoryTotal: 100, MemoryAvailable: 30, CPUPercent: 150, Cores: 4, Measured: testTime},
 	}
+	f.agent.Info.Power = service.PowerInfo{
+		Power: service.Power{Battery: true, Draining: true, Percent: 12, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30,
+	}
 	f.agent.Found = []service.Finding{{Level: service.SeverityProblem, Title: "t", Detail: "d", Fix: "f"}}
 	f.agent.Config = []byte(`{"gladsheim":{}}`)
 	c := gladsheimv1.NewHostServiceClient(f.conn)
+	f.agent.Info.Budget, f.agent.Info.Promised = 200, 90
 	h, err := c.GetHost(callContext(t), &gladsheimv1.GetHostRequest{})
 	require.NoError(t, err)
 	require.Equal(t, uint64(70), h.GetUsage().GetMemoryUsedBytes())
 	require.Equal(t, "gladsheim.v1", h.GetApiVersion())
 	require.Len(t, h.GetStateCounts(), 3)
 	require.True(t, h.GetBackends()[0].GetSelected())
+	require.Equal(t, []uint64{200, 90}, []uint64{h.GetMemoryBudgetBytes(), h.GetMemoryPromisedBytes()})
+	twelve := 12.0
+	require.True(t, proto.Equal(&gladsheimv1.PowerInfo{
+		Battery: true, OnBattery: true, Percent: &twelve, Source: "sysfs", Level: "low", StopServicesBelowPercent: 15, ReduceMonitoringBelowPercent: 30,
+	}, h.GetPower()), "%v", h.GetPower())
+	require.True(t, proto.Equal(&gladsheimv1.PowerInfo{Level: "full"}, toPower(service.PowerInfo{})), "a host without a battery")
+	host := toWatchEvent((&service.Status{}).Notice(service.NoticePower, "low", "on battery, 12%")).GetEvent()
+	require.True(t, proto.Equal(&gladsheimv1.Event{Kind: "power", Reason: "low", Detail: "on battery, 12%"}, host), "%v", host)
 	d, err := c.Doctor(callContext(t), &gladsheimv1.DoctorRequest{})
 	require.NoError(t, err)
 	require.Equal(t, gladsheimv1.Finding_LEVEL_PROBLEM, d.GetFindings()[0].GetLevel())
@@ -132,9 +154,12 @@ func TestHost(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, d.GetFindings(), maxFindings+1)
 	require.Equal(t, "9500 more findings are not shown", d.GetFindings()[maxFindings].GetTitle())
+	f.agent.Older = []service.OlderDefault{{Service: service.MustName("web"), Limit: service.CPUMax, Has: service.Of(500_000), Now: service.Of(250_000)}}
 	cfg, err := c.GetConfig(callContext(t), &gladsheimv1.GetConfigRequest{})
 	require.NoError(t, err)
 	require.Equal(t, `{"gladsheim":{}}`, cfg.GetJson())
+	require.Len(t, cfg.GetOlderDefaults(), 1)
+	require.True(t, proto.Equal(&gladsheimv1.OlderDefault{ServiceName: "web", Limit: "cpu_percent", Has: 50, Now: 25}, cfg.GetOlderDefaults()[0]))
 	require.Equal(t, "/etc/gladsheim/gladsheim.json", cfg.GetSource())
 	require.Equal(t, testTime.UnixMilli(), cfg.GetLoadedUnixMs())
 	f.agent.Before = func(context.Context, string) error {

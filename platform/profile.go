@@ -19,6 +19,10 @@ type Profile struct {
 	CPU         service.Quota // service.CPUMax likewise
 	Pids        service.Quota // service.PidsMax likewise: a fork bomb is to end in its own service
 
+	// Charge of the battery, in percent, below which services are stopped and
+	// monitoring is reduced; 0 for never.
+	StopServicesBelow, ReduceMonitoringBelow int
+
 	place place
 }
 
@@ -35,10 +39,10 @@ const defaultPids = 512
 
 // profiles are the platforms that Gladsheim runs on.
 var profiles = []Profile{
-	profile("midgard", 15, 512, 25, inHome),   // desktop
-	profile("alfheim", 5, 256, 25, inAppData), // mobile
-	profile("asgard", 25, 2048, 75, inEtc),    // home server
-	profile("ragnarok", 8, 512, 30, inHome),   // terminal
+	profile("midgard", 15, 512, 25, inHome),                   // desktop
+	saving(profile("alfheim", 5, 256, 25, inAppData), 15, 30), // mobile
+	profile("asgard", 25, 2048, 75, inEtc),                    // home server
+	profile("ragnarok", 8, 512, 30, inHome),                   // terminal
 }
 
 func profile(name string, services int, memoryMiB, cpuPercent uint64, at place) Profile {
@@ -47,6 +51,13 @@ func profile(name string, services int, memoryMiB, cpuPercent uint64, at place) 
 		Memory: service.Of(memoryMiB << 20), CPU: service.Of(cpuPercent * service.UsecPerPercent), Pids: service.Of(defaultPids),
 		place: at,
 	}
+}
+
+// saving makes a profile save the battery. The others do not unless they are
+// configured to: nobody expects the services of a desktop or a server to be stopped.
+func saving(p Profile, stopBelow, reduceBelow int) Profile {
+	p.StopServicesBelow, p.ReduceMonitoringBelow = stopBelow, reduceBelow
+	return p
 }
 
 // Auto is the name that leaves the choice of a platform to Choose.

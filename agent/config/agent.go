@@ -19,24 +19,26 @@ type Agent struct {
 
 	GRPC *GRPC // nil: no TCP, the unix socket only
 
-	MaxServices    int           // most services that run at once, 0 for no cap
-	MaxDefinitions int           // most definitions that callers may register
-	DefaultMemory  service.Quota // service.MemoryMax of services that say nothing of it
-	DefaultCPU     service.Quota // service.CPUMax likewise
-	DefaultPids    service.Quota // service.PidsMax likewise
+	MaxServices    int // most services that run at once, 0 for no cap
+	MaxDefinitions int // most definitions that callers may register
+	// MemoryOvercommit is how much of the host's memory the services that run may have
+	// as memory_max together, in percent; 0 for any.
+	MemoryOvercommit int
+	DefaultMemory    service.Quota // service.MemoryMax of services that say nothing of it
+	DefaultCPU       service.Quota // service.CPUMax likewise
+	DefaultPids      service.Quota // service.PidsMax likewise
 
 	CheckInterval      time.Duration // health.interval of services that say nothing of it
 	AutoRestart        bool          // whether they are restarted on failure
 	MaxRestartAttempts int           // restart.max_attempts
 	RestartBackoff     time.Duration // restart.backoff
 
+	StopServicesBelow     int // charge of the battery, in percent, below which services are stopped; 0 for never
+	ReduceMonitoringBelow int // likewise health checks and sampling are fewer
+
 	StartupTimeout        time.Duration // ready.timeout
 	ShutdownTimeout       time.Duration // stop.timeout
 	ForceKillAfterTimeout bool          // stop.force_kill
-
-	// Remarks are about keys that were read and checked and do nothing in this
-	// version.
-	Remarks Faults
 }
 
 // GRPC is a TCP address to serve.
@@ -65,6 +67,8 @@ func DefaultAgent(p platform.Profile) Agent {
 		AutoRestart:           s.Restart.When != service.RestartNever,
 		MaxRestartAttempts:    s.Restart.MaxAttempts,
 		RestartBackoff:        s.Restart.Backoff,
+		StopServicesBelow:     p.StopServicesBelow,
+		ReduceMonitoringBelow: p.ReduceMonitoringBelow,
 		StartupTimeout:        s.Ready.Timeout,
 		ShutdownTimeout:       s.Stop.Timeout,
 		ForceKillAfterTimeout: s.Stop.ForceKill,
@@ -111,7 +115,7 @@ var agentFile = object[Agent]{keys: []key[Agent]{
 			healthMonitoring, self),
 		at("service_loader", "Starts and stops of services that do not say otherwise.",
 			serviceLoader, self),
-		at("battery_management", "Accepted and checked, but of no effect in this version.",
+		at("battery_management", "What is saved when the host runs on its battery. Defaults are the platform's.",
 			batteryManagement, self),
 	}}, self).needed(),
 }}
@@ -129,6 +133,8 @@ var resourceLimits = object[Agent]{keys: []key[Agent]{
 		whole[int]{low: 1, high: 100_000, zeroAbsent: true}, func(a *Agent) *int { return &a.MaxServices }),
 	at("max_definitions", "Most definitions that callers may register; files of the host do not count.",
 		whole[int]{low: 1, high: 100_000}, func(a *Agent) *int { return &a.MaxDefinitions }),
+	at("memory_overcommit_percent", "How much of the host's memory the services that run may have as memory_max together; as much as they ask for when left out.",
+		whole[int]{low: 1, high: 10_000, zeroAbsent: true}, func(a *Agent) *int { return &a.MemoryOvercommit }),
 	at("default_memory_mb", "Memory in MiB.",
 		mebibytes{}, func(a *Agent) *service.Quota { return &a.DefaultMemory }),
 	at("default_cpu_percent", "CPU time in percent of one core.",
@@ -155,20 +161,12 @@ var serviceLoader = object[Agent]{keys: []key[Agent]{
 		yesNo{}, func(a *Agent) *bool { return &a.ForceKillAfterTimeout }),
 }}
 
-// batteryManagement is in the files that platforms ship, so refusing it would
-// refuse all of those; that it does nothing is remarked instead.
-var batteryManagement = object[Agent]{
-	keys: []key[Agent]{
-		at("stop_services_below_percent", "Of no effect in this version.",
-			whole[int]{low: 0, high: 100, zeroAbsent: true}, func(*Agent) *int { return new(int) }),
-		at("reduce_monitoring_below_percent", "Of no effect in this version.",
-			whole[int]{low: 0, high: 100, zeroAbsent: true}, func(*Agent) *int { return new(int) }),
-	},
-	absent: func(Agent) bool { return true },
-	check: func(d *document, path string, n *node, a *Agent) {
-		a.Remarks = append(a.Remarks, d.remark(n.offset, path, "has no effect: this version does not watch batteries"))
-	},
-}
+var batteryManagement = object[Agent]{keys: []key[Agent]{
+	at("stop_services_below_percent", "Charge below which services are stopped, but for those with power essential; 0 for never.",
+		whole[int]{low: 0, high: 100}, func(a *Agent) *int { return &a.StopServicesBelow }),
+	at("reduce_monitoring_below_percent", "Charge below which health checks are fewer; 0 for never.",
+		whole[int]{low: 0, high: 100}, func(a *Agent) *int { return &a.ReduceMonitoringBelow }),
+}}
 
 // ParseAgent reads the agent's configuration. What it does not say is as in
 // base, which is DefaultAgent of the platform. With faults the Agent is zero.
@@ -179,7 +177,6 @@ func ParseAgent(file string, data []byte, base Agent) (Agent, Faults) {
 		return Agent{}, d.sorted()
 	}
 	a := base
-	a.Remarks = nil
 	agentFile.read(d, "", root, &a)
 	if _, given := root.has("gladsheim"); !given {
 		d.fault(root.offset, "gladsheim", `is required: the document is {"gladsheim": {…}}`)

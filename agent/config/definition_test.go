@@ -31,6 +31,7 @@ func TestDefinitionSaysEverything(t *testing.T) {
 	want.Ready = service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:8080/", Timeout: 30 * time.Second}
 	want.Health.Type, want.Health.URL = service.CheckHTTP, "http://127.0.0.1:8080/health"
 	want.Rotation = service.LogRotation{Size: 1 << 20, Age: 24 * time.Hour, Total: 8 << 20}
+	want.StartPriority, want.Power = 700, service.PowerClassEssential
 	want.Custom = map[string]string{"team": "hall"}
 	require.Equal(t, want, spec)
 }
@@ -127,7 +128,9 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
 		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
-		{`"power": "deferrable"`, `power: is not served by this version: batteries are not watched; only "normal" is accepted`},
+		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
+		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
+		{`"priority": "high"`, "priority: is a string; it wants a number"},
 		{`"log_rotate": {"size": "10MB"}`, `log_rotate.size: "10MB" is not a size; write bytes or a whole number of KiB, MiB, GiB or TiB`},
 		{`"log_rotate": {"size": 1}`, "log_rotate.size: is 1; the range is 64KiB to 1TiB"},
 		{`"log_rotate": {"size": 1.5e9}`, "log_rotate.size: 1.5e9 is not a whole number of bytes"},
@@ -150,7 +153,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, power, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, priority, power, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

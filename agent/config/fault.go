@@ -78,7 +78,7 @@ func (d *document) fault(offset int, path, format string, args ...any) {
 	d.faults = append(d.faults, fault)
 }
 
-// remark is something to tell about the field at path that is no fault.
+// remark is a fault of the field at path that is not noted.
 func (d *document) remark(offset int, path, format string, args ...any) Fault {
 	line, column := d.position(offset)
 	return Fault{

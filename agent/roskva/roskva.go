@@ -34,11 +34,36 @@ type Reporter func(name service.Name, health service.Health)
 type Roskva struct {
 	report Reporter
 	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	slower int           // times its interval lie between two health checks
+	paced  chan struct{} // closed when that changes
 }
 
 // New returns a Roskva that tells report of every health check's outcome.
 // report must not block.
-func New(report Reporter) *Roskva { return &Roskva{report: report} }
+func New(report Reporter) *Roskva {
+	return &Roskva{report: report, slower: 1, paced: make(chan struct{})}
+}
+
+// Slow has health checks be so many times their interval apart, at once; 1 is as they
+// are defined. Readiness is asked for as ever.
+func (r *Roskva) Slow(times int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if times != r.slower {
+		r.slower = times
+		close(r.paced)
+		r.paced = make(chan struct{})
+	}
+}
+
+// pace is by how much health checks are slower, and tells when that changes.
+func (r *Roskva) pace() (times int, changed <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.slower, r.paced
+}
 
 // Close waits for the checks; whoever called Attend has to leave first.
 func (r *Roskva) Close() { r.wg.Wait() }
@@ -78,7 +103,7 @@ func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()
 	if check.Type == service.CheckProcess {
 		tell(service.Health{Status: service.Healthy, Strategy: check.Type, Message: "the main process runs", LastCheck: time.Now()})
 	} else {
-		r.wg.Go(func() { attend(ctx, check, tell, unhealthy) })
+		r.wg.Go(func() { r.attend(ctx, check, tell, unhealthy) })
 	}
 	return func(why string) {
 		cancel()
@@ -91,7 +116,7 @@ func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()
 	}
 }
 
-func attend(ctx context.Context, check service.Check, tell func(service.Health), unhealthy func()) {
+func (r *Roskva) attend(ctx context.Context, check service.Check, tell func(service.Health), unhealthy func()) {
 	health := service.Health{Status: service.Checking, Strategy: check.Type, Message: "first check under way", NextCheck: time.Now()}
 	tell(health)
 	wait := time.NewTimer(check.Interval)
@@ -103,17 +128,27 @@ func attend(ctx context.Context, check service.Check, tell func(service.Health),
 		if ctx.Err() != nil {
 			return
 		}
-		wait.Reset(check.Interval)
-		before := health.Failures
-		health = Judge(health, check, err, slept, time.Now())
+		times, paced := r.pace()
+		wait.Reset(time.Duration(times) * check.Interval)
+		before, asked := health.Failures, time.Now()
+		health = Judge(health, check, err, slept, asked)
+		health.NextCheck = asked.Add(time.Duration(times) * check.Interval)
 		tell(health)
 		if health.Failures > before && health.Failures == check.Threshold {
 			unhealthy()
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-wait.C:
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-paced:
+				times, paced = r.pace()
+				health.NextCheck = asked.Add(time.Duration(times) * check.Interval)
+				wait.Reset(time.Until(health.NextCheck))
+				tell(health)
+			case <-wait.C:
+				due = true
+			}
 		}
 	}
 }

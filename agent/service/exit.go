@@ -113,7 +113,7 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictAncestorOOM
 	case mayBeOOM && r.OOM == OOMHost:
 		return VerdictHostOOM
-	case cause == CauseAsked:
+	case cause == CauseAsked, cause == CauseHeld:
 		return VerdictStopped
 	case cause == CauseUnhealthy:
 		return VerdictUnhealthy

@@ -19,6 +19,9 @@ type HostInfo struct {
 	Backends    []BackendInfo // in the order of preference
 	MaxServices int           // how many the platform allows
 	System      SystemUsage
+	Power       PowerInfo
+	Budget      uint64         // bytes that services that run may have as memory_max together, 0 for any
+	Promised    uint64         // that those have which run, or wait to run again
 	States      [NumPublic]int // how many services are in each
 }
 
@@ -69,4 +72,13 @@ type Configuration struct {
 	Source   string // the file it was read from; empty when there is none
 	Loaded   time.Time
 	Refused  string // why the file as it is now was not taken; empty when it was
+	Older    []OlderDefault
+}
+
+// OlderDefault is a limit that a running service was started with because that was the
+// default, and the default is another by now.
+type OlderDefault struct {
+	Service  Name
+	Limit    Resource
+	Has, Now Quota
 }

@@ -294,6 +294,7 @@ type LimitReport struct {
 	Effective Quota  // the minimum of Applied and every ancestor's
 	SetBy     string // the cgroup (relative to the root) whose value is Effective, "" when it is the service's own
 	Enforced  bool   // the host enforces it
+	AtRestart Quota  // as a restart would ask for, unset where that is Requested or nobody looked
 }
 
 // Applied holds one LimitReport for each Resource; those of resources that

@@ -33,12 +33,14 @@ const (
 	RetryOver                     // timer: try again to adopt, to kill or to clear
 	Froze                         // the kernel keeps it from running
 	Thawed                        // it runs on
+	Hold                          // the battery is low
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
+	"hold",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -88,10 +90,11 @@ const (
 	CauseAsked                  // somebody asked
 	CauseUnhealthy              // its checks failed
 	CauseStartup                // it was not ready in time
+	CauseHeld                   // the battery is low
 	numCauses
 )
 
-var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout"}
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held"}
 
 func (c Cause) String() string { return causeNames[c] }
 
@@ -153,30 +156,34 @@ type rule func(Machine, Event) (Machine, []Effect)
 // table is the whole behaviour. An empty cell means: the event is of no
 // interest in this state, or, for a user's event, refused (see Refuses).
 var table = [numStates][numEvents]rule{
-	Stopped: {Start: launch, Restart: launch, Adopt: adopt},
+	Stopped: {Start: launch, Restart: launch, Adopt: adopt, Hold: postpone},
 	Crashed: {Start: launch, Restart: launch, Stop: rest, Kill: rest},
 	Backoff: {
 		Start: launch, Restart: launch, BackoffOver: relaunch,
-		Stop: rest, Kill: rest,
+		Stop: rest, Kill: rest, Hold: to(Held, Disarm),
 	},
+	Held: {Start: launch, Restart: launch, Stop: rest, Kill: rest},
 	Adopting: {
 		Adopted: resume, Exited: clear, LaunchFailed: cutOff, AdoptFailed: keep(ArmRetry), RetryOver: keep(DoAdopt),
-		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(),
+		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(), Hold: becauseHeld,
 	},
 	Launching: {
 		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched, Unrecorded: unbegun,
 		StartupOver: end(CauseStartup, DoAbort),
 		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
+		Hold: end(CauseHeld, DoAbort),
 	},
 	Starting: {
 		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(DoAwait),
 		StartupOver: unfrozen(end(CauseStartup, DoAbort, DoTerminate)),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
+		Hold: end(CauseHeld, DoAbort, DoTerminate),
 	},
 	Running: {
 		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable),
 		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
+		Hold: end(CauseHeld, DoUnprobe, DoTerminate),
 	},
 	Stopping: {
 		// A launch that could not be given up in time.
@@ -309,6 +316,20 @@ func rest(m Machine, _ Event) (Machine, []Effect) {
 	return m, []Effect{Disarm}
 }
 
+// postpone is a start that has to wait until the battery is not low any more.
+func postpone(m Machine, _ Event) (Machine, []Effect) {
+	m.State, m.Up = Held, true
+	return m, []Effect{Disarm}
+}
+
+// becauseHeld has what is to be adopted end, unless something else has it end already.
+func becauseHeld(m Machine, _ Event) (Machine, []Effect) {
+	if m.Cause == CauseNone {
+		m.Cause = CauseHeld
+	}
+	return m, nil
+}
+
 // launch begins a fresh incarnation that somebody asked for.
 func launch(m Machine, ev Event) (Machine, []Effect) {
 	m.Up, m.Failures, m.Restarts = true, 0, 0
@@ -424,6 +445,10 @@ func settle(m Machine, _ Event) (Machine, []Effect) {
 		return launch(m, Event{})
 	case m.Cause == CauseAsked:
 		m.State, m.Cause, m.Failures = Stopped, CauseNone, 0
+		return m, []Effect{Disarm}
+	}
+	if m.Cause == CauseHeld {
+		m.State, m.Cause = Held, CauseNone // which is no failure; earlier ones are not forgotten
 		return m, []Effect{Disarm}
 	}
 	failed := m.Failed || m.Cause != CauseNone

@@ -21,7 +21,7 @@ var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
 // kindsOf are machines in one state that differ in all that rules look at.
 func kindsOf(s State) []Machine {
 	var out []Machine
-	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup} {
+	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup, CauseHeld} {
 		for bits := range 1 << 8 {
 			is := func(bit int) bool { return bits>>bit&1 == 1 }
 			m := Machine{
@@ -120,7 +120,7 @@ func oblige(t require.TestingT, m Machine, do []Effect) Machine {
 	for range 16 {
 		var ev EventKind
 		switch {
-		case m.State == Stopped, m.State == Crashed, m.State == Backoff, m.State == Running:
+		case m.State == Stopped, m.State == Crashed, m.State == Backoff, m.State == Held, m.State == Running:
 			return m
 		case m.State == Adopting:
 			ev = Adopted
@@ -306,6 +306,7 @@ func TestPublicStates(t *testing.T) {
 		Clearing:  {PublicStopping, PublicRestarting},
 		Backoff:   {PublicRestarting, PublicRestarting},
 		Crashed:   {PublicCrashed, PublicCrashed},
+		Held:      {PublicStopped, PublicStopped},
 	}
 	require.Len(t, want, int(numStates))
 	for s, p := range want {
@@ -380,7 +381,7 @@ func TestOnlyAStopIsForGood(t *testing.T) {
 			for k := range numEvents {
 				for _, x := range exits {
 					n, _ := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: x})
-					if k > Kill {
+					if k > Kill && (k != Hold || m.State != Stopped) { // that is a start which has to wait
 						require.Equal(t, m.Up, n.Up, "%v in %+v", k, m)
 					}
 				}

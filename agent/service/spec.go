@@ -40,11 +40,13 @@ type Spec struct {
 	Restart RestartPolicy
 	Stop    StopPolicy
 
-	Autostart bool
-	Log       LogSink
-	LogFull   LogFull     // of a log file
-	Rotation  LogRotation // of a log file
-	Custom    map[string]string
+	Autostart     bool
+	StartPriority int        // 0..1000: who starts first with the agent, and is stopped last for the battery
+	Power         PowerClass // what becomes of it then
+	Log           LogSink
+	LogFull       LogFull     // of a log file
+	Rotation      LogRotation // of a log file
+	Custom        map[string]string
 }
 
 // LaunchMode chooses the way into a cgroup on hosts that have several.
@@ -186,6 +188,8 @@ func Defaults() Spec {
 		},
 		Stop:     StopPolicy{Signal: syscall.SIGTERM, Timeout: 10 * time.Second, ForceKill: true},
 		Rotation: LogRotation{Size: 10 << 20, Total: 50 << 20},
+
+		StartPriority: 500,
 	}
 }
 
@@ -226,6 +230,7 @@ func (s *Spec) Validate() []Fault {
 	if s.Restart.MaxBackoff < s.Restart.Backoff {
 		faults.add("restart.max_backoff", "%v is less than backoff, %v", s.Restart.MaxBackoff, s.Restart.Backoff)
 	}
+	faults.number("priority", s.StartPriority, 0, 1000)
 	faults.duration("stop.timeout", s.Stop.Timeout, 0, time.Hour)
 	s.Rotation.validate(&faults)
 	if len(s.Custom) > maxCustom {

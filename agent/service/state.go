@@ -14,18 +14,19 @@ const (
 	Clearing               // the main process is gone; what is left of it is being removed
 	Backoff                // it failed, and waits for its next attempt
 	Crashed                // it failed, and nothing will be tried by itself
+	Held                   // ended to save the battery, and comes back by itself
 	numStates
 )
 
 var stateNames = [numStates]string{
-	"stopped", "adopting", "launching", "starting", "running", "stopping", "clearing", "backoff", "crashed",
+	"stopped", "adopting", "launching", "starting", "running", "stopping", "clearing", "backoff", "crashed", "held",
 }
 
 func (s State) String() string { return stateNames[s] }
 
 // Alive tells whether processes of the service may exist in this state.
 func (s State) Alive() bool {
-	return s != Stopped && s != Backoff && s != Crashed
+	return s != Stopped && s != Backoff && s != Crashed && s != Held
 }
 
 // Public is one of the seven states that the wire contract knows.
@@ -59,7 +60,7 @@ func (m Machine) Public() Public {
 			return PublicRestarting
 		}
 		return PublicStopping
-	case Stopped:
+	case Stopped, Held:
 		return PublicStopped
 	case Crashed:
 		return PublicCrashed

@@ -130,10 +130,11 @@ const (
 	NoticeWarning                        // a reading of its usage rose above a warning level, or fell below
 	NoticeFrozen                         // it was frozen
 	NoticeThawed                         // it was thawed
+	NoticePower                          // of the host: how far the battery is saved changed; Reason is the PowerLevel
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "frozen", "thawed"}
+var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "frozen", "thawed", "power"}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 

@@ -179,6 +179,13 @@ func (r *Registry) Update(name service.Name, news News, change func(*service.Sta
 	})
 }
 
+// Tell tells subscribers of what concerns the host and no service.
+func (r *Registry) Tell(news News) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.publish(&service.Status{}, news)
+}
+
 // Revise is Update for a change that has to be decided, with its news, by how the
 // status is at that moment.
 func (r *Registry) Revise(name service.Name, change func(*service.Status) News) *service.Status {

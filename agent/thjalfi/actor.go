@@ -192,6 +192,8 @@ func (a *actor) restore(r Restored) {
 		a.due = a.cfg.SinceBoot() + wait
 		a.arm(wait, service.BackoffOver)
 		a.publish(service.NoticeState, "restored", "")
+	case a.machine.State == service.Held:
+		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State.Alive():
 		a.machine.State = service.Stopped
 		a.happen(service.Event{Kind: service.Adopt})
@@ -243,7 +245,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.machine, more = service.Next(a.machine, ev)
 		effects = append(effects, more...)
 	}
-	if a.machine.State == service.Launching && a.next != nil {
+	if (a.machine.State == service.Launching || a.machine.State == service.Held) && a.next != nil {
 		a.plan, a.next = a.next, nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
 	}

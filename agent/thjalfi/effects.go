@@ -183,7 +183,7 @@ func (a *actor) unlaunched(err error, failed service.Event) {
 	case service.CauseStartup:
 		a.failure = a.startupTimeout()
 		x.Verdict, x.Message = service.VerdictStartupTime, a.failure.Error()
-	case service.CauseAsked:
+	case service.CauseAsked, service.CauseHeld:
 		a.failure = nil
 		x.Verdict, x.RequestedBy, x.Message = service.VerdictStopped, a.ender, "given up before it ran, stopped by "+a.ender
 	default:
@@ -390,7 +390,7 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 		Verdict: service.Judge(exit, remains, a.cause), ForceKilled: a.forced,
 	}
 	switch {
-	case a.cause == service.CauseAsked:
+	case a.cause == service.CauseAsked, a.cause == service.CauseHeld:
 		x.RequestedBy = a.ender
 	case x.Verdict == service.VerdictKilled:
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])

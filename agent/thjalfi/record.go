@@ -57,12 +57,18 @@ func (a *actor) recordNow() Record {
 	return r
 }
 
+// heldText is why a service that shall run does not, which is no failure.
+const heldText = "stopped to save the battery; it starts again on AC"
+
 // publish shows the present state to readers.
 func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 	m, ref, started, actor, frozenBy := a.machine, a.ref, a.started, a.actor, a.frozenBy
 	failure := ""
 	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
 		failure = a.failure.Error()
+	}
+	if m.State == service.Held {
+		failure = heldText
 	}
 	var next time.Time
 	if m.State == service.Backoff {

@@ -27,6 +27,9 @@ func (a *actor) take(r request) {
 	if a.recall(r) {
 		return
 	}
+	if r.kind == service.Hold && a.need(r) {
+		return
+	}
 	if refusal := a.refuses(r.kind); refusal != nil {
 		if a.unrecorded != nil && r.ends() { // it has ended, and now that may be written down
 			a.record()
@@ -42,6 +45,23 @@ func (a *actor) take(r request) {
 		return
 	}
 	a.accept(r)
+}
+
+// need answers a Hold that there is no need for now, or has it wait for the end that
+// is under way already.
+func (a *actor) need(r request) bool {
+	switch s := a.machine.State; {
+	case s == service.Stopped && r.plan != nil:
+		return false
+	case s == service.Stopped, s == service.Crashed, s == service.Held, r.plan != nil:
+		r.reply <- nil
+	case s == service.Stopping, s == service.Clearing:
+		r.incarnation = a.machine.Incarnation
+		a.waiters = append(a.waiters, r)
+	default:
+		return false
+	}
+	return true
 }
 
 // rehearse begins a restart once its intent is on record: what runs is not stopped
@@ -132,7 +152,9 @@ func (r request) events() []service.Event {
 // ends tells whether an end is asked for, and not a fresh incarnation.
 func (r request) ends() bool { return ends(r.kind) }
 
-func ends(kind service.EventKind) bool { return kind == service.Stop || kind == service.Kill }
+func ends(kind service.EventKind) bool {
+	return kind == service.Stop || kind == service.Kill || kind == service.Hold
+}
 
 // refuses tells why a caller's wish can not be taken, or nil. Beside what would
 // not die or be cleared nothing is launched, and nobody is kept waiting for that.
@@ -173,7 +195,7 @@ func (a *actor) reply(r request, err error) {
 // undone tells whoever asked for an end that came that the next agent may undo
 // it, since the disk still says that the service shall run; else it is nil.
 func (a *actor) undone(r request) error {
-	if a.unrecorded == nil || !a.kept.Up || !r.ends() {
+	if a.unrecorded == nil || !a.kept.Up || !r.ends() || r.kind == service.Hold {
 		return nil
 	}
 	return &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,

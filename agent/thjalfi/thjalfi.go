@@ -160,7 +160,7 @@ func (t *Thjalfi) Remove(ctx context.Context, name service.Name) error {
 // its service runs or is to run. It runs on the actor's goroutine.
 func (t *Thjalfi) retire(a *actor, reply chan<- error) {
 	switch {
-	case a.machine.State.Alive() || a.machine.State == service.Backoff || len(a.waiters) > 0:
+	case a.machine.State.Alive() || a.machine.State == service.Backoff || a.machine.State == service.Held || len(a.waiters) > 0:
 		reply <- &service.Error{Op: "unregister", Service: a.name, Kind: service.Conflict,
 			Err: fmt.Errorf("it is %s; stop it first", a.machine.State)}
 	case a.busy || len(a.todo) > 0:
@@ -263,6 +263,15 @@ func (t *Thjalfi) Stop(ctx context.Context, name service.Name, opts service.Stop
 		kind = service.Kill
 	}
 	return t.request(ctx, name, request{kind: kind, stop: opts, actor: opts.Actor, Request: opts.Request})
+}
+
+// Hold ends a service that runs, or is about to, because the battery is low, and
+// returns when nothing of it is left, or at once where nothing is to be done. It shall
+// run all the same, and a start brings it back. With plan it does so for one that does
+// not run, instead of a start. What is ended otherwise already is waited for and not
+// held; it may be tried again then.
+func (t *Thjalfi) Hold(ctx context.Context, name service.Name, plan *Plan, actor string) error {
+	return t.request(ctx, name, request{kind: service.Hold, plan: plan, actor: actor})
 }
 
 // SetLimits changes limits of the incarnation that runs, and of those that

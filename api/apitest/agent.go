@@ -40,8 +40,9 @@ type Agent struct {
 	Info    service.HostInfo
 	Found   []service.Finding
 	Config  []byte
-	Keep    int // how many notices are kept; 0 for all
-	Backlog int // how many notices wait for a slow watcher before it misses some; 0 for 64
+	Older   []service.OlderDefault // of Configuration
+	Keep    int                    // how many notices are kept; 0 for all
+	Backlog int                    // how many notices wait for a slow watcher before it misses some; 0 for 64
 
 	// Before runs first in each method, with the method's name; its error is
 	// the method's. It may block or panic.
@@ -449,5 +450,5 @@ func (a *Agent) Configuration() service.Configuration {
 		return service.Configuration{}
 	}
 	defer a.mu.Unlock()
-	return service.Configuration{Document: a.Config, Source: "/etc/gladsheim/gladsheim.json", Loaded: a.Now}
+	return service.Configuration{Document: a.Config, Source: "/etc/gladsheim/gladsheim.json", Loaded: a.Now, Older: a.Older}
 }

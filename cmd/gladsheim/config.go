@@ -138,7 +138,13 @@ func (a *app) configShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.present(c, func() error { return a.showDocument(c.GetJson()) })
+			return a.present(c, func() error {
+				for _, o := range c.GetOlderDefaults() { // beside the document, which shall stay one
+					fmt.Fprintf(a.err, "gladsheim: %s runs with %s %s, the default when it was started; now that is %s, from its next restart on\n",
+						plain(o.GetServiceName()), plain(o.GetLimit()), limit(o.GetLimit(), &o.Has), limit(o.GetLimit(), &o.Now))
+				}
+				return a.showDocument(c.GetJson())
+			})
 		},
 	}
 }

@@ -24,6 +24,8 @@ func hall(logDir string) *apitest.Agent {
 			{Name: "exec", Reason: "it is for hosts that have nothing better"},
 		},
 		System: service.SystemUsage{MemoryTotal: 16 << 30, MemoryAvailable: 12 << 30, CPUPercent: 152, Cores: 4, Measured: now},
+		Budget: 12 << 30, Promised: 5 << 30,
+		Power: service.PowerInfo{Power: service.Power{Battery: true, Draining: true, Percent: 12.4, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30},
 	}
 	a.Found = []service.Finding{
 		{Level: service.SeverityOK, Title: "kernel 6.12, cgroup v2 at /sys/fs/cgroup"},
@@ -31,6 +33,7 @@ func hall(logDir string) *apitest.Agent {
 		{Level: service.SeverityProblem, Title: "the controller io is not delegated", Detail: "io_weight has no effect", Fix: "systemctl set-property gladsheim.slice IOAccounting=yes"},
 	}
 	a.Config = []byte("{\n  \"gladsheim\": {}\n}\n")
+	a.Older = []service.OlderDefault{{Service: service.MustName("api"), Limit: service.MemoryMax, Has: service.Of(512 * mebibyte), Now: service.Of(256 * mebibyte)}}
 	a.Put(running("api", 4121, 74*time.Hour))
 	a.Put(billing())
 	a.Put(stopped("batch"))
@@ -84,6 +87,7 @@ func billing() *apitest.Service {
 		Effective: service.Of(2_000_000), SetBy: "/gladsheim.slice", Enforced: true}
 	st.Applied[service.CPUWeight] = service.LimitReport{Applied: service.Of(100), Effective: service.Of(100), Enforced: true}
 	st.Applied[service.IOWeight] = service.LimitReport{Requested: service.Of(50)}
+	st.Applied[service.CPUMax].AtRestart = service.Of(2_500_000)
 	s.Usage.Memory, s.Usage.MemoryPeak = 61*mebibyte+200<<10, service.Of(128*mebibyte)
 	s.Usage.OOMKills, s.Usage.Pids, s.Usage.CPUPercent = service.Of(7), service.Of(9), 0.3
 	s.Processes = []service.Process{

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,8 @@ func (a *app) limitsCommand() *cobra.Command {
 		Long: `Show what limits services have, as the kernel holds them.
 
 ASKED is what the definition or a request wants, HELD what was read back from the
-kernel, and EFFECTIVE the tightest of it and of everything above it.`,
+kernel, and EFFECTIVE the tightest of it and of everything above it. AT RESTART is there
+when a restart would ask for something else: the definition or the defaults have changed.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -61,7 +63,14 @@ func (a *app) headings(names []string) func(string) {
 // limitTable shows the reports; of those in only, if there are any.
 func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]bool) error {
 	t := &table{style: a.style}
-	t.add(noSign, "LIMIT", "ASKED", "HELD", "EFFECTIVE", "SET BY", "ENFORCED")
+	differs := slices.ContainsFunc(reports, func(r *gladsheimv1.LimitReport) bool { return r.AtRestart != nil })
+	row := func(s sign, restart string, cells ...string) {
+		if differs {
+			cells = append(cells, restart)
+		}
+		t.add(s, cells...)
+	}
+	row(noSign, "AT RESTART", "LIMIT", "ASKED", "HELD", "EFFECTIVE", "SET BY", "ENFORCED")
 	for _, r := range reports {
 		if only != nil && !only[r.GetName()] {
 			continue
@@ -73,7 +82,7 @@ func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]boo
 				s, enforced = signBad, "no: "+r.GetReason()
 			}
 		}
-		t.add(s, name, limit(name, r.Requested), limit(name, r.Applied), limit(name, r.Effective), r.GetSetBy(), enforced)
+		row(s, limit(name, r.AtRestart), name, limit(name, r.Requested), limit(name, r.Applied), limit(name, r.Effective), r.GetSetBy(), enforced)
 	}
 	return t.write(a.out)
 }

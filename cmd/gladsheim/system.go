@@ -39,9 +39,15 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	started := fromMillis(info.GetStartTimeUnixMs())
 	s.line("Agent", and(info.GetAgentVersion(), in(info.GetApiVersion(), "up "+span(a.now().Sub(started)))))
 	s.line("Platform", and(info.GetPlatform(), in(atMost(info.GetMaxServices(), "at most %d services"))))
+	if info.MemoryBudgetBytes != nil {
+		s.line("Budget", fmt.Sprintf("%s promised of %s", bytesOf(info.GetMemoryPromisedBytes()), bytesOf(info.GetMemoryBudgetBytes())))
+	}
 	u := info.GetUsage()
 	s.line("Memory", fmt.Sprintf("%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes())))
 	s.line("CPU", fmt.Sprintf("%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core")))
+	if power := powerLine(info.GetPower()); power != "" {
+		s.line("Power", power)
+	}
 	fmt.Fprintln(s, "Backends:")
 	t := &table{style: a.style, signed: true}
 	for _, b := range info.GetBackends() {
@@ -57,6 +63,24 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	_ = t.write(s) // a Builder takes everything
 	_, err := fmt.Fprint(a.out, s.String())
 	return err
+}
+
+// powerLine tells how the host is powered, "" without a battery.
+func powerLine(p *gladsheimv1.PowerInfo) string {
+	if !p.GetBattery() {
+		return ""
+	}
+	text := fmt.Sprintf("on AC, battery at %.0f%%", p.GetPercent())
+	if p.GetOnBattery() {
+		text = fmt.Sprintf("on battery, %.0f%%", p.GetPercent())
+	}
+	switch p.GetLevel() {
+	case "reduced":
+		return and(text, in("health checks are fewer"))
+	case "low":
+		return and(text, in("services that are not essential are stopped"))
+	}
+	return text
 }
 
 // atMost tells of the cap on services, "" when there is none.

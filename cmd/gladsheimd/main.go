@@ -23,6 +23,7 @@ import (
 	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
+	"github.com/gladsheim/gladsheim/platform/power"
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
@@ -82,9 +83,11 @@ func serve(o options, log *slog.Logger) error {
 		return err
 	}
 	defer logs.Close()
+	supply := power.Open("/sys", log)
+	defer supply.Close()
 	a, err := agent.Open(ctx, agent.Config{
 		Version: version, StateDir: o.stateDir, RunDir: o.runDir, MakeRunDir: func() error { return api.MakeRunDir(o.runDir) }, LogDir: o.logDir, Logs: logs, Journal: journal.Host(), ServicesDir: o.servicesDir,
-		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, Facts: facts, Platform: profile.Name, Settings: settings, Log: log,
+		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, Facts: facts, Power: supply, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {
 		return err

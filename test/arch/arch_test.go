@@ -25,13 +25,14 @@ var rooms = map[string]string{
 	"agent/service": "",
 	"failpoint":     "",
 
-	"procfs":   "agent/service",
-	"cgroup":   "agent/service",
-	"units":    "agent/service",
-	"platform": "agent/service",
-	"logfile":  "agent/service",
-	"journal":  "agent/service",
-	"lockfile": "procfs",
+	"procfs":         "agent/service",
+	"cgroup":         "agent/service",
+	"units":          "agent/service",
+	"platform":       "agent/service",
+	"platform/power": "agent/service",
+	"logfile":        "agent/service",
+	"journal":        "agent/service",
+	"lockfile":       "procfs",
 
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
@@ -65,7 +66,7 @@ var rooms = map[string]string{
 	"test/auditor": "proto/gladsheim/v1",
 
 	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1 test/auditor",
-	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform procfs failpoint",
+	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform platform/power procfs failpoint",
 }
 
 // lowest are the rooms that everything stands on.
@@ -81,7 +82,7 @@ var forbidden = map[string]struct {
 		[]string{"backends/internal/launch", "backends/backendtest", "journal"},
 		"a process is born in one place, at the gate, or it inherits what it must not (backendtest builds the torture program; journal runs journalctl, which lives as long as somebody reads)",
 	},
-	"github.com/godbus/dbus/v5":                   {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},
+	"github.com/godbus/dbus/v5":                   {[]string{"backends/systemd", "platform/power"}, "D-Bus is spoken in one place, and UPower asked in another"},
 	"github.com/coreos/go-systemd/v22/dbus":       {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},
 	"github.com/containerd/cgroups/v3/cgroup2":    {[]string{"cgroup"}, "cgroup files are read in one place"},
 	"google.golang.org/grpc/credentials/insecure": {[]string{"api/client", "agent/roskva", "test/auditor"}, "plain text is for the unix socket and for health checks"},

@@ -51,10 +51,11 @@ const (
 	running  state = 4
 	backoff  state = 7
 	crashed  state = 8
+	held     state = 9
 )
 
 // alive tells whether processes may exist in the state.
-func (s state) alive() bool { return s != stopped && s != backoff && s != crashed }
+func (s state) alive() bool { return s != stopped && s != backoff && s != crashed && s != held }
 
 // runs tells whether the main process lives, or its end is about to be seen.
 func (s state) runs() bool { return s == starting || s == running }

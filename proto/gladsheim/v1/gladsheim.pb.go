@@ -832,7 +832,7 @@ type ServiceStatus struct {
 	// Number of this instance; it grows with every launch and is never used twice.
 	Incarnation uint64 `protobuf:"varint,25,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// The exact state: stopped, adopting, launching, starting, running, stopping, clearing,
-	// backoff or crashed. Clearing: the main process is gone, others are not.
+	// backoff, crashed or held. Held: stopped to save the battery, and comes back by itself. Clearing: the main process is gone, others are not.
 	Phase string `protobuf:"bytes,26,opt,name=phase,proto3" json:"phase,omitempty"`
 	// Limits asked for that this host does not enforce, by the names of
 	// LimitReport.name. Only ever filled when best_effort was asked for.
@@ -1927,7 +1927,10 @@ type LimitReport struct {
 	// Whether this host enforces it.
 	Enforced bool `protobuf:"varint,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	// Why not, and what to do about it; empty when enforced.
-	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What a restart would ask for, where that differs from requested: the definition
+	// or the defaults have changed since the service was started.
+	AtRestart     *float64 `protobuf:"fixed64,21,opt,name=at_restart,json=atRestart,proto3,oneof" json:"at_restart,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2009,6 +2012,13 @@ func (x *LimitReport) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *LimitReport) GetAtRestart() float64 {
+	if x != nil && x.AtRestart != nil {
+		return *x.AtRestart
+	}
+	return 0
 }
 
 // GladsheimError travels as a detail of every gRPC status that is not OK.
@@ -2273,7 +2283,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x11_memory_low_bytesB\x13\n" +
 	"\x11_memory_min_bytesB\v\n" +
 	"\t_cpu_idleB\x14\n" +
-	"\x12_cpu_burst_percent\"\xf9\x01\n" +
+	"\x12_cpu_burst_percent\"\xac\x02\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
@@ -2281,13 +2291,16 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\teffective\x18\x04 \x01(\x01H\x02R\teffective\x88\x01\x01\x12\x15\n" +
 	"\x06set_by\x18\x05 \x01(\tR\x05setBy\x12\x1a\n" +
 	"\benforced\x18\x06 \x01(\bR\benforced\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reasonB\f\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\"\n" +
+	"\n" +
+	"at_restart\x18\x15 \x01(\x01H\x03R\tatRestart\x88\x01\x01B\f\n" +
 	"\n" +
 	"_requestedB\n" +
 	"\n" +
 	"\b_appliedB\f\n" +
 	"\n" +
-	"_effective\"\xa2\x01\n" +
+	"_effectiveB\r\n" +
+	"\v_at_restart\"\xa2\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +

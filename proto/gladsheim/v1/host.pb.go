@@ -77,7 +77,7 @@ func (x Finding_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Finding_Level.Descriptor instead.
 func (Finding_Level) EnumDescriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{7, 0}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // GetHostRequest asks for the host.
@@ -139,9 +139,16 @@ type HostInfo struct {
 	// How many services are in each state, states without any left out.
 	StateCounts []*StateCount `protobuf:"bytes,9,rep,name=state_counts,json=stateCounts,proto3" json:"state_counts,omitempty"`
 	// How many services the platform allows.
-	MaxServices   uint32 `protobuf:"varint,10,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxServices uint32 `protobuf:"varint,10,opt,name=max_services,json=maxServices,proto3" json:"max_services,omitempty"`
+	// How the host is powered, and what follows from it.
+	Power *PowerInfo `protobuf:"bytes,40,opt,name=power,proto3" json:"power,omitempty"`
+	// What the services that run may have as memory_max together; absent when there
+	// is no bound.
+	MemoryBudgetBytes *uint64 `protobuf:"varint,41,opt,name=memory_budget_bytes,json=memoryBudgetBytes,proto3,oneof" json:"memory_budget_bytes,omitempty"`
+	// What those that run, or wait to run again, have of it.
+	MemoryPromisedBytes uint64 `protobuf:"varint,42,opt,name=memory_promised_bytes,json=memoryPromisedBytes,proto3" json:"memory_promised_bytes,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *HostInfo) Reset() {
@@ -244,6 +251,128 @@ func (x *HostInfo) GetMaxServices() uint32 {
 	return 0
 }
 
+func (x *HostInfo) GetPower() *PowerInfo {
+	if x != nil {
+		return x.Power
+	}
+	return nil
+}
+
+func (x *HostInfo) GetMemoryBudgetBytes() uint64 {
+	if x != nil && x.MemoryBudgetBytes != nil {
+		return *x.MemoryBudgetBytes
+	}
+	return 0
+}
+
+func (x *HostInfo) GetMemoryPromisedBytes() uint64 {
+	if x != nil {
+		return x.MemoryPromisedBytes
+	}
+	return 0
+}
+
+// PowerInfo tells how the host is powered.
+type PowerInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether a battery powers the host, or would without mains.
+	Battery bool `protobuf:"varint,1,opt,name=battery,proto3" json:"battery,omitempty"`
+	// Whether it does now.
+	OnBattery bool `protobuf:"varint,2,opt,name=on_battery,json=onBattery,proto3" json:"on_battery,omitempty"`
+	// Charge of all batteries together, 0 to 100. Absent without a battery.
+	Percent *float64 `protobuf:"fixed64,3,opt,name=percent,proto3,oneof" json:"percent,omitempty"`
+	// Who tells: "sysfs" or "upower"; empty if nobody does.
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// How far the battery is saved: "full", nothing is; "reduced", health checks are
+	// fewer; "low", services that are not essential are stopped as well.
+	Level string `protobuf:"bytes,5,opt,name=level,proto3" json:"level,omitempty"`
+	// Charge below which services are stopped; 0 for never.
+	StopServicesBelowPercent uint32 `protobuf:"varint,6,opt,name=stop_services_below_percent,json=stopServicesBelowPercent,proto3" json:"stop_services_below_percent,omitempty"`
+	// Charge below which health checks are fewer; 0 for never.
+	ReduceMonitoringBelowPercent uint32 `protobuf:"varint,7,opt,name=reduce_monitoring_below_percent,json=reduceMonitoringBelowPercent,proto3" json:"reduce_monitoring_below_percent,omitempty"`
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
+}
+
+func (x *PowerInfo) Reset() {
+	*x = PowerInfo{}
+	mi := &file_gladsheim_v1_host_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PowerInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PowerInfo) ProtoMessage() {}
+
+func (x *PowerInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_host_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PowerInfo.ProtoReflect.Descriptor instead.
+func (*PowerInfo) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PowerInfo) GetBattery() bool {
+	if x != nil {
+		return x.Battery
+	}
+	return false
+}
+
+func (x *PowerInfo) GetOnBattery() bool {
+	if x != nil {
+		return x.OnBattery
+	}
+	return false
+}
+
+func (x *PowerInfo) GetPercent() float64 {
+	if x != nil && x.Percent != nil {
+		return *x.Percent
+	}
+	return 0
+}
+
+func (x *PowerInfo) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *PowerInfo) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *PowerInfo) GetStopServicesBelowPercent() uint32 {
+	if x != nil {
+		return x.StopServicesBelowPercent
+	}
+	return 0
+}
+
+func (x *PowerInfo) GetReduceMonitoringBelowPercent() uint32 {
+	if x != nil {
+		return x.ReduceMonitoringBelowPercent
+	}
+	return 0
+}
+
 // BackendInfo describes one way to hold services on this host.
 type BackendInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -264,7 +393,7 @@ type BackendInfo struct {
 
 func (x *BackendInfo) Reset() {
 	*x = BackendInfo{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +405,7 @@ func (x *BackendInfo) String() string {
 func (*BackendInfo) ProtoMessage() {}
 
 func (x *BackendInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +418,7 @@ func (x *BackendInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendInfo.ProtoReflect.Descriptor instead.
 func (*BackendInfo) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{2}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BackendInfo) GetName() string {
@@ -348,7 +477,7 @@ type SystemUsage struct {
 
 func (x *SystemUsage) Reset() {
 	*x = SystemUsage{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +489,7 @@ func (x *SystemUsage) String() string {
 func (*SystemUsage) ProtoMessage() {}
 
 func (x *SystemUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +502,7 @@ func (x *SystemUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SystemUsage.ProtoReflect.Descriptor instead.
 func (*SystemUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{3}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SystemUsage) GetMemoryTotalBytes() uint64 {
@@ -431,7 +560,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[4]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +572,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[4]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +585,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{4}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StateCount) GetState() ServiceState {
@@ -482,7 +611,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +623,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +636,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{5}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{6}
 }
 
 // DoctorReport is what the examination found.
@@ -521,7 +650,7 @@ type DoctorReport struct {
 
 func (x *DoctorReport) Reset() {
 	*x = DoctorReport{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +662,7 @@ func (x *DoctorReport) String() string {
 func (*DoctorReport) ProtoMessage() {}
 
 func (x *DoctorReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +675,7 @@ func (x *DoctorReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorReport.ProtoReflect.Descriptor instead.
 func (*DoctorReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DoctorReport) GetFindings() []*Finding {
@@ -573,7 +702,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +714,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +727,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Finding) GetLevel() Finding_Level {
@@ -638,7 +767,7 @@ type GetConfigRequest struct {
 
 func (x *GetConfigRequest) Reset() {
 	*x = GetConfigRequest{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +779,7 @@ func (x *GetConfigRequest) String() string {
 func (*GetConfigRequest) ProtoMessage() {}
 
 func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +792,7 @@ func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 // AgentConfig is the configuration in force.
@@ -677,14 +806,17 @@ type AgentConfig struct {
 	// When it was read.
 	LoadedUnixMs int64 `protobuf:"varint,3,opt,name=loaded_unix_ms,json=loadedUnixMs,proto3" json:"loaded_unix_ms,omitempty"`
 	// Why the file was not taken at the latest reload; empty when it was.
-	ReloadError   string `protobuf:"bytes,4,opt,name=reload_error,json=reloadError,proto3" json:"reload_error,omitempty"`
+	ReloadError string `protobuf:"bytes,4,opt,name=reload_error,json=reloadError,proto3" json:"reload_error,omitempty"`
+	// Limits of services that run which are of older defaults: what runs is left
+	// alone, and has the present ones from its next restart on.
+	OlderDefaults []*OlderDefault `protobuf:"bytes,20,rep,name=older_defaults,json=olderDefaults,proto3" json:"older_defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AgentConfig) Reset() {
 	*x = AgentConfig{}
-	mi := &file_gladsheim_v1_host_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +828,7 @@ func (x *AgentConfig) String() string {
 func (*AgentConfig) ProtoMessage() {}
 
 func (x *AgentConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_host_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +841,7 @@ func (x *AgentConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentConfig.ProtoReflect.Descriptor instead.
 func (*AgentConfig) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AgentConfig) GetJson() string {
@@ -740,12 +872,92 @@ func (x *AgentConfig) GetReloadError() string {
 	return ""
 }
 
+func (x *AgentConfig) GetOlderDefaults() []*OlderDefault {
+	if x != nil {
+		return x.OlderDefaults
+	}
+	return nil
+}
+
+// OlderDefault is a limit of a running service that is of an older default.
+type OlderDefault struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// Which limit, as in LimitReport.name.
+	Limit string `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What it has.
+	Has float64 `protobuf:"fixed64,3,opt,name=has,proto3" json:"has,omitempty"`
+	// What the default is now.
+	Now           float64 `protobuf:"fixed64,4,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OlderDefault) Reset() {
+	*x = OlderDefault{}
+	mi := &file_gladsheim_v1_host_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OlderDefault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OlderDefault) ProtoMessage() {}
+
+func (x *OlderDefault) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_host_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OlderDefault.ProtoReflect.Descriptor instead.
+func (*OlderDefault) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_host_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OlderDefault) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *OlderDefault) GetLimit() string {
+	if x != nil {
+		return x.Limit
+	}
+	return ""
+}
+
+func (x *OlderDefault) GetHas() float64 {
+	if x != nil {
+		return x.Has
+	}
+	return 0
+}
+
+func (x *OlderDefault) GetNow() float64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
 var File_gladsheim_v1_host_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"\x17gladsheim/v1/host.proto\x12\fgladsheim.v1\x1a\x1cgladsheim/v1/gladsheim.proto\"\x10\n" +
-	"\x0eGetHostRequest\"\x95\x03\n" +
+	"\x0eGetHostRequest\"\xc5\x04\n" +
 	"\bHostInfo\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12#\n" +
@@ -758,7 +970,22 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\x05usage\x18\b \x01(\v2\x19.gladsheim.v1.SystemUsageR\x05usage\x12;\n" +
 	"\fstate_counts\x18\t \x03(\v2\x18.gladsheim.v1.StateCountR\vstateCounts\x12!\n" +
 	"\fmax_services\x18\n" +
-	" \x01(\rR\vmaxServices\"\x97\x01\n" +
+	" \x01(\rR\vmaxServices\x12-\n" +
+	"\x05power\x18( \x01(\v2\x17.gladsheim.v1.PowerInfoR\x05power\x123\n" +
+	"\x13memory_budget_bytes\x18) \x01(\x04H\x00R\x11memoryBudgetBytes\x88\x01\x01\x122\n" +
+	"\x15memory_promised_bytes\x18* \x01(\x04R\x13memoryPromisedBytesB\x16\n" +
+	"\x14_memory_budget_bytes\"\xa3\x02\n" +
+	"\tPowerInfo\x12\x18\n" +
+	"\abattery\x18\x01 \x01(\bR\abattery\x12\x1d\n" +
+	"\n" +
+	"on_battery\x18\x02 \x01(\bR\tonBattery\x12\x1d\n" +
+	"\apercent\x18\x03 \x01(\x01H\x00R\apercent\x88\x01\x01\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x14\n" +
+	"\x05level\x18\x05 \x01(\tR\x05level\x12=\n" +
+	"\x1bstop_services_below_percent\x18\x06 \x01(\rR\x18stopServicesBelowPercent\x12E\n" +
+	"\x1freduce_monitoring_below_percent\x18\a \x01(\rR\x1creduceMonitoringBelowPercentB\n" +
+	"\n" +
+	"\b_percent\"\x97\x01\n" +
 	"\vBackendInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x16\n" +
@@ -790,12 +1017,18 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\bLEVEL_OK\x10\x01\x12\x11\n" +
 	"\rLEVEL_WARNING\x10\x02\x12\x11\n" +
 	"\rLEVEL_PROBLEM\x10\x03\"\x12\n" +
-	"\x10GetConfigRequest\"\x82\x01\n" +
+	"\x10GetConfigRequest\"\xc5\x01\n" +
 	"\vAgentConfig\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\tR\x04json\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12$\n" +
 	"\x0eloaded_unix_ms\x18\x03 \x01(\x03R\floadedUnixMs\x12!\n" +
-	"\freload_error\x18\x04 \x01(\tR\vreloadError2\xd9\x01\n" +
+	"\freload_error\x18\x04 \x01(\tR\vreloadError\x12A\n" +
+	"\x0eolder_defaults\x18\x14 \x03(\v2\x1a.gladsheim.v1.OlderDefaultR\rolderDefaults\"k\n" +
+	"\fOlderDefault\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\tR\x05limit\x12\x10\n" +
+	"\x03has\x18\x03 \x01(\x01R\x03has\x12\x10\n" +
+	"\x03now\x18\x04 \x01(\x01R\x03now2\xd9\x01\n" +
 	"\vHostService\x12?\n" +
 	"\aGetHost\x12\x1c.gladsheim.v1.GetHostRequest\x1a\x16.gladsheim.v1.HostInfo\x12A\n" +
 	"\x06Doctor\x12\x1b.gladsheim.v1.DoctorRequest\x1a\x1a.gladsheim.v1.DoctorReport\x12F\n" +
@@ -814,39 +1047,43 @@ func file_gladsheim_v1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gladsheim_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_gladsheim_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_gladsheim_v1_host_proto_goTypes = []any{
 	(Finding_Level)(0),       // 0: gladsheim.v1.Finding.Level
 	(*GetHostRequest)(nil),   // 1: gladsheim.v1.GetHostRequest
 	(*HostInfo)(nil),         // 2: gladsheim.v1.HostInfo
-	(*BackendInfo)(nil),      // 3: gladsheim.v1.BackendInfo
-	(*SystemUsage)(nil),      // 4: gladsheim.v1.SystemUsage
-	(*StateCount)(nil),       // 5: gladsheim.v1.StateCount
-	(*DoctorRequest)(nil),    // 6: gladsheim.v1.DoctorRequest
-	(*DoctorReport)(nil),     // 7: gladsheim.v1.DoctorReport
-	(*Finding)(nil),          // 8: gladsheim.v1.Finding
-	(*GetConfigRequest)(nil), // 9: gladsheim.v1.GetConfigRequest
-	(*AgentConfig)(nil),      // 10: gladsheim.v1.AgentConfig
-	(ServiceState)(0),        // 11: gladsheim.v1.ServiceState
+	(*PowerInfo)(nil),        // 3: gladsheim.v1.PowerInfo
+	(*BackendInfo)(nil),      // 4: gladsheim.v1.BackendInfo
+	(*SystemUsage)(nil),      // 5: gladsheim.v1.SystemUsage
+	(*StateCount)(nil),       // 6: gladsheim.v1.StateCount
+	(*DoctorRequest)(nil),    // 7: gladsheim.v1.DoctorRequest
+	(*DoctorReport)(nil),     // 8: gladsheim.v1.DoctorReport
+	(*Finding)(nil),          // 9: gladsheim.v1.Finding
+	(*GetConfigRequest)(nil), // 10: gladsheim.v1.GetConfigRequest
+	(*AgentConfig)(nil),      // 11: gladsheim.v1.AgentConfig
+	(*OlderDefault)(nil),     // 12: gladsheim.v1.OlderDefault
+	(ServiceState)(0),        // 13: gladsheim.v1.ServiceState
 }
 var file_gladsheim_v1_host_proto_depIdxs = []int32{
-	3,  // 0: gladsheim.v1.HostInfo.backends:type_name -> gladsheim.v1.BackendInfo
-	4,  // 1: gladsheim.v1.HostInfo.usage:type_name -> gladsheim.v1.SystemUsage
-	5,  // 2: gladsheim.v1.HostInfo.state_counts:type_name -> gladsheim.v1.StateCount
-	11, // 3: gladsheim.v1.StateCount.state:type_name -> gladsheim.v1.ServiceState
-	8,  // 4: gladsheim.v1.DoctorReport.findings:type_name -> gladsheim.v1.Finding
-	0,  // 5: gladsheim.v1.Finding.level:type_name -> gladsheim.v1.Finding.Level
-	1,  // 6: gladsheim.v1.HostService.GetHost:input_type -> gladsheim.v1.GetHostRequest
-	6,  // 7: gladsheim.v1.HostService.Doctor:input_type -> gladsheim.v1.DoctorRequest
-	9,  // 8: gladsheim.v1.HostService.GetConfig:input_type -> gladsheim.v1.GetConfigRequest
-	2,  // 9: gladsheim.v1.HostService.GetHost:output_type -> gladsheim.v1.HostInfo
-	7,  // 10: gladsheim.v1.HostService.Doctor:output_type -> gladsheim.v1.DoctorReport
-	10, // 11: gladsheim.v1.HostService.GetConfig:output_type -> gladsheim.v1.AgentConfig
-	9,  // [9:12] is the sub-list for method output_type
-	6,  // [6:9] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	4,  // 0: gladsheim.v1.HostInfo.backends:type_name -> gladsheim.v1.BackendInfo
+	5,  // 1: gladsheim.v1.HostInfo.usage:type_name -> gladsheim.v1.SystemUsage
+	6,  // 2: gladsheim.v1.HostInfo.state_counts:type_name -> gladsheim.v1.StateCount
+	3,  // 3: gladsheim.v1.HostInfo.power:type_name -> gladsheim.v1.PowerInfo
+	13, // 4: gladsheim.v1.StateCount.state:type_name -> gladsheim.v1.ServiceState
+	9,  // 5: gladsheim.v1.DoctorReport.findings:type_name -> gladsheim.v1.Finding
+	0,  // 6: gladsheim.v1.Finding.level:type_name -> gladsheim.v1.Finding.Level
+	12, // 7: gladsheim.v1.AgentConfig.older_defaults:type_name -> gladsheim.v1.OlderDefault
+	1,  // 8: gladsheim.v1.HostService.GetHost:input_type -> gladsheim.v1.GetHostRequest
+	7,  // 9: gladsheim.v1.HostService.Doctor:input_type -> gladsheim.v1.DoctorRequest
+	10, // 10: gladsheim.v1.HostService.GetConfig:input_type -> gladsheim.v1.GetConfigRequest
+	2,  // 11: gladsheim.v1.HostService.GetHost:output_type -> gladsheim.v1.HostInfo
+	8,  // 12: gladsheim.v1.HostService.Doctor:output_type -> gladsheim.v1.DoctorReport
+	11, // 13: gladsheim.v1.HostService.GetConfig:output_type -> gladsheim.v1.AgentConfig
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_host_proto_init() }
@@ -855,13 +1092,15 @@ func file_gladsheim_v1_host_proto_init() {
 		return
 	}
 	file_gladsheim_v1_gladsheim_proto_init()
+	file_gladsheim_v1_host_proto_msgTypes[1].OneofWrappers = []any{}
+	file_gladsheim_v1_host_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_host_proto_rawDesc), len(file_gladsheim_v1_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

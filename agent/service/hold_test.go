@@ -1,0 +1,42 @@
+package service
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestHoldIsNoFailure: what is held for the battery from any machine comes to Held,
+// wanted as before, and nothing is spent for it.
+func TestHoldIsNoFailure(t *testing.T) {
+	for _, policy := range policies {
+		walk(policy, 7, func(m Machine) {
+			if m.State == Stopped || m.Cause != CauseNone || table[m.State][Hold] == nil {
+				return
+			}
+			n, do := Next(m, Event{Kind: Hold})
+			n = oblige(t, n, do)
+			require.Equal(t, Held, n.State, "%+v", m)
+			require.Equal(t, m.Failures, n.Failures)
+			require.Equal(t, m.Restarts, n.Restarts)
+			require.Equal(t, m.Incarnation, n.Incarnation)
+			n, do = Next(n, Event{Kind: BackoffOver})
+			require.Equal(t, Held, n.State, "nothing brings it back but a start")
+			require.Empty(t, do)
+			n, _ = Next(n, Event{Kind: Stop})
+			require.Equal(t, Stopped, n.State)
+			require.False(t, n.Up, "and what is stopped meanwhile stays so")
+		})
+	}
+}
+
+// TestHoldAndTheUser: a wish that comes while it is being held counts more.
+func TestHoldAndTheUser(t *testing.T) {
+	holding, _ := Next(Machine{State: Running, Incarnation: 1, Up: true}, Event{Kind: Hold})
+	for kind, want := range map[EventKind]State{Start: Running, Restart: Running, Stop: Stopped, Kill: Stopped} {
+		n, do := Next(holding, Event{Kind: kind})
+		require.Equal(t, want, oblige(t, n, do).State, "%v", kind)
+	}
+	n, _ := Next(Machine{State: Stopped}, Event{Kind: Hold})
+	require.Equal(t, Machine{State: Held, Up: true}, n, "a start that has to wait")
+}
