@@ -117,8 +117,14 @@ type Handle interface {
 	// Limit changes limits of the running incarnation: those set in l; the
 	// others stay. Applied tells of every resource what was read back. A limit
 	// the host can not enforce is refused with service.Unenforceable before
-	// anything is changed.
+	// anything is changed. Nobody is killed for it: a MemoryMax below what is in use is
+	// reached by reclaiming, which takes a second or more, and refused with
+	// service.Conflict and ReasonLimitInUse if that can not be, or would hurt. Then, and
+	// when ctx ends meanwhile, all is as before.
 	Limit(ctx context.Context, l service.Limits) (service.Applied, error)
+
+	// Force is Limit without that care: what does not fit is killed by the kernel.
+	Force(ctx context.Context, l service.Limits) (service.Applied, error)
 
 	// Limits reads the limits back without changing any.
 	Limits(ctx context.Context) (service.Applied, error)

@@ -38,7 +38,9 @@ type actor struct {
 	handle  backends.Handle
 	exited  <-chan struct{} // of handle; nil once seen
 	moved   <-chan struct{} // likewise, when somebody displaced it
-	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
+	ending  context.Context // of handle; ends when it is being ended: that waits for no change of limits
+	end     context.CancelFunc
+	exit    *service.Exit // of the main process, nil while nobody knows that it ended
 	started time.Time
 	remains *service.Remains          // what it left behind, nil until all of it is dead
 	died    time.Time                 // then: when the main process ended
@@ -84,7 +86,7 @@ func newActor(t *Thjalfi, name service.Name) *actor {
 	return &actor{
 		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches,
 		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
-		abort: func() {},
+		abort: func() {}, end: func() {},
 	}
 }
 
@@ -292,11 +294,13 @@ func (a *actor) unprobe() {
 // hold takes up a handle that a launch or an adoption brought.
 func (a *actor) hold(h backends.Handle) {
 	a.handle, a.exited, a.moved, a.ref = h, h.Exited(), h.Displaced(), h.Ref()
+	a.ending, a.end = context.WithCancel(a.ctx)
 	a.present.Store(&h)
 }
 
 // drop lets go of an incarnation of which nothing is left.
 func (a *actor) drop() {
+	a.end()
 	if a.handle != nil {
 		a.present.Store(nil)
 		_ = a.handle.Close()

@@ -264,6 +264,7 @@ func (a *actor) startupTimeout() error {
 
 func (a *actor) terminate() {
 	a.arm(a.grace, service.GraceOver)
+	a.end()
 	h, sig := a.handle, a.plan.Spec.Stop.Signal
 	a.then(func(ctx context.Context) func() {
 		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
@@ -307,6 +308,7 @@ func (a *actor) kill() {
 	if h == nil {
 		return // the launch was given up before it brought a process
 	}
+	a.end()
 	a.then(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
@@ -330,6 +332,7 @@ func unkillable(name service.Name, err error) error {
 // clear ends what is left, and removes it once what it leaves behind is on record:
 // nobody can tell that afterwards. Then it writes the exit record.
 func (a *actor) clear() {
+	a.end()
 	h, exit, incarnation := a.handle, *a.exit, a.machine.Incarnation
 	r := a.recordNow()
 	a.then(func(ctx context.Context) func() {

@@ -269,13 +269,19 @@ func (t *Thjalfi) Stop(ctx context.Context, name service.Name, opts service.Stop
 // follow it by the policy; they hold until the next start that somebody asks
 // for. A launch under way is waited for. When none runs it says so with
 // service.NotRunning, and those that follow by the policy have them still.
-func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error) {
+// Memory in use that is to be brought below a limit is, until ctx ends or somebody
+// ends the service; with force the kernel kills what does not fit.
+func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits service.Limits, force bool, actor string) (service.Applied, error) {
 	a, err := t.find("set limits of", name)
 	if err != nil {
 		return service.Applied{}, err
 	}
 	var applied service.Applied
-	err = ask(ctx, a, "set limits of", func(reply chan<- error) { a.setLimits(limits, actor, &applied, reply) })
+	c := change{ctx: ctx, limits: limits, force: force, actor: actor, applied: &applied}
+	err = ask(ctx, a, "set limits of", func(reply chan<- error) {
+		c.reply = reply
+		a.setLimits(c)
+	})
 	if err != nil {
 		return service.Applied{}, err
 	}

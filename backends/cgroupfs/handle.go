@@ -150,6 +150,14 @@ func (h *handle) remains() *service.Remains {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.limit(ctx, l, h.group.Lower)
+}
+
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.limit(ctx, l, place.AtOnce)
+}
+
+func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
 	const op = "limit"
 	done, err := h.take(ctx, op)
 	if err != nil {
@@ -168,7 +176,10 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if err := h.place.Check(); err != nil {
 		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
-	if err := h.apply(ctx, l); err != nil {
+	if err := by(ctx, l, func(ctx context.Context) error { return h.apply(ctx, l) }); err != nil {
+		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
+			return service.Applied{}, refusal
+		}
 		return service.Applied{}, h.fileError(op, err)
 	}
 	if q := l[service.NoFile]; q.Set {
@@ -179,7 +190,7 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
 	h.mu.Unlock()
-	return h.Limits(ctx)
+	return h.Limits(context.WithoutCancel(ctx))
 }
 
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {

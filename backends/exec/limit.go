@@ -12,6 +12,11 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
+// Force is Limit, which kills nobody here.
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.Limit(ctx, l)
+}
+
 // Limit implements backends.Handle.
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
 	if missing := h.backend.Enforces().Missing(l); len(missing) > 0 {

@@ -188,6 +188,17 @@ func (h *handle) survivors() string {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	if most, d := l[service.MemoryMax], h.group.script.Reclaim; most.Set && d > 0 {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+			return service.Applied{}, gaveUp("limit", h.group.ref, ctx.Err())
+		}
+	}
+	return h.Force(ctx, l)
+}
+
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
 	if err := h.begin(ctx, "limit"); err != nil {
 		return service.Applied{}, err
 	}

@@ -160,6 +160,14 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, h.scope.Lower)
+}
+
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, place.AtOnce)
+}
+
+func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
 	const op = "limit"
 	if h.ended() {
 		return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning,
@@ -176,15 +184,23 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.Invalid, Err: err}
 		}
 	}
-	ctx, cancel := bounded(ctx)
+	turn, cancel := bounded(ctx)
 	defer cancel()
 	select {
 	case h.limiting <- struct{}{}:
 		defer func() { <-h.limiting }()
-	case <-ctx.Done():
-		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", ctx.Err()))
+	case <-turn.Done():
+		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", turn.Err()))
 	}
-	if err := h.limit(ctx, rounded(l)); err != nil {
+	err := by(ctx, rounded(l), func(ctx context.Context) error {
+		ctx, cancel := bounded(ctx)
+		defer cancel()
+		return h.limit(ctx, rounded(l))
+	})
+	if err != nil {
+		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
+			return service.Applied{}, refusal
+		}
 		if gone(err) || errorIs(err, noSuchUnit) {
 			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
 		}

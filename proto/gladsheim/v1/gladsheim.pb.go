@@ -702,7 +702,11 @@ type ResourceLimitsRequest struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// The limits to change; what is absent, or 0 where the field is not optional,
 	// stays as it is.
-	Limits        *ResourceLimits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *ResourceLimits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Set a limit of memory below what is in use at once, though the kernel kills
+	// what does not fit. Without it memory is reclaimed first, and the change is
+	// refused with LIMIT_IN_USE where that does not do, or would hurt.
+	Force         bool `protobuf:"varint,50,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -749,6 +753,13 @@ func (x *ResourceLimitsRequest) GetLimits() *ResourceLimits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *ResourceLimitsRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 // ServiceRequest names one service.
@@ -2111,10 +2122,11 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12update_interval_ms\x18\x02 \x01(\rH\x00R\x10updateIntervalMs\x88\x01\x01B\x15\n" +
 	"\x13_update_interval_ms\"9\n" +
 	"\x14ResourceUsageRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"p\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x86\x01\n" +
 	"\x15ResourceLimitsRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x124\n" +
-	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\"3\n" +
+	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
+	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x83\n" +
 	"\n" +
