@@ -126,6 +126,13 @@ type Handle interface {
 	// Force is Limit without that care: what does not fit is killed by the kernel.
 	Force(ctx context.Context, l service.Limits) (service.Applied, error)
 
+	// Drift compares the limits that are files with what they were when we last set
+	// or, at first, read them; after an adoption with what was requested. Those that
+	// repair wants are set back, as carefully as by Limit; the others are taken as
+	// they are from now on. It tells all that have changed, also with an error.
+	// Without a cgroup there are none.
+	Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error)
+
 	// Limits reads the limits back without changing any.
 	Limits(ctx context.Context) (service.Applied, error)
 

@@ -157,6 +157,7 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
 			s.Applied, s.Warnings, s.Warned = applied, levels, service.Warned{} // nothing of it was read yet
+			s.Fought = [service.NumResources]bool{}
 		})
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
@@ -229,6 +230,7 @@ func (a *actor) adopt() {
 				if !a.sawExit() {
 					a.exit, a.failure = nil, nil
 					a.happen(a.event(service.Adopted))
+					a.lookForDrift(" since before this agent came")
 				}
 			}
 		}

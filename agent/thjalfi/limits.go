@@ -59,8 +59,14 @@ func (a *actor) limit(c change) {
 			case err != nil:
 				c.reply <- err
 			default:
+				a.settleLimits(c.limits)
 				*c.applied, a.actor = got, c.actor
-				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, c.actor })
+				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) {
+					s.Applied, s.LastActor = got, c.actor
+					for r, q := range c.limits {
+						s.Fought[r] = s.Fought[r] && !q.Set
+					}
+				})
 				a.keepLimits(c.limits, c.reply, nil)
 			}
 		}

@@ -33,6 +33,7 @@ type handle struct {
 	mu        sync.Mutex
 	leftovers int
 	requested service.Limits
+	baseline  place.Baseline
 	released  *service.Remains
 	finished  *service.Remains // with the turn
 }
@@ -190,7 +191,31 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
 	h.mu.Unlock()
-	return h.Limits(context.WithoutCancel(ctx))
+	applied, err := h.Limits(context.WithoutCancel(ctx))
+	if err == nil {
+		h.baseline.Set(l, applied)
+	}
+	return applied, err
+}
+
+func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+	const op = "look after the limits of"
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := h.begin(ctx, op); err != nil {
+		return nil, err
+	}
+	drifts, err := h.baseline.Repair(ctx, h.group, repair, h.apply)
+	if err == nil {
+		return drifts, nil
+	}
+	if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
+		return drifts, refusal
+	}
+	return drifts, h.fileError(op, err)
 }
 
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
@@ -205,6 +230,7 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 	if err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
+	h.baseline.Begin(requested, applied)
 	applied[service.NoFile].Enforced = true
 	if h.mainEnded() {
 		return applied, nil

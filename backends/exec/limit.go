@@ -12,6 +12,11 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
+// Drift has no files of limits.
+func (h *handle) Drift(context.Context, func(service.Drift) bool) ([]service.Drift, error) {
+	return nil, nil
+}
+
 // Force is Limit, which kills nobody here.
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
 	return h.Limit(ctx, l)

@@ -214,6 +214,23 @@ func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, 
 	return h.applied(), nil
 }
 
+// Drift sees what Host.Change did.
+func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+	if err := h.begin(ctx, "drift"); err != nil {
+		return nil, err
+	}
+	g := h.group
+	defer g.host.mu.Unlock()
+	drifts := g.drifts
+	g.drifts = nil
+	for _, d := range drifts {
+		if repair(d) {
+			g.limits[d.Resource] = d.Was
+		}
+	}
+	return drifts, nil
+}
+
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 	if err := h.begin(ctx, "limits"); err != nil {
 		return service.Applied{}, err

@@ -80,9 +80,10 @@ type group struct {
 	exitedAt  time.Time
 	oom       service.OOM
 	level     string
-	doomed    bool           // SIGKILL waits for processes that can not die
-	leftovers int            // children that we killed after the main process had ended
-	limits    service.Limits // that hold
+	doomed    bool            // SIGKILL waits for processes that can not die
+	leftovers int             // children that we killed after the main process had ended
+	limits    service.Limits  // that hold
+	drifts    []service.Drift // by somebody else, that nobody has looked at
 
 	tell      map[*int]func(file string) // who hears what is written
 	pressed   map[pressure]func()        // who hears of pressure
@@ -131,6 +132,20 @@ func (h *Host) Write(name service.Name, file string) {
 	for _, tell := range listeners {
 		tell(file)
 	}
+}
+
+// Change has somebody else change limits of the running incarnation.
+func (h *Host) Change(name service.Name, l service.Limits) {
+	h.mu.Lock()
+	g := h.running(name)
+	for r, q := range l {
+		if q.Set {
+			g.drifts = append(g.drifts, service.Drift{Resource: service.Resource(r), File: "file", Was: g.limits.Over(untouched)[r], Is: q})
+		}
+	}
+	g.limits = l.Over(g.limits)
+	h.mu.Unlock()
+	h.Write(name, "file")
 }
 
 // Count has the kernel have counted that of the running incarnation, and tell.

@@ -38,6 +38,7 @@ type handle struct {
 	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
 	requested service.Limits
+	baseline  place.Baseline
 	leftovers int
 	throttled throttled
 	removing  bool            // we have begun to have the scope removed
@@ -209,7 +210,35 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
 	h.mu.Unlock()
-	return h.Limits(ctx)
+	applied, err := h.Limits(ctx)
+	if err == nil {
+		h.baseline.Set(l, applied)
+	}
+	return applied, err
+}
+
+func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+	const op = "look after the limits of"
+	select {
+	case h.limiting <- struct{}{}:
+		defer func() { <-h.limiting }()
+	case <-ctx.Done():
+		return nil, failure(op, h.ref.Name, ctx.Err())
+	}
+	drifts, err := h.baseline.Repair(ctx, h.scope, repair, func(ctx context.Context, back service.Limits) error {
+		ctx, cancel := bounded(ctx)
+		defer cancel()
+		return h.limit(ctx, back)
+	})
+	switch refusal := place.InUse(ctx, op, h.ref.Name, err); {
+	case err == nil:
+		return drifts, nil
+	case refusal != nil:
+		return drifts, refusal
+	case gone(err) || errorIs(err, noSuchUnit):
+		return drifts, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+	}
+	return drifts, failure(op, h.ref.Name, err)
 }
 
 // limit changes limits and reads each back.
@@ -293,6 +322,7 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
 	}
+	h.baseline.Begin(rounded(requested), applied)
 	soft, err := h.openFiles()
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
