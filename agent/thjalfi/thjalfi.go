@@ -278,7 +278,7 @@ func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits servi
 	}
 	var applied service.Applied
 	c := change{ctx: ctx, limits: limits, force: force, actor: actor, applied: &applied}
-	err = ask(ctx, a, "set limits of", func(reply chan<- error) {
+	err = ask(ctx, a, opLimits, func(reply chan<- error) {
 		c.reply = reply
 		a.setLimits(c)
 	})
@@ -311,6 +311,9 @@ func (t *Thjalfi) Handle(op string, name service.Name) (backends.Handle, error) 
 	}
 	return *h, nil
 }
+
+// opLimits ends with the caller; all else goes on.
+const opLimits = "set limits of"
 
 func notRunning(op string, name service.Name) error {
 	return &service.Error{Op: op, Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning, Err: errors.New("it does not run")}
@@ -360,6 +363,9 @@ func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) e
 			return gone
 		}
 	case <-ctx.Done():
+		if op == opLimits {
+			return waitError(ctx, op, a.name, "it is given up, unless it was done")
+		}
 		return waitError(ctx, op, a.name, "it goes on without you")
 	}
 }

@@ -35,13 +35,18 @@ func (i *incarnation) drift(repair func(service.Drift) bool) []service.Drift {
 
 func (b *bench) guarded() *incarnation {
 	b.Helper()
+	return b.guardedBy(b.launch)
+}
+
+func (b *bench) guardedBy(launch func(service.Launch) *incarnation) *incarnation {
+	b.Helper()
 	l := limited(b.plan("sleep"), service.Limits{
 		service.MemoryMax: service.Of(64 * mebi), service.PidsMax: service.Of(77), service.CPUMax: service.Of(50 * service.UsecPerPercent),
 	})
 	if !b.enforces(l) {
 		return nil
 	}
-	i := b.launch(l)
+	i := launch(l)
 	i.ready()
 	i.limits()
 	return i
@@ -93,8 +98,7 @@ func lawNoDrift(b *bench) {
 }
 
 func lawDriftAdopted(b *bench) {
-	b.ownAgent()
-	i := b.guarded()
+	i := b.guardedBy(b.abandon)
 	if i == nil {
 		return
 	}
