@@ -30,7 +30,13 @@ kernel, and EFFECTIVE the tightest of it and of everything above it.`,
 				},
 				show: func(l limitsOf) error {
 					head(l.name)
-					return a.limitTable(l.GetReports(), nil)
+					if err := a.limitTable(l.GetReports(), nil); err != nil {
+						return err
+					}
+					for _, name := range l.GetFoughtOver() {
+						fmt.Fprintf(a.out, "somebody fights over %s: it is not set back any more; see gladsheim doctor\n", plain(name))
+					}
+					return nil
 				},
 			})
 		},

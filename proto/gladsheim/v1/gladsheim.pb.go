@@ -1740,8 +1740,11 @@ type ResourceLimits struct {
 	// CPU time in percent of one core that may be saved up, to go above
 	// max_cpu_percent for a tenth of a second; at most max_cpu_percent.
 	CpuBurstPercent *float32 `protobuf:"fixed32,31,opt,name=cpu_burst_percent,json=cpuBurstPercent,proto3,oneof" json:"cpu_burst_percent,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Limits that somebody else changes again and again, so that the agent does not
+	// set them back any more; set by the server only.
+	FoughtOver    []string `protobuf:"bytes,50,rep,name=fought_over,json=foughtOver,proto3" json:"fought_over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResourceLimits) Reset() {
@@ -1891,6 +1894,13 @@ func (x *ResourceLimits) GetCpuBurstPercent() float32 {
 		return *x.CpuBurstPercent
 	}
 	return 0
+}
+
+func (x *ResourceLimits) GetFoughtOver() []string {
+	if x != nil {
+		return x.FoughtOver
+	}
+	return nil
 }
 
 // LimitReport compares one limit asked for with what the kernel really does.
@@ -2228,7 +2238,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xe1\a\n" +
+	"_oom_kills\"\x82\b\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2249,7 +2259,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"R\x0ememoryMinBytes\x88\x01\x01\x12\x1e\n" +
 	"\bcpu_idle\x18\x1d \x01(\bH\vR\acpuIdle\x88\x01\x01\x123\n" +
 	"\areports\x18\x1e \x03(\v2\x19.gladsheim.v1.LimitReportR\areports\x12/\n" +
-	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01B\x19\n" +
+	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01\x12\x1f\n" +
+	"\vfought_over\x182 \x03(\tR\n" +
+	"foughtOverB\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
