@@ -33,11 +33,11 @@ func (b *bench) filled(cache, anonymous uint64) *incarnation {
 func to(limit uint64) service.Limits { return service.Limits{service.MemoryMax: service.Of(limit)} }
 
 func lawLower(b *bench) {
-	i := b.filled(256*mebi, 90*mebi) // of files the hosts have no more on a disk
+	i := b.filled(240*mebi, 90*mebi) // of files the hosts have no more on a disk
 	if i == nil {
 		return
 	}
-	require.Greater(b, i.usage().Memory, uint64(340*mebi))
+	require.Greater(b, i.usage().Memory, uint64(320*mebi))
 	high := b.cgroupFile(i.Ref(), "memory.high")
 	applied, err := i.Limit(b.within(), to(128*mebi))
 	require.NoError(b, err)
