@@ -97,7 +97,7 @@ func TestBudgetAndWhatHasItsPlace(t *testing.T) {
 		h.stop(db)
 		h.start(mail)
 		h.stop(mail)
-		_, err = h.SetLimits(t.Context(), mail, service.Limits{service.MemoryMax: service.Of(500 << 20)}, service.Warnings{}, "alice")
+		_, err = h.SetLimits(t.Context(), mail, service.Limits{service.MemoryMax: service.Of(500 << 20)}, service.Warnings{}, false, "alice")
 		require.NoError(t, err)
 		_, err = h.Start(t.Context(), mail, service.StartOptions{})
 		refused(t, err, service.Exhausted, "500MiB")

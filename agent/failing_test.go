@@ -290,7 +290,7 @@ func TestLimitsThatCanNotBeKept(t *testing.T) {
 		h.register(web)
 		h.start(web)
 		h.block("state/services/web.json")
-		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, false, "dora")
 		refused(t, err, service.HostUnavailable, "web.json")
 	})
 }
@@ -300,7 +300,7 @@ func TestLimitsOfARunningServiceThatCanNotBeKept(t *testing.T) {
 		h.register(web)
 		h.start(web)
 		h.block("run/services/web.json")
-		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, false, "dora")
 		refused(t, err, service.HostUnavailable, "web.json")
 	})
 }
@@ -390,7 +390,7 @@ func TestCrowd(t *testing.T) {
 					case 6:
 						may("unregister", h.Unregister(ctx, name, "alice"), service.NotFound, service.Conflict)
 					case 7:
-						_, err := h.SetLimits(ctx, name, limits(pids, 10+n), service.Warnings{}, "dora")
+						_, err := h.SetLimits(ctx, name, limits(pids, 10+n), service.Warnings{}, false, "dora")
 						may("limit", err, service.NotFound)
 					case 8:
 						h.Reload(ctx, h.settings, nil)

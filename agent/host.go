@@ -128,6 +128,15 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 				Detail: "It goes on as it was started.", Fix: "Define it again, or stop it and reload the agent.",
 			})
 		}
+		for r, fought := range s.Fought {
+			if fought && s.Machine.State.Alive() {
+				findings = append(findings, service.Finding{
+					Level: service.SeverityProblem, Title: fmt.Sprintf("somebody fights over %s of %s", service.Resource(r), s.Name),
+					Detail: "It was changed behind the agent's back again and again, and is not repaired any more.",
+					Fix:    fmt.Sprintf("Find out who does that, then set it anew: gladsheim set %s %s=…", s.Name, service.Resource(r)),
+				})
+			}
+		}
 		for _, r := range s.Applied.Unenforced() {
 			findings = append(findings, service.Finding{
 				Level: service.SeverityWarning, Title: fmt.Sprintf("%s runs without its limit %s", s.Name, r),

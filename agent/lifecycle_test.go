@@ -123,7 +123,7 @@ func TestRestartRepeatsTheStart(t *testing.T) {
 		require.Equal(t, map[string]string{"A": "1", "B": "3"}, spec.Environment)
 
 		live[service.PidsMax] = service.Of(7)
-		_, err = h.SetLimits(t.Context(), web, live, service.Warnings{CPU: 70}, "dora")
+		_, err = h.SetLimits(t.Context(), web, live, service.Warnings{CPU: 70}, false, "dora")
 		require.NoError(t, err)
 		h.reopen()
 		restarted(7, 64<<20, service.Warnings{Memory: 50, CPU: 70})
@@ -150,7 +150,7 @@ func TestRestartRepeatsTheStart(t *testing.T) {
 		h.stop(web)
 		h.reboot()
 		h.open()
-		_, err = h.SetLimits(t.Context(), web, service.Limits{service.MemoryMax: service.Of(32 << 20)}, service.Warnings{Memory: 40}, "dora")
+		_, err = h.SetLimits(t.Context(), web, service.Limits{service.MemoryMax: service.Of(32 << 20)}, service.Warnings{Memory: 40}, false, "dora")
 		require.NoError(t, err)
 		restarted(20, 32<<20, service.Warnings{Memory: 40, CPU: 80})
 

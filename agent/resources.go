@@ -94,8 +94,8 @@ func (a *Agent) planned(op string, name service.Name, limits service.Limits) (se
 }
 
 // SetLimits changes limits and warning levels of a service now, and for its coming starts until
-// its definition changes. Of a service that does not run it changes the latter.
-func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, actor string) (service.Applied, error) {
+// its definition changes. Without force nobody is killed by that. Of a service that does not run it changes the latter.
+func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, force bool, actor string) (service.Applied, error) {
 	for r, q := range limits {
 		if err := service.Resource(r).Check(q); err != nil {
 			return service.Applied{}, &service.Error{Op: "set limits of", Service: name, Kind: service.Invalid,
@@ -119,7 +119,7 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 			can[r] = service.Quota{}
 		}
 	}
-	now, runErr := a.thjalfi.SetLimits(ctx, name, can, actor)
+	now, runErr := a.thjalfi.SetLimits(ctx, name, can, force, actor)
 	if runErr != nil && service.KindOf(runErr) != service.NotRunning {
 		return service.Applied{}, runErr
 	}

@@ -23,7 +23,7 @@ const pids, memory, ioWeight = uint64(service.PidsMax), uint64(service.MemoryMax
 
 func (h *house) setLimits(name service.Name, l service.Limits) service.Applied {
 	h.t.Helper()
-	applied, err := h.SetLimits(h.t.Context(), name, l, service.Warnings{}, "dora")
+	applied, err := h.SetLimits(h.t.Context(), name, l, service.Warnings{}, false, "dora")
 	require.NoError(h.t, err)
 	return applied
 }
@@ -87,13 +87,13 @@ func TestLimitsAreSetByOneAtATime(t *testing.T) {
 		h.reopen()
 		first := make(chan error, 1)
 		go func() {
-			_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+			_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, false, "dora")
 			first <- err
 		}()
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := h.SetLimits(ctx, web, limits(pids, 60), service.Warnings{}, "erik")
+		_, err := h.SetLimits(ctx, web, limits(pids, 60), service.Warnings{}, false, "erik")
 		require.Equal(t, service.Timeout, service.KindOf(err), "%v", err)
 		close(free)
 		require.NoError(t, <-first)
@@ -159,15 +159,15 @@ func TestSetLimitsRefuses(t *testing.T) {
 			if running {
 				h.start(web)
 			}
-			_, err := h.SetLimits(t.Context(), web, limits(pids, 0), service.Warnings{}, "dora")
+			_, err := h.SetLimits(t.Context(), web, limits(pids, 0), service.Warnings{}, false, "dora")
 			refused(t, err, service.Invalid, "pids_max")
-			_, err = h.SetLimits(t.Context(), web, limits(ioWeight, 10, pids, 50), service.Warnings{}, "dora")
+			_, err = h.SetLimits(t.Context(), web, limits(ioWeight, 10, pids, 50), service.Warnings{}, false, "dora")
 			refused(t, err, service.Unenforceable, "io_weight")
-			_, err = h.SetLimits(t.Context(), web, limits(memory, 1<<20, uint64(service.MemoryHigh), 2<<20), service.Warnings{}, "dora")
+			_, err = h.SetLimits(t.Context(), web, limits(memory, 1<<20, uint64(service.MemoryHigh), 2<<20), service.Warnings{}, false, "dora")
 			refused(t, err, service.Invalid, "memory_high")
 			require.Equal(t, service.Of(100), h.holds(web, service.PidsMax))
 		}
-		_, err := h.SetLimits(t.Context(), db, limits(pids, 50), service.Warnings{}, "dora")
+		_, err := h.SetLimits(t.Context(), db, limits(pids, 50), service.Warnings{}, false, "dora")
 		refused(t, err, service.NotFound)
 		_, err = h.Limits(t.Context(), db)
 		refused(t, err, service.NotFound, "cannot read limits of db")
@@ -186,7 +186,7 @@ func TestSetLimitsFails(t *testing.T) {
 		h.open()
 		h.register(web, `"limits": {"pids_max": 100}`)
 		h.start(web)
-		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, "dora")
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 50), service.Warnings{}, false, "dora")
 		refused(t, err, service.HostUnavailable)
 		require.Equal(t, service.Of(100), h.holds(web, service.PidsMax))
 		h.stop(web)
@@ -265,7 +265,7 @@ func TestWarningLevelsOfARefusedStart(t *testing.T) {
 		_, err := h.Start(t.Context(), web, service.StartOptions{Warnings: service.Warnings{Memory: 1}})
 		refused(t, err, service.AlreadyRunning)
 		require.Equal(t, service.Warnings{Memory: 80, CPU: 80}, h.status(web).Warnings)
-		_, err = h.SetLimits(t.Context(), web, service.Limits{}, service.Warnings{CPU: 90}, "dora")
+		_, err = h.SetLimits(t.Context(), web, service.Limits{}, service.Warnings{CPU: 90}, false, "dora")
 		require.NoError(t, err)
 		h.reopen()
 		require.Equal(t, service.Warnings{Memory: 80, CPU: 90}, h.status(web).Warnings)

@@ -296,7 +296,7 @@ func TestVanishedAndDefinedAnew(t *testing.T) {
 		h.open()
 		h.start(web)
 		h.start(db)
-		_, err := h.SetLimits(t.Context(), web, limits(pids, 9), service.Warnings{}, "dora")
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 9), service.Warnings{}, false, "dora")
 		require.NoError(t, err)
 		h.reboot()
 		h.remove("services.d/web.json")
@@ -381,7 +381,7 @@ func TestFileThatChangedWhileNoAgentWasThere(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {
 		h.define(web)
 		h.open()
-		_, err := h.SetLimits(t.Context(), web, limits(pids, 9), service.Warnings{}, "dora")
+		_, err := h.SetLimits(t.Context(), web, limits(pids, 9), service.Warnings{}, false, "dora")
 		require.NoError(t, err)
 		h.reopen()
 		h.start(web)

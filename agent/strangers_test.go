@@ -470,6 +470,12 @@ type litter struct {
 	name    service.Name
 }
 
+func (l litter) Hear(func(string)) (func(), error) { return nil, backends.ErrDeaf }
+
+func (l litter) Drift(context.Context, func(service.Drift) bool) ([]service.Drift, error) {
+	return nil, nil
+}
+
 func (l litter) Ref() service.Ref {
 	return l.backend.Plan(service.Launch{Name: l.name, Incarnation: 7})
 }

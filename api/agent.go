@@ -61,7 +61,7 @@ type Resources interface {
 	// definition asks for.
 	Limits(context.Context, service.Name) (service.Applied, error)
 	// SetLimits sets what is set in limits and warnings, and leaves the rest.
-	SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, actor string) (service.Applied, error)
+	SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, force bool, actor string) (service.Applied, error)
 	// CheckHealth tells how a service is; of one whose check is its process it
 	// looks now.
 	CheckHealth(context.Context, service.Name) (service.Health, error)

@@ -214,7 +214,7 @@ func (g *gladsheim) SetResourceLimits(ctx context.Context, req *gladsheimv1.Reso
 		}
 		return toLimits(applied, st), nil
 	}
-	applied, err := g.agent.SetLimits(ctx, st.Name, limits, warnings, peerOf(ctx).String())
+	applied, err := g.agent.SetLimits(ctx, st.Name, limits, warnings, req.GetForce(), peerOf(ctx).String())
 	if err != nil {
 		return nil, err
 	}

@@ -128,6 +128,11 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		BestEffort:           &st.Spec.BestEffort,
 		Reports:              toReports(applied),
 	}
+	for r, fought := range st.Fought {
+		if fought && st.Machine.State.Alive() {
+			out.FoughtOver = append(out.FoughtOver, service.Resource(r).String())
+		}
+	}
 	if n := holds(applied, service.MemoryMax); n != nil {
 		out.MaxMemoryBytes, out.MaxMemoryMb = *n, float32(megabytes(*n))
 	}

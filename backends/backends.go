@@ -15,6 +15,10 @@ import (
 // ErrGone says that an incarnation is no more: nothing of it is left to adopt.
 var ErrGone = errors.New("the incarnation is gone")
 
+// ErrDeaf says that the kernel has no way to tell of an incarnation here: it has no
+// cgroup, or the kernel was built without.
+var ErrDeaf = errors.New("the kernel does not tell of it here")
+
 // Backend launches incarnations, and finds those again that an earlier agent
 // launched. It may be used by many goroutines at once.
 type Backend interface {
@@ -134,14 +138,45 @@ type Handle interface {
 	// Limit changes limits of the running incarnation: those set in l; the
 	// others stay. Applied tells of every resource what was read back. A limit
 	// the host can not enforce is refused with service.Unenforceable before
-	// anything is changed.
+	// anything is changed. Nobody is killed for it: a MemoryMax below what is in use is
+	// reached by reclaiming, which takes a second or more, and refused with
+	// service.Conflict and ReasonLimitInUse if that can not be, or would hurt. Then, and
+	// when ctx ends meanwhile, all is as before.
 	Limit(ctx context.Context, l service.Limits) (service.Applied, error)
+
+	// Force is Limit without that care: what does not fit is killed by the kernel.
+	Force(ctx context.Context, l service.Limits) (service.Applied, error)
+
+	// Drift compares the limits that are files with what they were when we last set
+	// or, at first, read them; after an adoption with what was requested. Those that
+	// repair wants are set back, as carefully as by Limit; the others are taken as
+	// they are from now on. It tells all that have changed, also with an error.
+	// Without a cgroup there are none.
+	Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error)
 
 	// Limits reads the limits back without changing any.
 	Limits(ctx context.Context) (service.Applied, error)
 
 	// Usage reads the counters; CPUPercent is left 0.
 	Usage(ctx context.Context) (service.Usage, error)
+
+	// Hear calls tell with the name of each file of the incarnation's cgroup that
+	// somebody writes to, be it the agent, and of memory.events and pids.events when
+	// the kernel has counted something there; with "" when news were lost and any file
+	// may have been written. tell must not block. Without a cgroup the error is ErrDeaf.
+	Hear(tell func(file string)) (leave func(), err error)
+
+	// Gauge opens what is looked at often. Without a cgroup the error is ErrDeaf.
+	Gauge() (Gauge, error)
+
+	// Tally reads how often a limit was run into. Without a cgroup the error is ErrDeaf.
+	Tally() (service.Tally, error)
+
+	// Press calls tell, at most once in a window, whenever some tasks of the
+	// incarnation, or all of them if full is wanted, were held up for share of the
+	// window. tell must not block. Where the kernel measures no pressure of it, the
+	// error is ErrDeaf.
+	Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error)
 
 	// Processes lists the processes of the incarnation, the main one first.
 	Processes(ctx context.Context) ([]Process, error)
@@ -158,6 +193,13 @@ type Handle interface {
 	Release(ctx context.Context) (service.Remains, error)
 
 	// Close lets go of the incarnation without touching it.
+	Close() error
+}
+
+// Gauge reads what is looked at often, at little cost. It is for one goroutine at a
+// time. When the incarnation is no more, Read fails.
+type Gauge interface {
+	Read() (service.Gauge, error)
 	Close() error
 }
 

@@ -276,3 +276,12 @@ func number(text string) (uint64, error) {
 	}
 	return strconv.ParseUint(text, 10, 64)
 }
+
+// File is the name of the file that carries r, "" for none.
+func File(r service.Resource) string { return limitFiles[r].name }
+
+// Kept is what the kernel keeps of q.
+func Kept(r service.Resource, q service.Quota) service.Quota {
+	_, want := encode(r, q)
+	return service.Of(want)
+}

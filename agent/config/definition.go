@@ -128,6 +128,9 @@ var limits = object[service.Spec]{keys: []key[service.Spec]{
 		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.Memory }),
 	at("cpu_warning_percent", "Use of cpu_percent, in percent of it, likewise.",
 		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.CPU }),
+	at("drift", "What becomes of a limit that somebody else changes while the service runs: it is repaired, or only told.",
+		word[service.DriftPolicy]{values: []service.DriftPolicy{service.DriftRepair, service.DriftTell}},
+		func(s *service.Spec) *service.DriftPolicy { return &s.Drift }),
 	at("best_effort", "Start the service even where the host can not enforce its limits.",
 		yesNo{}, func(s *service.Spec) *bool { return &s.BestEffort }),
 }}

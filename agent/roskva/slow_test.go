@@ -33,7 +33,7 @@ func TestSlow(t *testing.T) {
 		}
 		check := service.Check{Type: service.CheckHTTP, URL: "gopher://nowhere", Interval: 5 * time.Second, Timeout: time.Second, Threshold: 100}
 		leave := r.Attend(service.MustName("web"), check, nil)
-		defer leave()
+		defer leave("")
 		due(0, 5*time.Second)
 		time.Sleep(5 * time.Second)
 		due(5*time.Second, 10*time.Second)

@@ -49,6 +49,7 @@ const (
 	ReasonAlreadyRunning     Reason = "ALREADY_RUNNING"
 	ReasonNotRunning         Reason = "NOT_RUNNING"
 	ReasonLimitUnenforceable Reason = "LIMIT_UNENFORCEABLE"
+	ReasonLimitInUse         Reason = "LIMIT_IN_USE"
 	ReasonStartupTimeout     Reason = "STARTUP_TIMEOUT"
 	ReasonStopTimeout        Reason = "STOP_TIMEOUT"
 	ReasonUnkillable         Reason = "UNKILLABLE"

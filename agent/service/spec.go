@@ -33,6 +33,7 @@ type Spec struct {
 	Launch     LaunchMode
 	Limits     Limits
 	Warnings   Warnings
+	Drift      DriftPolicy
 	BestEffort bool // run even where a limit can not be enforced
 
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start

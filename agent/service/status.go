@@ -11,18 +11,19 @@ type Status struct {
 	Generation uint64 // counts changes of the definition
 
 	Machine     Machine
-	Ref         Ref        // of the present incarnation, zero when there is none
-	Applied     Applied    // limits of the present incarnation
-	Warnings    Warnings   // levels of use worth a word
-	Warned      Warned     // those that the latest reading was above
-	Log         string     // where its output goes: a file, "journal" or "null"; "" if nobody knows
-	LogTrouble  LogTrouble // that its log can not be written; zero when all is well
-	Started     time.Time  // of the present or last incarnation
-	Ended       time.Time  // of the last incarnation, zero while one lives
-	FrozenBy    string     // the cgroup that keeps it frozen, its own or one above; "" when it runs
-	NextAttempt time.Time  // in Backoff: when the next launch is due
-	Error       string     // why it is not running although it should, "" when all is well
-	LastActor   string     // who asked for the last change, e.g. "uid 0 (root)"
+	Ref         Ref                // of the present incarnation, zero when there is none
+	Applied     Applied            // limits of the present incarnation
+	Warnings    Warnings           // levels of use worth a word
+	Warned      Warned             // those that the latest reading was above
+	Fought      [NumResources]bool // limits that somebody else changes again and again, so that they are not repaired
+	Log         string             // where its output goes: a file, "journal" or "null"; "" if nobody knows
+	LogTrouble  LogTrouble         // that its log can not be written; zero when all is well
+	Started     time.Time          // of the present or last incarnation
+	Ended       time.Time          // of the last incarnation, zero while one lives
+	FrozenBy    string             // the cgroup that keeps it frozen, its own or one above; "" when it runs
+	NextAttempt time.Time          // in Backoff: when the next launch is due
+	Error       string             // why it is not running although it should, "" when all is well
+	LastActor   string             // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
 
 	Health Health
@@ -131,10 +132,11 @@ const (
 	NoticeFrozen                         // it was frozen
 	NoticeThawed                         // it was thawed
 	NoticePower                          // of the host: how far the battery is saved changed; Reason is the PowerLevel
+	NoticeDrift                          // somebody else has changed a limit; Reason names it
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "frozen", "thawed", "power"}
+var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "frozen", "thawed", "power", "drift"}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 

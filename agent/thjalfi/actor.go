@@ -39,7 +39,11 @@ type actor struct {
 	exited  <-chan struct{} // of handle; nil once seen
 	moved   <-chan struct{} // likewise, when somebody displaced it
 	froze   <-chan struct{} // of handle: it may have been frozen or thawed
-	exit    *service.Exit   // of the main process, nil while nobody knows that it ended
+	ending  context.Context // of handle; ends when it is being ended: that waits for no change of limits
+	end     context.CancelFunc
+	written chan struct{} // something of handle's may be a limit
+	guard   guard         // of handle's limits
+	exit    *service.Exit // of the main process, nil while nobody knows that it ended
 	started time.Time
 	remains *service.Remains          // what it left behind, nil until all of it is dead
 	died    time.Time                 // then: when the main process ended
@@ -89,7 +93,7 @@ func newActor(t *Thjalfi, name service.Name) *actor {
 	return &actor{
 		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches,
 		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
-		abort: func() {},
+		abort: func() {}, end: func() {}, written: make(chan struct{}, 1), guard: guard{leave: func() {}},
 	}
 }
 
@@ -122,6 +126,8 @@ func (a *actor) run(r Restored) {
 			a.publish(service.NoticeState, "displaced", "somebody moved its main process out of "+a.ref.Cgroup+": no limit holds there, and it is not counted; restart it")
 		case <-a.froze:
 			a.sawFreeze()
+		case <-a.written:
+			a.lookForDrift("")
 		case <-a.timer.C:
 			a.timeout()
 		}
@@ -217,6 +223,7 @@ func (a *actor) depart() {
 	a.waits.Wait()
 	a.unprobe()
 	a.timer.Stop()
+	a.guard.leave()
 	if a.handle != nil {
 		a.present.Store(nil)
 		_ = a.handle.Close()
@@ -319,11 +326,15 @@ func (a *actor) unprobe() {
 // hold takes up a handle that a launch or an adoption brought.
 func (a *actor) hold(h backends.Handle) {
 	a.handle, a.exited, a.moved, a.froze, a.ref = h, h.Exited(), h.Displaced(), h.Froze(), h.Ref()
+	a.ending, a.end = context.WithCancel(a.ctx)
+	a.watchLimits(h)
 	a.present.Store(&h)
 }
 
 // drop lets go of an incarnation of which nothing is left.
 func (a *actor) drop() {
+	a.end()
+	a.guard.leave()
 	if a.handle != nil {
 		a.present.Store(nil)
 		_ = a.handle.Close()

@@ -376,7 +376,7 @@ func TestAdoptionThatFailsIsRepeated(t *testing.T) {
 		s.succeed(forEver)
 		pass(10 * retryClear)
 		s.is(service.Adopting)
-		_, err := s.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(9)}, "dora")
+		_, err := s.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(9)}, false, "dora")
 		require.Equal(t, service.HostUnavailable, service.KindOf(err), "it lives, and its limits were not set: %v", err)
 		require.ErrorContains(t, err, "D-Bus does not answer")
 		require.Equal(t, 1, strings.Count(strings.Join(s.disk.told(), " "), "stuck"), "told once, however often it is tried")

@@ -52,7 +52,7 @@ func TestCrowd(t *testing.T) {
 						case 4:
 							err = s.Restart(ctx, web, plan, service.StopOptions{Force: n%2 == 0})
 						case 5:
-							_, err = s.SetLimits(ctx, web, limits, "a caller")
+							_, err = s.SetLimits(ctx, web, limits, false, "a caller")
 						}
 						if took := ctx.Err(); took != nil && err == nil {
 							t.Errorf("an answer that came after the deadline: %v", took)
@@ -200,7 +200,7 @@ func (d *teller) do(s step) {
 	case "set limits":
 		var limits service.Limits
 		limits[service.PidsMax] = service.Of(7)
-		d.calls = append(d.calls, begin(func() error { _, err := d.SetLimits(context.Background(), web, limits, "dora"); return err }))
+		d.calls = append(d.calls, begin(func() error { _, err := d.SetLimits(context.Background(), web, limits, false, "dora"); return err }))
 	case "free":
 		d.host.Free(web)
 	case "agent leaves":

@@ -157,6 +157,7 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
 			s.Applied, s.Warnings, s.Warned = applied, levels, service.Warned{} // nothing of it was read yet
+			s.Fought = [service.NumResources]bool{}
 		})
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
@@ -232,6 +233,7 @@ func (a *actor) adopt() {
 				if !a.sawExit() {
 					a.exit, a.failure = nil, nil
 					a.happen(a.event(service.Adopted))
+					a.lookForDrift(" since before this agent came")
 				}
 			}
 		}
@@ -267,6 +269,7 @@ func (a *actor) startupTimeout() error {
 
 func (a *actor) terminate() {
 	a.arm(a.grace, service.GraceOver)
+	a.end()
 	h, sig := a.handle, a.plan.Spec.Stop.Signal
 	a.then(func(ctx context.Context) func() {
 		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
@@ -317,6 +320,7 @@ func (a *actor) kill() {
 	if h == nil {
 		return // the launch was given up before it brought a process
 	}
+	a.end()
 	a.then(func(ctx context.Context) func() {
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
@@ -340,6 +344,7 @@ func unkillable(name service.Name, err error) error {
 // clear ends what is left, and removes it once what it leaves behind is on record:
 // nobody can tell that afterwards. Then it writes the exit record.
 func (a *actor) clear() {
+	a.end()
 	h, exit, incarnation := a.handle, *a.exit, a.machine.Incarnation
 	r := a.recordNow()
 	a.then(func(ctx context.Context) func() {

@@ -273,7 +273,7 @@ func TestLimitsThatCanNotBeRecorded(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.running()
 		s.disk.failWith(func(Record) error { return errors.New("no space left on device") })
-		_, err := s.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(9)}, "dora")
+		_, err := s.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(9)}, false, "dora")
 		require.Equal(t, service.HostUnavailable, service.KindOf(err))
 		require.ErrorContains(t, err, "no space left")
 	})

@@ -7,41 +7,67 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// setLimits waits for a launch or an adoption under way, so that there is
-// something to limit.
-func (a *actor) setLimits(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
-	a.then(func(context.Context) func() { return func() { a.limit(l, actor, applied, reply) } })
+// change is a change of limits that somebody asks for.
+type change struct {
+	ctx     context.Context // of the caller
+	limits  service.Limits
+	force   bool
+	actor   string
+	applied *service.Applied // what came of it
+	reply   chan<- error
 }
 
-func (a *actor) limit(l service.Limits, actor string, applied *service.Applied, reply chan<- error) {
+// setLimits waits for a launch or an adoption under way, so that there is
+// something to limit.
+func (a *actor) setLimits(c change) {
+	a.then(func(context.Context) func() { return func() { a.limit(c) } })
+}
+
+func (a *actor) limit(c change) {
 	h := a.handle
 	switch {
 	case h != nil:
 	case a.machine.State == service.Launching: // one with the old limits was begun in between
-		a.setLimits(l, actor, applied, reply)
+		a.setLimits(c)
 		return
 	case a.machine.State == service.Adopting:
-		reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.HostUnavailable,
+		c.reply <- &service.Error{Op: "set limits of", Service: a.name, Kind: service.HostUnavailable,
 			Err: fmt.Errorf("it is not known yet whether it runs: %w", a.failure)}
 		return
 	default:
-		a.keepLimits(l, reply, notRunning("set limits of", a.name))
+		a.keepLimits(c.limits, c.reply, notRunning("set limits of", a.name))
 		return
 	}
-	a.then(func(ctx context.Context) func() {
-		got, err := h.Limit(ctx, l)
+	apply, ending := h.Limit, a.ending
+	if c.force {
+		apply = h.Force
+	}
+	a.then(func(context.Context) func() {
+		ctx, giveUp := context.WithCancel(c.ctx)
+		defer giveUp()
+		defer context.AfterFunc(ending, giveUp)()
+		got, err := apply(ctx, c.limits)
 		return func() {
+			if service.KindOf(err) == service.Cancelled && c.ctx.Err() == nil && ending.Err() != nil {
+				err = notRunning("set limits of", a.name) // an end does not wait for it
+			}
 			switch {
 			case service.KindOf(err) == service.NotRunning && a.handle != h && a.machine.State.Alive(): // as above
-				a.setLimits(l, actor, applied, reply)
+				a.setLimits(c)
 			case service.KindOf(err) == service.NotRunning: // it is ending, and may be launched again
-				a.keepLimits(l, reply, err)
+				a.keepLimits(c.limits, c.reply, err)
 			case err != nil:
-				reply <- err
+				c.reply <- err
 			default:
-				*applied, a.actor = got, actor
-				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) { s.Applied, s.LastActor = got, actor })
-				a.keepLimits(l, reply, nil)
+				a.settleLimits(c.limits)
+				*c.applied, a.actor = got, c.actor
+				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) {
+					s.Applied, s.LastActor = got, c.actor
+					for r, q := range c.limits {
+						s.Fought[r] = s.Fought[r] && !q.Set
+					}
+				})
+				a.keepLimits(c.limits, c.reply, nil)
 			}
 		}
 	})

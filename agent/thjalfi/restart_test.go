@@ -317,12 +317,12 @@ func TestSetLimits(t *testing.T) {
 		return applied
 	}
 	play(t, func(t *testing.T, s *stage) {
-		_, err := s.SetLimits(t.Context(), web, half, "dora")
+		_, err := s.SetLimits(t.Context(), web, half, false, "dora")
 		require.Equal(t, service.NotRunning, service.KindOf(err))
 
 		s.running(func(d *service.Spec) { d.Limits = half })
 		pid := s.status().PID()
-		applied, err := s.SetLimits(t.Context(), web, tenth, "dora")
+		applied, err := s.SetLimits(t.Context(), web, tenth, false, "dora")
 		require.NoError(t, err)
 		require.Equal(t, service.Of(100_000), applied[service.CPUMax].Applied)
 		require.Equal(t, service.Of(10), applied[service.PidsMax].Applied, "the others stay")
@@ -340,7 +340,7 @@ func TestSetLimits(t *testing.T) {
 		s.host.Crash(web, service.Exit{Code: 1})
 		synctest.Wait()
 		s.is(service.Backoff)
-		_, err = s.SetLimits(t.Context(), web, half, "dora")
+		_, err = s.SetLimits(t.Context(), web, half, false, "dora")
 		require.Equal(t, service.NotRunning, service.KindOf(err))
 		pass(2 * time.Second)
 		require.Equal(t, service.Of(500_000), holds(s)[service.CPUMax].Applied, "set while it waited for its next attempt")
@@ -357,7 +357,7 @@ func TestSetLimits(t *testing.T) {
 		}
 		s.running(func(d *service.Spec) { d.Limits = half })
 		before, _ := s.disk.get(web)
-		_, err := s.SetLimits(t.Context(), web, tenth, "dora")
+		_, err := s.SetLimits(t.Context(), web, tenth, false, "dora")
 		require.Equal(t, service.Unenforceable, service.KindOf(err))
 		after, _ := s.disk.get(web)
 		require.Equal(t, before, after)
@@ -367,7 +367,7 @@ func TestSetLimits(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) { // during a launch they wait for it
 		s.script(fake.Script{LaunchTime: 5 * time.Second})
 		start := s.start()
-		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, tenth, "dora"); return err })
+		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, tenth, false, "dora"); return err })
 		s.pending(set)
 		pass(5 * time.Second)
 		s.ok(start)
@@ -386,7 +386,7 @@ func TestSetLimitsWhileItEnds(t *testing.T) {
 		s.running()
 		s.crash(service.Exit{Code: 1})
 		s.is(service.Clearing)
-		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, few, "dora"); return err })
+		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, few, false, "dora"); return err })
 		s.host.Free(web)
 		synctest.Wait()
 		s.refused(set, service.NotRunning, service.ReasonNotRunning)
@@ -404,7 +404,7 @@ func TestSetLimitsWhileItEnds(t *testing.T) {
 			}
 			return nil
 		}
-		_, err := s.SetLimits(t.Context(), web, few, "dora")
+		_, err := s.SetLimits(t.Context(), web, few, false, "dora")
 		require.Equal(t, service.NotRunning, service.KindOf(err))
 		pass(time.Second)
 		require.Equal(t, service.Of(7), s.status().Applied[service.PidsMax].Applied)
@@ -414,7 +414,7 @@ func TestSetLimitsWhileItEnds(t *testing.T) {
 		s.running(func(d *service.Spec) { d.Restart.Backoff = 0 })
 		s.crash(service.Exit{Code: 1})
 		restart := s.restart()
-		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, few, "dora"); return err })
+		set := begin(func() error { _, err := s.SetLimits(t.Context(), web, few, false, "dora"); return err })
 		s.host.Free(web)
 		pass(time.Second)
 		s.ok(restart)
@@ -432,7 +432,7 @@ func TestSetLimitsWhileItEnds(t *testing.T) {
 				return nil
 			}
 			set := func(l service.Limits) *call {
-				return begin(func() error { _, err := s.SetLimits(t.Context(), web, l, "dora"); return err })
+				return begin(func() error { _, err := s.SetLimits(t.Context(), web, l, false, "dora"); return err })
 			}
 			set(service.Limits{})
 			if asked {

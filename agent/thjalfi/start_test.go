@@ -46,7 +46,7 @@ func TestStartAndStop(t *testing.T) {
 func TestUnknownService(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		other, ctx := service.MustName("other"), t.Context()
-		_, limits := s.SetLimits(ctx, other, service.Limits{}, "alice")
+		_, limits := s.SetLimits(ctx, other, service.Limits{}, false, "alice")
 		_, handle := s.Handle("look at", other)
 		for _, err := range []error{
 			s.Start(ctx, other, s.plan()), s.Restart(ctx, other, s.plan(), service.StopOptions{}),

@@ -278,13 +278,19 @@ func (t *Thjalfi) Hold(ctx context.Context, name service.Name, plan *Plan, actor
 // follow it by the policy; they hold until the next start that somebody asks
 // for. A launch under way is waited for. When none runs it says so with
 // service.NotRunning, and those that follow by the policy have them still.
-func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits service.Limits, actor string) (service.Applied, error) {
+// Memory in use that is to be brought below a limit is, until ctx ends or somebody
+// ends the service; with force the kernel kills what does not fit.
+func (t *Thjalfi) SetLimits(ctx context.Context, name service.Name, limits service.Limits, force bool, actor string) (service.Applied, error) {
 	a, err := t.find("set limits of", name)
 	if err != nil {
 		return service.Applied{}, err
 	}
 	var applied service.Applied
-	err = ask(ctx, a, "set limits of", func(reply chan<- error) { a.setLimits(limits, actor, &applied, reply) })
+	c := change{ctx: ctx, limits: limits, force: force, actor: actor, applied: &applied}
+	err = ask(ctx, a, opLimits, func(reply chan<- error) {
+		c.reply = reply
+		a.setLimits(c)
+	})
 	if err != nil {
 		return service.Applied{}, err
 	}
@@ -338,6 +344,9 @@ func (t *Thjalfi) Handle(op string, name service.Name) (backends.Handle, error) 
 	return *h, nil
 }
 
+// opLimits ends with the caller; all else goes on.
+const opLimits = "set limits of"
+
 func notRunning(op string, name service.Name) error {
 	return &service.Error{Op: op, Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning, Err: errors.New("it does not run")}
 }
@@ -386,6 +395,9 @@ func ask(ctx context.Context, a *actor, op string, f func(reply chan<- error)) e
 			return gone
 		}
 	case <-ctx.Done():
+		if op == opLimits {
+			return waitError(ctx, op, a.name, "it is given up, unless it was done")
+		}
 		return waitError(ctx, op, a.name, "it goes on without you")
 	}
 }

@@ -341,7 +341,7 @@ func (a *Agent) Limits(ctx context.Context, name service.Name) (service.Applied,
 }
 
 // SetLimits makes the limits hold at once.
-func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, actor string) (service.Applied, error) {
+func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service.Limits, warnings service.Warnings, force bool, actor string) (service.Applied, error) {
 	s, err := a.of(ctx, "SetLimits", name)
 	if err != nil {
 		return service.Applied{}, err

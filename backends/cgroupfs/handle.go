@@ -33,6 +33,7 @@ type handle struct {
 	mu        sync.Mutex
 	leftovers int
 	requested service.Limits
+	baseline  place.Baseline
 	released  *service.Remains
 	finished  *service.Remains // with the turn
 }
@@ -150,6 +151,14 @@ func (h *handle) remains() *service.Remains {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.limit(ctx, l, h.group.Lower)
+}
+
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.limit(ctx, l, place.AtOnce)
+}
+
+func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
 	const op = "limit"
 	done, err := h.take(ctx, op)
 	if err != nil {
@@ -168,7 +177,10 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if err := h.place.Check(); err != nil {
 		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
-	if err := h.apply(ctx, l); err != nil {
+	if err := by(ctx, l, func(ctx context.Context) error { return h.apply(ctx, l) }); err != nil {
+		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
+			return service.Applied{}, refusal
+		}
 		return service.Applied{}, h.fileError(op, err)
 	}
 	if q := l[service.NoFile]; q.Set {
@@ -179,7 +191,31 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
 	h.mu.Unlock()
-	return h.Limits(ctx)
+	applied, err := h.Limits(context.WithoutCancel(ctx))
+	if err == nil {
+		h.baseline.Set(l, applied)
+	}
+	return applied, err
+}
+
+func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+	const op = "look after the limits of"
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := h.begin(ctx, op); err != nil {
+		return nil, err
+	}
+	drifts, err := h.baseline.Repair(ctx, h.group, repair, h.apply)
+	if err == nil {
+		return drifts, nil
+	}
+	if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
+		return drifts, refusal
+	}
+	return drifts, h.fileError(op, err)
 }
 
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
@@ -194,6 +230,7 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 	if err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
+	h.baseline.Begin(requested, applied)
 	applied[service.NoFile].Enforced = true
 	if h.mainEnded() {
 		return applied, nil
@@ -238,6 +275,46 @@ func (h *handle) usage() (service.Usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// Hear tells of the files of the cgroup.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	dir, err := h.group.OpenDir()
+	if err == nil {
+		defer dir.Close()
+		leave, err = h.backend.watcher.Hear(dir, cgroup.Notified, tell)
+	}
+	if err != nil {
+		return nil, h.fileError("hear", err)
+	}
+	return leave, nil
+}
+
+// Gauge opens the counters.
+func (h *handle) Gauge() (backends.Gauge, error) {
+	gauge, err := h.group.Gauge()
+	if err != nil {
+		return nil, h.fileError("measure", err)
+	}
+	return gauge, nil
+}
+
+// Tally reads the counters of the limits.
+func (h *handle) Tally() (service.Tally, error) {
+	tally, err := h.group.Tally()
+	if err != nil {
+		return tally, h.fileError("count the limits hit of", err)
+	}
+	return tally, nil
+}
+
+// Press watches a pressure file.
+func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
+	leave, err = place.Press(h.backend.watcher, h.group, of, full, share, window, tell)
+	if err != nil {
+		return nil, h.fileError("watch the pressure on", err)
+	}
+	return leave, nil
 }
 
 func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {

@@ -12,6 +12,16 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
+// Drift has no files of limits.
+func (h *handle) Drift(context.Context, func(service.Drift) bool) ([]service.Drift, error) {
+	return nil, nil
+}
+
+// Force is Limit, which kills nobody here.
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.Limit(ctx, l)
+}
+
 // Limit implements backends.Handle.
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
 	if missing := h.backend.Enforces().Missing(l); len(missing) > 0 {

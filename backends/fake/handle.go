@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,67 @@ func (h *handle) Ref() service.Ref        { return h.group.ref }
 func (h *handle) Exited() <-chan struct{} { return h.exited }
 
 func (h *handle) Displaced() <-chan struct{} { return h.group.displaced }
+
+// Hear hears what Host.Write says.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	g, key := h.group, new(int)
+	if g.tell == nil {
+		g.tell = map[*int]func(string){}
+	}
+	g.tell[key] = tell
+	return func() {
+		g.host.mu.Lock()
+		defer g.host.mu.Unlock()
+		delete(g.tell, key)
+	}, nil
+}
+
+// Gauge reads what Script.Usage says.
+func (h *handle) Gauge() (backends.Gauge, error) { return gauge{h.group}, nil }
+
+type gauge struct{ group *group }
+
+func (x gauge) Read() (service.Gauge, error) {
+	x.group.host.mu.Lock()
+	defer x.group.host.mu.Unlock()
+	if x.group.released != nil {
+		return service.Gauge{}, fs.ErrNotExist
+	}
+	u := x.group.usage()
+	return service.Gauge{Memory: service.Of(u.Memory), CPUTime: u.CPUTime, ThrottledPeriods: u.ThrottledPeriods}, nil
+}
+
+func (gauge) Close() error { return nil }
+
+// Tally reads what Host.Count says.
+func (h *handle) Tally() (service.Tally, error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	return h.group.tally, nil
+}
+
+// Press hears what Host.Press says.
+func (h *handle) Press(of service.PressureOf, full bool, _, _ time.Duration, tell func()) (leave func(), err error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	if h.group.pressed == nil {
+		h.group.pressed = map[pressure]func(){}
+	}
+	h.group.pressed[pressure{of, full}] = tell
+	return func() {
+		h.group.host.mu.Lock()
+		defer h.group.host.mu.Unlock()
+		delete(h.group.pressed, pressure{of, full})
+	}, nil
+}
+
+// pressure is what is watched: some tasks that are held up, or all of them.
+type pressure struct {
+	of   service.PressureOf
+	full bool
+}
 
 func (h *handle) Close() error { return nil }
 
@@ -134,6 +196,17 @@ func (h *handle) survivors() string {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	if most, d := l[service.MemoryMax], h.group.script.Reclaim; most.Set && d > 0 {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+			return service.Applied{}, gaveUp("limit", h.group.ref, ctx.Err())
+		}
+	}
+	return h.Force(ctx, l)
+}
+
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
 	if err := h.begin(ctx, "limit"); err != nil {
 		return service.Applied{}, err
 	}
@@ -147,6 +220,23 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	}
 	g.limits, h.requested = l.Over(g.limits), l.Over(h.requested)
 	return h.applied(), nil
+}
+
+// Drift sees what Host.Change did.
+func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+	if err := h.begin(ctx, "drift"); err != nil {
+		return nil, err
+	}
+	g := h.group
+	defer g.host.mu.Unlock()
+	drifts := g.drifts
+	g.drifts = nil
+	for _, d := range drifts {
+		if repair(d) {
+			g.limits[d.Resource] = d.Was
+		}
+	}
+	return drifts, nil
 }
 
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -79,11 +80,15 @@ type group struct {
 	exitedAt  time.Time
 	oom       service.OOM
 	level     string
-	doomed    bool           // SIGKILL waits for processes that can not die
-	leftovers int            // children that we killed after the main process had ended
-	limits    service.Limits // that hold
+	doomed    bool            // SIGKILL waits for processes that can not die
+	leftovers int             // children that we killed after the main process had ended
+	limits    service.Limits  // that hold
+	drifts    []service.Drift // by somebody else, that nobody has looked at
 
 	ice       ice
+	tell      map[*int]func(file string) // who hears what is written
+	pressed   map[pressure]func()        // who hears of pressure
+	tally     service.Tally
 	displaced chan struct{} // closed when somebody has taken the main process out of its place
 
 	ended    chan struct{} // closed when the main process has ended
@@ -117,6 +122,49 @@ func (h *Host) Crash(name service.Name, exit service.Exit) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.running(name).end(End{Exit: exit})
+}
+
+// Write has somebody write to a file of the running incarnation's cgroup, or the kernel
+// have news there.
+func (h *Host) Write(name service.Name, file string) {
+	h.mu.Lock()
+	listeners := slices.Collect(maps.Values(h.running(name).tell))
+	h.mu.Unlock()
+	for _, tell := range listeners {
+		tell(file)
+	}
+}
+
+// Change has somebody else change limits of the running incarnation.
+func (h *Host) Change(name service.Name, l service.Limits) {
+	h.mu.Lock()
+	g := h.running(name)
+	for r, q := range l {
+		if q.Set {
+			g.drifts = append(g.drifts, service.Drift{Resource: service.Resource(r), File: "file", Was: g.limits.Over(untouched)[r], Is: q})
+		}
+	}
+	g.limits = l.Over(g.limits)
+	h.mu.Unlock()
+	h.Write(name, "file")
+}
+
+// Count has the kernel have counted that of the running incarnation, and tell.
+func (h *Host) Count(name service.Name, tally service.Tally) {
+	h.mu.Lock()
+	h.running(name).tally = tally
+	h.mu.Unlock()
+	h.Write(name, "memory.events")
+}
+
+// Press has tasks of the running incarnation held up.
+func (h *Host) Press(name service.Name, of service.PressureOf, full bool) {
+	h.mu.Lock()
+	tell := h.running(name).pressed[pressure{of, full}]
+	h.mu.Unlock()
+	if tell != nil {
+		tell()
+	}
 }
 
 // Displace takes the main process of the latest incarnation of a service out of

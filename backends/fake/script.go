@@ -30,6 +30,9 @@ type Script struct {
 	// SIGKILL too, as one in an uninterruptible sleep does, until Host.Free.
 	Unkillable bool
 
+	// Reclaim is how long it takes to bring what it uses below a lower MemoryMax.
+	Reclaim time.Duration
+
 	// Usage are the counters of a program of the given age; nil for a small
 	// program that does nothing. Pids is filled in where it is not set.
 	Usage func(age time.Duration) service.Usage

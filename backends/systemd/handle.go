@@ -38,6 +38,7 @@ type handle struct {
 	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
 	requested service.Limits
+	baseline  place.Baseline
 	leftovers int
 	throttled throttled
 	removing  bool            // we have begun to have the scope removed
@@ -160,6 +161,14 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, h.scope.Lower)
+}
+
+func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, place.AtOnce)
+}
+
+func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
 	const op = "limit"
 	if h.ended() {
 		return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning,
@@ -176,15 +185,23 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.Invalid, Err: err}
 		}
 	}
-	ctx, cancel := bounded(ctx)
+	turn, cancel := bounded(ctx)
 	defer cancel()
 	select {
 	case h.limiting <- struct{}{}:
 		defer func() { <-h.limiting }()
-	case <-ctx.Done():
-		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", ctx.Err()))
+	case <-turn.Done():
+		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", turn.Err()))
 	}
-	if err := h.limit(ctx, rounded(l)); err != nil {
+	err := by(ctx, rounded(l), func(ctx context.Context) error {
+		ctx, cancel := bounded(ctx)
+		defer cancel()
+		return h.limit(ctx, rounded(l))
+	})
+	if err != nil {
+		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
+			return service.Applied{}, refusal
+		}
 		if gone(err) || errorIs(err, noSuchUnit) {
 			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
 		}
@@ -193,7 +210,35 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
 	h.mu.Unlock()
-	return h.Limits(ctx)
+	applied, err := h.Limits(ctx)
+	if err == nil {
+		h.baseline.Set(l, applied)
+	}
+	return applied, err
+}
+
+func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+	const op = "look after the limits of"
+	select {
+	case h.limiting <- struct{}{}:
+		defer func() { <-h.limiting }()
+	case <-ctx.Done():
+		return nil, failure(op, h.ref.Name, ctx.Err())
+	}
+	drifts, err := h.baseline.Repair(ctx, h.scope, repair, func(ctx context.Context, back service.Limits) error {
+		ctx, cancel := bounded(ctx)
+		defer cancel()
+		return h.limit(ctx, back)
+	})
+	switch refusal := place.InUse(ctx, op, h.ref.Name, err); {
+	case err == nil:
+		return drifts, nil
+	case refusal != nil:
+		return drifts, refusal
+	case gone(err) || errorIs(err, noSuchUnit):
+		return drifts, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+	}
+	return drifts, failure(op, h.ref.Name, err)
 }
 
 // limit changes limits and reads each back.
@@ -280,6 +325,7 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
 	}
+	h.baseline.Begin(rounded(requested), applied)
 	soft, err := h.openFiles()
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
@@ -341,6 +387,46 @@ func (h *handle) readThrottled() (usec, periods service.Quota) {
 // gone tells whether err says that a cgroup is not there, or went while it was
 // read.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
+// Hear tells of the files of the cgroup.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	dir, err := h.scope.OpenDir()
+	if err == nil {
+		defer dir.Close()
+		leave, err = h.b.watcher.Hear(dir, cgroup.Notified, tell)
+	}
+	if err != nil {
+		return nil, failure("hear", h.ref.Name, err)
+	}
+	return leave, nil
+}
+
+// Gauge opens the counters.
+func (h *handle) Gauge() (backends.Gauge, error) {
+	gauge, err := h.scope.Gauge()
+	if err != nil {
+		return nil, failure("measure", h.ref.Name, err)
+	}
+	return gauge, nil
+}
+
+// Tally reads the counters of the limits.
+func (h *handle) Tally() (service.Tally, error) {
+	tally, err := h.scope.Tally()
+	if err != nil {
+		return tally, failure("count the limits hit of", h.ref.Name, err)
+	}
+	return tally, nil
+}
+
+// Press watches a pressure file.
+func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
+	leave, err = place.Press(h.b.watcher, h.scope, of, full, share, window, tell)
+	if err != nil {
+		return nil, failure("watch the pressure on", h.ref.Name, err)
+	}
+	return leave, nil
+}
 
 func (h *handle) Processes(context.Context) ([]backends.Process, error) {
 	pids, err := h.cell.Processes()

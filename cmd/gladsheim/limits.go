@@ -32,7 +32,13 @@ when a restart would ask for something else: the definition or the defaults have
 				},
 				show: func(l limitsOf) error {
 					head(l.name)
-					return a.limitTable(l.GetReports(), nil)
+					if err := a.limitTable(l.GetReports(), nil); err != nil {
+						return err
+					}
+					for _, name := range l.GetFoughtOver() {
+						fmt.Fprintf(a.out, "somebody fights over %s: it is not set back any more; see gladsheim doctor\n", plain(name))
+					}
+					return nil
 				},
 			})
 		},

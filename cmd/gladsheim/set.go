@@ -15,7 +15,8 @@ import (
 )
 
 func (a *app) setCommand() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	c := &cobra.Command{
 		Use:   "set NAME… LIMIT=VALUE…",
 		Short: "Change limits of services, at once if they run",
 		Long: `Change limits of services, at once if they run, and for their coming starts.
@@ -24,7 +25,10 @@ LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max (bytes
 with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one core), cpu_weight,
 io_weight (1 to 10000), cpu_idle (true or false), pids_max or nofile (from the next
 start). "max" lifts a limit. memory_warning_percent and
-cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`,
+cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.
+
+A lower memory_max kills nobody: memory is reclaimed first, and where that does not
+do, or would hurt, nothing is changed. With --force the kernel kills what does not fit.`,
 		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max",
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
@@ -57,7 +61,7 @@ cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`
 				ask: func(ctx context.Context, name string) (limitsOf, error) {
 					ctx, cancel := a.question(ctx)
 					defer cancel()
-					l, err := a.client.SetResourceLimits(ctx, &gladsheimv1.ResourceLimitsRequest{ServiceName: name, Limits: limits})
+					l, err := a.client.SetResourceLimits(ctx, &gladsheimv1.ResourceLimitsRequest{ServiceName: name, Limits: limits, Force: force})
 					return limitsOf{l, name}, err
 				},
 				show: func(l limitsOf) error {
@@ -67,6 +71,8 @@ cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`
 			})
 		},
 	}
+	c.Flags().BoolVar(&force, "force", false, "lower memory_max at once, though the kernel kills what does not fit")
+	return c
 }
 
 // The levels of warning, which are no limits.

@@ -37,6 +37,15 @@ func runHogMemory(args []string) error {
 			}
 		}
 	}
+	if err := touch(total, step); err != nil {
+		return err
+	}
+	ready(total)
+	forever()
+	return nil
+}
+
+func touch(total, step int) error {
 	for held := 0; held < total; held += step {
 		chunk, err := unix.Mmap(-1, 0, min(step, total-held), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
@@ -46,8 +55,6 @@ func runHogMemory(args []string) error {
 			chunk[i] = 1
 		}
 	}
-	ready(total)
-	forever()
 	return nil
 }
 
@@ -55,7 +62,7 @@ func runHogMemory(args []string) error {
 // names. What is in the cache already is dropped first: it would be somebody else's.
 func runCache(args []string) error {
 	if len(args) < 3 {
-		return errors.New("cache wants DIR SKIP BYTES")
+		return errors.New("cache wants DIR SKIP BYTES [MEMORY]")
 	}
 	skip, err := number(args, 1)
 	if err != nil {
@@ -64,6 +71,15 @@ func runCache(args []string) error {
 	total, err := number(args, 2)
 	if err != nil {
 		return err
+	}
+	if len(args) > 3 {
+		memory, err := number(args, 3)
+		if err == nil {
+			err = touch(memory, 1<<20)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	passed := 0
 	err = filepath.WalkDir(args[0], func(path string, d fs.DirEntry, err error) error {

@@ -702,7 +702,11 @@ type ResourceLimitsRequest struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// The limits to change; what is absent, or 0 where the field is not optional,
 	// stays as it is.
-	Limits        *ResourceLimits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *ResourceLimits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Set a limit of memory below what is in use at once, though the kernel kills
+	// what does not fit. Without it memory is reclaimed first, and the change is
+	// refused with LIMIT_IN_USE where that does not do, or would hurt.
+	Force         bool `protobuf:"varint,50,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -749,6 +753,13 @@ func (x *ResourceLimitsRequest) GetLimits() *ResourceLimits {
 		return x.Limits
 	}
 	return nil
+}
+
+func (x *ResourceLimitsRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 // ServiceRequest names one service.
@@ -1749,8 +1760,11 @@ type ResourceLimits struct {
 	// CPU time in percent of one core that may be saved up, to go above
 	// max_cpu_percent for a tenth of a second; at most max_cpu_percent.
 	CpuBurstPercent *float32 `protobuf:"fixed32,31,opt,name=cpu_burst_percent,json=cpuBurstPercent,proto3,oneof" json:"cpu_burst_percent,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Limits that somebody else changes again and again, so that the agent does not
+	// set them back any more; set by the server only.
+	FoughtOver    []string `protobuf:"bytes,50,rep,name=fought_over,json=foughtOver,proto3" json:"fought_over,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ResourceLimits) Reset() {
@@ -1900,6 +1914,13 @@ func (x *ResourceLimits) GetCpuBurstPercent() float32 {
 		return *x.CpuBurstPercent
 	}
 	return 0
+}
+
+func (x *ResourceLimits) GetFoughtOver() []string {
+	if x != nil {
+		return x.FoughtOver
+	}
+	return nil
 }
 
 // LimitReport compares one limit asked for with what the kernel really does.
@@ -2141,10 +2162,11 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12update_interval_ms\x18\x02 \x01(\rH\x00R\x10updateIntervalMs\x88\x01\x01B\x15\n" +
 	"\x13_update_interval_ms\"9\n" +
 	"\x14ResourceUsageRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"p\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x86\x01\n" +
 	"\x15ResourceLimitsRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x124\n" +
-	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\"3\n" +
+	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
+	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xb8\n" +
 	"\n" +
@@ -2248,7 +2270,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xe1\a\n" +
+	"_oom_kills\"\x82\b\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2269,7 +2291,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"R\x0ememoryMinBytes\x88\x01\x01\x12\x1e\n" +
 	"\bcpu_idle\x18\x1d \x01(\bH\vR\acpuIdle\x88\x01\x01\x123\n" +
 	"\areports\x18\x1e \x03(\v2\x19.gladsheim.v1.LimitReportR\areports\x12/\n" +
-	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01B\x19\n" +
+	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01\x12\x1f\n" +
+	"\vfought_over\x182 \x03(\tR\n" +
+	"foughtOverB\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +

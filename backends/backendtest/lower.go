@@ -1,0 +1,100 @@
+package backendtest
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func lowerLaws() []law {
+	return []law{
+		{says: "memory_max goes below what is in use, by reclaiming, and nobody is killed", only: caged, alone: true, check: lawLower},
+		{says: "a memory_max that can not be reached is refused, and all is as before", only: caged, alone: true, check: lawLowerRefused},
+		{says: "who gives up lowering memory_max finds all as before", only: caged, check: lawLowerGivenUp},
+		{says: "a memory_max that is forced has the kernel kill, at the service's own limit", only: caged, alone: true, check: lawLowerForced},
+	}
+}
+
+// filled runs one that uses as much of both kinds of memory, below 512 MiB.
+func (b *bench) filled(cache, anonymous uint64) *incarnation {
+	b.Helper()
+	l := b.memoryLimited(512*mebi, "cache", usr, "0", fmt.Sprint(cache), fmt.Sprint(anonymous))
+	if !b.enforces(l) {
+		return nil
+	}
+	i := b.launch(l)
+	i.ready()
+	return i
+}
+
+func to(limit uint64) service.Limits { return service.Limits{service.MemoryMax: service.Of(limit)} }
+
+func lawLower(b *bench) {
+	i := b.filled(240*mebi, 90*mebi) // of files the hosts have no more on a disk
+	if i == nil {
+		return
+	}
+	require.Greater(b, i.usage().Memory, uint64(320*mebi))
+	high := b.cgroupFile(i.Ref(), "memory.high")
+	applied, err := i.Limit(b.within(), to(128*mebi))
+	require.NoError(b, err)
+	require.Equal(b, service.Of(128*mebi), applied[service.MemoryMax].Applied)
+	require.Equal(b, high, b.cgroupFile(i.Ref(), "memory.high"))
+	require.LessOrEqual(b, i.usage().Memory, uint64(128*mebi))
+	require.Zero(b, i.counter("memory.events", "oom_kill"))
+	i.lives()
+}
+
+func lawLowerRefused(b *bench) {
+	i := b.filled(100*mebi, 200*mebi)
+	if i == nil {
+		return
+	}
+	before := i.limits()
+	high, used := b.cgroupFile(i.Ref(), "memory.high"), i.usage().Memory
+	_, err := i.Limit(b.within(), to(128*mebi).Over(service.Limits{service.PidsMax: service.Of(77)}))
+	e := b.wantError(err, service.Conflict)
+	require.Equal(b, service.ReasonLimitInUse, service.ReasonOf(e))
+	require.ErrorContains(b, err, "memory_max of 128MiB is too low")
+	require.Equal(b, before, i.limits())
+	require.Equal(b, high, b.cgroupFile(i.Ref(), "memory.high"))
+	require.Greater(b, i.usage().Memory, used/10*9, "nothing was reclaimed in vain")
+	require.Zero(b, i.counter("memory.events", "oom_kill"))
+	i.lives()
+}
+
+func lawLowerGivenUp(b *bench) {
+	l := b.memoryLimited(512*mebi, "cache", usr, "0", fmt.Sprint(64*mebi))
+	if !b.enforces(l) {
+		return
+	}
+	i := b.launch(l)
+	i.ready()
+	before, high := i.limits(), b.cgroupFile(i.Ref(), "memory.high")
+	ctx, giveUp := context.WithCancel(b.within())
+	heard := i.hears()
+	done := make(chan error, 1)
+	go func() {
+		_, err := i.Limit(ctx, to(32*mebi))
+		done <- err
+	}()
+	b.eventually(func() bool { return heard("memory.high") }, "memory.high did not keep off growth")
+	giveUp()
+	b.wantError(<-done, service.Cancelled)
+	require.Equal(b, before, i.limits())
+	require.Equal(b, high, b.cgroupFile(i.Ref(), "memory.high"))
+	i.lives()
+}
+
+func lawLowerForced(b *bench) {
+	i := b.filled(20*mebi, 200*mebi)
+	if i == nil {
+		return
+	}
+	_, _ = i.Force(b.within(), to(128*mebi)) // it may be gone before it can be read back
+	require.Equal(b, service.Exit{Signal: 9}, i.exit())
+	require.Equal(b, service.OOMOwn, i.release().OOM)
+}
