@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +32,11 @@ var limitFiles = [service.NumResources]struct {
 	service.CPUIdle:       {"cpu.idle", "cpu", true},
 	service.PidsMax:       {"pids.max", "pids", false},
 	service.IOWeight:      {"io.weight", "io", true},
+
+	service.CPUSetCPUs:     {"cpuset.cpus", "cpuset", true},
+	service.CPUSetMems:     {"cpuset.mems", "cpuset", true},
+	service.MemoryZswapMax: {"memory.zswap.max", "memory", false},
+	service.OOMGroup:       {oomGroup, "memory", true},
 }
 
 // inTurn are the limits that have files, in the order in which they are written: what
@@ -45,15 +51,36 @@ var inTurn = func() []service.Resource {
 	return order
 }()
 
-const cpuBurst = "cpu.max.burst"
+const (
+	cpuBurst = "cpu.max.burst"
+	oomGroup = "memory.oom.group"
+)
 
-// Wanted are the controllers that limits and counters need.
+// Wanted are the controllers that counters need, and limits that many set.
 var Wanted = []string{"cpu", "io", "memory", "pids"}
+
+// OnDemand are those that cost something, and limits need that few set: a group has
+// them once one beside it has asked for such a limit.
+var OnDemand = []string{"cpuset"}
+
+// Demanded are the controllers of OnDemand that l needs.
+func Demanded(l service.Limits) (controllers []string) {
+	for r, q := range l {
+		c := limitFiles[r].controller
+		if q.Set && q.Value != service.Unlimited && slices.Contains(OnDemand, c) && !slices.Contains(controllers, c) {
+			controllers = append(controllers, c)
+		}
+	}
+	return controllers
+}
 
 const (
 	cpuPeriod   = 100_000 // microseconds; the kernel's default
 	cpuMinQuota = 1_000   // microseconds; the kernel refuses less
 )
+
+// Controller is the controller that keeps limits of r, "" if none does.
+func Controller(r service.Resource) string { return limitFiles[r].controller }
 
 // Enforceable tells which limits the kernel keeps for groups such as g: those
 // whose file is there. Of the root, which has no such files, nothing is known.
@@ -112,27 +139,40 @@ func (g Group) Apply(l service.Limits) error {
 func applyOne(d *dir, r service.Resource, q service.Quota) error {
 	text, want := encode(r, q)
 	file := limitFiles[r].name
-	if err := d.write(file, text); err != nil {
+	err := d.write(file, text)
+	if r.Unit() == service.List && q.Value == service.Unlimited && errors.Is(err, unix.ENOSPC) {
+		return d.fill(r)
+	}
+	if err != nil {
 		return fmt.Errorf("%q: %w", text, err)
 	}
 	got, err := readLimit(d, r)
 	if err != nil {
 		return err
 	}
-	if got != service.Of(want) {
-		return fmt.Errorf("%s/%s holds %d after %q was written", d.Name(), file, got.Value, text)
+	if got != want {
+		return fmt.Errorf("%s/%s holds %s after %q was written", d.Name(), file, r.Format(got), text)
 	}
-	return nil
+	return checkEffective(d, r, q)
 }
 
-// encode is what to write for q, and the value that the kernel will make of it.
-func encode(r service.Resource, q service.Quota) (text string, want uint64) {
-	if q.Value == service.Unlimited {
-		if r == service.CPUMax {
-			return fmt.Sprintf("max %d", cpuPeriod), q.Value
-		}
-		return "max", q.Value
+// encode is what to write for q, and the quota that the kernel will make of it.
+func encode(r service.Resource, q service.Quota) (text string, want service.Quota) {
+	switch {
+	case r.Unit() == service.List && q.Value == service.Unlimited:
+		return "\n", q // else nothing would be written
+	case r.Unit() == service.List:
+		return q.Text, q
+	case q.Value == service.Unlimited && r == service.CPUMax:
+		return fmt.Sprintf("max %d", cpuPeriod), q
+	case q.Value == service.Unlimited:
+		return "max", q
 	}
+	text, value := encodeNumber(r, q)
+	return text, service.Of(value)
+}
+
+func encodeNumber(r service.Resource, q service.Quota) (text string, want uint64) {
 	number := strconv.FormatUint(q.Value, 10)
 	switch {
 	case r.Unit() == service.Bytes:
@@ -149,6 +189,20 @@ func encode(r service.Resource, q service.Quota) (text string, want uint64) {
 	return number, q.Value
 }
 
+// Limit reads one limit of g alone; unset where the kernel has no such file.
+func (g Group) Limit(r service.Resource) (service.Quota, error) {
+	d, err := g.open()
+	if err != nil {
+		return service.Quota{}, err
+	}
+	defer d.Close()
+	q, err := readLimit(d, r)
+	if errors.Is(err, unix.ENOENT) {
+		return service.Quota{}, nil
+	}
+	return q, err
+}
+
 // Limits reads the limits back and finds what holds in effect: the smallest of
 // the group's own and every ancestor's, with the ancestor that sets it: of memory.low
 // and memory.min as well, for a group is protected by no more than what is above it.
@@ -163,6 +217,9 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 		if err := at.addLimits(&a, at == g); err != nil {
 			return service.Applied{}, err
 		}
+	}
+	for _, lack := range g.tree.Lacks(requested) {
+		a[lack.Resource].Enforced = false
 	}
 	if a[service.CPUIdle].Applied == service.Of(1) { // the file of the weight says 0, which is none
 		weight := &a[service.CPUWeight]
@@ -191,6 +248,11 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			return err
 		}
 		switch {
+		case own && r.Unit() == service.List:
+			a[r].Applied, a[r].Enforced = q, true
+			if a[r].Effective, a[r].SetBy, err = g.effective(r, q); err != nil {
+				return err
+			}
 		case own:
 			a[r].Applied, a[r].Effective, a[r].Enforced = q, q, true
 		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
@@ -207,14 +269,14 @@ func readLimit(d *dir, r service.Resource) (service.Quota, error) {
 	if err != nil {
 		return service.Quota{}, err
 	}
-	n, err := decode(r, text)
-	if err == nil && r == service.CPUBurst && n > 0 {
-		return readBurst(d, n)
+	q, err := decode(r, text)
+	if err == nil && r == service.CPUBurst && q.Value > 0 {
+		return readBurst(d, q.Value)
 	}
 	if err != nil {
 		return service.Quota{}, fmt.Errorf("%s/%s holds %q: %w", d.Name(), file, text, err)
 	}
-	return service.Of(n), nil
+	return q, nil
 }
 
 // readBurst turns microseconds that may be saved up into microseconds per second, by
@@ -238,7 +300,18 @@ func readBurst(d *dir, usec uint64) (service.Quota, error) {
 
 var errForm = errors.New("not in the form that the kernel documents")
 
-func decode(r service.Resource, text string) (uint64, error) {
+func decode(r service.Resource, text string) (service.Quota, error) {
+	if r.Unit() == service.List {
+		return decodeList(text)
+	}
+	n, err := decodeNumber(r, text)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	return service.Of(n), nil
+}
+
+func decodeNumber(r service.Resource, text string) (uint64, error) {
 	fields := strings.Fields(text)
 	switch {
 	case r == service.CPUMax && len(fields) == 2:

@@ -159,8 +159,8 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if err := h.begin(ctx, op); err != nil {
 		return service.Applied{}, err
 	}
-	if missing := h.backend.enforces.Missing(l); len(missing) > 0 {
-		return service.Applied{}, h.backend.unenforceable(op, h.ref.Name, missing)
+	if err := h.backend.unenforceable(op, h.ref.Name, l); err != nil {
+		return service.Applied{}, err
 	}
 	if h.mainEnded() {
 		return service.Applied{}, h.notRunning(op)
@@ -195,6 +195,7 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 		return service.Applied{}, h.fileError(op, err)
 	}
 	applied[service.NoFile].Enforced = true
+	applied.Offer(h.backend.enforces)
 	if h.mainEnded() {
 		return applied, nil
 	}

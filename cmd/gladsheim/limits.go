@@ -73,7 +73,8 @@ func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]boo
 				s, enforced = signBad, "no: "+r.GetReason()
 			}
 		}
-		t.add(s, name, limit(name, r.Requested), limit(name, r.Applied), limit(name, r.Effective), r.GetSetBy(), enforced)
+		t.add(s, name, limit(name, r.Requested)+r.GetRequestedText(), limit(name, r.Applied)+r.GetAppliedText(),
+			limit(name, r.Effective)+r.GetEffectiveText(), r.GetSetBy(), enforced) // one of each two is absent
 	}
 	return t.write(a.out)
 }

@@ -20,10 +20,11 @@ func (a *app) setCommand() *cobra.Command {
 		Short: "Change limits of services, at once if they run",
 		Long: `Change limits of services, at once if they run, and for their coming starts.
 
-LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max (bytes, or
-with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one core), cpu_weight,
-io_weight (1 to 10000), cpu_idle (true or false), pids_max or nofile (from the next
-start). "max" lifts a limit. memory_warning_percent and
+LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max,
+memory_zswap_max (bytes, or with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one
+core), cpu_weight, io_weight (1 to 10000), cpu_idle, oom_group (true or false),
+cpuset_cpus, cpuset_mems (numbers, such as 0-3,8), pids_max or nofile.
+"max" lifts a limit. memory_warning_percent and
 cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`,
 		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max",
 		Args:              someNames,
@@ -144,6 +145,7 @@ func putWarning(out *gladsheimv1.ResourceLimits, name, value string) error {
 
 func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 	small := uint32(q.Value) // a weight, at most 10000
+	yes, text := q.Value != 0, r.Format(q)
 	switch r {
 	case service.MemoryMax:
 		out.MaxMemoryBytes = q.Value
@@ -166,8 +168,15 @@ func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 	case service.MemoryMin:
 		out.MemoryMinBytes = &q.Value
 	case service.CPUIdle:
-		idle := q.Value != 0
-		out.CpuIdle = &idle
+		out.CpuIdle = &yes
+	case service.OOMGroup:
+		out.OomGroup = &yes
+	case service.MemoryZswapMax:
+		out.MemoryZswapMaxBytes = &q.Value
+	case service.CPUSetCPUs:
+		out.CpusetCpus = &text
+	case service.CPUSetMems:
+		out.CpusetMems = &text
 	case service.CPUBurst:
 		burst := float32(q.Percent())
 		out.CpuBurstPercent = &burst
