@@ -68,6 +68,7 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 		setWhole("oom_group", service.OOMGroup, zeroOrOne(in.OomGroup))
 		setText("cpuset_cpus", service.CPUSetCPUs, in.CpusetCpus)
 		setText("cpuset_mems", service.CPUSetMems, in.CpusetMems)
+		setText("io_max", service.IOMax, in.IoMax)
 		setWhole("memory_high_bytes", service.MemoryHigh, in.MemoryHighBytes)
 		setWhole("memory_swap_max_bytes", service.MemorySwapMax, in.MemorySwapMaxBytes)
 		setWhole("cpu_weight", service.CPUWeight, widen(in.CpuWeight))
@@ -145,6 +146,7 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		OomGroup:             yes(holds(applied, service.OOMGroup)),
 		CpusetCpus:           holdsText(applied, service.CPUSetCPUs),
 		CpusetMems:           holdsText(applied, service.CPUSetMems),
+		IoMax:                holdsText(applied, service.IOMax),
 		BestEffort:           &st.Spec.BestEffort,
 		Reports:              toReports(applied),
 	}

@@ -105,8 +105,14 @@ type Lack struct {
 	Why      string
 }
 
-// Lacks finds the limits of l that ask for CPUs or memory nodes which this host has not.
+// Lacks finds the limits of l that ask for CPUs, memory nodes or disks which this host
+// has not.
 func (t Tree) Lacks(l service.Limits) (lacks []Lack) {
+	if q := l[service.IOMax]; q.Text != "" {
+		if _, _, err := byNumber(q); err != nil {
+			lacks = append(lacks, Lack{service.IOMax, fmt.Sprintf("%s: %v", service.IOMax, err)})
+		}
+	}
 	for i, q := range l {
 		r := service.Resource(i)
 		if !q.Set || q.Value == service.Unlimited || r.Unit() != service.List {

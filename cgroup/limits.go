@@ -37,6 +37,7 @@ var limitFiles = [service.NumResources]struct {
 	service.CPUSetMems:     {"cpuset.mems", "cpuset", true},
 	service.MemoryZswapMax: {"memory.zswap.max", "memory", false},
 	service.OOMGroup:       {oomGroup, "memory", true},
+	service.IOMax:          {"io.max", "io", false},
 }
 
 // inTurn are the limits that have files, in the order in which they are written: what
@@ -137,6 +138,9 @@ func (g Group) Apply(l service.Limits) error {
 }
 
 func applyOne(d *dir, r service.Resource, q service.Quota) error {
+	if r.Unit() == service.Devices {
+		return setDevices(d, r, q)
+	}
 	text, want := encode(r, q)
 	file := limitFiles[r].name
 	err := d.write(file, text)
@@ -218,6 +222,10 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 			return service.Applied{}, err
 		}
 	}
+	if asked := requested[service.IOMax]; asked.Text != "" {
+		report := &a[service.IOMax]
+		report.Applied, report.Effective = named(report.Applied, asked), named(report.Effective, asked)
+	}
 	for _, lack := range g.tree.Lacks(requested) {
 		a[lack.Resource].Enforced = false
 	}
@@ -255,6 +263,10 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			}
 		case own:
 			a[r].Applied, a[r].Effective, a[r].Enforced = q, q, true
+		case r.Unit() == service.Devices:
+			if both, differs := tighter(a[r].Effective, q); differs {
+				a[r].Effective, a[r].SetBy = both, g.path
+			}
 		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
 			a[r].Effective, a[r].SetBy = q, g.path
 		}
@@ -301,8 +313,11 @@ func readBurst(d *dir, usec uint64) (service.Quota, error) {
 var errForm = errors.New("not in the form that the kernel documents")
 
 func decode(r service.Resource, text string) (service.Quota, error) {
-	if r.Unit() == service.List {
+	switch r.Unit() {
+	case service.List:
 		return decodeList(text)
+	case service.Devices:
+		return decodeDevices(text)
 	}
 	n, err := decodeNumber(r, text)
 	if err != nil {

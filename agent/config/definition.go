@@ -121,6 +121,8 @@ var limits = object[service.Spec]{keys: []key[service.Spec]{
 	limit(service.CPUIdle, "Get only the CPU time that nobody else wants (cpu.idle); not with cpu_weight."),
 	limit(service.PidsMax, "Processes and threads (pids.max)."),
 	limit(service.IOWeight, "Share of the disks against others when they are busy; others have 100 (io.weight)."),
+	at(service.IOMax.String(), "How fast it may use each disk (io.max).",
+		devices{service.IOMax}, func(s *service.Spec) *service.Quota { return &s.Limits[service.IOMax] }),
 	limit(service.MemoryZswapMax, "Compressed swap that is kept in memory (memory.zswap.max)."),
 	limit(service.OOMGroup, "When memory runs out the kernel ends the whole service; with false, one process of it (memory.oom.group)."),
 	limit(service.CPUSetCPUs, "CPUs that it may run on, by their numbers (cpuset.cpus)."),

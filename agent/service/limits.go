@@ -1,7 +1,6 @@
 package service
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -31,6 +30,7 @@ const (
 	CPUSetMems                     // cpuset.mems: the memory nodes it may have memory of
 	MemoryZswapMax                 // memory.zswap.max: of compressed swap in memory
 	OOMGroup                       // memory.oom.group: want of memory ends all of it
+	IOMax                          // io.max: how fast each disk may be used
 	NumResources
 )
 
@@ -44,10 +44,11 @@ const (
 	Percent             // of one core; the quota holds microseconds per second
 	YesNo               // 1 or 0
 	List                // no amount: numbers of CPUs or nodes, in Quota.Text
+	Devices             // no amount: a DeviceLimit for each of several disks, in Quota.Text
 )
 
 // IsNumber tells whether quotas of this unit hold a Value, not a Text.
-func (u Unit) IsNumber() bool { return u != List }
+func (u Unit) IsNumber() bool { return u < List }
 
 // resources is what is to be known of each resource. Low and high are the values that
 // a quota may have besides Unlimited.
@@ -75,6 +76,7 @@ var resources = [NumResources]struct {
 	CPUSetMems:     {"cpuset_mems", List, 0, maxNumber, true},
 	MemoryZswapMax: {"memory_zswap_max", Bytes, 0, 1 << 50, true},
 	OOMGroup:       {"oom_group", YesNo, 0, 1, false},
+	IOMax:          {"io_max", Devices, 0, 1 << 50, true},
 }
 
 func (r Resource) String() string { return resources[r].name }
@@ -199,8 +201,8 @@ func (r Resource) checkText(q Quota) error {
 }
 
 // Parse reads a quota as a person writes it: bytes as an integer or with KiB,
-// MiB, GiB, TiB; percent as a decimal; true or false; a list as ParseNumbers does;
-// else an integer; "max" for Unlimited.
+// MiB, GiB, TiB; percent as a decimal; true or false; lists as ParseNumbers and
+// ParseDevices do; else an integer; "max" for Unlimited.
 // The result has passed Check.
 func (r Resource) Parse(text string) (Quota, error) {
 	q, err := r.parse(text)
@@ -238,12 +240,21 @@ func (r Resource) parse(text string) (Quota, error) {
 	case List:
 		list, err := ParseNumbers(text)
 		if err == nil && len(list) == 0 {
-			err = errors.New("is empty")
+			err = errNothing
 		}
 		if err != nil {
 			return Quota{}, fmt.Errorf("%s: %w", r, err)
 		}
 		return OfText(list.String()), nil
+	case Devices:
+		list, err := ParseDevices(text)
+		if err == nil && len(list) == 0 {
+			err = errNothing
+		}
+		if err != nil {
+			return Quota{}, fmt.Errorf("%s: %w", r, err)
+		}
+		return OfDevices(list)
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {

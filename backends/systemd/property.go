@@ -21,7 +21,7 @@ func property(name string, value any) sd.Property {
 // limitProperties are the properties that carry the limits
 // (org.freedesktop.systemd1(5), systemd.resource-control(5)). Each is a t, and
 // its highest value means infinity, as Unlimited does, or of lists an ay, the bits of
-// the numbers, and none means all.
+// the numbers, and none means all. Limits of disks have four, see diskProperties.
 var limitProperties = [service.NumResources]string{
 	service.MemoryMax:     "MemoryMax",
 	service.MemoryHigh:    "MemoryHigh",
@@ -121,6 +121,8 @@ func limitsAsProperties(limits service.Limits, knows253 bool) []sd.Property {
 	for i, q := range limits {
 		r := service.Resource(i)
 		switch name := limitProperties[r]; {
+		case q.Set && r.Unit() == service.Devices:
+			properties = append(properties, diskProperties(q)...)
 		case !q.Set || name == "" || r == service.MemoryZswapMax && !knows253:
 		case r.Unit() == service.List:
 			properties = append(properties, property(name, mask(q)))

@@ -1738,7 +1738,13 @@ type ResourceLimits struct {
 	MemoryZswapMaxBytes *uint64 `protobuf:"varint,34,opt,name=memory_zswap_max_bytes,json=memoryZswapMaxBytes,proto3,oneof" json:"memory_zswap_max_bytes,omitempty"`
 	// Whether the whole service ends when its memory runs out, and not one process of
 	// it. Of a service in a scope it can only be set for the next start, by the definition.
-	OomGroup      *bool `protobuf:"varint,35,opt,name=oom_group,json=oomGroup,proto3,oneof" json:"oom_group,omitempty"`
+	OomGroup *bool `protobuf:"varint,35,opt,name=oom_group,json=oomGroup,proto3,oneof" json:"oom_group,omitempty"`
+	// How fast each disk may be used (io.max): DEVICE:RATE=N,RATE=N for each, with
+	// blanks between, such as "/dev/sda:read_bps=10MiB,write_iops=100". DEVICE is the
+	// path of a disk, of a part of it or of a file on it, or its number, such as 8:0;
+	// RATE is read_bps or write_bps (bytes a second), read_iops or write_iops
+	// (operations a second). It replaces all that was set before; "max" limits none.
+	IoMax         *string `protobuf:"bytes,36,opt,name=io_max,json=ioMax,proto3,oneof" json:"io_max,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1920,6 +1926,13 @@ func (x *ResourceLimits) GetOomGroup() bool {
 	return false
 }
 
+func (x *ResourceLimits) GetIoMax() string {
+	if x != nil && x.IoMax != nil {
+		return *x.IoMax
+	}
+	return ""
+}
+
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
@@ -1930,7 +1943,7 @@ type LimitReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent,
 	// cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, nofile, cpuset_cpus,
-	// cpuset_mems, memory_zswap_max or oom_group.
+	// cpuset_mems, memory_zswap_max, oom_group or io_max.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What the definition or a request asked for; absent when nobody did.
 	Requested *float64 `protobuf:"fixed64,2,opt,name=requested,proto3,oneof" json:"requested,omitempty"`
@@ -2283,7 +2296,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xd2\t\n" +
+	"_oom_kills\"\xf9\t\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2310,7 +2323,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\vcpuset_mems\x18! \x01(\tH\x0eR\n" +
 	"cpusetMems\x88\x01\x01\x128\n" +
 	"\x16memory_zswap_max_bytes\x18\" \x01(\x04H\x0fR\x13memoryZswapMaxBytes\x88\x01\x01\x12 \n" +
-	"\toom_group\x18# \x01(\bH\x10R\boomGroup\x88\x01\x01B\x19\n" +
+	"\toom_group\x18# \x01(\bH\x10R\boomGroup\x88\x01\x01\x12\x1a\n" +
+	"\x06io_max\x18$ \x01(\tH\x11R\x05ioMax\x88\x01\x01B\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
@@ -2329,7 +2343,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\f_cpuset_memsB\x19\n" +
 	"\x17_memory_zswap_max_bytesB\f\n" +
 	"\n" +
-	"_oom_group\"\xb0\x03\n" +
+	"_oom_groupB\t\n" +
+	"\a_io_max\"\xb0\x03\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
