@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -49,4 +50,22 @@ func TestCPUSet(t *testing.T) {
 func TestDemanded(t *testing.T) {
 	require.Empty(t, Demanded(service.Limits{service.MemoryMax: service.Of(1), service.CPUSetCPUs: service.Of(service.Unlimited)}))
 	require.Equal(t, []string{"cpuset"}, Demanded(service.Limits{service.CPUSetCPUs: service.OfText("1"), service.CPUSetMems: service.OfText("0")}))
+}
+
+// systemd takes the cpuset controller away at any moment when nobody needs it.
+func TestFileGoesWhileItIsRead(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{"cpuset.cpus.effective": "0-1", "g/cpuset.cpus": "1", "g/cpuset.cpus.effective": "1", "g/pids.max": "7"})
+	for _, file := range []string{"cpuset.cpus", "cpuset.cpus.effective"} {
+		torn := tree.WithFault(func(call, path string) error {
+			if call == "read" && strings.HasSuffix(path, "/g/"+file) {
+				return unix.ENODEV
+			}
+			return nil
+		})
+		a, err := torn.Group("/g").Limits(service.Limits{})
+		require.NoError(t, err, file)
+		require.Zero(t, a[service.CPUSetCPUs], file)
+		require.Equal(t, service.Of(7), a[service.PidsMax].Applied)
+		require.NoError(t, torn.Group("/g").Apply(service.Limits{service.CPUSetCPUs: service.Of(service.Unlimited)}))
+	}
 }

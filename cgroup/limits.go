@@ -127,7 +127,7 @@ func (g Group) Apply(l service.Limits) error {
 			continue
 		}
 		err := applyOne(d, r, q)
-		if q.Value == service.Unlimited && errors.Is(err, unix.ENOENT) {
+		if q.Value == service.Unlimited && g.hasNo(err) {
 			continue
 		}
 		if err != nil {
@@ -135,6 +135,16 @@ func (g Group) Apply(l service.Limits) error {
 		}
 	}
 	return nil
+}
+
+// hasNo tells whether err says that g has no such file, or has it no more: systemd takes
+// controllers away that nobody needs, while we look.
+func (g Group) hasNo(err error) bool {
+	if errors.Is(err, unix.ENODEV) {
+		there, _ := g.Exists()
+		return there
+	}
+	return errors.Is(err, unix.ENOENT)
 }
 
 func applyOne(d *dir, r service.Resource, q service.Quota) error {
@@ -249,7 +259,7 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			continue
 		}
 		q, err := readLimit(d, r)
-		if errors.Is(err, unix.ENOENT) {
+		if g.hasNo(err) {
 			continue
 		}
 		if err != nil {
@@ -258,7 +268,12 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 		switch {
 		case own && r.Unit() == service.List:
 			a[r].Applied, a[r].Enforced = q, true
-			if a[r].Effective, a[r].SetBy, err = g.effective(r, q); err != nil {
+			a[r].Effective, a[r].SetBy, err = g.effective(r, q)
+			if g.hasNo(err) {
+				a[r].Applied, a[r].Enforced = service.Quota{}, false
+				continue
+			}
+			if err != nil {
 				return err
 			}
 		case own:
