@@ -69,6 +69,7 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 		setText("cpuset_cpus", service.CPUSetCPUs, in.CpusetCpus)
 		setText("cpuset_mems", service.CPUSetMems, in.CpusetMems)
 		setText("io_max", service.IOMax, in.IoMax)
+		setText("rlimits", service.Rlimits, in.Rlimits)
 		setWhole("memory_high_bytes", service.MemoryHigh, in.MemoryHighBytes)
 		setWhole("memory_swap_max_bytes", service.MemorySwapMax, in.MemorySwapMaxBytes)
 		setWhole("cpu_weight", service.CPUWeight, widen(in.CpuWeight))
@@ -147,6 +148,7 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		CpusetCpus:           holdsText(applied, service.CPUSetCPUs),
 		CpusetMems:           holdsText(applied, service.CPUSetMems),
 		IoMax:                holdsText(applied, service.IOMax),
+		Rlimits:              holdsText(applied, service.Rlimits),
 		BestEffort:           &st.Spec.BestEffort,
 		Reports:              toReports(applied),
 	}

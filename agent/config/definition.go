@@ -128,6 +128,8 @@ var limits = object[service.Spec]{keys: []key[service.Spec]{
 	limit(service.CPUSetCPUs, "CPUs that it may run on, by their numbers (cpuset.cpus)."),
 	limit(service.CPUSetMems, "Memory nodes that it may have memory of, by their numbers (cpuset.mems)."),
 	limit(service.NoFile, "Open files of each process (RLIMIT_NOFILE)."),
+	at(service.Rlimits.String(), "Limits of each process by their names, a value or SOFT:HARD (setrlimit(2)).",
+		rlimits{}, func(s *service.Spec) *service.Quota { return &s.Limits[service.Rlimits] }),
 	at("memory_warning_percent", "Use of memory_max, in percent, that a reading of usage is worth a warning event.",
 		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.Memory }),
 	at("cpu_warning_percent", "Use of cpu_percent, in percent of it, likewise.",

@@ -102,6 +102,12 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"io_max": [{"device": "/a", "read_bps": 0}]}`, `limits.io_max[0].read_bps: is 0; the range is 1 to 1024TiB`},
 		{`"limits": {"io_max": [{"device": "/a", "read_iops": "5KiB"}]}`, `limits.io_max[0].read_iops: is a string; it wants a number`},
 		{`"limits": {"io_max": [{"device": "/a", "speed": 5}]}`, `limits.io_max[0].speed: is not a known key; known are device, read_bps, write_bps, read_iops, write_iops`},
+		{`"limits": {"rlimits": {"nofile": 5}}`, `limits.rlimits.nofile: nofile is a limit of its own: write limits.nofile`},
+		{`"limits": {"rlimits": {"rttime": 5}}`, `limits.rlimits.rttime: rttime can not be set: by it the agent finds the processes of services where there are no cgroups`},
+		{`"limits": {"rlimits": {"stack": "9MiB:8MiB"}}`, `limits.rlimits.stack: is 9MiB:8MiB, and the hard limit is less`},
+		{`"limits": {"rlimits": {"stack": true}}`, `limits.rlimits.stack: is true or false; it wants a number, or a string such as "8MiB" or "1024:4096", soft and hard`},
+		{`"limits": {"rlimits": {"nproc": "5KiB"}}`, `limits.rlimits.nproc: "5KiB" is not a whole number`},
+		{`"limits": {"rlimits": {"x": 1}}`, `limits.rlimits.x: "x" is none of cpu, fsize, data, stack, core, rss, nproc, memlock, as, locks, sigpending, msgqueue, nice, rtprio`},
 		{`"limits": {"oom_group": "no"}`, `limits.oom_group: is the string "no"; it wants true or false`},
 		{`"limits": {"cpu_percent": 0}`, "limits.cpu_percent: is 0; it must be above 0"},
 		{`"limits": {"cpu_percent": 0.5}`, "limits.cpu_percent: is 0.5%; the range is 1% to 819200%"},
@@ -110,7 +116,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"pids_max": 0}`, "limits.pids_max: is 0; the range is 1 to 4194304"},
 		{`"limits": {"pids_max": 18446744073709551615}`, "limits.pids_max: is 18446744073709551615; it wants a whole number, the range is 1 to 4194304"},
 		{`"limits": {"io_weight": "100"}`, `limits.io_weight: is the string "100"; it wants a whole number`},
-		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, io_max, memory_zswap_max, oom_group, cpuset_cpus, cpuset_mems, nofile, memory_warning_percent, cpu_warning_percent, best_effort`},
+		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, io_max, memory_zswap_max, oom_group, cpuset_cpus, cpuset_mems, nofile, rlimits, memory_warning_percent, cpu_warning_percent, best_effort`},
 		{`"limits": {"memory_warning_percent": 0.5}`, "limits.memory_warning_percent: is 0.5; the range is 1 to 100"},
 		{`"limits": null`, "limits: is null; it wants an object, or leave the key out"},
 		{`"ready": {"type": "http"}`, "ready.url: is required by type http"},
@@ -209,6 +215,10 @@ func TestDefinitionSpellings(t *testing.T) {
 			s.Limits[service.IOMax] = service.OfText("/b:read_bps=1MiB,write_iops=9 8:0:read_bps=1000")
 		}},
 		{`"limits": {"io_max": []}`, func(s *service.Spec) { s.Limits[service.IOMax] = service.Of(service.Unlimited) }},
+		{`"limits": {"rlimits": {"stack": "8MiB:max", "core": 0}}`, func(s *service.Spec) {
+			s.Limits[service.Rlimits] = service.OfText("core=0 stack=8MiB:max")
+		}},
+		{`"limits": {"rlimits": {}}`, func(s *service.Spec) { s.Limits[service.Rlimits] = service.Of(service.Unlimited) }},
 		{`"limits": {"oom_group": false}`, func(s *service.Spec) { s.Limits[service.OOMGroup] = service.Of(0) }},
 		{`"limits": {"memory_zswap_max": 0}`, func(s *service.Spec) { s.Limits[service.MemoryZswapMax] = service.Of(0) }},
 		{`"limits": {"best_effort": true}`, func(s *service.Spec) { s.BestEffort = true }},

@@ -31,6 +31,7 @@ const (
 	MemoryZswapMax                 // memory.zswap.max: of compressed swap in memory
 	OOMGroup                       // memory.oom.group: want of memory ends all of it
 	IOMax                          // io.max: how fast each disk may be used
+	Rlimits                        // of each process, setrlimit(2), but for NoFile
 	NumResources
 )
 
@@ -39,12 +40,13 @@ type Unit uint8
 
 // The units.
 const (
-	Plain   Unit = iota // a number
-	Bytes               // of memory
-	Percent             // of one core; the quota holds microseconds per second
-	YesNo               // 1 or 0
-	List                // no amount: numbers of CPUs or nodes, in Quota.Text
-	Devices             // no amount: a DeviceLimit for each of several disks, in Quota.Text
+	Plain      Unit = iota // a number
+	Bytes                  // of memory
+	Percent                // of one core; the quota holds microseconds per second
+	YesNo                  // 1 or 0
+	List                   // no amount: numbers of CPUs or nodes, in Quota.Text
+	Devices                // no amount: a DeviceLimit for each of several disks, in Quota.Text
+	PerProcess             // no amount: several Rlimit, in Quota.Text
 )
 
 // IsNumber tells whether quotas of this unit hold a Value, not a Text.
@@ -77,6 +79,7 @@ var resources = [NumResources]struct {
 	MemoryZswapMax: {"memory_zswap_max", Bytes, 0, 1 << 50, true},
 	OOMGroup:       {"oom_group", YesNo, 0, 1, false},
 	IOMax:          {"io_max", Devices, 0, 1 << 50, true},
+	Rlimits:        {"rlimits", PerProcess, 0, 1 << 60, true},
 }
 
 func (r Resource) String() string { return resources[r].name }
@@ -201,8 +204,8 @@ func (r Resource) checkText(q Quota) error {
 }
 
 // Parse reads a quota as a person writes it: bytes as an integer or with KiB,
-// MiB, GiB, TiB; percent as a decimal; true or false; lists as ParseNumbers and
-// ParseDevices do; else an integer; "max" for Unlimited.
+// MiB, GiB, TiB; percent as a decimal; true or false; lists as ParseNumbers,
+// ParseDevices and ParseRlimits do; else an integer; "max" for Unlimited.
 // The result has passed Check.
 func (r Resource) Parse(text string) (Quota, error) {
 	q, err := r.parse(text)
@@ -255,6 +258,15 @@ func (r Resource) parse(text string) (Quota, error) {
 			return Quota{}, fmt.Errorf("%s: %w", r, err)
 		}
 		return OfDevices(list)
+	case PerProcess:
+		list, err := ParseRlimits(text)
+		if err == nil && len(list) == 0 {
+			err = errNothing
+		}
+		if err != nil {
+			return Quota{}, fmt.Errorf("%s: %w", r, err)
+		}
+		return OfRlimits(list), nil
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {

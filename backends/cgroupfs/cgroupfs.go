@@ -190,7 +190,7 @@ func enforcement(parent cgroup.Group, ours bool) (service.Enforcement, error) {
 			limits[r] = slices.Contains(offered, c)
 		}
 	}
-	limits[service.NoFile] = true // of each process, by prlimit(2)
+	limits[service.NoFile], limits[service.Rlimits] = true, true // of each process, by prlimit(2)
 	counts, err := parent.OOMCounts()
 	if err != nil {
 		return service.Enforcement{}, err

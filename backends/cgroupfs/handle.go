@@ -171,10 +171,8 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if err := h.apply(ctx, l); err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
-	if q := l[service.NoFile]; q.Set {
-		if err := rlimit.SetNoFile(h.group.Processes, q.Value); err != nil {
-			return service.Applied{}, h.fileError(op, err)
-		}
+	if err := rlimit.Set(h.group.Processes, l.OfProcesses()); err != nil {
+		return service.Applied{}, h.fileError(op, err)
 	}
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
@@ -200,6 +198,9 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 		return applied, nil
 	}
 	n, err := rlimit.NoFile(h.ref.PID)
+	if err == nil {
+		applied[service.Rlimits], err = rlimit.Report(h.ref.PID, requested[service.Rlimits])
+	}
 	switch {
 	case errors.Is(err, syscall.ESRCH) || h.mainEnded():
 	case err != nil:

@@ -158,7 +158,7 @@ var untouched = service.Limits{
 	service.MemoryMin: service.Of(0), service.CPUIdle: service.Of(0), service.CPUBurst: service.Of(0),
 	service.CPUSetCPUs: service.Of(service.Unlimited), service.CPUSetMems: service.Of(service.Unlimited),
 	service.MemoryZswapMax: service.Of(service.Unlimited), service.OOMGroup: service.Of(1),
-	service.IOMax: service.Of(service.Unlimited),
+	service.IOMax: service.Of(service.Unlimited), service.Rlimits: service.Of(service.Unlimited),
 }
 
 func (h *handle) applied() service.Applied {

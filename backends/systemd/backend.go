@@ -159,7 +159,7 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 			can.Limits[r] = slices.Contains(controllers, controller)
 		}
 	}
-	can.Limits[service.NoFile] = true
+	can.Limits[service.NoFile], can.Limits[service.Rlimits] = true, true
 	can.OOMVerdict = slices.Contains(controllers, "memory")
 	return can, nil
 }

@@ -223,10 +223,7 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	if err := h.complete(ctx, l); err != nil {
 		return err
 	}
-	if q := l[service.NoFile]; q.Set {
-		return rlimit.SetNoFile(h.cell.Processes, q.Value)
-	}
-	return nil
+	return rlimit.Set(h.cell.Processes, l.OfProcesses())
 }
 
 // keepsOOMPolicy refuses to change oom_group of a scope that has an OOMPolicy: that is
@@ -284,7 +281,7 @@ func holds(g cgroup.Group, l service.Limits) error {
 	for i, q := range l {
 		r, has := service.Resource(i), now[i].Applied
 		lifted := q.Value == service.Unlimited && (!has.Set || r.Unit() == service.List) // a list by complete
-		if !q.Set || r == service.NoFile || has == q || lifted {
+		if !q.Set || r == service.NoFile || r == service.Rlimits || has == q || lifted {
 			continue
 		}
 		return fmt.Errorf("systemd was told that %s is %s, but %s holds %s", r, r.Format(q), g.Path(), r.Format(has))
@@ -313,6 +310,12 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	applied.Offer(h.b.can)
 	files := &applied[service.NoFile]
 	files.Applied, files.Effective, files.Enforced = soft, soft, soft.Set
+	if soft.Set {
+		applied[service.Rlimits], err = rlimit.Report(h.ref.PID, requested[service.Rlimits])
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) && !h.ended() {
+		return applied, failure("read limits of", h.ref.Name, err)
+	}
 	return applied, nil
 }
 

@@ -23,9 +23,10 @@ func (a *app) setCommand() *cobra.Command {
 LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max,
 memory_zswap_max (bytes, or with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one
 core), cpu_weight, io_weight (1 to 10000), cpu_idle, oom_group (true or false),
-cpuset_cpus, cpuset_mems (numbers, such as 0-3,8), pids_max, nofile or io_max
+cpuset_cpus, cpuset_mems (numbers, such as 0-3,8), pids_max, nofile, io_max
 (DEVICE:RATE=N,RATE=N for each disk, with blanks between; RATE is read_bps, write_bps,
-read_iops or write_iops; a device is also any file on it).
+read_iops or write_iops; a device is also any file on it) or rlimits (NAME=VALUE or
+NAME=SOFT:HARD for each, with blanks between, as in setrlimit(2)).
 "max" lifts a limit. memory_warning_percent and
 cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.`,
 		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max\n  gladsheim set web 'io_max=/dev/sda:read_bps=10MiB /srv/data:write_iops=100'",
@@ -177,6 +178,8 @@ func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 		out.MemoryZswapMaxBytes = &q.Value
 	case service.CPUSetCPUs:
 		out.CpusetCpus = &text
+	case service.Rlimits:
+		out.Rlimits = &text
 	case service.IOMax:
 		out.IoMax = &text
 	case service.CPUSetMems:

@@ -1744,7 +1744,11 @@ type ResourceLimits struct {
 	// path of a disk, of a part of it or of a file on it, or its number, such as 8:0;
 	// RATE is read_bps or write_bps (bytes a second), read_iops or write_iops
 	// (operations a second). It replaces all that was set before; "max" limits none.
-	IoMax         *string `protobuf:"bytes,36,opt,name=io_max,json=ioMax,proto3,oneof" json:"io_max,omitempty"`
+	IoMax *string `protobuf:"bytes,36,opt,name=io_max,json=ioMax,proto3,oneof" json:"io_max,omitempty"`
+	// Limits of each process (setrlimit(2)): NAME=VALUE for each, with blanks between,
+	// such as "core=0 stack=8MiB:16MiB", soft and hard where they differ. It replaces
+	// what was set before for coming starts; processes that run get what it names.
+	Rlimits       *string `protobuf:"bytes,37,opt,name=rlimits,proto3,oneof" json:"rlimits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1933,6 +1937,13 @@ func (x *ResourceLimits) GetIoMax() string {
 	return ""
 }
 
+func (x *ResourceLimits) GetRlimits() string {
+	if x != nil && x.Rlimits != nil {
+		return *x.Rlimits
+	}
+	return ""
+}
+
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
@@ -1943,7 +1954,8 @@ type LimitReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent,
 	// cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, nofile, cpuset_cpus,
-	// cpuset_mems, memory_zswap_max, oom_group or io_max.
+	// cpuset_mems, memory_zswap_max, oom_group, io_max or
+	// rlimits.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What the definition or a request asked for; absent when nobody did.
 	Requested *float64 `protobuf:"fixed64,2,opt,name=requested,proto3,oneof" json:"requested,omitempty"`
@@ -2296,7 +2308,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xf9\t\n" +
+	"_oom_kills\"\xa4\n" +
+	"\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2324,7 +2337,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"cpusetMems\x88\x01\x01\x128\n" +
 	"\x16memory_zswap_max_bytes\x18\" \x01(\x04H\x0fR\x13memoryZswapMaxBytes\x88\x01\x01\x12 \n" +
 	"\toom_group\x18# \x01(\bH\x10R\boomGroup\x88\x01\x01\x12\x1a\n" +
-	"\x06io_max\x18$ \x01(\tH\x11R\x05ioMax\x88\x01\x01B\x19\n" +
+	"\x06io_max\x18$ \x01(\tH\x11R\x05ioMax\x88\x01\x01\x12\x1d\n" +
+	"\arlimits\x18% \x01(\tH\x12R\arlimits\x88\x01\x01B\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
@@ -2344,7 +2358,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x17_memory_zswap_max_bytesB\f\n" +
 	"\n" +
 	"_oom_groupB\t\n" +
-	"\a_io_max\"\xb0\x03\n" +
+	"\a_io_maxB\n" +
+	"\n" +
+	"\b_rlimits\"\xb0\x03\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
