@@ -20,7 +20,7 @@ func TestDefaultsChangeUnderRunningServices(t *testing.T) {
 		h.start(web)
 		h.start(db)
 		h.start(mail)
-		set, err := h.SetLimits(t.Context(), mail, service.Limits{service.MemoryMax: service.Of(1 << 30)}, service.Warnings{}, "alice")
+		set, err := h.SetLimits(t.Context(), mail, service.Limits{service.MemoryMax: service.Of(1 << 30)}, service.Warnings{}, false, "alice")
 		require.NoError(t, err)
 		require.False(t, set[service.MemoryMax].AtRestart.Set)
 		require.Empty(t, h.Configuration().Older)

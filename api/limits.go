@@ -40,6 +40,12 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 			set(field, r, service.Of(*value), nil)
 		}
 	}
+	setText := func(field string, r service.Resource, value *string) {
+		if value != nil {
+			q, err := r.Parse(*value)
+			set(field, r, q, err)
+		}
+	}
 	if in.GetMaxMemoryBytes() != 0 {
 		set("max_memory_bytes", service.MemoryMax, service.Of(in.GetMaxMemoryBytes()), nil)
 	} else if in.GetMaxMemoryMb() != 0 {
@@ -57,13 +63,13 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 			q, err := service.CPUBurst.OfPercent(float64(*in.CpuBurstPercent))
 			set("cpu_burst_percent", service.CPUBurst, q, err)
 		}
-		if in.CpuIdle != nil {
-			q := service.Of(0)
-			if *in.CpuIdle {
-				q = service.Of(1)
-			}
-			set("cpu_idle", service.CPUIdle, q, nil)
-		}
+		setWhole("cpu_idle", service.CPUIdle, zeroOrOne(in.CpuIdle))
+		setWhole("memory_zswap_max_bytes", service.MemoryZswapMax, in.MemoryZswapMaxBytes)
+		setWhole("oom_group", service.OOMGroup, zeroOrOne(in.OomGroup))
+		setText("cpuset_cpus", service.CPUSetCPUs, in.CpusetCpus)
+		setText("cpuset_mems", service.CPUSetMems, in.CpusetMems)
+		setText("io_max", service.IOMax, in.IoMax)
+		setText("rlimits", service.Rlimits, in.Rlimits)
 		setWhole("memory_high_bytes", service.MemoryHigh, in.MemoryHighBytes)
 		setWhole("memory_swap_max_bytes", service.MemorySwapMax, in.MemorySwapMaxBytes)
 		setWhole("cpu_weight", service.CPUWeight, widen(in.CpuWeight))
@@ -102,6 +108,17 @@ func memoryQuota(mb float64) (service.Quota, error) {
 	return service.Of(uint64(math.Round(mb * mebibyte))), nil
 }
 
+func zeroOrOne(v *bool) *uint64 {
+	if v == nil {
+		return nil
+	}
+	var n uint64
+	if *v {
+		n = 1
+	}
+	return &n
+}
+
 func widen(v *uint32) *uint64 {
 	if v == nil {
 		return nil
@@ -125,6 +142,13 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		Nofile:               holds(applied, service.NoFile),
 		MemoryLowBytes:       holds(applied, service.MemoryLow),
 		MemoryMinBytes:       holds(applied, service.MemoryMin),
+		CpuIdle:              yes(holds(applied, service.CPUIdle)),
+		MemoryZswapMaxBytes:  holds(applied, service.MemoryZswapMax),
+		OomGroup:             yes(holds(applied, service.OOMGroup)),
+		CpusetCpus:           holdsText(applied, service.CPUSetCPUs),
+		CpusetMems:           holdsText(applied, service.CPUSetMems),
+		IoMax:                holdsText(applied, service.IOMax),
+		Rlimits:              holdsText(applied, service.Rlimits),
 		BestEffort:           &st.Spec.BestEffort,
 		Reports:              toReports(applied),
 	}
@@ -143,11 +167,24 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		burst := float32(service.Of(*n).Percent())
 		out.CpuBurstPercent = &burst
 	}
-	if n := holds(applied, service.CPUIdle); n != nil {
-		idle := *n != 0
-		out.CpuIdle = &idle
-	}
 	return out
+}
+
+func yes(v *uint64) *bool {
+	if v == nil {
+		return nil
+	}
+	is := *v != 0
+	return &is
+}
+
+// holdsText is what holds of a limit that is no number, as people write it.
+func holdsText(applied service.Applied, r service.Resource) *string {
+	q := applied[r].Applied
+	if !q.Set {
+		q = applied[r].Requested
+	}
+	return words(r, q)
 }
 
 func holds(applied service.Applied, r service.Resource) *uint64 {
@@ -174,6 +211,7 @@ func toReports(applied service.Applied) []*gladsheimv1.LimitReport {
 		report := &gladsheimv1.LimitReport{
 			Name: r.String(), Requested: amount(r, a.Requested), Applied: amount(r, a.Applied),
 			Effective: amount(r, a.Effective), SetBy: utf8(a.SetBy), Enforced: a.Enforced, AtRestart: amount(r, a.AtRestart),
+			RequestedText: words(r, a.Requested), AppliedText: words(r, a.Applied), EffectiveText: words(r, a.Effective), AtRestartText: words(r, a.AtRestart),
 		}
 		if !a.Enforced {
 			report.Reason = notEnforced
@@ -183,9 +221,19 @@ func toReports(applied service.Applied) []*gladsheimv1.LimitReport {
 	return out
 }
 
-// amount is a quota in the unit that people know; nil when it is not set.
+// words is a quota that is no number, as people write it; nil when it is not set, or a
+// number.
+func words(r service.Resource, q service.Quota) *string {
+	if !q.Set || r.Unit().IsNumber() {
+		return nil
+	}
+	text := r.Format(q)
+	return &text
+}
+
+// amount is a quota in the unit that people know; nil when it is not set, or no number.
 func amount(r service.Resource, q service.Quota) *float64 {
-	if !q.Set {
+	if !q.Set || !r.Unit().IsNumber() {
 		return nil
 	}
 	v := float64(q.Value)

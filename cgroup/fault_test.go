@@ -58,9 +58,11 @@ func life(g Group, born, ended func()) error {
 	for _, step := range []func() error{
 		func() error { return g.RefuseFrozen() },
 		func() error {
-			return g.Apply(service.Limits{service.MemoryMax: service.Of(64 << 20), service.PidsMax: service.Of(20)})
+			return g.Apply(service.Limits{
+				service.MemoryMax: service.Of(64 << 20), service.PidsMax: service.Of(20), service.OOMGroup: service.Of(1),
+			})
 		},
-		func() error { return g.SetOOMGroup(true) },
+		func() error { _, err := g.Limit(service.OOMGroup); return err },
 		func() error { _, err := g.Enforceable(); return err },
 		func() error { return g.SetMark("1 2") },
 		func() error { _, err := g.Mark(); return err },

@@ -176,7 +176,7 @@ func TestApply(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			text, want := encode(tc.r, service.Of(tc.value))
 			require.Equal(t, tc.text, text)
-			require.Equal(t, tc.want, want)
+			require.Equal(t, service.Of(tc.want), want)
 			got, err := decode(tc.r, text)
 			require.NoError(t, err)
 			if name != "rounded to a page" { // the kernel rounds, decode does not
@@ -348,7 +348,7 @@ func TestLimitsEffective(t *testing.T) {
 func TestDecodeCPU(t *testing.T) {
 	n, err := decode(service.CPUMax, "18446744073709551614 1000000")
 	require.NoError(t, err)
-	require.Equal(t, uint64(math.MaxUint64-1), n)
+	require.Equal(t, service.Of(math.MaxUint64-1), n)
 	for _, text := range []string{"", "1", "1 0", "-1 100000", "18446744073709551614 1", "a b", "1 2 3", "1 max x"} {
 		_, err := decode(service.CPUMax, text)
 		require.Error(t, err, text)

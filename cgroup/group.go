@@ -268,30 +268,6 @@ func (g Group) Add(pid int) error {
 	return g.write("cgroup.procs", strconv.Itoa(pid))
 }
 
-// SetOOMGroup tells the kernel to kill the group as a whole when it runs out of
-// memory (memory.oom.group), or only one process of it. It writes nothing when
-// that is so already.
-func (g Group) SetOOMGroup(whole bool) error {
-	want := "0"
-	if whole {
-		want = "1"
-	}
-	got, err := g.read("memory.oom.group")
-	if err != nil || got == want {
-		return err
-	}
-	if err := g.write("memory.oom.group", want); err != nil {
-		return err
-	}
-	if got, err = g.read("memory.oom.group"); err != nil {
-		return err
-	}
-	if got != want {
-		return fmt.Errorf("%s holds %s after %s was written", g.file("memory.oom.group"), got, want)
-	}
-	return nil
-}
-
 // OpenDir opens the group's directory, for CLONE_INTO_CGROUP (clone(2)).
 func (g Group) OpenDir() (*os.File, error) {
 	d, err := g.open()

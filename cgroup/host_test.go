@@ -263,7 +263,7 @@ func TestHostOOM(t *testing.T) {
 			g, sibling := parent.Child("a"), parent.Child("b")
 			require.NoError(t, g.Create(Wanted))
 			require.NoError(t, sibling.Create(Wanted))
-			require.NoError(t, g.SetOOMGroup(true))
+			require.NoError(t, g.Apply(service.Limits{service.OOMGroup: service.Of(1)}))
 			base, err := g.OOMCounts()
 			require.NoError(t, err)
 			require.True(t, base.TellsLevel())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +32,12 @@ var limitFiles = [service.NumResources]struct {
 	service.CPUIdle:       {"cpu.idle", "cpu", true},
 	service.PidsMax:       {"pids.max", "pids", false},
 	service.IOWeight:      {"io.weight", "io", true},
+
+	service.CPUSetCPUs:     {"cpuset.cpus", "cpuset", true},
+	service.CPUSetMems:     {"cpuset.mems", "cpuset", true},
+	service.MemoryZswapMax: {"memory.zswap.max", "memory", false},
+	service.OOMGroup:       {oomGroup, "memory", true},
+	service.IOMax:          {"io.max", "io", false},
 }
 
 // inTurn are the limits that have files, in the order in which they are written: what
@@ -45,15 +52,36 @@ var inTurn = func() []service.Resource {
 	return order
 }()
 
-const cpuBurst = "cpu.max.burst"
+const (
+	cpuBurst = "cpu.max.burst"
+	oomGroup = "memory.oom.group"
+)
 
-// Wanted are the controllers that limits and counters need.
+// Wanted are the controllers that counters need, and limits that many set.
 var Wanted = []string{"cpu", "io", "memory", "pids"}
+
+// OnDemand are those that cost something, and limits need that few set: a group has
+// them once one beside it has asked for such a limit.
+var OnDemand = []string{"cpuset"}
+
+// Demanded are the controllers of OnDemand that l needs.
+func Demanded(l service.Limits) (controllers []string) {
+	for r, q := range l {
+		c := limitFiles[r].controller
+		if q.Set && q.Value != service.Unlimited && slices.Contains(OnDemand, c) && !slices.Contains(controllers, c) {
+			controllers = append(controllers, c)
+		}
+	}
+	return controllers
+}
 
 const (
 	cpuPeriod   = 100_000 // microseconds; the kernel's default
 	cpuMinQuota = 1_000   // microseconds; the kernel refuses less
 )
+
+// Controller is the controller that keeps limits of r, "" if none does.
+func Controller(r service.Resource) string { return limitFiles[r].controller }
 
 // Enforceable tells which limits the kernel keeps for groups such as g: those
 // whose file is there. Of the root, which has no such files, nothing is known.
@@ -99,7 +127,7 @@ func (g Group) Apply(l service.Limits) error {
 			continue
 		}
 		err := applyOne(d, r, q)
-		if q.Value == service.Unlimited && errors.Is(err, unix.ENOENT) {
+		if q.Value == service.Unlimited && g.hasNo(err) {
 			continue
 		}
 		if err != nil {
@@ -109,30 +137,56 @@ func (g Group) Apply(l service.Limits) error {
 	return nil
 }
 
+// hasNo tells whether err says that g has no such file, or has it no more: systemd takes
+// controllers away that nobody needs, while we look.
+func (g Group) hasNo(err error) bool {
+	if errors.Is(err, unix.ENODEV) {
+		there, _ := g.Exists()
+		return there
+	}
+	return errors.Is(err, unix.ENOENT)
+}
+
 func applyOne(d *dir, r service.Resource, q service.Quota) error {
+	if r.Unit() == service.Devices {
+		return setDevices(d, r, q)
+	}
 	text, want := encode(r, q)
 	file := limitFiles[r].name
-	if err := d.write(file, text); err != nil {
+	err := d.write(file, text)
+	if r.Unit() == service.List && q.Value == service.Unlimited && errors.Is(err, unix.ENOSPC) {
+		return d.fill(r)
+	}
+	if err != nil {
 		return fmt.Errorf("%q: %w", text, err)
 	}
 	got, err := readLimit(d, r)
 	if err != nil {
 		return err
 	}
-	if got != service.Of(want) {
-		return fmt.Errorf("%s/%s holds %d after %q was written", d.Name(), file, got.Value, text)
+	if got != want {
+		return fmt.Errorf("%s/%s holds %s after %q was written", d.Name(), file, r.Format(got), text)
 	}
-	return nil
+	return checkEffective(d, r, q)
 }
 
-// encode is what to write for q, and the value that the kernel will make of it.
-func encode(r service.Resource, q service.Quota) (text string, want uint64) {
-	if q.Value == service.Unlimited {
-		if r == service.CPUMax {
-			return fmt.Sprintf("max %d", cpuPeriod), q.Value
-		}
-		return "max", q.Value
+// encode is what to write for q, and the quota that the kernel will make of it.
+func encode(r service.Resource, q service.Quota) (text string, want service.Quota) {
+	switch {
+	case r.Unit() == service.List && q.Value == service.Unlimited:
+		return "\n", q // else nothing would be written
+	case r.Unit() == service.List:
+		return q.Text, q
+	case q.Value == service.Unlimited && r == service.CPUMax:
+		return fmt.Sprintf("max %d", cpuPeriod), q
+	case q.Value == service.Unlimited:
+		return "max", q
 	}
+	text, value := encodeNumber(r, q)
+	return text, service.Of(value)
+}
+
+func encodeNumber(r service.Resource, q service.Quota) (text string, want uint64) {
 	number := strconv.FormatUint(q.Value, 10)
 	switch {
 	case r.Unit() == service.Bytes:
@@ -149,6 +203,20 @@ func encode(r service.Resource, q service.Quota) (text string, want uint64) {
 	return number, q.Value
 }
 
+// Limit reads one limit of g alone; unset where the kernel has no such file.
+func (g Group) Limit(r service.Resource) (service.Quota, error) {
+	d, err := g.open()
+	if err != nil {
+		return service.Quota{}, err
+	}
+	defer d.Close()
+	q, err := readLimit(d, r)
+	if errors.Is(err, unix.ENOENT) {
+		return service.Quota{}, nil
+	}
+	return q, err
+}
+
 // Limits reads the limits back and finds what holds in effect: the smallest of
 // the group's own and every ancestor's, with the ancestor that sets it: of memory.low
 // and memory.min as well, for a group is protected by no more than what is above it.
@@ -163,6 +231,13 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 		if err := at.addLimits(&a, at == g); err != nil {
 			return service.Applied{}, err
 		}
+	}
+	if asked := requested[service.IOMax]; asked.Text != "" {
+		report := &a[service.IOMax]
+		report.Applied, report.Effective = named(report.Applied, asked), named(report.Effective, asked)
+	}
+	for _, lack := range g.tree.Lacks(requested) {
+		a[lack.Resource].Enforced = false
 	}
 	if a[service.CPUIdle].Applied == service.Of(1) { // the file of the weight says 0, which is none
 		weight := &a[service.CPUWeight]
@@ -184,15 +259,29 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			continue
 		}
 		q, err := readLimit(d, r)
-		if errors.Is(err, unix.ENOENT) {
+		if g.hasNo(err) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
 		switch {
+		case own && r.Unit() == service.List:
+			a[r].Applied, a[r].Enforced = q, true
+			a[r].Effective, a[r].SetBy, err = g.effective(r, q)
+			if g.hasNo(err) {
+				a[r].Applied, a[r].Enforced = service.Quota{}, false
+				continue
+			}
+			if err != nil {
+				return err
+			}
 		case own:
 			a[r].Applied, a[r].Effective, a[r].Enforced = q, q, true
+		case r.Unit() == service.Devices:
+			if both, differs := tighter(a[r].Effective, q); differs {
+				a[r].Effective, a[r].SetBy = both, g.path
+			}
 		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
 			a[r].Effective, a[r].SetBy = q, g.path
 		}
@@ -207,14 +296,14 @@ func readLimit(d *dir, r service.Resource) (service.Quota, error) {
 	if err != nil {
 		return service.Quota{}, err
 	}
-	n, err := decode(r, text)
-	if err == nil && r == service.CPUBurst && n > 0 {
-		return readBurst(d, n)
+	q, err := decode(r, text)
+	if err == nil && r == service.CPUBurst && q.Value > 0 {
+		return readBurst(d, q.Value)
 	}
 	if err != nil {
 		return service.Quota{}, fmt.Errorf("%s/%s holds %q: %w", d.Name(), file, text, err)
 	}
-	return service.Of(n), nil
+	return q, nil
 }
 
 // readBurst turns microseconds that may be saved up into microseconds per second, by
@@ -238,7 +327,21 @@ func readBurst(d *dir, usec uint64) (service.Quota, error) {
 
 var errForm = errors.New("not in the form that the kernel documents")
 
-func decode(r service.Resource, text string) (uint64, error) {
+func decode(r service.Resource, text string) (service.Quota, error) {
+	switch r.Unit() {
+	case service.List:
+		return decodeList(text)
+	case service.Devices:
+		return decodeDevices(text)
+	}
+	n, err := decodeNumber(r, text)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	return service.Of(n), nil
+}
+
+func decodeNumber(r service.Resource, text string) (uint64, error) {
 	fields := strings.Fields(text)
 	switch {
 	case r == service.CPUMax && len(fields) == 2:
@@ -280,8 +383,11 @@ func number(text string) (uint64, error) {
 // File is the name of the file that carries r, "" for none.
 func File(r service.Resource) string { return limitFiles[r].name }
 
-// Kept is what the kernel keeps of q.
+// Kept is what the kernel keeps of q; unset where it may keep that in other words.
 func Kept(r service.Resource, q service.Quota) service.Quota {
+	if r.Unit() == service.Devices || r.Unit() == service.List && q.Value == service.Unlimited {
+		return service.Quota{}
+	}
 	_, want := encode(r, q)
-	return service.Of(want)
+	return want
 }

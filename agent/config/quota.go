@@ -17,6 +17,8 @@ func (f quota) bytes() bool { return f.resource.Unit() == service.Bytes }
 
 func (f quota) percent() bool { return f.resource.Unit() == service.Percent }
 
+func (f quota) list() bool { return f.resource.Unit() == service.List }
+
 func (f quota) yesNo() bool { return f.resource.Unit() == service.YesNo }
 
 func (f quota) read(d *document, path string, n *node, v *service.Quota) {
@@ -26,7 +28,8 @@ func (f quota) read(d *document, path string, n *node, v *service.Quota) {
 	}
 	if err != nil {
 		// The place says which limit it is.
-		d.fault(n.offset, path, "%s", strings.TrimPrefix(err.Error(), f.resource.String()+" "))
+		message := strings.TrimPrefix(err.Error(), f.resource.String())
+		d.fault(n.offset, path, "%s", strings.TrimLeft(message, ": "))
 		return
 	}
 	*v = q
@@ -41,7 +44,9 @@ func (f quota) parse(n *node) (service.Quota, error) {
 		return service.Of(size), err
 	case f.yesNo() && n.kind == isBool:
 		return f.resource.Parse(n.text)
-	case f.yesNo():
+	case f.list() && n.kind == isText:
+		return f.resource.Parse(n.text)
+	case f.yesNo(), f.list():
 	case n.kind == isNumber && f.percent():
 		percent, err := strconv.ParseFloat(n.text, 64)
 		if err != nil {
@@ -73,6 +78,8 @@ func (f quota) wants() string {
 		return `bytes as a whole number or a string such as "256MiB", or "max" for no limit`
 	case f.yesNo():
 		return "true or false"
+	case f.list():
+		return `a string of numbers and spans of them, such as "0-3,8", or "max" for all`
 	case f.resource == service.CPUMax:
 		return `a number, percent of one core, or "max" for no limit`
 	case f.percent():
@@ -90,6 +97,8 @@ func (f quota) write(q service.Quota) any {
 		return nil
 	case q.Value == service.Unlimited:
 		return "max"
+	case f.list():
+		return q.Text
 	case f.yesNo():
 		return q.Value != 0
 	case f.percent():
@@ -103,6 +112,9 @@ func (f quota) write(q service.Quota) any {
 func (f quota) schema(service.Quota) *jsonschema.Schema {
 	if f.yesNo() {
 		return &jsonschema.Schema{Type: "boolean"}
+	}
+	if f.list() {
+		return &jsonschema.Schema{Type: "string", Pattern: `^(max|[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)$`}
 	}
 	low, high, unlimited := f.resource.Range()
 	n := &jsonschema.Schema{Type: "integer", Minimum: jsonschema.Ptr(float64(low)), Maximum: jsonschema.Ptr(float64(high))}

@@ -14,18 +14,24 @@ type Resource uint8
 // (Documentation/admin-guide/cgroup-v2.rst; NoFile: setrlimit(2)). Records hold them
 // by their numbers: a new one comes last.
 const (
-	MemoryMax     Resource = iota // memory.max: above it the kernel kills
-	MemoryHigh                    // memory.high: above it the kernel throttles and reclaims
-	MemorySwapMax                 // memory.swap.max
-	CPUMax                        // cpu.max, in microseconds of CPU time per second
-	CPUWeight                     // cpu.weight
-	PidsMax                       // tasks, pids.max
-	IOWeight                      // io.weight
-	NoFile                        // open files per process, RLIMIT_NOFILE
-	MemoryLow                     // memory.low: below it memory is taken only when there is none elsewhere
-	MemoryMin                     // memory.min: below it memory is never taken
-	CPUIdle                       // cpu.idle: gets what nobody else wants
-	CPUBurst                      // cpu.max.burst, in microseconds per second: what may be saved up of CPUMax
+	MemoryMax      Resource = iota // memory.max: above it the kernel kills
+	MemoryHigh                     // memory.high: above it the kernel throttles and reclaims
+	MemorySwapMax                  // memory.swap.max
+	CPUMax                         // cpu.max, in microseconds of CPU time per second
+	CPUWeight                      // cpu.weight
+	PidsMax                        // tasks, pids.max
+	IOWeight                       // io.weight
+	NoFile                         // open files per process, RLIMIT_NOFILE
+	MemoryLow                      // memory.low: below it memory is taken only when there is none elsewhere
+	MemoryMin                      // memory.min: below it memory is never taken
+	CPUIdle                        // cpu.idle: gets what nobody else wants
+	CPUBurst                       // cpu.max.burst, in microseconds per second: what may be saved up of CPUMax
+	CPUSetCPUs                     // cpuset.cpus: the CPUs it may run on
+	CPUSetMems                     // cpuset.mems: the memory nodes it may have memory of
+	MemoryZswapMax                 // memory.zswap.max: of compressed swap in memory
+	OOMGroup                       // memory.oom.group: want of memory ends all of it
+	IOMax                          // io.max: how fast each disk may be used
+	Rlimits                        // of each process, setrlimit(2), but for NoFile
 	NumResources
 )
 
@@ -34,11 +40,17 @@ type Unit uint8
 
 // The units.
 const (
-	Plain   Unit = iota // a number
-	Bytes               // of memory
-	Percent             // of one core; the quota holds microseconds per second
-	YesNo               // 1 or 0
+	Plain      Unit = iota // a number
+	Bytes                  // of memory
+	Percent                // of one core; the quota holds microseconds per second
+	YesNo                  // 1 or 0
+	List                   // no amount: numbers of CPUs or nodes, in Quota.Text
+	Devices                // no amount: a DeviceLimit for each of several disks, in Quota.Text
+	PerProcess             // no amount: several Rlimit, in Quota.Text
 )
+
+// IsNumber tells whether quotas of this unit hold a Value, not a Text.
+func (u Unit) IsNumber() bool { return u < List }
 
 // resources is what is to be known of each resource. Low and high are the values that
 // a quota may have besides Unlimited.
@@ -61,6 +73,13 @@ var resources = [NumResources]struct {
 	MemoryMin: {"memory_min", Bytes, 0, 1 << 50, true},
 	CPUIdle:   {"cpu_idle", YesNo, 0, 1, false},
 	CPUBurst:  {"cpu_burst_percent", Percent, 0, 100 * UsecPerPercent * 8192, false},
+	// Of lists the values are those of the numbers in it.
+	CPUSetCPUs:     {"cpuset_cpus", List, 0, maxNumber, true},
+	CPUSetMems:     {"cpuset_mems", List, 0, maxNumber, true},
+	MemoryZswapMax: {"memory_zswap_max", Bytes, 0, 1 << 50, true},
+	OOMGroup:       {"oom_group", YesNo, 0, 1, false},
+	IOMax:          {"io_max", Devices, 0, 1 << 50, true},
+	Rlimits:        {"rlimits", PerProcess, 0, 1 << 60, true},
 }
 
 func (r Resource) String() string { return resources[r].name }
@@ -90,11 +109,15 @@ const UsecPerPercent = 10_000
 // absent is not zero.
 type Quota struct {
 	Value uint64 // in the unit of its Resource, or Unlimited
+	Text  string `json:",omitempty"` // instead of a Value, where the unit is no number; in its one canonical form
 	Set   bool
 }
 
 // Of is a Quota of n.
 func Of(n uint64) Quota { return Quota{Value: n, Set: true} }
+
+// OfText is a Quota that is no number. Resource.Parse makes the canonical text.
+func OfText(text string) Quota { return Quota{Text: text, Set: true} }
 
 // Limits holds one Quota for each Resource. The zero value limits nothing.
 type Limits [NumResources]Quota
@@ -157,19 +180,32 @@ func (r Resource) Check(q Quota) error {
 	switch {
 	case !q.Set:
 		return nil
-	case q.Value == Unlimited && unlimited:
+	case q == Of(Unlimited) && unlimited:
 		return nil
 	case q.Value == Unlimited:
 		return fmt.Errorf("%s can not be unlimited", r)
+	case !r.Unit().IsNumber():
+		return r.checkText(q)
+	case q.Text != "":
+		return fmt.Errorf("%s is %.40q; it wants a number", r, q.Text)
 	case q.Value < low || q.Value > high:
 		return fmt.Errorf("%s is %s; the range is %s to %s", r, r.Format(q), r.Format(Of(low)), r.Format(Of(high)))
 	}
 	return nil
 }
 
+// checkText tells why q, which is no number, can not be a limit of r.
+func (r Resource) checkText(q Quota) error {
+	back, err := r.parse(q.Text)
+	if err == nil && back != q {
+		err = fmt.Errorf("%s is %.100q; in canonical form that is %.100q", r, q.Text, back.Text)
+	}
+	return err
+}
+
 // Parse reads a quota as a person writes it: bytes as an integer or with KiB,
-// MiB, GiB, TiB; percent as a decimal; true or false; else an integer; "max" for
-// Unlimited.
+// MiB, GiB, TiB; percent as a decimal; true or false; lists as ParseNumbers,
+// ParseDevices and ParseRlimits do; else an integer; "max" for Unlimited.
 // The result has passed Check.
 func (r Resource) Parse(text string) (Quota, error) {
 	q, err := r.parse(text)
@@ -204,6 +240,33 @@ func (r Resource) parse(text string) (Quota, error) {
 			return Of(0), nil
 		}
 		return Quota{}, fmt.Errorf("%s: %q is neither true nor false", r, text)
+	case List:
+		list, err := ParseNumbers(text)
+		if err == nil && len(list) == 0 {
+			err = errNothing
+		}
+		if err != nil {
+			return Quota{}, fmt.Errorf("%s: %w", r, err)
+		}
+		return OfText(list.String()), nil
+	case Devices:
+		list, err := ParseDevices(text)
+		if err == nil && len(list) == 0 {
+			err = errNothing
+		}
+		if err != nil {
+			return Quota{}, fmt.Errorf("%s: %w", r, err)
+		}
+		return OfDevices(list)
+	case PerProcess:
+		list, err := ParseRlimits(text)
+		if err == nil && len(list) == 0 {
+			err = errNothing
+		}
+		if err != nil {
+			return Quota{}, fmt.Errorf("%s: %w", r, err)
+		}
+		return OfRlimits(list), nil
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
@@ -244,6 +307,8 @@ func (r Resource) Format(q Quota) string {
 		return "-"
 	case q.Value == Unlimited:
 		return "max"
+	case !r.Unit().IsNumber():
+		return q.Text
 	case r.Unit() == Percent:
 		return strconv.FormatFloat(q.Percent(), 'f', -1, 64) + "%"
 	case r.Unit() == Bytes:
@@ -291,7 +356,7 @@ func FormatSize(n uint64) string {
 type LimitReport struct {
 	Requested Quota  // as asked for
 	Applied   Quota  // read back from the kernel after its rounding
-	Effective Quota  // the minimum of Applied and every ancestor's
+	Effective Quota  // the minimum of Applied and every ancestor's; of a list what is in all of them
 	SetBy     string // the cgroup (relative to the root) whose value is Effective, "" when it is the service's own
 	Enforced  bool   // the host enforces it
 	AtRestart Quota  // as a restart would ask for, unset where that is Requested or nobody looked
@@ -300,6 +365,18 @@ type LimitReport struct {
 // Applied holds one LimitReport for each Resource; those of resources that
 // nobody asked for have Requested unset and still tell what holds.
 type Applied [NumResources]LimitReport
+
+// Offer adds the limits that the kernel would enforce, had anybody asked for them:
+// their files are there only then, and nothing limits until then.
+func (a *Applied) Offer(e Enforcement) {
+	for r := range a {
+		rep := &a[r]
+		asked := rep.Requested.Set && rep.Requested.Value != Unlimited
+		if _, _, unlimited := Resource(r).Range(); !rep.Enforced && e.Limits[r] && !asked && unlimited {
+			rep.Applied, rep.Effective, rep.Enforced = Of(Unlimited), Of(Unlimited), true
+		}
+	}
+}
 
 // Unenforced lists the requested limits that the host does not enforce.
 func (a Applied) Unenforced() []Resource {

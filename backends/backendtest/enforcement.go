@@ -21,6 +21,7 @@ func enforcementLaws() []law {
 	return []law{
 		{says: "who uses more memory than memory_max is killed for that, and it is told, with the level", only: real, check: lawMemoryMax},
 		{says: "want of memory ends the whole service, not one process of it", only: real, check: lawMemoryMaxAll},
+		{says: "with oom_group false it ends one process, and the others live", only: real, check: lawOOMGroup},
 		{says: "one that stays below memory_max lives", only: real, check: lawMemoryBelow},
 		{says: "pids_max makes a fork fail, and nobody is killed", only: real, check: lawPidsMax},
 		{says: "cpu_percent 20 gives 20 percent", only: real, alone: true, check: lawCPUMax},
@@ -84,6 +85,21 @@ func lawMemoryMaxAll(b *bench) {
 	i := b.launch(l)
 	require.Equal(b, service.Exit{Signal: syscall.SIGKILL}, i.exit())
 	b.eventually(func() bool { return b.alive(l) == 0 }, "its children live on")
+	require.Equal(b, service.OOMOwn, i.release().OOM)
+}
+
+func lawOOMGroup(b *bench) {
+	const children = 3
+	l := b.memoryLimited(24*mebi, "hog-memory", fmt.Sprint(64*mebi), fmt.Sprint(mebi), fmt.Sprint(children))
+	l.Limits[service.OOMGroup] = service.Of(0)
+	l.Spec.Limits = l.Limits
+	if !b.enforces(l) {
+		return
+	}
+	i := b.launch(l)
+	require.Equal(b, service.Exit{Signal: syscall.SIGKILL}, i.exit())
+	require.Equal(b, uint64(1), i.counter("memory.events", "oom_kill"))
+	require.Equal(b, children, b.alive(l))
 	require.Equal(b, service.OOMOwn, i.release().OOM)
 }
 

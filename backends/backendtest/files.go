@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"os"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,14 @@ var cgroupFiles = []struct {
 	{service.CPUWeight, 50, "cpu.weight", "50"},
 	{service.PidsMax, 200, "pids.max", "200"},
 	{service.IOWeight, 50, "io.weight", "50"},
+	{service.MemoryZswapMax, 8 << 20, "memory.zswap.max", "8388608"},
+}
+
+// HasZswap tells whether the kernel of this host has compressed swap, and so a limit of
+// it: those for clouds do without.
+func HasZswap() bool {
+	_, err := os.Stat("/sys/module/zswap")
+	return err == nil
 }
 
 // inUnit turns the text of a cgroup file into a number in the unit of its

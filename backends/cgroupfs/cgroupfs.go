@@ -103,7 +103,7 @@ func New(c Config) (*Backend, error) {
 	if b.controllers, err = prepare(b.parent, c.Ours); err != nil {
 		return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
 	}
-	if b.enforces, err = enforcement(b.parent); err != nil {
+	if b.enforces, err = enforcement(b.parent, c.Ours); err != nil {
 		return nil, failure("use cgroups", service.Name{}, service.HostUnavailable, err)
 	}
 	if b.bootID, err = c.Procfs.BootID(); err != nil {
@@ -115,11 +115,7 @@ func New(c Config) (*Backend, error) {
 // prepare makes the parent pass on every controller that it can have, and
 // returns those.
 func prepare(parent cgroup.Group, ours bool) ([]string, error) {
-	source := parent
-	if ours {
-		source = parent.Root()
-	}
-	offered, err := source.Controllers()
+	offered, err := offered(parent, ours)
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +129,14 @@ func prepare(parent cgroup.Group, ours bool) ([]string, error) {
 		}
 	}
 	return controllers, parent.Enable(controllers)
+}
+
+// offered lists the controllers that the parent may pass on.
+func offered(parent cgroup.Group, ours bool) ([]string, error) {
+	if ours {
+		parent = parent.Root()
+	}
+	return parent.Controllers()
 }
 
 // supervisor is the leaf below the parent for the agent, and whoever else lives
@@ -170,13 +174,23 @@ func createAll(g cgroup.Group, controllers []string) error {
 }
 
 // enforcement asks the kernel. The parent has the same controllers as the
-// cgroups below it, and so the same files.
-func enforcement(parent cgroup.Group) (service.Enforcement, error) {
+// cgroups below it, and so the same files, but for controllers that nobody has
+// demanded yet.
+func enforcement(parent cgroup.Group, ours bool) (service.Enforcement, error) {
 	limits, err := parent.Enforceable()
 	if err != nil {
 		return service.Enforcement{}, err
 	}
-	limits[service.NoFile] = true // of each process, by prlimit(2)
+	offered, err := offered(parent, ours)
+	if err != nil {
+		return service.Enforcement{}, err
+	}
+	for r := range limits {
+		if c := cgroup.Controller(service.Resource(r)); slices.Contains(cgroup.OnDemand, c) {
+			limits[r] = slices.Contains(offered, c)
+		}
+	}
+	limits[service.NoFile], limits[service.Rlimits] = true, true // of each process, by prlimit(2)
 	counts, err := parent.OOMCounts()
 	if err != nil {
 		return service.Enforcement{}, err

@@ -168,8 +168,8 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 	if err := h.begin(ctx, op); err != nil {
 		return service.Applied{}, err
 	}
-	if missing := h.backend.enforces.Missing(l); len(missing) > 0 {
-		return service.Applied{}, h.backend.unenforceable(op, h.ref.Name, missing)
+	if err := h.backend.unenforceable(op, h.ref.Name, l); err != nil {
+		return service.Applied{}, err
 	}
 	if h.mainEnded() {
 		return service.Applied{}, h.notRunning(op)
@@ -183,10 +183,8 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 		}
 		return service.Applied{}, h.fileError(op, err)
 	}
-	if q := l[service.NoFile]; q.Set {
-		if err := rlimit.SetNoFile(h.group.Processes, q.Value); err != nil {
-			return service.Applied{}, h.fileError(op, err)
-		}
+	if err := rlimit.Set(h.group.Processes, l.OfProcesses()); err != nil {
+		return service.Applied{}, h.fileError(op, err)
 	}
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
@@ -232,10 +230,14 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 	}
 	h.baseline.Begin(requested, applied)
 	applied[service.NoFile].Enforced = true
+	applied.Offer(h.backend.enforces)
 	if h.mainEnded() {
 		return applied, nil
 	}
 	n, err := rlimit.NoFile(h.ref.PID)
+	if err == nil {
+		applied[service.Rlimits], err = rlimit.Report(h.ref.PID, requested[service.Rlimits])
+	}
 	switch {
 	case errors.Is(err, syscall.ESRCH) || h.mainEnded():
 	case err != nil:

@@ -115,6 +115,7 @@ func TestHostConformance(t *testing.T) {
 	for r := range everything.Limits {
 		everything.Limits[r] = true
 	}
+	everything.Limits[service.MemoryZswapMax] = backendtest.HasZswap()
 	backendtest.Run(t, backendtest.Subject{
 		New:        func(t *testing.T) backends.Backend { return newBackend(t, config(t)) },
 		Workload:   backendtest.Workload(t),

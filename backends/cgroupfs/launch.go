@@ -66,24 +66,37 @@ func (b *Backend) group(l service.Launch) cgroup.Group {
 }
 
 // enforceable returns the limits that the kernel will hold: all that were asked
-// for, or with best effort those it can.
+// for, or with best effort those it can, and what holds where nobody asks.
 func (b *Backend) enforceable(l service.Launch) (service.Limits, error) {
-	missing := b.enforces.Missing(l.Limits)
-	if len(missing) > 0 && !l.Spec.BestEffort {
-		return service.Limits{}, b.unenforceable("start", l.Name, missing)
-	}
 	limits := l.Limits
-	for _, r := range missing {
+	if err := b.unenforceable("start", l.Name, limits); err != nil && !l.Spec.BestEffort {
+		return service.Limits{}, err
+	}
+	for _, r := range b.enforces.Missing(limits) {
 		limits[r] = service.Quota{}
+	}
+	for _, lack := range b.tree.Lacks(limits) {
+		limits[lack.Resource] = service.Quota{}
+	}
+	if !limits[service.OOMGroup].Set && b.enforces.Limits[service.OOMGroup] {
+		limits[service.OOMGroup] = service.Of(1)
 	}
 	return limits, nil
 }
 
-func (b *Backend) unenforceable(op string, name service.Name, missing []service.Resource) error {
-	return &service.Error{
-		Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
-		Err: fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", b.enforces.Explain(missing)),
+// unenforceable is the refusal of limits that this host does not enforce, nil if there
+// are none among them.
+func (b *Backend) unenforceable(op string, name service.Name, limits service.Limits) error {
+	var err error
+	if missing := b.enforces.Missing(limits); len(missing) > 0 {
+		err = fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", b.enforces.Explain(missing))
+	} else if lacks := b.tree.Lacks(limits); len(lacks) > 0 {
+		err = errors.New(lacks[0].Why)
 	}
+	if err == nil {
+		return nil
+	}
+	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable, Err: err}
 }
 
 // begin keeps two launches of one service apart.
@@ -203,11 +216,6 @@ func (h *handle) enclose(ctx context.Context, limits service.Limits) error {
 	if err := h.apply(ctx, limits); err != nil {
 		return fmt.Errorf("limit its cgroup: %w", err)
 	}
-	if h.backend.enforces.Limits[service.MemoryMax] {
-		if err := h.group.SetOOMGroup(true); err != nil {
-			return fmt.Errorf("limit its cgroup: %w", err)
-		}
-	}
 	var err error
 	h.base, err = h.group.OOMCounts()
 	return err
@@ -215,6 +223,9 @@ func (h *handle) enclose(ctx context.Context, limits service.Limits) error {
 
 // apply limits the cgroup, and has what is above it keep memory for it.
 func (h *handle) apply(ctx context.Context, limits service.Limits) error {
+	if err := h.backend.parent.Enable(cgroup.Demanded(limits)); err != nil {
+		return err
+	}
 	if err := h.group.Apply(limits); err != nil || !cgroup.Protects(limits) {
 		return err
 	}

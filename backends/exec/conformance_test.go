@@ -35,7 +35,7 @@ func newBackend(t testing.TB) *Backend {
 
 func TestConformance(t *testing.T) {
 	var offers service.Enforcement
-	offers.Limits[service.NoFile] = true
+	offers.Limits[service.NoFile], offers.Limits[service.Rlimits] = true, true
 	offers.BornInside = true
 	backendtest.Run(t, backendtest.Subject{
 		New:      func(t *testing.T) backends.Backend { return newBackend(t) },

@@ -75,11 +75,11 @@ func (b *Backend) WatchLogs(tell func(service.LogTrouble)) { b.shim.WatchLogs(te
 // Name is "exec".
 func (b *Backend) Name() string { return "exec" }
 
-// Enforces claims the number of open files, which every process of a service
-// has from its birth.
+// Enforces claims the limits that every process of a service has from its birth, of
+// open files and others.
 func (b *Backend) Enforces() service.Enforcement {
 	e := service.Enforcement{BornInside: true}
-	e.Limits[service.NoFile] = true
+	e.Limits[service.NoFile], e.Limits[service.Rlimits] = true, true
 	return e
 }
 

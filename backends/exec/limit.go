@@ -35,10 +35,8 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if _, err := h.noFile(); err != nil { // also tells whether anybody lives
 		return service.Applied{}, err
 	}
-	if files := l[service.NoFile]; files.Set {
-		if err := rlimit.SetNoFile(func() ([]int, error) { return h.pids() }, files.Value); err != nil {
-			return service.Applied{}, h.limitFailure(err)
-		}
+	if err := rlimit.Set(h.pids, l.OfProcesses()); err != nil {
+		return service.Applied{}, h.limitFailure(err)
 	}
 	h.mu.Lock()
 	h.requested = l.Over(h.requested)
@@ -60,6 +58,12 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 		applied[r].Requested = want
 		if want.Set && want.Value == service.Unlimited {
 			applied[r].Applied, applied[r].Enforced = want, true // nothing limits it, as asked
+		}
+	}
+	applied[service.Rlimits].Enforced = true
+	if h.main != nil && !over(h.exited) {
+		if now, err := rlimit.Report(h.main.PID(), h.requested[service.Rlimits]); err == nil && !over(h.exited) {
+			applied[service.Rlimits] = now
 		}
 	}
 	report := &applied[service.NoFile]

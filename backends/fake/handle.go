@@ -254,6 +254,9 @@ var untouched = service.Limits{
 	service.CPUWeight: service.Of(100), service.PidsMax: service.Of(service.Unlimited),
 	service.IOWeight: service.Of(100), service.NoFile: service.Of(1024), service.MemoryLow: service.Of(0),
 	service.MemoryMin: service.Of(0), service.CPUIdle: service.Of(0), service.CPUBurst: service.Of(0),
+	service.CPUSetCPUs: service.Of(service.Unlimited), service.CPUSetMems: service.Of(service.Unlimited),
+	service.MemoryZswapMax: service.Of(service.Unlimited), service.OOMGroup: service.Of(1),
+	service.IOMax: service.Of(service.Unlimited), service.Rlimits: service.Of(service.Unlimited),
 }
 
 func (h *handle) applied() service.Applied {

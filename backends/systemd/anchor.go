@@ -109,7 +109,7 @@ func (b *Backend) makeAnchor(ctx context.Context, anchor cgroup.Group) (cgroup.G
 		b: b, slots: make(chan struct{}, 1), // of its own: launches that hold one may wait for it
 		scope: units.AnchorScope, units: []string{units.AnchorScope}, path: anchor.Path(), root: anchor.Path(),
 		describe: func(can *link) ([]sd.Property, []sd.PropertyCollection) {
-			return anchorProperties(can.oomPolicy), []sd.PropertyCollection{}
+			return anchorProperties(can.knows253), []sd.PropertyCollection{}
 		},
 	}
 	if err := a.begin(ctx); err != nil {
@@ -170,7 +170,7 @@ func anchorProperties(oomPolicy bool) []sd.Property {
 		sd.PropDescription("Gladsheim services in cgroups of their own"),
 		sd.PropSlice(units.Slice),
 		property("CollectMode", "inactive-or-failed"),
-		property("DelegateControllers", cgroup.Wanted), // and Delegate=yes with it
+		property("DelegateControllers", slices.Concat(cgroup.Wanted, cgroup.OnDemand)), // and Delegate=yes with it
 		property("SendSIGHUP", false),
 		property("Before", []string{agentUnit}), // as scopes of services
 		property("TasksMax", uint64(math.MaxUint64)),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -153,15 +154,15 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 	if can.Limits, err = tree.Group(looksAt).Enforceable(); err != nil {
 		return can, err
 	}
-	for r, controller := range controllerOf {
-		if controller != "" && !slices.Contains(on, controller) {
+	for r := range can.Limits {
+		if controller := cgroup.Controller(service.Resource(r)); controller != "" && !slices.Contains(on, controller) {
 			can.Limits[r] = slices.Contains(controllers, controller)
 		}
 	}
 	if can.Freeze, err = tree.Group(looksAt).CanFreeze(); err != nil {
 		return can, err
 	}
-	can.Limits[service.NoFile] = true
+	can.Limits[service.NoFile], can.Limits[service.Rlimits] = true, true
 	for r, enforced := range can.Limits {
 		if enforced {
 			continue
@@ -174,22 +175,21 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 	return can, nil
 }
 
-var controllerOf = [service.NumResources]string{
-	service.MemoryMax: "memory", service.MemoryHigh: "memory", service.MemorySwapMax: "memory",
-	service.MemoryLow: "memory", service.MemoryMin: "memory",
-	service.CPUMax: "cpu", service.CPUWeight: "cpu", service.CPUIdle: "cpu", service.CPUBurst: "cpu",
-	service.PidsMax: "pids", service.IOWeight: "io",
-}
-
 // unenforceable is the error for limits that the host does not keep, nil if
 // there are none among them.
 func (b *Backend) unenforceable(op string, name service.Name, limits service.Limits) error {
-	missing := b.can.Missing(limits)
-	if len(missing) == 0 {
+	var whys []string
+	if missing := b.can.Missing(limits); len(missing) > 0 {
+		whys = append(whys, "this host does not enforce "+b.can.Explain(missing))
+	}
+	for _, lack := range b.tree.Lacks(limits) {
+		whys = append(whys, lack.Why)
+	}
+	if len(whys) == 0 {
 		return nil
 	}
 	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
-		Err: fmt.Errorf("this host does not enforce %s; leave the limit out, or set best_effort", b.can.Explain(missing))}
+		Err: fmt.Errorf("%s; leave the limit out, or set best_effort", strings.Join(whys, "; "))}
 }
 
 // bounded gives ctx a limit if it has none.

@@ -47,8 +47,8 @@ type link struct {
 
 	writing chan struct{} // held by the one who writes a message
 
-	pidfds    bool // scopes take PIDFDs (systemd 255)
-	oomPolicy bool // scopes take OOMPolicy (systemd 253)
+	pidfds   bool // scopes take PIDFDs (systemd 255)
+	knows253 bool // scopes take OOMPolicy and MemoryZSwapMax (systemd 253)
 }
 
 // lost is closed when the connection is.
@@ -297,7 +297,7 @@ func (l *link) probe(ctx context.Context) error {
 			return err
 		}
 	}
-	l.oomPolicy, err = l.takes(ctx, property("OOMPolicy", "kill"), property("PIDs", []uint32{}))
+	l.knows253, err = l.takes(ctx, property("OOMPolicy", "kill"), property("PIDs", []uint32{}))
 	return err
 }
 

@@ -380,7 +380,7 @@ func TestDaemonRestarts(t *testing.T) {
 func TestOlderSystemd(t *testing.T) {
 	onBothRoutes(t, func(t *testing.T, cfg Config) {
 		b := newBackend(t, cfg)
-		b.bus.current.pidfds, b.bus.current.oomPolicy = false, false
+		b.bus.current.pidfds, b.bus.current.knows253 = false, false
 		h := start(t, b, planned(t, service.Limits{service.MemoryMax: service.Of(64 << 20)}, "sleep"))
 		require.Equal(t, "1", file(t, h.scope, "memory.oom.group"))
 		_, err := h.Limit(within(t), service.Limits{service.MemoryMax: service.Of(48 << 20)})

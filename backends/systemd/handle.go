@@ -243,19 +243,26 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 
 // limit changes limits and reads each back.
 func (h *handle) limit(ctx context.Context, l service.Limits) error {
+	link, err := h.b.bus.link(ctx)
+	if err != nil {
+		return err
+	}
+	if err := h.keepsOOMPolicy(l, link); err != nil {
+		return err
+	}
 	if l[service.CPUMax].Set && l[service.CPUBurst].Set {
 		// The kernel refuses a quota below the burst.
 		if err := h.scope.Apply(service.Limits{service.CPUBurst: service.Of(0)}); err != nil {
 			return err
 		}
 	}
-	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l)); err != nil {
+	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l, link.knows253)); err != nil {
 		return err
 	}
-	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(amongSiblings(l))); err != nil {
+	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(amongSiblings(l), true)); err != nil {
 		return err
 	}
-	if err := groupKill(h.scope); err != nil {
+	if err := h.groupKill(); err != nil {
 		return err
 	}
 	if err := h.limitFrozen(l); err != nil {
@@ -264,16 +271,34 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	if err := h.complete(ctx, l); err != nil {
 		return err
 	}
-	if q := l[service.NoFile]; q.Set {
-		return rlimit.SetNoFile(h.cell.Processes, q.Value)
+	return rlimit.Set(h.cell.Processes, l.OfProcesses())
+}
+
+// keepsOOMPolicy refuses to change oom_group of a scope that has an OOMPolicy: that is
+// set when it is made, and systemd goes by it whatever the kernel was told.
+func (h *handle) keepsOOMPolicy(l service.Limits, can *link) error {
+	want := l[service.OOMGroup]
+	if !want.Set || !can.knows253 || want == h.oomGroup() {
+		return nil
 	}
-	return nil
+	return &service.Error{Op: "limit", Service: h.ref.Name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
+		Err: errors.New("oom_group of a scope is what it was when the scope was made; set it in the definition, and restart the service")}
+}
+
+// oomGroup is what oom_group is to be.
+func (h *handle) oomGroup() service.Quota {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if asked := h.requested[service.OOMGroup]; asked.Set {
+		return asked
+	}
+	return service.Of(1)
 }
 
 // complete adds to limits that systemd has set what it can not, and reads all of them
 // back.
 func (h *handle) complete(ctx context.Context, l service.Limits) error {
-	if err := h.scope.Apply(service.Limits{service.CPUBurst: l[service.CPUBurst]}); err != nil {
+	if err := h.scope.Apply(left(l)); err != nil {
 		return err
 	}
 	if cgroup.Protects(l) {
@@ -303,7 +328,8 @@ func holds(g cgroup.Group, l service.Limits) error {
 	}
 	for i, q := range l {
 		r, has := service.Resource(i), now[i].Applied
-		if !q.Set || r == service.NoFile || has == q || q.Value == service.Unlimited && !has.Set {
+		lifted := q.Value == service.Unlimited && (!has.Set || r.Unit() == service.List) // a list by complete
+		if !q.Set || r == service.NoFile || r == service.Rlimits || has == q || lifted {
 			continue
 		}
 		return fmt.Errorf("systemd was told that %s is %s, but %s holds %s", r, r.Format(q), g.Path(), r.Format(has))
@@ -317,7 +343,7 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	h.mu.Unlock()
 	applied, err := h.scope.Limits(requested)
 	if err == nil {
-		err = groupKill(h.scope)
+		err = h.groupKill()
 	}
 	if gone(err) {
 		return applied, &service.Error{Op: "read limits of", Service: h.ref.Name, Kind: service.NotRunning, Err: err}
@@ -330,8 +356,15 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
 	}
+	applied.Offer(h.b.can)
 	files := &applied[service.NoFile]
 	files.Applied, files.Effective, files.Enforced = soft, soft, soft.Set
+	if soft.Set {
+		applied[service.Rlimits], err = rlimit.Report(h.ref.PID, requested[service.Rlimits])
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) && !h.ended() {
+		return applied, failure("read limits of", h.ref.Name, err)
+	}
 	return applied, nil
 }
 
@@ -348,7 +381,7 @@ func (h *handle) openFiles() (service.Quota, error) {
 }
 
 func (h *handle) Usage(context.Context) (service.Usage, error) {
-	_ = groupKill(h.scope) // the scope may be gone; to put this right is not what was asked
+	_ = h.groupKill() // the scope may be gone; to put this right is not what was asked
 	u, err := h.usage()
 	if gone(err) {
 		return u, &service.Error{Op: "read usage of", Service: h.ref.Name, Kind: service.NotRunning, Err: err}

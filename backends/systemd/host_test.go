@@ -153,6 +153,7 @@ func TestConformance(t *testing.T) {
 	for r := range offers.Limits {
 		offers.Limits[r] = true
 	}
+	offers.Limits[service.MemoryZswapMax] = backendtest.HasZswap()
 	for name, route := range routes {
 		if name != mainRoute() && !soak {
 			continue

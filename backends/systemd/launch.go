@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 
 	sd "github.com/coreos/go-systemd/v22/dbus"
@@ -13,7 +12,6 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
-	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/failpoint"
 )
 
@@ -74,6 +72,9 @@ func (b *Backend) enforceable(l service.Launch) (service.Limits, error) {
 	for _, r := range b.can.Missing(limits) {
 		limits[r] = service.Quota{}
 	}
+	for _, lack := range b.tree.Lacks(limits) {
+		limits[lack.Resource] = service.Quota{}
+	}
 	return limits, nil
 }
 
@@ -82,7 +83,7 @@ func (b *Backend) newAttempt(l service.Launch, limits service.Limits) *attempt {
 	return &attempt{
 		b: b, slots: b.slots, name: l.Name, scope: scope, units: []string{scope, cell}, path: at, root: path.Dir(at),
 		describe: func(can *link) ([]sd.Property, []sd.PropertyCollection) {
-			return scopeProperties(l, limits, cell, can.oomPolicy),
+			return scopeProperties(l, limits, cell, can.knows253),
 				[]sd.PropertyCollection{{Name: cell, Properties: cellProperties(l, limits)}}
 		},
 	}
@@ -113,7 +114,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, outp
 		Backend: b.Name(), Name: l.Name, Incarnation: l.Incarnation, Unit: a.scope, Cgroup: a.path,
 		PID: a.child.PID(), StartTicks: a.child.StartTicks(), BootID: b.bootID,
 	}, l.Limits)
-	if err := groupKill(h.scope); err != nil {
+	if err := h.groupKill(); err != nil {
 		return nil, err
 	}
 	if err := failpoint.After(h.complete(ctx, limits), failpoint.S6LimitsSet); err != nil {
@@ -161,14 +162,16 @@ func (b *Backend) refuseInstances(name service.Name) error {
 	return nil
 }
 
-// groupKill makes the kernel kill the whole group when it runs out of memory.
+// groupKill makes the kernel kill the whole group when it runs out of memory, unless
+// oom_group says otherwise.
 // From systemd 253 on that is done by OOMPolicy. Before, scopes take none, and
 // systemd writes 0 whenever it applies properties, also those that somebody
 // else has set; so this is called after each change and again later.
-func groupKill(scope cgroup.Group) error {
-	err := scope.SetOOMGroup(true)
-	if errors.Is(err, fs.ErrNotExist) { // a host without the memory controller
-		return nil
+func (h *handle) groupKill() error {
+	want := h.oomGroup()
+	now, err := h.scope.Limit(service.OOMGroup)
+	if err != nil || !now.Set || now == want { // not set: a host without the memory controller
+		return err
 	}
-	return err
+	return h.scope.Apply(service.Limits{service.OOMGroup: want})
 }

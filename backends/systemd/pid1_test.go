@@ -256,7 +256,7 @@ func TestPID1ReadsNothingAnyMore(t *testing.T) {
 	l, err := b.link(within(t))
 	require.NoError(t, err)
 	require.NoError(t, l.raw.SetWriteBuffer(1))
-	many := limitsAsProperties(service.Limits{service.MemoryMax: service.Of(1), service.CPUMax: service.Of(1), service.PidsMax: service.Of(1)})
+	many := limitsAsProperties(service.Limits{service.MemoryMax: service.Of(1), service.CPUMax: service.Of(1), service.PidsMax: service.Of(1)}, true)
 	var wait sync.WaitGroup
 	for range 100 {
 		wait.Go(func() {

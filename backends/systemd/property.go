@@ -20,8 +20,8 @@ func property(name string, value any) sd.Property {
 
 // limitProperties are the properties that carry the limits
 // (org.freedesktop.systemd1(5), systemd.resource-control(5)). Each is a t, and
-// its highest value means infinity, as Unlimited does. CPUBurst has none: systemd
-// leaves it alone, and we write it ourselves.
+// its highest value means infinity, as Unlimited does, or of lists an ay, the bits of
+// the numbers, and none means all. Limits of disks have four, see diskProperties.
 var limitProperties = [service.NumResources]string{
 	service.MemoryMax:     "MemoryMax",
 	service.MemoryHigh:    "MemoryHigh",
@@ -32,7 +32,15 @@ var limitProperties = [service.NumResources]string{
 	service.CPUWeight:     "CPUWeight",
 	service.PidsMax:       "TasksMax",
 	service.IOWeight:      "IOWeight",
+
+	service.CPUSetCPUs:     "AllowedCPUs",
+	service.CPUSetMems:     "AllowedMemoryNodes",
+	service.MemoryZswapMax: "MemoryZSwapMax",
 }
+
+// unmanaged are the limits that systemd, or an older one, leaves alone: we write them
+// ourselves.
+var unmanaged = []service.Resource{service.CPUBurst, service.MemoryZswapMax, service.OOMGroup}
 
 // among are the limits that count among siblings. A scope has none in its cell, so the
 // cell has them too. Its parent, the slice, has what its cells ask to be kept for them.
@@ -42,7 +50,7 @@ var among = append([]service.Resource{service.CPUWeight, service.CPUIdle, servic
 const agentUnit = "gladsheimd.service"
 
 // scopeProperties describe the scope of l but for its processes.
-func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPolicy bool) []sd.Property {
+func scopeProperties(l service.Launch, limits service.Limits, cell string, knows253 bool) []sd.Property {
 	stop := l.Spec.Stop
 	properties := []sd.Property{
 		sd.PropDescription(fmt.Sprintf("Gladsheim service %s, incarnation %d", l.Name, l.Incarnation)),
@@ -61,14 +69,18 @@ func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPo
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
 	}
-	if oomPolicy {
+	switch {
+	case !knows253:
+	case limits[service.OOMGroup] == service.Of(0):
+		properties = append(properties, property("OOMPolicy", "continue"))
+	default:
 		properties = append(properties, property("OOMPolicy", "kill"))
 	}
 	if !limits[service.PidsMax].Set {
 		// Else the host's DefaultTasksMax would hold.
 		limits[service.PidsMax] = service.Of(service.Unlimited)
 	}
-	return append(properties, limitsAsProperties(limits)...)
+	return append(properties, limitsAsProperties(limits, knows253)...)
 }
 
 // cellProperties describe the cell of l.
@@ -80,21 +92,41 @@ func cellProperties(l service.Launch, limits service.Limits) []sd.Property {
 		property("TasksAccounting", true),
 		property("TasksMax", uint64(math.MaxUint64)),
 	}
-	return append(properties, limitsAsProperties(amongSiblings(limits))...)
+	return append(properties, limitsAsProperties(amongSiblings(limits), true)...)
 }
 
-func amongSiblings(limits service.Limits) service.Limits {
-	var only service.Limits
-	for _, r := range among {
-		only[r] = limits[r]
+func amongSiblings(limits service.Limits) service.Limits { return only(limits, among) }
+
+func only(limits service.Limits, these []service.Resource) (some service.Limits) {
+	for _, r := range these {
+		some[r] = limits[r]
 	}
-	return only
+	return some
 }
 
-func limitsAsProperties(limits service.Limits) []sd.Property {
+// left are the limits of l that are for us to write, when systemd has done its part:
+// those that it does not know, and lists that are lifted, which it leaves as they are.
+func left(l service.Limits) service.Limits {
+	ours := only(l, unmanaged)
+	for r, q := range l {
+		if service.Resource(r).Unit() == service.List && q.Value == service.Unlimited {
+			ours[r] = q
+		}
+	}
+	return ours
+}
+
+func limitsAsProperties(limits service.Limits, knows253 bool) []sd.Property {
 	var properties []sd.Property
-	for r, q := range limits {
-		if name := limitProperties[r]; q.Set && name != "" {
+	for i, q := range limits {
+		r := service.Resource(i)
+		switch name := limitProperties[r]; {
+		case q.Set && r.Unit() == service.Devices:
+			properties = append(properties, diskProperties(q)...)
+		case !q.Set || name == "" || r == service.MemoryZswapMax && !knows253:
+		case r.Unit() == service.List:
+			properties = append(properties, property(name, mask(q)))
+		default:
 			properties = append(properties, property(name, q.Value))
 		}
 	}
@@ -107,6 +139,12 @@ func limitsAsProperties(limits service.Limits) []sd.Property {
 		properties = append(properties, property(weight, uint64(100)))
 	}
 	return properties
+}
+
+// mask is the bits of a list that has passed Resource.Check.
+func mask(q service.Quota) []byte {
+	list, _ := service.ParseNumbers(q.Text)
+	return list.Mask()
 }
 
 // rounded returns limits as systemd will keep them, so that what is asked of

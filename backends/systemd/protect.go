@@ -21,7 +21,7 @@ func (b *Backend) Protect(ctx context.Context) error {
 	}
 	lacks, err := b.slice().Unprotected()
 	if err == nil && lacks != (service.Limits{}) {
-		err = b.bus.set(ctx, units.Slice, limitsAsProperties(lacks))
+		err = b.bus.set(ctx, units.Slice, limitsAsProperties(lacks, true))
 	}
 	if err == nil {
 		err = holds(b.slice(), lacks)

@@ -69,7 +69,7 @@ func (a *app) headings(names []string) func(string) {
 // limitTable shows the reports; of those in only, if there are any.
 func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]bool) error {
 	t := &table{style: a.style}
-	differs := slices.ContainsFunc(reports, func(r *gladsheimv1.LimitReport) bool { return r.AtRestart != nil })
+	differs := slices.ContainsFunc(reports, func(r *gladsheimv1.LimitReport) bool { return r.AtRestart != nil || r.AtRestartText != nil })
 	row := func(s sign, restart string, cells ...string) {
 		if differs {
 			cells = append(cells, restart)
@@ -84,11 +84,12 @@ func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]boo
 		name, enforced := r.GetName(), "yes"
 		s := noSign
 		if !r.GetEnforced() {
-			if enforced = "no"; r.Requested != nil {
+			if enforced = "no"; r.Requested != nil || r.RequestedText != nil {
 				s, enforced = signBad, "no: "+r.GetReason()
 			}
 		}
-		row(s, limit(name, r.AtRestart), name, limit(name, r.Requested), limit(name, r.Applied), limit(name, r.Effective), r.GetSetBy(), enforced)
+		row(s, limit(name, r.AtRestart)+r.GetAtRestartText(), name, limit(name, r.Requested)+r.GetRequestedText(), limit(name, r.Applied)+r.GetAppliedText(),
+			limit(name, r.Effective)+r.GetEffectiveText(), r.GetSetBy(), enforced) // one of each two is absent
 	}
 	return t.write(a.out)
 }

@@ -21,15 +21,19 @@ func (a *app) setCommand() *cobra.Command {
 		Short: "Change limits of services, at once if they run",
 		Long: `Change limits of services, at once if they run, and for their coming starts.
 
-LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max (bytes, or
-with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one core), cpu_weight,
-io_weight (1 to 10000), cpu_idle (true or false), pids_max or nofile (from the next
-start). "max" lifts a limit. memory_warning_percent and
+LIMIT is memory_max, memory_high, memory_low, memory_min, memory_swap_max,
+memory_zswap_max (bytes, or with KiB, MiB, GiB), cpu_percent, cpu_burst_percent (of one
+core), cpu_weight, io_weight (1 to 10000), cpu_idle, oom_group (true or false),
+cpuset_cpus, cpuset_mems (numbers, such as 0-3,8), pids_max, nofile, io_max
+(DEVICE:RATE=N,RATE=N for each disk, with blanks between; RATE is read_bps, write_bps,
+read_iops or write_iops; a device is also any file on it) or rlimits (NAME=VALUE or
+NAME=SOFT:HARD for each, with blanks between, as in setrlimit(2)).
+"max" lifts a limit. memory_warning_percent and
 cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.
 
 A lower memory_max kills nobody: memory is reclaimed first, and where that does not
 do, or would hurt, nothing is changed. With --force the kernel kills what does not fit.`,
-		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max",
+		Example:           "  gladsheim set web memory_max=256MiB cpu_percent=20 pids_max=max\n  gladsheim set web 'io_max=/dev/sda:read_bps=10MiB /srv/data:write_iops=100'",
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -150,6 +154,7 @@ func putWarning(out *gladsheimv1.ResourceLimits, name, value string) error {
 
 func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 	small := uint32(q.Value) // a weight, at most 10000
+	yes, text := q.Value != 0, r.Format(q)
 	switch r {
 	case service.MemoryMax:
 		out.MaxMemoryBytes = q.Value
@@ -172,8 +177,19 @@ func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 	case service.MemoryMin:
 		out.MemoryMinBytes = &q.Value
 	case service.CPUIdle:
-		idle := q.Value != 0
-		out.CpuIdle = &idle
+		out.CpuIdle = &yes
+	case service.OOMGroup:
+		out.OomGroup = &yes
+	case service.MemoryZswapMax:
+		out.MemoryZswapMaxBytes = &q.Value
+	case service.CPUSetCPUs:
+		out.CpusetCpus = &text
+	case service.Rlimits:
+		out.Rlimits = &text
+	case service.IOMax:
+		out.IoMax = &text
+	case service.CPUSetMems:
+		out.CpusetMems = &text
 	case service.CPUBurst:
 		burst := float32(q.Percent())
 		out.CpuBurstPercent = &burst

@@ -195,7 +195,7 @@ func (b *birth) readCgroup() {
 	}
 	b.CgroupFiles = map[string]string{}
 	for _, file := range []string{
-		"cpu.max", "cpu.weight", "io.weight", "memory.high", "memory.max", "memory.low", "memory.min", "cpu.max.burst", "memory.oom.group", "memory.swap.max", "pids.max",
+		"cpu.max", "cpu.weight", "io.weight", "memory.high", "memory.max", "memory.low", "memory.min", "cpu.max.burst", "memory.oom.group", "memory.swap.max", "memory.zswap.max", "pids.max",
 	} {
 		if value, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", b.Cgroup, file)); err == nil {
 			b.CgroupFiles[file] = strings.TrimSpace(string(value))

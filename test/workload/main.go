@@ -37,6 +37,7 @@ func modes() map[string]mode {
 		"hold":         {"PID: keep the process PID from ending, even by SIGKILL, until the end of this one", runHold},
 		"hog-memory":   {"BYTES [STEP [CHILDREN]]: have CHILDREN that sleep, and touch BYTES of memory, STEP at a time", runHogMemory},
 		"cache":        {"DIR SKIP BYTES [MEMORY]: fill the page cache with BYTES of the files below DIR, but for the first SKIP, and touch MEMORY bytes", runCache},
+		"read-disk":    {"DEVICE BYTES: read BYTES of DEVICE past the page cache", runReadDisk},
 		"pulse":        {"BUSY IDLE: be busy for a time, sleep for another, again and again", runPulse},
 		"hog-cpu":      {"N: keep N cores busy", runHogCPU},
 		"fork":         {"N: have N children that sleep", runFork},

@@ -49,6 +49,11 @@ func newPlan(req Request) (gate.Plan, error) {
 	if files := req.Launch.Limits[service.NoFile]; files.Set {
 		plan.NoFile = files.Value
 	}
+	for _, l := range req.Launch.Limits.OfProcesses() {
+		if l.Kind != service.RlimitNoFile {
+			plan.Rlimits = append(plan.Rlimits, gate.Rlimit{Resource: uint32(l.Kind), Soft: l.Soft, Hard: l.Hard})
+		}
+	}
 	return plan, nil
 }
 

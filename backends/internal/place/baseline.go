@@ -28,8 +28,11 @@ func (b *Baseline) Begin(requested service.Limits, now service.Applied) {
 	for i := range now {
 		r := service.Resource(i)
 		b.holds[r] = now[r].Applied
-		if requested[r].Set && now[r].Applied.Set && cgroup.File(r) != "" {
-			b.holds[r] = cgroup.Kept(r, requested[r])
+		if !requested[r].Set || !now[r].Applied.Set || cgroup.File(r) == "" {
+			continue
+		}
+		if kept := cgroup.Kept(r, requested[r]); kept.Set {
+			b.holds[r] = kept
 		}
 	}
 }

@@ -7,7 +7,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
 )
+
+func files(n uint64) []service.Rlimit {
+	return []service.Rlimit{{Kind: service.RlimitNoFile, Soft: n, Hard: n}}
+}
 
 // sleepers starts processes that do nothing until the test ends.
 func sleepers(t *testing.T, n int) []int {
@@ -22,7 +28,7 @@ func sleepers(t *testing.T, n int) []int {
 	return pids
 }
 
-func TestSetNoFile(t *testing.T) {
+func TestSet(t *testing.T) {
 	pids := sleepers(t, 3)
 	asked := 0
 	members := func() ([]int, error) {
@@ -32,7 +38,7 @@ func TestSetNoFile(t *testing.T) {
 		}
 		return append(pids, 1<<22), nil // and one is gone already
 	}
-	require.NoError(t, SetNoFile(members, 321))
+	require.NoError(t, Set(members, files(321)))
 	for _, pid := range pids {
 		n, err := NoFile(pid)
 		require.NoError(t, err)
@@ -44,30 +50,47 @@ func TestSetNoFile(t *testing.T) {
 	require.Equal(t, 6, asked, "the last pass finds nothing to change")
 }
 
-func TestSetNoFileLeavesOthersAlone(t *testing.T) {
+func TestSetLeavesOthersAlone(t *testing.T) {
 	pid := sleepers(t, 1)[0]
 	before, err := NoFile(pid)
 	require.NoError(t, err)
 	asked := 0
-	require.NoError(t, SetNoFile(func() ([]int, error) {
+	require.NoError(t, Set(func() ([]int, error) {
 		asked++
 		if asked == 1 {
 			return []int{pid}, nil
 		}
 		return nil, nil // it is no member any more once its pidfd is held
-	}, 123))
+	}, files(123)))
 	after, err := NoFile(pid)
 	require.NoError(t, err)
 	require.Equal(t, before, after)
 }
 
-func TestSetNoFileFailures(t *testing.T) {
+func TestSetFailures(t *testing.T) {
 	lost := errors.New("lost")
-	require.ErrorIs(t, SetNoFile(func() ([]int, error) { return nil, lost }, 5), lost)
+	require.ErrorIs(t, Set(func() ([]int, error) { return nil, lost }, files(5)), lost)
 	_, err := NoFile(1 << 22)
 	require.ErrorIs(t, err, unix.ESRCH)
 	pid := sleepers(t, 1)[0]
 	// More than fs.nr_open is refused to root, too.
-	err = SetNoFile(func() ([]int, error) { return []int{pid}, nil }, 1<<40)
+	err = Set(func() ([]int, error) { return []int{pid}, nil }, files(1<<40))
 	require.ErrorIs(t, err, unix.EPERM)
+}
+
+func TestReport(t *testing.T) {
+	pid := sleepers(t, 1)[0]
+	asked, err := service.Rlimits.Parse("stack=1MiB:2MiB core=0")
+	require.NoError(t, err)
+	require.NoError(t, Set(func() ([]int, error) { return []int{pid}, nil }, service.Limits{service.Rlimits: asked}.OfProcesses()))
+	report, err := Report(pid, asked)
+	require.NoError(t, err)
+	require.Equal(t, service.LimitReport{
+		Requested: asked, Applied: service.OfText("core=0 stack=1MiB:2MiB"), Effective: service.OfText("core=0 stack=1MiB:2MiB"), Enforced: true,
+	}, report)
+	report, err = Report(pid, service.Quota{})
+	require.NoError(t, err)
+	require.Contains(t, report.Applied.Text, "stack=1MiB:2MiB")
+	require.NotContains(t, report.Applied.Text, "fsize", "what does not limit is left out")
+	require.NoError(t, service.Rlimits.Check(report.Applied))
 }

@@ -1760,6 +1760,26 @@ type ResourceLimits struct {
 	// CPU time in percent of one core that may be saved up, to go above
 	// max_cpu_percent for a tenth of a second; at most max_cpu_percent.
 	CpuBurstPercent *float32 `protobuf:"fixed32,31,opt,name=cpu_burst_percent,json=cpuBurstPercent,proto3,oneof" json:"cpu_burst_percent,omitempty"`
+	// The CPUs that the service may run on, such as "0-3,8", or "max" for all
+	// (cpuset.cpus).
+	CpusetCpus *string `protobuf:"bytes,32,opt,name=cpuset_cpus,json=cpusetCpus,proto3,oneof" json:"cpuset_cpus,omitempty"`
+	// The memory nodes that the service may have memory of, likewise (cpuset.mems).
+	CpusetMems *string `protobuf:"bytes,33,opt,name=cpuset_mems,json=cpusetMems,proto3,oneof" json:"cpuset_mems,omitempty"`
+	// Compressed swap in bytes that is kept in memory; 0 forbids it.
+	MemoryZswapMaxBytes *uint64 `protobuf:"varint,34,opt,name=memory_zswap_max_bytes,json=memoryZswapMaxBytes,proto3,oneof" json:"memory_zswap_max_bytes,omitempty"`
+	// Whether the whole service ends when its memory runs out, and not one process of
+	// it. Of a service in a scope it can only be set for the next start, by the definition.
+	OomGroup *bool `protobuf:"varint,35,opt,name=oom_group,json=oomGroup,proto3,oneof" json:"oom_group,omitempty"`
+	// How fast each disk may be used (io.max): DEVICE:RATE=N,RATE=N for each, with
+	// blanks between, such as "/dev/sda:read_bps=10MiB,write_iops=100". DEVICE is the
+	// path of a disk, of a part of it or of a file on it, or its number, such as 8:0;
+	// RATE is read_bps or write_bps (bytes a second), read_iops or write_iops
+	// (operations a second). It replaces all that was set before; "max" limits none.
+	IoMax *string `protobuf:"bytes,36,opt,name=io_max,json=ioMax,proto3,oneof" json:"io_max,omitempty"`
+	// Limits of each process (setrlimit(2)): NAME=VALUE for each, with blanks between,
+	// such as "core=0 stack=8MiB:16MiB", soft and hard where they differ. It replaces
+	// what was set before for coming starts; processes that run get what it names.
+	Rlimits *string `protobuf:"bytes,37,opt,name=rlimits,proto3,oneof" json:"rlimits,omitempty"`
 	// Limits that somebody else changes again and again, so that the agent does not
 	// set them back any more; set by the server only.
 	FoughtOver    []string `protobuf:"bytes,50,rep,name=fought_over,json=foughtOver,proto3" json:"fought_over,omitempty"`
@@ -1916,6 +1936,48 @@ func (x *ResourceLimits) GetCpuBurstPercent() float32 {
 	return 0
 }
 
+func (x *ResourceLimits) GetCpusetCpus() string {
+	if x != nil && x.CpusetCpus != nil {
+		return *x.CpusetCpus
+	}
+	return ""
+}
+
+func (x *ResourceLimits) GetCpusetMems() string {
+	if x != nil && x.CpusetMems != nil {
+		return *x.CpusetMems
+	}
+	return ""
+}
+
+func (x *ResourceLimits) GetMemoryZswapMaxBytes() uint64 {
+	if x != nil && x.MemoryZswapMaxBytes != nil {
+		return *x.MemoryZswapMaxBytes
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetOomGroup() bool {
+	if x != nil && x.OomGroup != nil {
+		return *x.OomGroup
+	}
+	return false
+}
+
+func (x *ResourceLimits) GetIoMax() string {
+	if x != nil && x.IoMax != nil {
+		return *x.IoMax
+	}
+	return ""
+}
+
+func (x *ResourceLimits) GetRlimits() string {
+	if x != nil && x.Rlimits != nil {
+		return *x.Rlimits
+	}
+	return ""
+}
+
 func (x *ResourceLimits) GetFoughtOver() []string {
 	if x != nil {
 		return x.FoughtOver
@@ -1926,13 +1988,15 @@ func (x *ResourceLimits) GetFoughtOver() []string {
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
-// one core for cpu_percent and cpu_burst_percent, 1 or 0 for cpu_idle, plain numbers
-// for the others. Whole numbers are exact
-// up to 2^53; Infinity is unlimited.
+// one core for cpu_percent and cpu_burst_percent, 1 or 0 for cpu_idle and oom_group,
+// plain numbers for the others. Whole numbers are exact
+// up to 2^53; Infinity is unlimited. Limits that are no numbers are in the fields of text.
 type LimitReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent,
-	// cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight or nofile.
+	// cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, nofile, cpuset_cpus,
+	// cpuset_mems, memory_zswap_max, oom_group, io_max or
+	// rlimits.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What the definition or a request asked for; absent when nobody did.
 	Requested *float64 `protobuf:"fixed64,2,opt,name=requested,proto3,oneof" json:"requested,omitempty"`
@@ -1949,9 +2013,18 @@ type LimitReport struct {
 	Enforced bool `protobuf:"varint,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	// Why not, and what to do about it; empty when enforced.
 	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of a limit that is no number, such as cpuset_cpus, instead of requested; "max"
+	// limits nothing.
+	RequestedText *string `protobuf:"bytes,20,opt,name=requested_text,json=requestedText,proto3,oneof" json:"requested_text,omitempty"`
+	// Likewise, instead of applied.
+	AppliedText *string `protobuf:"bytes,21,opt,name=applied_text,json=appliedText,proto3,oneof" json:"applied_text,omitempty"`
+	// Likewise, instead of effective.
+	EffectiveText *string `protobuf:"bytes,22,opt,name=effective_text,json=effectiveText,proto3,oneof" json:"effective_text,omitempty"`
 	// What a restart would ask for, where that differs from requested: the definition
 	// or the defaults have changed since the service was started.
-	AtRestart     *float64 `protobuf:"fixed64,21,opt,name=at_restart,json=atRestart,proto3,oneof" json:"at_restart,omitempty"`
+	AtRestart *float64 `protobuf:"fixed64,23,opt,name=at_restart,json=atRestart,proto3,oneof" json:"at_restart,omitempty"`
+	// Likewise, of a limit that is no number.
+	AtRestartText *string `protobuf:"bytes,24,opt,name=at_restart_text,json=atRestartText,proto3,oneof" json:"at_restart_text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2035,11 +2108,39 @@ func (x *LimitReport) GetReason() string {
 	return ""
 }
 
+func (x *LimitReport) GetRequestedText() string {
+	if x != nil && x.RequestedText != nil {
+		return *x.RequestedText
+	}
+	return ""
+}
+
+func (x *LimitReport) GetAppliedText() string {
+	if x != nil && x.AppliedText != nil {
+		return *x.AppliedText
+	}
+	return ""
+}
+
+func (x *LimitReport) GetEffectiveText() string {
+	if x != nil && x.EffectiveText != nil {
+		return *x.EffectiveText
+	}
+	return ""
+}
+
 func (x *LimitReport) GetAtRestart() float64 {
 	if x != nil && x.AtRestart != nil {
 		return *x.AtRestart
 	}
 	return 0
+}
+
+func (x *LimitReport) GetAtRestartText() string {
+	if x != nil && x.AtRestartText != nil {
+		return *x.AtRestartText
+	}
+	return ""
 }
 
 // GladsheimError travels as a detail of every gRPC status that is not OK.
@@ -2270,7 +2371,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\x82\b\n" +
+	"_oom_kills\"\xc5\n" +
+	"\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2291,7 +2393,15 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"R\x0ememoryMinBytes\x88\x01\x01\x12\x1e\n" +
 	"\bcpu_idle\x18\x1d \x01(\bH\vR\acpuIdle\x88\x01\x01\x123\n" +
 	"\areports\x18\x1e \x03(\v2\x19.gladsheim.v1.LimitReportR\areports\x12/\n" +
-	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01\x12\x1f\n" +
+	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01\x12$\n" +
+	"\vcpuset_cpus\x18  \x01(\tH\rR\n" +
+	"cpusetCpus\x88\x01\x01\x12$\n" +
+	"\vcpuset_mems\x18! \x01(\tH\x0eR\n" +
+	"cpusetMems\x88\x01\x01\x128\n" +
+	"\x16memory_zswap_max_bytes\x18\" \x01(\x04H\x0fR\x13memoryZswapMaxBytes\x88\x01\x01\x12 \n" +
+	"\toom_group\x18# \x01(\bH\x10R\boomGroup\x88\x01\x01\x12\x1a\n" +
+	"\x06io_max\x18$ \x01(\tH\x11R\x05ioMax\x88\x01\x01\x12\x1d\n" +
+	"\arlimits\x18% \x01(\tH\x12R\arlimits\x88\x01\x01\x12\x1f\n" +
 	"\vfought_over\x182 \x03(\tR\n" +
 	"foughtOverB\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
@@ -2307,7 +2417,15 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x11_memory_low_bytesB\x13\n" +
 	"\x11_memory_min_bytesB\v\n" +
 	"\t_cpu_idleB\x14\n" +
-	"\x12_cpu_burst_percent\"\xac\x02\n" +
+	"\x12_cpu_burst_percentB\x0e\n" +
+	"\f_cpuset_cpusB\x0e\n" +
+	"\f_cpuset_memsB\x19\n" +
+	"\x17_memory_zswap_max_bytesB\f\n" +
+	"\n" +
+	"_oom_groupB\t\n" +
+	"\a_io_maxB\n" +
+	"\n" +
+	"\b_rlimits\"\xa4\x04\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
@@ -2315,16 +2433,24 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\teffective\x18\x04 \x01(\x01H\x02R\teffective\x88\x01\x01\x12\x15\n" +
 	"\x06set_by\x18\x05 \x01(\tR\x05setBy\x12\x1a\n" +
 	"\benforced\x18\x06 \x01(\bR\benforced\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\x12\"\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12*\n" +
+	"\x0erequested_text\x18\x14 \x01(\tH\x03R\rrequestedText\x88\x01\x01\x12&\n" +
+	"\fapplied_text\x18\x15 \x01(\tH\x04R\vappliedText\x88\x01\x01\x12*\n" +
+	"\x0eeffective_text\x18\x16 \x01(\tH\x05R\reffectiveText\x88\x01\x01\x12\"\n" +
 	"\n" +
-	"at_restart\x18\x15 \x01(\x01H\x03R\tatRestart\x88\x01\x01B\f\n" +
+	"at_restart\x18\x17 \x01(\x01H\x06R\tatRestart\x88\x01\x01\x12+\n" +
+	"\x0fat_restart_text\x18\x18 \x01(\tH\aR\ratRestartText\x88\x01\x01B\f\n" +
 	"\n" +
 	"_requestedB\n" +
 	"\n" +
 	"\b_appliedB\f\n" +
 	"\n" +
-	"_effectiveB\r\n" +
-	"\v_at_restart\"\xa2\x01\n" +
+	"_effectiveB\x11\n" +
+	"\x0f_requested_textB\x0f\n" +
+	"\r_applied_textB\x11\n" +
+	"\x0f_effective_textB\r\n" +
+	"\v_at_restartB\x12\n" +
+	"\x10_at_restart_text\"\xa2\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +

@@ -177,7 +177,10 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 			return StepRlimits, errno
 		}
 		start := startLimits[resource]
+		asked, wanted := p.rlimit(resource)
 		switch {
+		case wanted && !late(resource):
+			limit = asked
 		case resource == rlimitCore:
 			limit = rlimit{}
 		case resource == rlimitNice || resource == rlimitRTPriority:
@@ -211,6 +214,31 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 		}
 		if _, _, errno := prlimit(resource, &limit, nil); errno != 0 {
 			return StepRlimits, errno
+		}
+	}
+	return 0, 0
+}
+
+// rlimit is the limit that the definition asks for.
+func (p *Plan) rlimit(resource int) (rlimit, bool) {
+	for _, l := range p.Rlimits {
+		if int(l.Resource) == resource {
+			return rlimit{l.Soft, l.Hard}, true
+		}
+	}
+	return rlimit{}, false
+}
+
+// late tells which limits the gate itself could not live with, or not for long. They
+// are set when it needs no more memory; until then there is none of them.
+func late(resource int) bool { return resource == rlimitAddressSpace || resource == rlimitData }
+
+func setLateRlimits(p *Plan) (Step, syscall.Errno) {
+	for resource := range numRlimits {
+		if asked, wanted := p.rlimit(resource); wanted && late(resource) {
+			if _, _, errno := prlimit(resource, &asked, nil); errno != 0 {
+				return StepRlimits, errno
+			}
 		}
 	}
 	return 0, 0

@@ -20,6 +20,7 @@ func TestPlanArrivesAsItWasSent(t *testing.T) {
 			Path: "/bin/x", Args: []string{"x", "", "a b", "\xff\n"}, Env: []string{"A=1", "B="}, Directory: "/srv",
 			Umask: 0o27, OOMScoreAdj: -500, NoFile: 1 << 40, Brand: 1<<62 | 7, NoNewPrivs: true, IgnorePipe: true,
 			Become: true, OwnUser: true, UID: 1<<32 - 2, GID: 12, Groups: []uint32{1, 2, 1<<32 - 2},
+			Rlimits: []Rlimit{{3, 1 << 40, 1<<64 - 1}, {15, 0, 7}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

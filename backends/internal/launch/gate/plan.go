@@ -16,10 +16,11 @@ type Plan struct {
 	Umask       uint32
 	OOMScoreAdj int32
 	Nice        int32
-	Policy      uint32 // of the scheduler
-	Priority    uint32 // with a real-time policy
-	NoFile      uint64 // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
-	Brand       uint64 // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
+	Policy      uint32   // of the scheduler
+	Priority    uint32   // with a real-time policy
+	NoFile      uint64   // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
+	Brand       uint64   // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
+	Rlimits     []Rlimit // over what a program has as a rule
 	NoNewPrivs  bool
 	IgnorePipe  bool // SIGPIPE does not end the program: its output is a socket or a pipe, whose other end may go
 
@@ -27,6 +28,12 @@ type Plan struct {
 	OwnUser  bool // the user is the agent's: groups that may not be set stay as they are
 	UID, GID uint32
 	Groups   []uint32
+}
+
+// Rlimit is a limit of setrlimit(2).
+type Rlimit struct {
+	Resource   uint32
+	Soft, Hard uint64
 }
 
 const (
@@ -48,7 +55,7 @@ var ErrTooLong = errors.New("the arguments and the environment are too long")
 // Encode writes p as a gate reads it: its length, then fixed fields, then
 // lists of strings that end with NUL, of which execve takes none inside.
 func (p *Plan) Encode() ([]byte, error) {
-	size := 80 + 4*len(p.Groups) + len(p.Path) + len(p.Directory)
+	size := 84 + 20*len(p.Rlimits) + 4*len(p.Groups) + len(p.Path) + len(p.Directory)
 	for _, list := range [][]string{p.Args, p.Env} {
 		for _, s := range list {
 			size += len(s) + 1
@@ -77,6 +84,10 @@ func (p *Plan) Encode() ([]byte, error) {
 	b = putUint32(b, uint32(len(p.Groups)))
 	for _, g := range p.Groups {
 		b = putUint32(b, g)
+	}
+	b = putUint32(b, uint32(len(p.Rlimits)))
+	for _, l := range p.Rlimits {
+		b = putUint64(putUint64(putUint32(b, l.Resource), l.Soft), l.Hard)
 	}
 	b = putStrings(b, []string{p.Path, p.Directory})
 	b = putStrings(b, p.Args)
@@ -131,6 +142,9 @@ func decode(b []byte) (Plan, bool) {
 	}
 	for range r.count(4) {
 		p.Groups = append(p.Groups, r.uint32())
+	}
+	for range r.count(20) {
+		p.Rlimits = append(p.Rlimits, Rlimit{r.uint32(), r.uint64(), r.uint64()})
 	}
 	paths := r.strings()
 	p.Args, p.Env = r.strings(), r.strings()

@@ -27,6 +27,9 @@ func run() {
 	if step, errno := change(&p); errno != 0 {
 		fail(step, errno)
 	}
+	if step, errno := setLateRlimits(&p); errno != 0 {
+		fail(step, errno)
+	}
 	answer(StepExecute, 0)
 	if p.IgnorePipe { // not before: an answer that nobody hears ends the gate
 		setSignal(uintptr(syscall.SIGPIPE), ignored)

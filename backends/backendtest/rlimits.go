@@ -1,0 +1,81 @@
+package backendtest
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+func rlimitLaws() []law {
+	return []law{
+		{says: "rlimits hold from the first instruction, soft and hard", only: real, check: lawRlimitsHeld},
+		{says: "rlimits data has the kernel refuse memory", only: real, check: lawRlimitData},
+		{says: "rlimits as is less than the gate itself has, and the program starts", only: real, check: lawRlimitAS},
+		{says: "a change of rlimits reaches the running process and what it has forked", only: real, check: lawRlimitChange},
+	}
+}
+
+// rlimited is what /proc tells of one limit of a process: soft and hard.
+func (b *bench) rlimited(pid int, name string) []string {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	require.NoError(b, err)
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			return strings.Fields(rest)[:2]
+		}
+	}
+	b.Fatalf("no %s in %s", name, text)
+	return nil
+}
+
+// No hard limit is above what an agent without CAP_SYS_RESOURCE may give.
+func lawRlimitsHeld(b *bench) {
+	q := service.OfText("core=0 fsize=4MiB:8MiB memlock=64KiB nproc=4000 sigpending=100:200 stack=1MiB:2MiB")
+	i := b.launch(limited(b.plan("sleep"), service.Limits{service.Rlimits: q}))
+	i.ready()
+	for name, want := range map[string][]string{
+		"Max core file size": {"0", "0"}, "Max file size": {"4194304", "8388608"}, "Max locked memory": {"65536", "65536"},
+		"Max processes": {"4000", "4000"}, "Max pending signals": {"100", "200"}, "Max stack size": {"1048576", "2097152"},
+		"Max cpu time": {"unlimited", "unlimited"},
+	} {
+		require.Equal(b, want, b.rlimited(i.Ref().PID, name), name)
+	}
+	report := i.limits()[service.Rlimits]
+	require.Equal(b, service.LimitReport{Requested: q, Applied: q, Effective: q, Enforced: true}, report)
+}
+
+func lawRlimitData(b *bench) {
+	i := b.launch(limited(b.plan("hog-memory", fmt.Sprint(256*mebi)), service.Limits{service.Rlimits: service.OfText("data=64MiB")}))
+	i.says("cannot allocate memory")
+	require.NotZero(b, i.exit().Code)
+}
+
+func lawRlimitAS(b *bench) {
+	l := limited(b.plan("sleep"), service.Limits{service.Rlimits: service.OfText("as=64MiB data=32MiB")})
+	l.Spec.Exec = []string{"/bin/sh", "-c", "echo ready $(ulimit -v); sleep 1000 # " + token(l)}
+	i := b.launch(l)
+	i.says("ready 65536")
+	i.lives()
+}
+
+func lawRlimitChange(b *bench) {
+	i := b.start("fork", "3")
+	const children = 3
+	require.Equal(b, children+1, b.alive(i.plan))
+	q := service.OfText("fsize=1MiB:2MiB nproc=3000")
+	applied, err := i.Limit(b.within(), service.Limits{service.Rlimits: q})
+	require.NoError(b, err)
+	require.Equal(b, q, applied[service.Rlimits].Applied)
+	processes, err := i.Processes(b.within())
+	require.NoError(b, err)
+	require.Len(b, processes, children+1)
+	for _, p := range processes {
+		require.Equal(b, []string{"1048576", "2097152"}, b.rlimited(p.PID, "Max file size"))
+		require.Equal(b, []string{"3000", "3000"}, b.rlimited(p.PID, "Max processes"))
+	}
+}

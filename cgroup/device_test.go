@@ -1,0 +1,86 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// disks makes a /sys with the disk vda, 254:0, and its part vda1, 254:1.
+func disks(t *testing.T) {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range map[string]string{
+		"vda/uevent": "MAJOR=254\nMINOR=0\nDEVNAME=vda\nDEVTYPE=disk\n", "vda/vda1/uevent": "MAJOR=254\nMINOR=1\nDEVNAME=vda1\n", "vda/vda1/partition": "1\n",
+		"vdb/uevent": "MAJOR=254\nMINOR=16\nDEVNAME=vdb\n", "odd/uevent": "",
+	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o600))
+	}
+	for number, to := range map[string]string{"254:0": "vda", "254:1": "vda/vda1", "254:16": "vdb", "254:32": "odd"} {
+		require.NoError(t, os.Symlink(filepath.Join(root, to), filepath.Join(root, number)))
+	}
+	before := sysBlock
+	sysBlock = root
+	t.Cleanup(func() { sysBlock = before })
+}
+
+func TestFindDisk(t *testing.T) {
+	disks(t)
+	for device, want := range map[string]Disk{
+		"254:0": {"254:0", "/dev/vda"}, "254:1": {"254:0", "/dev/vda"}, "254:16": {"254:16", "/dev/vdb"},
+	} {
+		got, err := FindDisk(device)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	for device, fault := range map[string]string{
+		"9:9": "9:9 is no disk and lies on none", "/proc": "/proc is no disk and lies on none",
+		"/none": "/none: no such file or directory", "254:32": "does not say which device it is",
+	} {
+		_, err := FindDisk(device)
+		require.ErrorContains(t, err, fault)
+	}
+}
+
+func TestIOMax(t *testing.T) {
+	disks(t)
+	tree, root := fixture(t, map[string]string{
+		"p/io.max":   "254:0 rbps=max wbps=max riops=50 wiops=max\n8:0 rbps=7 wbps=max riops=max wiops=max",
+		"p/g/io.max": "254:0 rbps=1048576 wbps=max riops=90 wiops=9 later=1", "p/n/io.max": "", "p/bad/io.max": "254:0 rbps=x",
+	})
+	asked := service.Limits{service.IOMax: service.OfText("254:1:read_bps=1MiB,read_iops=90,write_iops=9")}
+	a, err := tree.Group("/p/g").Limits(asked)
+	require.NoError(t, err)
+	require.Equal(t, service.LimitReport{
+		Requested: asked[service.IOMax], Applied: asked[service.IOMax], SetBy: "/p", Enforced: true,
+		Effective: service.OfText("254:1:read_bps=1MiB,read_iops=50,write_iops=9 8:0:read_bps=7"),
+	}, a[service.IOMax])
+	a, err = tree.Group("/p/n").Limits(service.Limits{})
+	require.NoError(t, err)
+	require.Equal(t, service.Of(service.Unlimited), a[service.IOMax].Applied)
+	require.Equal(t, service.OfText("254:0:read_iops=50 8:0:read_bps=7"), a[service.IOMax].Effective)
+	_, err = tree.Group("/p/bad").Limits(service.Limits{})
+	require.ErrorContains(t, err, `bad/io.max holds "254:0 rbps=x"`)
+
+	var lines []string
+	tree = tree.WithFault(func(call, _ string) error {
+		if call == "write" {
+			lines = append(lines, content(t, root, "p/g/io.max"))
+		}
+		return nil
+	})
+	// A plain file keeps the last line, and what was longer.
+	err = tree.Group("/p/g").Apply(service.Limits{service.IOMax: service.OfText("254:16:write_bps=1KiB")})
+	require.Error(t, err)
+	require.Len(t, lines, 2)
+	require.Contains(t, lines[1], "254:0 rbps=max wbps=max riops=max wiops=max")
+	require.Contains(t, content(t, root, "p/g/io.max"), "254:16 rbps=max wbps=1024 riops=max wiops=max")
+
+	lacks := tree.Lacks(service.Limits{service.IOMax: service.OfText("254:0:read_bps=1 254:1:read_bps=2")})
+	require.Equal(t, []Lack{{service.IOMax, "io_max: 254:0 and 254:1 are the same disk, /dev/vda"}}, lacks)
+}
