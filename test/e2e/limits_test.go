@@ -72,7 +72,8 @@ func TestAForcedLimitKills(t *testing.T) {
 		require.Contains(t, r.stderr, "force")
 		require.Equal(t, fmt.Sprint(256*mebibyte), cgroupFile(t, s.Cgroup, "memory.max"))
 		require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, byGRPC{w}.status("hog").State)
-		w.cli("set", "hog", "memory_max=48MiB", "--force") // it may be gone before it can be read back
+		r = w.cli("set", "hog", "memory_max=48MiB", "--force") // it may be gone before it can be read back
+		t.Logf("forced: %d, %s%s", r.code, r.stdout, r.stderr)
 		require.Equal(t, gladsheimv1.Verdict_VERDICT_OWN_LIMIT_OOM, w.ended("hog").Verdict)
 	})
 }
