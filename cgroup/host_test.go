@@ -238,8 +238,15 @@ func TestHostUsage(t *testing.T) {
 	require.GreaterOrEqual(t, u.MemoryPeak.Value, u.Anon.Value)
 	require.True(t, u.Swap.Set)
 	require.True(t, u.File.Set)
+	require.True(t, u.Kernel.Set)
 	require.NotZero(t, u.ThrottledPeriods.Value)
+	require.GreaterOrEqual(t, u.Periods.Value, u.ThrottledPeriods.Value)
 	require.NotZero(t, u.Pids.Value)
+	require.InDelta(t, u.CPUTime.Microseconds(), u.User.Value+u.System.Value, 2)
+	require.True(t, u.CPUPressure.Some.Set)
+	require.NotZero(t, u.CPUPressure.Some.Total, "one that is throttled waits for the CPU")
+	require.True(t, u.MemoryPressure.Full.Set)
+	require.True(t, u.IOPressure.Full.Set)
 	require.Equal(t, service.Of(0), u.OOMKills)
 
 	bare := g.Parent().Child(strings.TrimPrefix(g.Path(), "/") + "-bare")
@@ -249,6 +256,10 @@ func TestHostUsage(t *testing.T) {
 	require.NoError(t, plain.Create(nil))
 	u, err := plain.Usage()
 	require.NoError(t, err)
+	require.True(t, u.User.Set)
+	require.True(t, u.CPUPressure.Some.Set, "the kernel tells of pressure in every group")
+	u.User, u.System = service.Quota{}, service.Quota{}
+	u.CPUPressure, u.MemoryPressure, u.IOPressure = service.Pressure{}, service.Pressure{}, service.Pressure{}
 	require.Equal(t, service.Usage{Source: "cgroup"}, u, "absent is not zero")
 	a, err := plain.Limits(service.Limits{})
 	require.NoError(t, err)

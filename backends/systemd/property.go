@@ -60,6 +60,7 @@ func scopeProperties(l service.Launch, limits service.Limits, cell string, oomPo
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
+		property("IOAccounting", true),
 	}
 	if oomPolicy {
 		properties = append(properties, property("OOMPolicy", "kill"))
@@ -78,6 +79,7 @@ func cellProperties(l service.Launch, limits service.Limits) []sd.Property {
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
+		property("IOAccounting", true),
 		property("TasksMax", uint64(math.MaxUint64)),
 	}
 	return append(properties, limitsAsProperties(amongSiblings(limits))...)
