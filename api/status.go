@@ -163,25 +163,6 @@ func toExit(r *service.ExitRecord) *gladsheimv1.ExitRecord {
 	return out
 }
 
-func toUsage(u service.Usage, measured time.Time) *gladsheimv1.ResourceUsage {
-	return &gladsheimv1.ResourceUsage{
-		MemoryBytes:      u.Memory,
-		MemoryMb:         float32(megabytes(u.Memory)),
-		CpuPercent:       float32(u.CPUPercent),
-		MeasuredAtUnix:   seconds(measured),
-		MemoryPeakBytes:  optional(u.MemoryPeak),
-		CpuTimeUsec:      micros(u.CPUTime),
-		ThrottledUsec:    optional(u.Throttled),
-		ThrottledPeriods: optional(u.ThrottledPeriods),
-		PidsCurrent:      optional(u.Pids),
-		MemorySwapBytes:  optional(u.Swap),
-		MemoryAnonBytes:  optional(u.Anon),
-		MemoryFileBytes:  optional(u.File),
-		Source:           u.Source,
-		OomKills:         optional(u.OOMKills),
-	}
-}
-
 // optional keeps absent apart from zero.
 func optional(q service.Quota) *uint64 {
 	if !q.Set {

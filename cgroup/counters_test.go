@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,38 +14,86 @@ import (
 )
 
 func TestUsage(t *testing.T) {
+	const used = "usage_usec 5000000\nuser_usec 4000000\nsystem_usec 1000000\nnice_usec 7"
 	files := map[string]string{
 		"g/memory.current":      "1000",
 		"g/memory.peak":         "2000",
 		"g/memory.swap.current": "30",
-		"g/memory.stat":         "anon 600\nfile 300\nkernel_stack 100",
-		"g/memory.events":       "low 0\nhigh 0\nmax 4\noom 3\noom_kill 2",
-		"g/cpu.max":             "max 100000",
-		"g/cpu.stat":            "usage_usec 5000000\nuser_usec 4000000\nsystem_usec 1000000\nnr_periods 9\nnr_throttled 7\nthrottled_usec 6000",
-		"g/pids.current":        "12",
-		"g/pids.max":            "max",
-		"g/memory.max":          "max",
-		"bare/cpu.stat":         "usage_usec 5000000\nuser_usec 4000000\nsystem_usec 1000000",
-		"bare/cgroup.procs":     "",
-		"bad/cpu.stat":          "usage_usec many",
+		"g/memory.stat":         "anon 600\nfile 300\nkernel 101\nkernel_stack 100",
+		"g/memory.events":       "low 0\nhigh 0\nmax 4\noom 3\noom_kill 2\noom_group_kill 1",
+		"g/memory.pressure":     "some avg10=1.50 avg60=0.25 avg300=9.00 total=3000000\nfull avg10=0.50 avg60=0.00 avg300=9.00 total=1",
+		"g/cpu.pressure":        "some avg10=0.00 avg60=0.00 avg300=0.00 total=5",
+		"g/cpu.stat":            used + "\nnr_periods 9\nnr_throttled 7\nthrottled_usec 6000\nnr_bursts 0",
+		"g/io.stat": "8:0 rbytes=100 wbytes=20 rios=3 wios=4 dbytes=50 dios=6\n253:1 \n" +
+			"259:7 rbytes=1 wbytes=2 rios=1 wios=1 dbytes=0 dios=0 cost.vrate=100.00",
+		"g/pids.current":     "12",
+		"g/pids.peak":        "15",
+		"bare/cpu.stat":      used,
+		"bare/cgroup.procs":  "",
+		"idle/cpu.stat":      "usage_usec 0\nuser_usec 0\nsystem_usec 0",
+		"idle/io.stat":       "",
+		"going/cgroup.procs": "",
 	}
 	tree, _ := fixture(t, files)
 	of := service.Of
 	u, err := tree.Group("/g").Usage()
 	require.NoError(t, err)
 	require.Equal(t, service.Usage{
-		Source: "cgroup", Memory: 1000, MemoryPeak: of(2000), Swap: of(30), Anon: of(600), File: of(300),
-		CPUTime: 5 * time.Second, Throttled: of(6000), ThrottledPeriods: of(7), Pids: of(12), OOMKills: of(2),
+		Source: "cgroup", Memory: 1000, MemoryPeak: of(2000), Swap: of(30), Anon: of(600), File: of(300), Kernel: of(101),
+		CPUTime: 5 * time.Second, User: of(4_000_000), System: of(1_000_000), Throttled: of(6000), ThrottledPeriods: of(7), Periods: of(9),
+		IO: service.IO{ReadBytes: of(101), WriteBytes: of(22), Reads: of(4), Writes: of(5)},
+		Devices: []service.DeviceIO{
+			{Device: "8:0", IO: service.IO{ReadBytes: of(100), WriteBytes: of(20), Reads: of(3), Writes: of(4)}},
+			{Device: "259:7", IO: service.IO{ReadBytes: of(1), WriteBytes: of(2), Reads: of(1), Writes: of(1)}},
+		},
+		Pids: of(12), PidsPeak: of(15), OOMKills: of(2),
+		MemoryPressure: service.Pressure{
+			Some: service.Stall{Set: true, Avg10: 1.5, Avg60: 0.25, Total: 3 * time.Second},
+			Full: service.Stall{Set: true, Avg10: 0.5, Total: time.Microsecond},
+		},
+		CPUPressure: service.Pressure{Some: service.Stall{Set: true, Total: 5 * time.Microsecond}},
 	}, u)
 
 	u, err = tree.Group("/bare").Usage()
 	require.NoError(t, err)
-	require.Equal(t, service.Usage{Source: "cgroup", CPUTime: 5 * time.Second}, u, "absent is not zero")
+	require.Equal(t, service.Usage{Source: "cgroup", CPUTime: 5 * time.Second, User: of(4_000_000), System: of(1_000_000)}, u, "absent is not zero")
+	u, err = tree.Group("/idle").Usage()
+	require.NoError(t, err)
+	require.Equal(t, service.IO{ReadBytes: of(0), WriteBytes: of(0), Reads: of(0), Writes: of(0)}, u.IO, "nothing was used, and that is known")
 
-	_, err = tree.Group("/bad").Usage()
-	require.ErrorContains(t, err, "read the counters of")
 	_, err = tree.Group("/gone").Usage()
 	require.ErrorIs(t, err, os.ErrNotExist)
+	_, err = tree.Group("/going").Usage()
+	require.ErrorIs(t, err, os.ErrNotExist, "one that was removed meanwhile has not used nothing")
+}
+
+// What a file should not hold is an error with the file and the line.
+func TestUsageOfBrokenFiles(t *testing.T) {
+	for name, text := range map[string]string{
+		"memory.current":  "much",
+		"memory.stat":     "anon 1\nfile -3",
+		"cpu.stat":        "usage_usec many",
+		"io.stat":         "8:0 rbytes=x",
+		"memory.pressure": "some avg10=zero avg60=0.00 total=3",
+		"cpu.pressure":    "full avg10=0.00 avg60=0.00 total=1.5",
+	} {
+		files := map[string]string{"g/cpu.stat": "usage_usec 1"}
+		files["g/"+name] = text
+		tree, _ := fixture(t, files)
+		_, err := tree.Group("/g").Usage()
+		require.ErrorContains(t, err, "read the counters of", name)
+		require.ErrorContains(t, err, name+" holds")
+	}
+}
+
+// A file may be longer than the buffer that reading begins with.
+func TestUsageOfLongFiles(t *testing.T) {
+	tree, _ := fixture(t, map[string]string{
+		"g/cpu.stat": "usage_usec 1", "g/memory.stat": strings.Repeat("something_of_no_interest 12345\n", 1000) + "kernel 7",
+	})
+	u, err := tree.Group("/g").Usage()
+	require.NoError(t, err)
+	require.Equal(t, service.Of(7), u.Kernel)
 }
 
 func TestOOMLevels(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -238,8 +239,15 @@ func TestHostUsage(t *testing.T) {
 	require.GreaterOrEqual(t, u.MemoryPeak.Value, u.Anon.Value)
 	require.True(t, u.Swap.Set)
 	require.True(t, u.File.Set)
+	require.True(t, u.Kernel.Set)
 	require.NotZero(t, u.ThrottledPeriods.Value)
+	require.GreaterOrEqual(t, u.Periods.Value, u.ThrottledPeriods.Value)
 	require.NotZero(t, u.Pids.Value)
+	require.InDelta(t, u.CPUTime.Microseconds(), u.User.Value+u.System.Value, 2)
+	require.True(t, u.CPUPressure.Some.Set)
+	require.NotZero(t, u.CPUPressure.Some.Total, "one that is throttled waits for the CPU")
+	require.True(t, u.MemoryPressure.Full.Set)
+	require.True(t, u.IOPressure.Full.Set)
 	require.Equal(t, service.Of(0), u.OOMKills)
 
 	bare := g.Parent().Child(strings.TrimPrefix(g.Path(), "/") + "-bare")
@@ -249,6 +257,10 @@ func TestHostUsage(t *testing.T) {
 	require.NoError(t, plain.Create(nil))
 	u, err := plain.Usage()
 	require.NoError(t, err)
+	require.True(t, u.User.Set)
+	require.True(t, u.CPUPressure.Some.Set, "the kernel tells of pressure in every group")
+	u.User, u.System = service.Quota{}, service.Quota{}
+	u.CPUPressure, u.MemoryPressure, u.IOPressure = service.Pressure{}, service.Pressure{}, service.Pressure{}
 	require.Equal(t, service.Usage{Source: "cgroup"}, u, "absent is not zero")
 	a, err := plain.Limits(service.Limits{})
 	require.NoError(t, err)
@@ -508,5 +520,60 @@ func withoutAdmin(t *testing.T) {
 	t.Cleanup(func() {
 		require.NoError(t, unix.Capset(&header, &had[0]))
 		runtime.UnlockOSThread()
+	})
+}
+
+// What others make of the same files, of a group that nobody is in any more and whose
+// counters stand still.
+func TestHostUsageAgreesWithContainerd(t *testing.T) {
+	g := hostGroup(t)
+	require.NoError(t, inside(t, g, nil, "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; cat /bin/sh >/dev/null").Wait())
+	m, err := cgroup2.Load(g.Path(), cgroup2.WithMountpoint("/sys/fs/cgroup"))
+	require.NoError(t, err)
+	u, err := g.Usage()
+	require.NoError(t, err)
+	s, err := m.Stat()
+	require.NoError(t, err)
+	require.NotZero(t, s.CPU.UsageUsec)
+	require.EqualValues(t, s.CPU.UsageUsec, u.CPUTime.Microseconds())
+	require.Equal(t, service.Of(s.CPU.UserUsec), u.User)
+	require.Equal(t, service.Of(s.CPU.SystemUsec), u.System)
+	require.Equal(t, service.Of(s.Memory.MaxUsage), u.MemoryPeak)
+	require.Equal(t, service.Of(s.Pids.Current), u.Pids)
+	require.Equal(t, service.Of(s.MemoryEvents.OomKill), u.OOMKills)
+	require.EqualValues(t, s.CPU.PSI.Some.Total, u.CPUPressure.Some.Total.Microseconds())
+	var read uint64
+	for _, d := range s.Io.Usage {
+		read += d.Rbytes
+	}
+	require.Equal(t, service.Of(read), u.IO.ReadBytes)
+}
+
+// BenchmarkHostUsage is one reading of all counters, and what containerd's package
+// takes to read its own.
+func BenchmarkHostUsage(b *testing.B) {
+	if !slices.Contains(strings.Fields(os.Getenv("GLADSHEIM_TEST_OFFERS")), "cgroup2") {
+		b.Skip("needs a host with cgroup v2: GLADSHEIM_TEST_OFFERS does not name it")
+	}
+	tree, err := Open("/sys/fs/cgroup")
+	require.NoError(b, err)
+	g := tree.Group("/gladsheim-benchmark")
+	require.NoError(b, g.Create(Wanted))
+	b.Cleanup(func() { require.NoError(b, g.Remove()) })
+	b.Run("ours", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, err := g.Usage()
+			require.NoError(b, err)
+		}
+	})
+	b.Run("containerd", func(b *testing.B) {
+		m, err := cgroup2.Load(g.Path(), cgroup2.WithMountpoint("/sys/fs/cgroup"))
+		require.NoError(b, err)
+		b.ReportAllocs()
+		for b.Loop() {
+			_, err := m.StatFiltered(cgroup2.StatCPU | cgroup2.StatMemory | cgroup2.StatMemoryEvents | cgroup2.StatPids | cgroup2.StatIO)
+			require.NoError(b, err)
+		}
 	})
 }

@@ -162,20 +162,29 @@ type dir struct {
 // filesystem.
 func (d *dir) openFile(name string, flags int) (*os.File, error) {
 	full := filepath.Join(d.Name(), name)
-	fd, err := d.tree.openat(int(d.Fd()), name, full, flags|unix.O_NOFOLLOW)
+	fd, err := d.openFD(name, full, flags)
 	if err != nil {
 		return nil, err
+	}
+	return os.NewFile(uintptr(fd), full), nil
+}
+
+// openFD is openFile for those who read so many that an os.File of each costs.
+func (d *dir) openFD(name, full string, flags int) (int, error) {
+	fd, err := d.tree.openat(int(d.Fd()), name, full, flags|unix.O_NOFOLLOW)
+	if err != nil {
+		return -1, err
 	}
 	var st unix.Stat_t
 	if err := d.tree.call("stat", full, func() error { return unix.Fstat(fd, &st) }); err != nil {
 		unix.Close(fd)
-		return nil, err
+		return -1, err
 	}
 	if st.Dev != d.dev {
 		unix.Close(fd)
-		return nil, fmt.Errorf("%s lies on another filesystem than its directory", full)
+		return -1, fmt.Errorf("%s lies on another filesystem than its directory", full)
 	}
-	return os.NewFile(uintptr(fd), full), nil
+	return fd, nil
 }
 
 // read reads a file of d, without the white space around it.

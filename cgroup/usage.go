@@ -2,62 +2,51 @@ package cgroup
 
 import (
 	"fmt"
-	"io"
-	"sync"
 	"time"
-
-	"github.com/containerd/cgroups/v3/cgroup2"
-	"github.com/containerd/log"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// Usage reads the counters of the group and all below it. What the kernel does
-// not count here is unset: containerd's Stat, which reads the files, says zero
-// for a file that is missing, so their presence is looked at first. The one
+// Usage reads the counters of the group and all below it: a dozen small files,
+// each of them once. What the kernel does not count here is unset. The one
 // exception is Memory, which can not be unset: without the memory controller it
-// is zero.
+// is zero. A file that the kernel will not let us read, or that holds what it
+// should not, is an error, never zero.
 func (g Group) Usage() (service.Usage, error) {
 	d, err := g.open()
 	if err != nil {
 		return service.Usage{}, err
 	}
 	defer d.Close()
-	present := make(map[string]bool, len(usageFiles))
-	for _, name := range usageFiles {
-		if present[name], err = d.has(name); err != nil {
-			return service.Usage{}, err
-		}
+	r := newReading(d)
+	u := service.Usage{
+		Source:         "cgroup",
+		Memory:         r.number("memory.current").Value,
+		MemoryPeak:     r.number("memory.peak"),
+		Swap:           r.number("memory.swap.current"),
+		Pids:           r.number("pids.current"),
+		PidsPeak:       r.number("pids.peak"),
+		MemoryPressure: r.pressure("memory.pressure"),
+		CPUPressure:    r.pressure("cpu.pressure"),
+		IOPressure:     r.pressure("io.pressure"),
 	}
-	silence()
-	m, err := cgroup2.Load(g.path, cgroup2.WithMountpoint(g.tree.root))
-	if err != nil {
-		return service.Usage{}, fmt.Errorf("%s: %w", g.file(""), err)
+	r.keys("memory.stat", field{"anon", &u.Anon}, field{"file", &u.File}, field{"kernel", &u.Kernel})
+	r.keys("memory.events", field{"oom_kill", &u.OOMKills})
+	u.IO, u.Devices = r.devices("io.stat")
+	// The counters of the quota come with the cpu controller, those of the time are
+	// in every group: that there are none says that the group is gone, and with it
+	// all that was missed above.
+	var used service.Quota
+	r.keys("cpu.stat", field{"usage_usec", &used}, field{"user_usec", &u.User}, field{"system_usec", &u.System},
+		field{"nr_periods", &u.Periods}, field{"nr_throttled", &u.ThrottledPeriods}, field{"throttled_usec", &u.Throttled})
+	u.CPUTime = time.Duration(used.Value) * time.Microsecond
+	if r.err == nil && !used.Set {
+		r.err = fmt.Errorf("cpu.stat tells no usage_usec: %w", errGone)
 	}
-	s, err := m.StatFiltered(cgroup2.StatCPU | cgroup2.StatMemory | cgroup2.StatMemoryEvents | cgroup2.StatPids)
-	if err != nil {
-		return service.Usage{}, fmt.Errorf("read the counters of %s: %w", g.file(""), err)
+	if r.err != nil {
+		return service.Usage{}, fmt.Errorf("read the counters of %s: %w", g.file(""), r.err)
 	}
-	counted := func(file string, n uint64) service.Quota {
-		if !present[file] {
-			return service.Quota{}
-		}
-		return service.Of(n)
-	}
-	return service.Usage{
-		Source:     "cgroup",
-		Memory:     s.Memory.Usage,
-		MemoryPeak: counted("memory.peak", s.Memory.MaxUsage),
-		Swap:       counted("memory.swap.current", s.Memory.SwapUsage),
-		Anon:       counted("memory.stat", s.Memory.Anon),
-		File:       counted("memory.stat", s.Memory.File),
-		CPUTime:    time.Duration(s.CPU.UsageUsec) * time.Microsecond,
-		// The throttling counters of cpu.stat come with the cpu controller.
-		Throttled:        counted("cpu.max", s.CPU.ThrottledUsec),
-		ThrottledPeriods: counted("cpu.max", s.CPU.NrThrottled),
-		Pids:             counted("pids.current", s.Pids.Current),
-		OOMKills:         counted("memory.events", s.MemoryEvents.GetOomKill()),
-	}, nil
+	return u, nil
 }
 
 // Throttled reads how long, in microseconds, and in how many periods the group's
@@ -69,14 +58,7 @@ func (g Group) Throttled() (usec, periods service.Quota, err error) {
 		return usec, periods, err
 	}
 	defer d.Close()
-	stat, err := readEvents(d, "cpu.stat")
-	return stat["throttled_usec"], stat["nr_throttled"], err
+	r := newReading(d)
+	r.keys("cpu.stat", field{"throttled_usec", &usec}, field{"nr_throttled", &periods})
+	return usec, periods, r.err
 }
-
-var usageFiles = []string{
-	"memory.peak", "memory.swap.current", "memory.stat", "memory.events", "cpu.max", "pids.current",
-}
-
-// silence keeps containerd's package from printing to stderr what it could not
-// read, e.g. when the group is removed at the same moment.
-var silence = sync.OnceFunc(func() { log.L.Logger.SetOutput(io.Discard) })

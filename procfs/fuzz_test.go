@@ -43,8 +43,11 @@ func FuzzParsers(f *testing.F) {
 			require.Zero(t, soft)
 			require.Zero(t, hard)
 		}
-		if peak, err := parseMemoryPeak(data); err == nil {
-			require.Zero(t, peak%1024)
+		if m, err := parseMemory(data); err == nil {
+			require.Zero(t, (m.Peak|m.Anon|m.File|m.Swap)%1024)
+		}
+		if read, written, err := parseIO(data); err != nil {
+			require.Zero(t, read+written)
 		}
 		command := parseCommand(data)
 		require.False(t, strings.ContainsFunc(command, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", command)

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -146,21 +148,51 @@ func parseLimitValue(text string) (uint64, error) {
 	return n, nil
 }
 
-// parseMemoryPeak finds VmHWM in /proc/PID/status. Kernel threads and zombies
-// have none.
-func parseMemoryPeak(data []byte) (uint64, error) {
+// parseMemory finds the lines on memory in /proc/PID/status, which a process that has
+// none lacks.
+func parseMemory(data []byte) (m Memory, err error) {
+	var shared uint64
+	err = parseLines(data, " kB", map[string]*uint64{"VmHWM": &m.Peak, "RssAnon": &m.Anon, "RssFile": &m.File, "RssShmem": &shared, "VmSwap": &m.Swap})
+	if err != nil {
+		return Memory{}, err
+	}
+	m.File += shared
+	for _, n := range []*uint64{&m.Peak, &m.Anon, &m.File, &m.Swap} {
+		*n <<= 10
+	}
+	return m, nil
+}
+
+// parseIO finds what was read and written in /proc/PID/io, without what was given up
+// before it was written.
+func parseIO(data []byte) (read, written uint64, err error) {
+	var cancelled uint64
+	err = parseLines(data, "", map[string]*uint64{"read_bytes": &read, "write_bytes": &written, "cancelled_write_bytes": &cancelled})
+	if err != nil {
+		return 0, 0, err
+	}
+	return read, written - min(written, cancelled), nil
+}
+
+// parseLines finds the numbers of all these lines "name: number unit".
+func parseLines(data []byte, unit string, want map[string]*uint64) error {
+	left := len(want)
 	for line := range strings.Lines(string(data)) {
-		rest, ok := strings.CutPrefix(line, "VmHWM:")
-		if !ok {
+		name, rest, _ := strings.Cut(line, ":")
+		to := want[name]
+		if to == nil {
 			continue
 		}
-		kib, err := strconv.ParseUint(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 53)
+		n, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), unit), 10, 53)
 		if err != nil {
-			return 0, fmt.Errorf("VmHWM %.20q is not a number of kB", rest)
+			return fmt.Errorf("%s %.20q is not a number", name, rest)
 		}
-		return kib << 10, nil
+		*to, left = n, left-1
 	}
-	return 0, errors.New("it tells no VmHWM")
+	if left == 0 {
+		return nil
+	}
+	return fmt.Errorf("it lacks lines of %s", strings.Join(slices.Sorted(maps.Keys(want)), ", "))
 }
 
 // commandLength bounds a command line that is shown to people.

@@ -156,18 +156,40 @@ func (f FS) limit(pid int, name string) (soft, hard uint64, err error) {
 	return soft, hard, nil
 }
 
-// MemoryPeak is the most memory that was ever resident in pid since it became
-// its present program, in bytes (VmHWM of proc_pid_status(5)).
-func (f FS) MemoryPeak(pid int) (uint64, error) {
+// Memory is what a process has in memory, in bytes (proc_pid_status(5)).
+type Memory struct {
+	Peak uint64 // most that was ever resident since it became its present program
+	Anon uint64 // resident, its own
+	File uint64 // resident, of files and shared
+	Swap uint64 // swapped out
+}
+
+// Memory reads /proc/PID/status. Kernel threads and zombies have no memory, which is
+// an error.
+func (f FS) Memory(pid int) (Memory, error) {
 	data, err := f.read(pid, "status")
 	if err != nil {
-		return 0, err
+		return Memory{}, err
 	}
-	peak, err := parseMemoryPeak(data)
+	m, err := parseMemory(data)
 	if err != nil {
-		return 0, fmt.Errorf("cannot read %s: %w", f.path(pid, "status"), err)
+		return Memory{}, fmt.Errorf("cannot read %s: %w", f.path(pid, "status"), err)
 	}
-	return peak, nil
+	return m, nil
+}
+
+// IO is how many bytes a process and the children it has waited for had read from
+// block devices and written to them (proc_pid_io(5)). Only who may trace the process
+// may read it; else the error is fs.ErrPermission.
+func (f FS) IO(pid int) (read, written uint64, err error) {
+	data, err := f.read(pid, "io")
+	if err != nil {
+		return 0, 0, err
+	}
+	if read, written, err = parseIO(data); err != nil {
+		return 0, 0, fmt.Errorf("cannot read %s: %w", f.path(pid, "io"), err)
+	}
+	return read, written, nil
 }
 
 // BootID names this boot of the host; numbers of processes mean nothing

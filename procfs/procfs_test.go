@@ -108,7 +108,9 @@ func TestNoProcess(t *testing.T) {
 	require.ErrorIs(t, err, ErrNoProcess)
 	_, err = fs.NoFileLimit(8)
 	require.ErrorIs(t, err, ErrNoProcess)
-	_, err = fs.MemoryPeak(8)
+	_, err = fs.Memory(8)
+	require.ErrorIs(t, err, ErrNoProcess)
+	_, _, err = fs.IO(8)
 	require.ErrorIs(t, err, ErrNoProcess)
 	require.Empty(t, fs.Command(8))
 }
@@ -147,8 +149,10 @@ func TestBrokenFilesAreErrorsThatNameThem(t *testing.T) {
 	require.NotErrorIs(t, err, ErrNoProcess)
 	_, _, err = fs.RTTimeLimit(9)
 	require.ErrorContains(t, err, "9/limits")
-	_, err = fs.MemoryPeak(40)
+	_, err = fs.Memory(40)
 	require.ErrorContains(t, err, "VmHWM", "absent is not zero")
+	_, _, err = tree(t, map[string]string{"7/io": "read_bytes: 1\n"}).IO(7)
+	require.ErrorContains(t, err, "write_bytes", "absent is not zero")
 	_, err = fs.Processes()
 	require.ErrorContains(t, err, "9/stat")
 }
@@ -184,10 +188,19 @@ func TestLimits(t *testing.T) {
 	require.Equal(t, uint64(1024), files, "the soft one")
 }
 
-func TestMemoryPeak(t *testing.T) {
-	peak, err := testTree(t).MemoryPeak(7)
+func TestMemory(t *testing.T) {
+	fs := tree(t, map[string]string{"7/status": "Name:\tweb\nVmHWM:\t    1400 kB\nVmRSS:\t    1000 kB\n" +
+		"RssAnon:\t     600 kB\nRssFile:\t     300 kB\nRssShmem:\t     100 kB\nVmSwap:\t      20 kB\n"})
+	m, err := fs.Memory(7)
 	require.NoError(t, err)
-	require.Equal(t, uint64(1400<<10), peak)
+	require.Equal(t, Memory{Peak: 1400 << 10, Anon: 600 << 10, File: 400 << 10, Swap: 20 << 10}, m)
+}
+
+func TestIO(t *testing.T) {
+	fs := tree(t, map[string]string{"7/io": "rchar: 9\nwchar: 9\nsyscr: 9\nsyscw: 9\nread_bytes: 4096\nwrite_bytes: 12288\ncancelled_write_bytes: 8192\n"})
+	read, written, err := fs.IO(7)
+	require.NoError(t, err)
+	require.Equal(t, []uint64{4096, 4096}, []uint64{read, written})
 }
 
 func TestBootID(t *testing.T) {
@@ -262,9 +275,12 @@ func TestTheRealProc(t *testing.T) {
 	require.Equal(t, os.Getppid(), self.PPID)
 	require.True(t, self.Alive())
 	require.Greater(t, self.RSS, uint64(1<<20))
-	peak, err := fs.MemoryPeak(os.Getpid())
+	m, err := fs.Memory(os.Getpid())
 	require.NoError(t, err)
-	require.Greater(t, peak, uint64(1<<20))
+	require.Greater(t, m.Peak, uint64(1<<20))
+	require.Greater(t, m.Anon, uint64(1<<18))
+	_, _, err = fs.IO(os.Getpid())
+	require.NoError(t, err)
 	require.Contains(t, fs.Command(os.Getpid()), filepath.Base(os.Args[0]))
 	list, err := fs.Processes()
 	require.NoError(t, err)

@@ -323,7 +323,24 @@ func TestUsageCountsTheTree(t *testing.T) {
 	require.NotZero(t, u.Memory)
 	require.GreaterOrEqual(t, u.MemoryPeak.Value, u.Memory)
 	require.Equal(t, service.Quota{}, u.OOMKills, "nobody counts that here")
-	require.Equal(t, service.Quota{}, u.Swap)
+	require.True(t, u.Swap.Set)
+	require.NotZero(t, u.Anon.Value)
+	require.NotZero(t, u.File.Value)
+	require.Equal(t, service.Of(3), u.PidsPeak)
+	require.Equal(t, service.Usage{}.IOPressure, u.IOPressure)
+	require.Equal(t, service.Quota{}, u.IO.Reads, "operations are not counted by process")
+}
+
+func TestUsageCountsWhatIsWritten(t *testing.T) {
+	const written = 3 << 20
+	b := newBackend(t)
+	file := filepath.Join(t.TempDir(), "written")
+	h := start(t, b, plan(t, "dd if=/dev/zero of="+file+" bs=1M count=3 conv=fsync; sleep 1000 & exec sleep 1000"))
+	require.Eventually(t, func() bool {
+		u, err := h.Usage(t.Context())
+		require.NoError(t, err)
+		return u.Pids == service.Of(2) && u.IO.WriteBytes.Value >= written
+	}, 10*time.Second, 10*time.Millisecond, "the main process waited for who wrote")
 }
 
 func TestLimitOfOpenFilesReachesTheWholeTree(t *testing.T) {

@@ -173,3 +173,20 @@ func TestLimitsStayThroughReloads(t *testing.T) {
 		require.Equal(t, service.Of(21*service.UsecPerPercent), applied[service.CPUMax].Applied)
 	})
 }
+
+// Block I/O is counted of a service that limits none.
+func TestIOIsCounted(t *testing.T) {
+	needSystemd(t)
+	b := newBackend(t, Config{})
+	h, err := b.Launch(within(t), planned(t, service.Limits{}, "sleep"), unrecorded)
+	require.NoError(t, err)
+	defer func() {
+		_, err := h.Release(within(t))
+		require.NoError(t, err)
+	}()
+	u, err := h.Usage(within(t))
+	require.NoError(t, err)
+	require.True(t, u.IO.ReadBytes.Set, "io.stat is not there")
+	require.True(t, u.IO.Writes.Set)
+	require.True(t, u.IOPressure.Some.Set)
+}

@@ -68,6 +68,7 @@ func scopeProperties(l service.Launch, limits service.Limits, cell string, knows
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
+		property("IOAccounting", true),
 	}
 	switch {
 	case !knows253:
@@ -90,6 +91,7 @@ func cellProperties(l service.Launch, limits service.Limits) []sd.Property {
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),
 		property("TasksAccounting", true),
+		property("IOAccounting", true),
 		property("TasksMax", uint64(math.MaxUint64)),
 	}
 	return append(properties, limitsAsProperties(amongSiblings(limits), true)...)

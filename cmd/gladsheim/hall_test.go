@@ -90,6 +90,10 @@ func billing() *apitest.Service {
 	st.Applied[service.CPUMax].AtRestart = service.Of(2_500_000)
 	s.Usage.Memory, s.Usage.MemoryPeak = 61*mebibyte+200<<10, service.Of(128*mebibyte)
 	s.Usage.OOMKills, s.Usage.Pids, s.Usage.CPUPercent = service.Of(7), service.Of(9), 0.3
+	s.Usage.PidsPeak, s.Usage.Kernel = service.Of(12), service.Of(2*mebibyte)
+	s.Usage.IO = service.IO{ReadBytes: service.Of(3 * mebibyte), WriteBytes: service.Of(0), Reads: service.Of(40), Writes: service.Of(0)}
+	s.Usage.Devices = []service.DeviceIO{{Device: "8:0", IO: s.Usage.IO}}
+	s.Usage.MemoryPressure.Some = service.Stall{Set: true, Avg10: 12.5, Avg60: 3, Total: 9 * time.Second}
 	s.Processes = []service.Process{
 		{PID: 4188, Parent: 1, Command: "/usr/bin/billing --workers 2"},
 		{PID: 4190, Parent: 4188, Command: "billing: worker 1"},

@@ -221,10 +221,23 @@ func (a *app) sayUsage(s *sheet, st *gladsheimv1.ServiceStatus) {
 	s.line("Memory", and(bytesOf(u.GetMemoryBytes()), labelled("of", held("memory_max", size)),
 		in(labelled("high", held("memory_high", size)), labelled("peak", maybe(u.MemoryPeakBytes, bytesOf)),
 			labelled("swap", maybe(u.MemorySwapBytes, bytesOf)))))
-	s.line("Tasks", and(maybe(u.PidsCurrent, number), labelled("of", held("pids_max", whole))))
+	s.line("Tasks", and(maybe(u.PidsCurrent, number), labelled("of", held("pids_max", whole)), in(labelled("peak", maybe(u.PidsPeak, number)))))
+	if io := u.GetIo(); io != nil {
+		s.line("I/O", list(labelled("read", maybe(io.ReadBytes, bytesOf)), labelled("written", maybe(io.WriteBytes, bytesOf))))
+	}
+	s.line("Pressure", list(labelled("memory", lost(u.GetMemoryPressure())), labelled("CPU", lost(u.GetCpuPressure())),
+		labelled("I/O", lost(u.GetIoPressure()))))
 	if u.GetOomKills() > 0 {
 		s.loud("OOM kills", number(u.GetOomKills()))
 	}
+}
+
+// lost is the share of the latest ten seconds that was lost, "" when nobody tells.
+func lost(p *gladsheimv1.Pressure) string {
+	if p.GetSome() == nil {
+		return ""
+	}
+	return percent(p.GetSome().GetAvg10Percent())
 }
 
 // sayProcesses draws the tree; they come with parents before children.

@@ -1580,7 +1580,28 @@ type ResourceUsage struct {
 	// Who measured: "cgroup", or "procfs" where no cgroup accounts for it.
 	Source string `protobuf:"bytes,28,opt,name=source,proto3" json:"source,omitempty"`
 	// Processes of this instance that were killed for want of memory.
-	OomKills      *uint64 `protobuf:"varint,29,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	OomKills *uint64 `protobuf:"varint,29,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	// The part of memory_bytes that the kernel holds for it: page tables, stacks,
+	// slabs.
+	MemoryKernelBytes *uint64 `protobuf:"varint,30,opt,name=memory_kernel_bytes,json=memoryKernelBytes,proto3,oneof" json:"memory_kernel_bytes,omitempty"`
+	// The part of cpu_time_usec in the program.
+	CpuUserUsec *uint64 `protobuf:"varint,31,opt,name=cpu_user_usec,json=cpuUserUsec,proto3,oneof" json:"cpu_user_usec,omitempty"`
+	// The part of cpu_time_usec in the kernel.
+	CpuSystemUsec *uint64 `protobuf:"varint,32,opt,name=cpu_system_usec,json=cpuSystemUsec,proto3,oneof" json:"cpu_system_usec,omitempty"`
+	// Scheduling periods of its CPU limit in which it wanted to run.
+	CpuPeriods *uint64 `protobuf:"varint,33,opt,name=cpu_periods,json=cpuPeriods,proto3,oneof" json:"cpu_periods,omitempty"`
+	// The most processes and threads it had at a time.
+	PidsPeak *uint64 `protobuf:"varint,34,opt,name=pids_peak,json=pidsPeak,proto3,oneof" json:"pids_peak,omitempty"`
+	// What it read from block devices and wrote to them, all devices together.
+	Io *IOUsage `protobuf:"bytes,35,opt,name=io,proto3" json:"io,omitempty"`
+	// The same of each device that it used, where the host counts by device.
+	Devices []*DeviceUsage `protobuf:"bytes,36,rep,name=devices,proto3" json:"devices,omitempty"`
+	// Time lost waiting for memory; absent where the host does not tell.
+	MemoryPressure *Pressure `protobuf:"bytes,37,opt,name=memory_pressure,json=memoryPressure,proto3" json:"memory_pressure,omitempty"`
+	// Time lost waiting for a CPU, that its own limit makes it wait included.
+	CpuPressure *Pressure `protobuf:"bytes,38,opt,name=cpu_pressure,json=cpuPressure,proto3" json:"cpu_pressure,omitempty"`
+	// Time lost waiting for block devices.
+	IoPressure    *Pressure `protobuf:"bytes,39,opt,name=io_pressure,json=ioPressure,proto3" json:"io_pressure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1713,6 +1734,326 @@ func (x *ResourceUsage) GetOomKills() uint64 {
 	return 0
 }
 
+func (x *ResourceUsage) GetMemoryKernelBytes() uint64 {
+	if x != nil && x.MemoryKernelBytes != nil {
+		return *x.MemoryKernelBytes
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetCpuUserUsec() uint64 {
+	if x != nil && x.CpuUserUsec != nil {
+		return *x.CpuUserUsec
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetCpuSystemUsec() uint64 {
+	if x != nil && x.CpuSystemUsec != nil {
+		return *x.CpuSystemUsec
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetCpuPeriods() uint64 {
+	if x != nil && x.CpuPeriods != nil {
+		return *x.CpuPeriods
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetPidsPeak() uint64 {
+	if x != nil && x.PidsPeak != nil {
+		return *x.PidsPeak
+	}
+	return 0
+}
+
+func (x *ResourceUsage) GetIo() *IOUsage {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+func (x *ResourceUsage) GetDevices() []*DeviceUsage {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *ResourceUsage) GetMemoryPressure() *Pressure {
+	if x != nil {
+		return x.MemoryPressure
+	}
+	return nil
+}
+
+func (x *ResourceUsage) GetCpuPressure() *Pressure {
+	if x != nil {
+		return x.CpuPressure
+	}
+	return nil
+}
+
+func (x *ResourceUsage) GetIoPressure() *Pressure {
+	if x != nil {
+		return x.IoPressure
+	}
+	return nil
+}
+
+// IOUsage is what was read from block devices and written to them. What the page
+// cache answered is not in it. What the host does not count is absent.
+type IOUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes read.
+	ReadBytes *uint64 `protobuf:"varint,1,opt,name=read_bytes,json=readBytes,proto3,oneof" json:"read_bytes,omitempty"`
+	// Bytes written.
+	WriteBytes *uint64 `protobuf:"varint,2,opt,name=write_bytes,json=writeBytes,proto3,oneof" json:"write_bytes,omitempty"`
+	// Operations that read.
+	Reads *uint64 `protobuf:"varint,3,opt,name=reads,proto3,oneof" json:"reads,omitempty"`
+	// Operations that wrote.
+	Writes        *uint64 `protobuf:"varint,4,opt,name=writes,proto3,oneof" json:"writes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IOUsage) Reset() {
+	*x = IOUsage{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IOUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IOUsage) ProtoMessage() {}
+
+func (x *IOUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IOUsage.ProtoReflect.Descriptor instead.
+func (*IOUsage) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *IOUsage) GetReadBytes() uint64 {
+	if x != nil && x.ReadBytes != nil {
+		return *x.ReadBytes
+	}
+	return 0
+}
+
+func (x *IOUsage) GetWriteBytes() uint64 {
+	if x != nil && x.WriteBytes != nil {
+		return *x.WriteBytes
+	}
+	return 0
+}
+
+func (x *IOUsage) GetReads() uint64 {
+	if x != nil && x.Reads != nil {
+		return *x.Reads
+	}
+	return 0
+}
+
+func (x *IOUsage) GetWrites() uint64 {
+	if x != nil && x.Writes != nil {
+		return *x.Writes
+	}
+	return 0
+}
+
+// DeviceUsage is IOUsage of one block device.
+type DeviceUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its numbers, "major:minor".
+	Device string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	// What was read and written.
+	Io            *IOUsage `protobuf:"bytes,2,opt,name=io,proto3" json:"io,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceUsage) Reset() {
+	*x = DeviceUsage{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceUsage) ProtoMessage() {}
+
+func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
+func (*DeviceUsage) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeviceUsage) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *DeviceUsage) GetIo() *IOUsage {
+	if x != nil {
+		return x.Io
+	}
+	return nil
+}
+
+// Pressure is how much time was lost for want of one resource, as the kernel's
+// pressure stall information tells it.
+type Pressure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Time in which at least one task waited.
+	Some *Stall `protobuf:"bytes,1,opt,name=some,proto3" json:"some,omitempty"`
+	// Time in which all that could have run waited; absent of the CPU before Linux
+	// 5.13.
+	Full          *Stall `protobuf:"bytes,2,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pressure) Reset() {
+	*x = Pressure{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pressure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pressure) ProtoMessage() {}
+
+func (x *Pressure) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
+func (*Pressure) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Pressure) GetSome() *Stall {
+	if x != nil {
+		return x.Some
+	}
+	return nil
+}
+
+func (x *Pressure) GetFull() *Stall {
+	if x != nil {
+		return x.Full
+	}
+	return nil
+}
+
+// Stall is one part of a Pressure.
+type Stall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Percent of the latest 10 seconds.
+	Avg10Percent float64 `protobuf:"fixed64,1,opt,name=avg10_percent,json=avg10Percent,proto3" json:"avg10_percent,omitempty"`
+	// Percent of the latest 60 seconds.
+	Avg60Percent float64 `protobuf:"fixed64,2,opt,name=avg60_percent,json=avg60Percent,proto3" json:"avg60_percent,omitempty"`
+	// In all, in microseconds.
+	TotalUsec     uint64 `protobuf:"varint,3,opt,name=total_usec,json=totalUsec,proto3" json:"total_usec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stall) Reset() {
+	*x = Stall{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stall) ProtoMessage() {}
+
+func (x *Stall) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stall.ProtoReflect.Descriptor instead.
+func (*Stall) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Stall) GetAvg10Percent() float64 {
+	if x != nil {
+		return x.Avg10Percent
+	}
+	return 0
+}
+
+func (x *Stall) GetAvg60Percent() float64 {
+	if x != nil {
+		return x.Avg60Percent
+	}
+	return 0
+}
+
+func (x *Stall) GetTotalUsec() uint64 {
+	if x != nil {
+		return x.TotalUsec
+	}
+	return 0
+}
+
 // ResourceLimits are the limits of a service.
 //
 // In a request, what is absent, or 0 where the field is not optional, is left as
@@ -1789,7 +2130,7 @@ type ResourceLimits struct {
 
 func (x *ResourceLimits) Reset() {
 	*x = ResourceLimits{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2142,7 @@ func (x *ResourceLimits) String() string {
 func (*ResourceLimits) ProtoMessage() {}
 
 func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2155,7 @@ func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLimits.ProtoReflect.Descriptor instead.
 func (*ResourceLimits) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResourceLimits) GetMaxMemoryBytes() uint64 {
@@ -2031,7 +2372,7 @@ type LimitReport struct {
 
 func (x *LimitReport) Reset() {
 	*x = LimitReport{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2384,7 @@ func (x *LimitReport) String() string {
 func (*LimitReport) ProtoMessage() {}
 
 func (x *LimitReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2397,7 @@ func (x *LimitReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitReport.ProtoReflect.Descriptor instead.
 func (*LimitReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LimitReport) GetName() string {
@@ -2161,7 +2502,7 @@ type GladsheimError struct {
 
 func (x *GladsheimError) Reset() {
 	*x = GladsheimError{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2514,7 @@ func (x *GladsheimError) String() string {
 func (*GladsheimError) ProtoMessage() {}
 
 func (x *GladsheimError) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2527,7 @@ func (x *GladsheimError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GladsheimError.ProtoReflect.Descriptor instead.
 func (*GladsheimError) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GladsheimError) GetCode() string {
@@ -2346,7 +2687,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\fHealthUpdate\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.gladsheim.v1.ServiceHealthR\x06health\x12(\n" +
 	"\x10update_time_unix\x18\x02 \x01(\x03R\x0eupdateTimeUnix\x12#\n" +
-	"\rstate_changed\x18\x03 \x01(\bR\fstateChanged\"\xe2\x05\n" +
+	"\rstate_changed\x18\x03 \x01(\bR\fstateChanged\"\xa2\n" +
+	"\n" +
 	"\rResourceUsage\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x1f\n" +
 	"\vcpu_percent\x18\x02 \x01(\x02R\n" +
@@ -2362,7 +2704,20 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x11memory_anon_bytes\x18\x1a \x01(\x04H\x05R\x0fmemoryAnonBytes\x88\x01\x01\x12/\n" +
 	"\x11memory_file_bytes\x18\x1b \x01(\x04H\x06R\x0fmemoryFileBytes\x88\x01\x01\x12\x16\n" +
 	"\x06source\x18\x1c \x01(\tR\x06source\x12 \n" +
-	"\toom_kills\x18\x1d \x01(\x04H\aR\boomKills\x88\x01\x01B\x14\n" +
+	"\toom_kills\x18\x1d \x01(\x04H\aR\boomKills\x88\x01\x01\x123\n" +
+	"\x13memory_kernel_bytes\x18\x1e \x01(\x04H\bR\x11memoryKernelBytes\x88\x01\x01\x12'\n" +
+	"\rcpu_user_usec\x18\x1f \x01(\x04H\tR\vcpuUserUsec\x88\x01\x01\x12+\n" +
+	"\x0fcpu_system_usec\x18  \x01(\x04H\n" +
+	"R\rcpuSystemUsec\x88\x01\x01\x12$\n" +
+	"\vcpu_periods\x18! \x01(\x04H\vR\n" +
+	"cpuPeriods\x88\x01\x01\x12 \n" +
+	"\tpids_peak\x18\" \x01(\x04H\fR\bpidsPeak\x88\x01\x01\x12%\n" +
+	"\x02io\x18# \x01(\v2\x15.gladsheim.v1.IOUsageR\x02io\x123\n" +
+	"\adevices\x18$ \x03(\v2\x19.gladsheim.v1.DeviceUsageR\adevices\x12?\n" +
+	"\x0fmemory_pressure\x18% \x01(\v2\x16.gladsheim.v1.PressureR\x0ememoryPressure\x129\n" +
+	"\fcpu_pressure\x18& \x01(\v2\x16.gladsheim.v1.PressureR\vcpuPressure\x127\n" +
+	"\vio_pressure\x18' \x01(\v2\x16.gladsheim.v1.PressureR\n" +
+	"ioPressureB\x14\n" +
 	"\x12_memory_peak_bytesB\x11\n" +
 	"\x0f_throttled_usecB\x14\n" +
 	"\x12_throttled_periodsB\x0f\n" +
@@ -2371,7 +2726,35 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xc5\n" +
+	"_oom_killsB\x16\n" +
+	"\x14_memory_kernel_bytesB\x10\n" +
+	"\x0e_cpu_user_usecB\x12\n" +
+	"\x10_cpu_system_usecB\x0e\n" +
+	"\f_cpu_periodsB\f\n" +
+	"\n" +
+	"_pids_peak\"\xbf\x01\n" +
+	"\aIOUsage\x12\"\n" +
+	"\n" +
+	"read_bytes\x18\x01 \x01(\x04H\x00R\treadBytes\x88\x01\x01\x12$\n" +
+	"\vwrite_bytes\x18\x02 \x01(\x04H\x01R\n" +
+	"writeBytes\x88\x01\x01\x12\x19\n" +
+	"\x05reads\x18\x03 \x01(\x04H\x02R\x05reads\x88\x01\x01\x12\x1b\n" +
+	"\x06writes\x18\x04 \x01(\x04H\x03R\x06writes\x88\x01\x01B\r\n" +
+	"\v_read_bytesB\x0e\n" +
+	"\f_write_bytesB\b\n" +
+	"\x06_readsB\t\n" +
+	"\a_writes\"L\n" +
+	"\vDeviceUsage\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12%\n" +
+	"\x02io\x18\x02 \x01(\v2\x15.gladsheim.v1.IOUsageR\x02io\"\\\n" +
+	"\bPressure\x12'\n" +
+	"\x04some\x18\x01 \x01(\v2\x13.gladsheim.v1.StallR\x04some\x12'\n" +
+	"\x04full\x18\x02 \x01(\v2\x13.gladsheim.v1.StallR\x04full\"p\n" +
+	"\x05Stall\x12#\n" +
+	"\ravg10_percent\x18\x01 \x01(\x01R\favg10Percent\x12#\n" +
+	"\ravg60_percent\x18\x02 \x01(\x01R\favg60Percent\x12\x1d\n" +
+	"\n" +
+	"total_usec\x18\x03 \x01(\x04R\ttotalUsec\"\xc5\n" +
 	"\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
@@ -2498,7 +2881,7 @@ func file_gladsheim_v1_gladsheim_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_gladsheim_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(ServiceState)(0),              // 0: gladsheim.v1.ServiceState
 	(HealthStatus)(0),              // 1: gladsheim.v1.HealthStatus
@@ -2519,53 +2902,65 @@ var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(*ServiceHealth)(nil),          // 16: gladsheim.v1.ServiceHealth
 	(*HealthUpdate)(nil),           // 17: gladsheim.v1.HealthUpdate
 	(*ResourceUsage)(nil),          // 18: gladsheim.v1.ResourceUsage
-	(*ResourceLimits)(nil),         // 19: gladsheim.v1.ResourceLimits
-	(*LimitReport)(nil),            // 20: gladsheim.v1.LimitReport
-	(*GladsheimError)(nil),         // 21: gladsheim.v1.GladsheimError
-	nil,                            // 22: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	(*ExitRecord)(nil),             // 23: gladsheim.v1.ExitRecord
+	(*IOUsage)(nil),                // 19: gladsheim.v1.IOUsage
+	(*DeviceUsage)(nil),            // 20: gladsheim.v1.DeviceUsage
+	(*Pressure)(nil),               // 21: gladsheim.v1.Pressure
+	(*Stall)(nil),                  // 22: gladsheim.v1.Stall
+	(*ResourceLimits)(nil),         // 23: gladsheim.v1.ResourceLimits
+	(*LimitReport)(nil),            // 24: gladsheim.v1.LimitReport
+	(*GladsheimError)(nil),         // 25: gladsheim.v1.GladsheimError
+	nil,                            // 26: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	(*ExitRecord)(nil),             // 27: gladsheim.v1.ExitRecord
 }
 var file_gladsheim_v1_gladsheim_proto_depIdxs = []int32{
-	22, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	19, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
+	26, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	23, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 2: gladsheim.v1.ListServicesRequest.filter_states:type_name -> gladsheim.v1.ServiceState
-	19, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
+	23, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 4: gladsheim.v1.ServiceStatus.state:type_name -> gladsheim.v1.ServiceState
 	18, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
 	16, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
-	23, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
+	27, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
 	14, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
-	20, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
+	24, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
 	13, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
 	12, // 11: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
 	1,  // 12: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
 	16, // 13: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
-	20, // 14: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
-	2,  // 15: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
-	3,  // 16: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
-	4,  // 17: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
-	5,  // 18: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
-	6,  // 19: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
-	7,  // 20: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
-	8,  // 21: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
-	9,  // 22: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
-	10, // 23: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
-	11, // 24: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
-	12, // 25: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 26: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 27: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 28: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
-	15, // 29: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
-	16, // 30: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
-	17, // 31: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
-	18, // 32: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
-	19, // 33: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	19, // 34: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	19, // 14: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
+	20, // 15: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
+	21, // 16: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
+	21, // 17: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
+	21, // 18: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
+	19, // 19: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
+	22, // 20: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
+	22, // 21: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
+	24, // 22: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
+	2,  // 23: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
+	3,  // 24: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
+	4,  // 25: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
+	5,  // 26: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
+	6,  // 27: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
+	7,  // 28: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
+	8,  // 29: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
+	9,  // 30: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
+	10, // 31: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
+	11, // 32: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
+	12, // 33: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 34: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 35: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 36: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
+	15, // 37: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
+	16, // 38: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
+	17, // 39: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
+	18, // 40: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
+	23, // 41: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	23, // 42: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_gladsheim_proto_init() }
@@ -2580,15 +2975,16 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[17].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[18].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[19].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[21].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[22].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_gladsheim_proto_rawDesc), len(file_gladsheim_v1_gladsheim_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
