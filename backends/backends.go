@@ -15,6 +15,9 @@ import (
 // ErrGone says that an incarnation is no more: nothing of it is left to adopt.
 var ErrGone = errors.New("the incarnation is gone")
 
+// ErrDeaf says that the kernel has no way to tell of an incarnation here.
+var ErrDeaf = errors.New("the kernel tells nothing of it: it has no cgroup")
+
 // Backend launches incarnations, and finds those again that an earlier agent
 // launched. It may be used by many goroutines at once.
 type Backend interface {
@@ -121,6 +124,13 @@ type Handle interface {
 
 	// Usage reads the counters; CPUPercent is left 0.
 	Usage(ctx context.Context) (service.Usage, error)
+
+	// Hear calls tell with the name of each file of the incarnation's cgroup that
+	// somebody writes to, be it the agent, and of memory.events and pids.events when
+	// the kernel has counted something there; with "" when news were lost and any file
+	// may have been written. tell must not block. Only the latest listener hears, until
+	// it leaves. Without a cgroup the error is ErrDeaf.
+	Hear(tell func(file string)) (leave func(), err error)
 
 	// Processes lists the processes of the incarnation, the main one first.
 	Processes(ctx context.Context) ([]Process, error)

@@ -312,6 +312,9 @@ func (g Group) OpenEvents() (*os.File, error) {
 	return d.openFile("cgroup.events", unix.O_RDONLY|unix.O_NONBLOCK)
 }
 
+// Notified are the files of a group that the kernel has news in, by itself.
+var Notified = []string{"memory.events", "pids.events"}
+
 func (g Group) open() (*dir, error) { return g.tree.open(g.path) }
 
 // file is the absolute path of a file of the group, for messages.

@@ -93,7 +93,7 @@ func laws() []law {
 	var all []law
 	for _, chapter := range [][]law{
 		launchLaws(), birthLaws(), refusalLaws(), exitLaws(), signalLaws(), killLaws(), releaseLaws(),
-		limitLaws(), enforcementLaws(), usageLaws(), adoptLaws(), agentLaws(), leftoverLaws(), crowdLaws(),
+		limitLaws(), enforcementLaws(), hearLaws(), usageLaws(), adoptLaws(), agentLaws(), leftoverLaws(), crowdLaws(),
 		tortureLaws(),
 	} {
 		all = append(all, chapter...)

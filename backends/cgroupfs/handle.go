@@ -240,6 +240,19 @@ func (h *handle) usage() (service.Usage, error) {
 	return u, nil
 }
 
+// Hear tells of the files of the cgroup.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	dir, err := h.group.OpenDir()
+	if err == nil {
+		defer dir.Close()
+		leave, err = h.backend.watcher.Hear(dir, cgroup.Notified, tell)
+	}
+	if err != nil {
+		return nil, h.fileError("hear", err)
+	}
+	return leave, nil
+}
+
 func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {
 	const op = "list the processes of"
 	if err := h.begin(ctx, op); err != nil {

@@ -71,6 +71,9 @@ func (h *handle) ExitedAt() time.Time {
 	return h.main.ExitedAt()
 }
 
+// Hear has no cgroup to hear of.
+func (h *handle) Hear(func(string)) (func(), error) { return nil, backends.ErrDeaf }
+
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	if h.main == nil || over(h.exited) {
 		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}

@@ -28,6 +28,18 @@ func (h *handle) Exited() <-chan struct{} { return h.exited }
 
 func (h *handle) Displaced() <-chan struct{} { return h.group.displaced }
 
+// Hear hears what Host.Write says.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	h.group.tell = tell
+	return func() {
+		h.group.host.mu.Lock()
+		defer h.group.host.mu.Unlock()
+		h.group.tell = nil
+	}, nil
+}
+
 func (h *handle) Close() error { return nil }
 
 func (h *handle) Exit() service.Exit {

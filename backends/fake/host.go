@@ -83,7 +83,8 @@ type group struct {
 	leftovers int            // children that we killed after the main process had ended
 	limits    service.Limits // that hold
 
-	displaced chan struct{} // closed when somebody has taken the main process out of its place
+	tell      func(file string) // of what is written; nil if nobody hears
+	displaced chan struct{}     // closed when somebody has taken the main process out of its place
 
 	ended    chan struct{} // closed when the main process has ended
 	empty    chan struct{} // closed when no process is left
@@ -116,6 +117,17 @@ func (h *Host) Crash(name service.Name, exit service.Exit) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.running(name).end(End{Exit: exit})
+}
+
+// Write has somebody write to a file of the running incarnation's cgroup, or the kernel
+// have news there.
+func (h *Host) Write(name service.Name, file string) {
+	h.mu.Lock()
+	tell := h.running(name).tell
+	h.mu.Unlock()
+	if tell != nil {
+		tell(file)
+	}
 }
 
 // Displace takes the main process of the latest incarnation of a service out of

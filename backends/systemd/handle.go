@@ -339,6 +339,19 @@ func (h *handle) readThrottled() (usec, periods service.Quota) {
 // read.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
+// Hear tells of the files of the cgroup.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	dir, err := h.scope.OpenDir()
+	if err == nil {
+		defer dir.Close()
+		leave, err = h.b.watcher.Hear(dir, cgroup.Notified, tell)
+	}
+	if err != nil {
+		return nil, failure("hear", h.ref.Name, err)
+	}
+	return leave, nil
+}
+
 func (h *handle) Processes(context.Context) ([]backends.Process, error) {
 	pids, err := h.cell.Processes()
 	if err != nil {

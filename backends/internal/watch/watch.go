@@ -34,13 +34,29 @@ type Watcher struct {
 	mu      sync.Mutex
 	entries map[uint64]*entry
 	last    uint64 // the latest key given out; keys are never used twice
+
+	hearing sync.Mutex // of what follows
+	hears   *ear       // nil as long as nobody wants to hear
 }
 
 // entry is one watched descriptor.
 type entry struct {
-	f       func(events uint32)
+	guard
+	f func(events uint32)
+}
+
+// guard keeps a function from being called once it was removed.
+type guard struct {
 	removed atomic.Bool
-	running sync.Mutex // held while f runs
+	running sync.Mutex // held while the function runs
+}
+
+func (g *guard) do(f func()) {
+	g.running.Lock()
+	defer g.running.Unlock()
+	if !g.removed.Load() {
+		f()
+	}
 }
 
 // New starts the loop.
@@ -76,17 +92,34 @@ func New() (*Watcher, error) {
 // must not hold a lock that f takes. Further calls of remove do nothing.
 func (w *Watcher) Add(fd int, events uint32, f func(events uint32)) (remove func(), err error) {
 	e := &entry{f: f}
+	key, err := w.add(fd, events, e)
+	if err != nil {
+		return nil, err
+	}
+	return func() { w.remove(e, fd, key) }, nil
+}
+
+// addOnce calls f once for all events until again is called, and does not remove fd.
+func (w *Watcher) addOnce(fd int, events uint32, f func(events uint32)) (again func() error, err error) {
+	key, err := w.add(fd, events|unix.EPOLLONESHOT, &entry{f: f})
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return w.control(unix.EPOLL_CTL_MOD, fd, events|unix.EPOLLONESHOT, key) }, nil
+}
+
+func (w *Watcher) add(fd int, events uint32, e *entry) (key uint64, err error) {
 	w.mu.Lock()
 	w.last++
-	key := w.last
+	key = w.last
 	w.entries[key] = e
 	w.mu.Unlock()
 
 	if err := w.control(unix.EPOLL_CTL_ADD, fd, events, key); err != nil {
 		w.forget(key)
-		return nil, fmt.Errorf("cannot watch fd %d: %w", fd, err)
+		return 0, fmt.Errorf("cannot watch fd %d: %w", fd, err)
 	}
-	return func() { w.remove(e, fd, key) }, nil
+	return key, nil
 }
 
 func (w *Watcher) remove(e *entry, fd int, key uint64) {
@@ -95,11 +128,16 @@ func (w *Watcher) remove(e *entry, fd int, key uint64) {
 		// Fails when the loop was closed, which has removed everything.
 		_ = w.control(unix.EPOLL_CTL_DEL, fd, 0, 0)
 	}
+	w.settle(&e.guard)
+}
+
+// settle waits for the function of a removed guard, unless it is called from the loop.
+func (w *Watcher) settle(g *guard) {
 	if int64(unix.Gettid()) == w.thread.Load() {
 		return
 	}
-	e.running.Lock() // waits for f
-	e.running.Unlock()
+	g.running.Lock()
+	g.running.Unlock()
 }
 
 func (w *Watcher) forget(key uint64) {
@@ -127,6 +165,12 @@ func (w *Watcher) control(op, fd int, events uint32, key uint64) error {
 func (w *Watcher) Close() error {
 	err := w.epoll.Close()
 	<-w.done
+	w.hearing.Lock()
+	defer w.hearing.Unlock()
+	if w.hears != nil {
+		err = errors.Join(err, w.hears.close())
+		w.hears = nil
+	}
 	if err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("cannot close the epoll set: %w", err)
 	}
@@ -163,15 +207,7 @@ func (w *Watcher) dispatch(events []unix.EpollEvent) {
 		e := w.entries[key]
 		w.mu.Unlock()
 		if e != nil {
-			e.run(event.Events)
+			e.do(func() { e.f(event.Events) })
 		}
-	}
-}
-
-func (e *entry) run(events uint32) {
-	e.running.Lock()
-	defer e.running.Unlock()
-	if !e.removed.Load() {
-		e.f(events)
 	}
 }

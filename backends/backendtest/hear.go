@@ -1,0 +1,95 @@
+package backendtest
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+func hearLaws() []law {
+	return []law{
+		{says: "who has no cgroup is deaf, and says so", only: real, check: lawDeaf},
+		{says: "what others write to the files of a cgroup is heard", only: caged, check: lawHearWrites},
+		{says: "what the kernel counts of memory is heard", only: caged, check: lawHearMemory},
+		{says: "what the kernel counts of refused forks is heard", only: caged, check: lawHearForks},
+		{says: "a service that has gone is heard no more, and listening to it leaks nothing", only: caged, check: lawHearGone},
+	}
+}
+
+// hears listens, and returns what tells whether a file was heard since.
+func (i *incarnation) hears() func(file string) bool {
+	i.bench.Helper()
+	heard := make(chan string, 10_000)
+	leave, err := i.Hear(func(file string) {
+		select {
+		case heard <- file:
+		default:
+		}
+	})
+	require.NoError(i.bench, err)
+	i.bench.Cleanup(leave)
+	return func(file string) bool {
+		for {
+			select {
+			case f := <-heard:
+				if f == file {
+					return true
+				}
+			default:
+				return false
+			}
+		}
+	}
+}
+
+func lawDeaf(b *bench) {
+	if b.CgroupRoot != "" {
+		return // the other laws are of this one
+	}
+	_, err := b.start("sleep").Hear(func(string) {})
+	require.ErrorIs(b, err, backends.ErrDeaf)
+}
+
+func lawHearWrites(b *bench) {
+	i := b.start("sleep")
+	heard := i.hears()
+	require.NoError(b, os.WriteFile(filepath.Join(b.CgroupRoot, i.Ref().Cgroup, "pids.max"), []byte("100"), 0))
+	b.eventually(func() bool { return heard("pids.max") }, "nobody heard what was written to pids.max")
+}
+
+func lawHearMemory(b *bench) {
+	l := limited(b.plan("cache", usr, "0", "67108864"), service.Limits{service.MemoryHigh: service.Of(16 * mebi)})
+	if !b.enforces(l) {
+		return
+	}
+	i := b.launch(l)
+	heard := i.hears()
+	b.eventually(func() bool { return heard("memory.events") }, "nobody heard that memory_high was hit")
+}
+
+func lawHearForks(b *bench) {
+	l := limited(b.plan("fork-bomb", "plain", "0"), service.Limits{service.PidsMax: service.Of(16)})
+	if !b.enforces(l) {
+		return
+	}
+	i := b.launch(l)
+	heard := i.hears()
+	b.eventually(func() bool { return heard("pids.events") }, "nobody heard that pids_max was hit")
+}
+
+func lawHearGone(b *bench) {
+	i := b.start("sleep")
+	heard := i.hears()
+	i.release()
+	require.NoError(b, i.Close())
+	for range 100 {
+		again := b.start("sleep")
+		again.hears()
+		again.release()
+	}
+	require.False(b, heard("memory.events"))
+}
