@@ -15,8 +15,9 @@ import (
 // ErrGone says that an incarnation is no more: nothing of it is left to adopt.
 var ErrGone = errors.New("the incarnation is gone")
 
-// ErrDeaf says that the kernel has no way to tell of an incarnation here.
-var ErrDeaf = errors.New("the kernel tells nothing of it: it has no cgroup")
+// ErrDeaf says that the kernel has no way to tell of an incarnation here: it has no
+// cgroup, or the kernel was built without.
+var ErrDeaf = errors.New("the kernel does not tell of it here")
 
 // Backend launches incarnations, and finds those again that an earlier agent
 // launched. It may be used by many goroutines at once.
@@ -132,6 +133,18 @@ type Handle interface {
 	// it leaves. Without a cgroup the error is ErrDeaf.
 	Hear(tell func(file string)) (leave func(), err error)
 
+	// Gauge opens what is looked at often. Without a cgroup the error is ErrDeaf.
+	Gauge() (Gauge, error)
+
+	// Tally reads how often a limit was run into. Without a cgroup the error is ErrDeaf.
+	Tally() (service.Tally, error)
+
+	// Press calls tell, at most once in a window, whenever some tasks of the
+	// incarnation, or all of them if full is wanted, were held up for share of the
+	// window. tell must not block. Where the kernel measures no pressure of it, the
+	// error is ErrDeaf.
+	Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error)
+
 	// Processes lists the processes of the incarnation, the main one first.
 	Processes(ctx context.Context) ([]Process, error)
 
@@ -147,6 +160,13 @@ type Handle interface {
 	Release(ctx context.Context) (service.Remains, error)
 
 	// Close lets go of the incarnation without touching it.
+	Close() error
+}
+
+// Gauge reads what is looked at often, at little cost. It is for one goroutine at a
+// time. When the incarnation is no more, Read fails.
+type Gauge interface {
+	Read() (service.Gauge, error)
 	Close() error
 }
 

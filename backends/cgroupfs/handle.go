@@ -253,6 +253,33 @@ func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
 	return leave, nil
 }
 
+// Gauge opens the counters.
+func (h *handle) Gauge() (backends.Gauge, error) {
+	gauge, err := h.group.Gauge()
+	if err != nil {
+		return nil, h.fileError("measure", err)
+	}
+	return gauge, nil
+}
+
+// Tally reads the counters of the limits.
+func (h *handle) Tally() (service.Tally, error) {
+	tally, err := h.group.Tally()
+	if err != nil {
+		return tally, h.fileError("count the limits hit of", err)
+	}
+	return tally, nil
+}
+
+// Press watches a pressure file.
+func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
+	leave, err = place.Press(h.backend.watcher, h.group, of, full, share, window, tell)
+	if err != nil {
+		return nil, h.fileError("watch the pressure on", err)
+	}
+	return leave, nil
+}
+
 func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {
 	const op = "list the processes of"
 	if err := h.begin(ctx, op); err != nil {

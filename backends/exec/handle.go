@@ -74,6 +74,17 @@ func (h *handle) ExitedAt() time.Time {
 // Hear has no cgroup to hear of.
 func (h *handle) Hear(func(string)) (func(), error) { return nil, backends.ErrDeaf }
 
+// Gauge has no files to keep open.
+func (h *handle) Gauge() (backends.Gauge, error) { return nil, backends.ErrDeaf }
+
+// Tally has no limits that the kernel counts.
+func (h *handle) Tally() (service.Tally, error) { return service.Tally{}, backends.ErrDeaf }
+
+// Press has no pressure that is measured.
+func (h *handle) Press(service.PressureOf, bool, time.Duration, time.Duration, func()) (func(), error) {
+	return nil, backends.ErrDeaf
+}
+
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	if h.main == nil || over(h.exited) {
 		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}

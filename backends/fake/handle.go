@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 	"time"
@@ -38,6 +39,51 @@ func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
 		defer h.group.host.mu.Unlock()
 		h.group.tell = nil
 	}, nil
+}
+
+// Gauge reads what Script.Usage says.
+func (h *handle) Gauge() (backends.Gauge, error) { return gauge{h.group}, nil }
+
+type gauge struct{ group *group }
+
+func (x gauge) Read() (service.Gauge, error) {
+	x.group.host.mu.Lock()
+	defer x.group.host.mu.Unlock()
+	if x.group.released != nil {
+		return service.Gauge{}, fs.ErrNotExist
+	}
+	u := x.group.usage()
+	return service.Gauge{Memory: service.Of(u.Memory), CPUTime: u.CPUTime, ThrottledPeriods: u.ThrottledPeriods}, nil
+}
+
+func (gauge) Close() error { return nil }
+
+// Tally reads what Host.Count says.
+func (h *handle) Tally() (service.Tally, error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	return h.group.tally, nil
+}
+
+// Press hears what Host.Press says.
+func (h *handle) Press(of service.PressureOf, full bool, _, _ time.Duration, tell func()) (leave func(), err error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	if h.group.pressed == nil {
+		h.group.pressed = map[pressure]func(){}
+	}
+	h.group.pressed[pressure{of, full}] = tell
+	return func() {
+		h.group.host.mu.Lock()
+		defer h.group.host.mu.Unlock()
+		delete(h.group.pressed, pressure{of, full})
+	}, nil
+}
+
+// pressure is what is watched: some tasks that are held up, or all of them.
+type pressure struct {
+	of   service.PressureOf
+	full bool
 }
 
 func (h *handle) Close() error { return nil }

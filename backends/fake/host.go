@@ -83,8 +83,10 @@ type group struct {
 	leftovers int            // children that we killed after the main process had ended
 	limits    service.Limits // that hold
 
-	tell      func(file string) // of what is written; nil if nobody hears
-	displaced chan struct{}     // closed when somebody has taken the main process out of its place
+	tell      func(file string)   // of what is written; nil if nobody hears
+	pressed   map[pressure]func() // who hears of pressure
+	tally     service.Tally
+	displaced chan struct{} // closed when somebody has taken the main process out of its place
 
 	ended    chan struct{} // closed when the main process has ended
 	empty    chan struct{} // closed when no process is left
@@ -127,6 +129,24 @@ func (h *Host) Write(name service.Name, file string) {
 	h.mu.Unlock()
 	if tell != nil {
 		tell(file)
+	}
+}
+
+// Count has the kernel have counted that of the running incarnation, and tell.
+func (h *Host) Count(name service.Name, tally service.Tally) {
+	h.mu.Lock()
+	h.running(name).tally = tally
+	h.mu.Unlock()
+	h.Write(name, "memory.events")
+}
+
+// Press has tasks of the running incarnation held up.
+func (h *Host) Press(name service.Name, of service.PressureOf, full bool) {
+	h.mu.Lock()
+	tell := h.running(name).pressed[pressure{of, full}]
+	h.mu.Unlock()
+	if tell != nil {
+		tell()
 	}
 }
 

@@ -352,6 +352,33 @@ func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
 	return leave, nil
 }
 
+// Gauge opens the counters.
+func (h *handle) Gauge() (backends.Gauge, error) {
+	gauge, err := h.scope.Gauge()
+	if err != nil {
+		return nil, failure("measure", h.ref.Name, err)
+	}
+	return gauge, nil
+}
+
+// Tally reads the counters of the limits.
+func (h *handle) Tally() (service.Tally, error) {
+	tally, err := h.scope.Tally()
+	if err != nil {
+		return tally, failure("count the limits hit of", h.ref.Name, err)
+	}
+	return tally, nil
+}
+
+// Press watches a pressure file.
+func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
+	leave, err = place.Press(h.b.watcher, h.scope, of, full, share, window, tell)
+	if err != nil {
+		return nil, failure("watch the pressure on", h.ref.Name, err)
+	}
+	return leave, nil
+}
+
 func (h *handle) Processes(context.Context) ([]backends.Process, error) {
 	pids, err := h.cell.Processes()
 	if err != nil {
