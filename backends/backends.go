@@ -129,8 +129,7 @@ type Handle interface {
 	// Hear calls tell with the name of each file of the incarnation's cgroup that
 	// somebody writes to, be it the agent, and of memory.events and pids.events when
 	// the kernel has counted something there; with "" when news were lost and any file
-	// may have been written. tell must not block. Only the latest listener hears, until
-	// it leaves. Without a cgroup the error is ErrDeaf.
+	// may have been written. tell must not block. Without a cgroup the error is ErrDeaf.
 	Hear(tell func(file string)) (leave func(), err error)
 
 	// Gauge opens what is looked at often. Without a cgroup the error is ErrDeaf.

@@ -33,11 +33,15 @@ func (h *handle) Displaced() <-chan struct{} { return h.group.displaced }
 func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
 	h.group.host.mu.Lock()
 	defer h.group.host.mu.Unlock()
-	h.group.tell = tell
+	g, key := h.group, new(int)
+	if g.tell == nil {
+		g.tell = map[*int]func(string){}
+	}
+	g.tell[key] = tell
 	return func() {
-		h.group.host.mu.Lock()
-		defer h.group.host.mu.Unlock()
-		h.group.tell = nil
+		g.host.mu.Lock()
+		defer g.host.mu.Unlock()
+		delete(g.tell, key)
 	}, nil
 }
 

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -83,8 +84,8 @@ type group struct {
 	leftovers int            // children that we killed after the main process had ended
 	limits    service.Limits // that hold
 
-	tell      func(file string)   // of what is written; nil if nobody hears
-	pressed   map[pressure]func() // who hears of pressure
+	tell      map[*int]func(file string) // who hears what is written
+	pressed   map[pressure]func()        // who hears of pressure
 	tally     service.Tally
 	displaced chan struct{} // closed when somebody has taken the main process out of its place
 
@@ -125,9 +126,9 @@ func (h *Host) Crash(name service.Name, exit service.Exit) {
 // have news there.
 func (h *Host) Write(name service.Name, file string) {
 	h.mu.Lock()
-	tell := h.running(name).tell
+	listeners := slices.Collect(maps.Values(h.running(name).tell))
 	h.mu.Unlock()
-	if tell != nil {
+	for _, tell := range listeners {
 		tell(file)
 	}
 }

@@ -29,7 +29,7 @@ type ear struct {
 
 	mu        sync.Mutex
 	closed    bool
-	listeners map[int32]*listener // by the watch of the directory
+	listeners map[int32][]*listener // by the watch of the directory
 }
 
 // listener hears one directory.
@@ -46,9 +46,9 @@ type listener struct {
 // only now and then. With "" it is told that news were lost: any file may have been
 // written. tell must not block.
 //
-// dir may be closed at once. A name among notified that is not there is left out. For
-// one directory there is one listener, the latest. Of leave the same holds as of the
-// function that Add returns; after the directory was removed, it is still to be called.
+// dir may be closed at once. A name among notified that is not there is left out. Of
+// leave the same holds as of the function that Add returns; after the directory was
+// removed, it is still to be called.
 func (w *Watcher) Hear(dir *os.File, notified []string, tell func(file string)) (leave func(), err error) {
 	e, err := w.ear()
 	if err != nil {
@@ -62,7 +62,7 @@ func (w *Watcher) Hear(dir *os.File, notified []string, tell func(file string)) 
 	if err != nil {
 		return nil, fmt.Errorf("hear what is written in %s: %w", dir.Name(), err)
 	}
-	e.listeners[wd] = l
+	e.listeners[wd] = append(e.listeners[wd], l)
 	for _, name := range notified {
 		pin, err := e.watch(at+"/"+name, unix.IN_DELETE_SELF)
 		if errors.Is(err, unix.ENOENT) {
@@ -93,7 +93,7 @@ func (w *Watcher) ear() (*ear, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make an inotify instance (fs.inotify.max_user_instances bounds them): %w", err)
 	}
-	e := &ear{fd: fd, buffer: make([]byte, 64<<10), listeners: map[int32]*listener{}}
+	e := &ear{fd: fd, buffer: make([]byte, 64<<10), listeners: map[int32][]*listener{}}
 	rearm := func() error { return nil }
 	e.rested = time.AfterFunc(math.MaxInt64, func() { _ = rearm() }) // fails when the loop was closed
 	rearm, err = w.addOnce(fd, unix.EPOLLIN, func(uint32) { e.hear(); e.rested.Reset(rest) })
@@ -117,10 +117,15 @@ func (e *ear) watch(path string, mask uint32) (int32, error) {
 	return int32(wd), err
 }
 
-// forget ends the watches of l, unless another has them by now. The watch of what was
+// forget takes l away, and the watches when nobody else has them. That of what was
 // removed went with it.
 func (e *ear) forget(wd int32, l *listener) {
-	if l.removed.Swap(true) || e.closed || e.listeners[wd] != l {
+	if l.removed.Swap(true) || e.closed {
+		return
+	}
+	left := slices.DeleteFunc(slices.Clone(e.listeners[wd]), func(x *listener) bool { return x == l })
+	if len(left) > 0 {
+		e.listeners[wd] = left
 		return
 	}
 	delete(e.listeners, wd)
@@ -146,9 +151,9 @@ func (e *ear) hear() {
 			e.tellAll()
 		case mask&unix.IN_MODIFY != 0:
 			e.mu.Lock()
-			l := e.listeners[wd]
+			listeners := e.listeners[wd]
 			e.mu.Unlock()
-			if l != nil {
+			for _, l := range listeners {
 				l.do(func() { l.tell(string(name)) })
 			}
 		}
@@ -159,7 +164,7 @@ func (e *ear) tellAll() {
 	e.mu.Lock()
 	all := slices.Collect(maps.Values(e.listeners))
 	e.mu.Unlock()
-	for _, l := range all {
+	for _, l := range slices.Concat(all...) {
 		l.do(func() { l.tell("") })
 	}
 }

@@ -78,9 +78,8 @@ func TestWhatIsWrittenOftenIsHeardNowAndThen(t *testing.T) {
 	require.Less(t, times, writes/20)
 }
 
-// A listener that comes after another for the same directory, as when a service is
-// taken up again, is not silenced when the first one leaves.
-func TestTheLatestListenerHears(t *testing.T) {
+// One that leaves does not silence another for the same directory.
+func TestSeveralListenToOneDirectory(t *testing.T) {
 	w := newWatcher(t)
 	dir := folder(t, "limit")
 	heard := make(chan string, 100)
@@ -88,10 +87,13 @@ func TestTheLatestListenerHears(t *testing.T) {
 	require.NoError(t, err)
 	second, err := w.Hear(dir, []string{"limit"}, func(string) { heard <- "second" })
 	require.NoError(t, err)
+	write(t, dir, "limit")
+	require.ElementsMatch(t, []string{"first", "second"}, []string{receive(t, heard), receive(t, heard)})
 	first()
 	write(t, dir, "limit")
 	require.Equal(t, "second", receive(t, heard))
 	second()
+	require.Empty(t, w.hears.listeners)
 }
 
 // The queue of the kernel is bounded.
