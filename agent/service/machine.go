@@ -26,6 +26,7 @@ const (
 	Cleared                       // nothing of the incarnation is left
 	ClearFailed                   // something is left and could not be removed
 	Unhealthy                     // its checks failed often enough
+	Exceeded                      // it used too much for too long
 	Stable                        // it has run long enough for old failures to be forgotten
 	StartupOver                   // timer: it should have been ready by now
 	GraceOver                     // timer: it should have ended by now
@@ -36,7 +37,7 @@ const (
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
-	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over",
+	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -86,10 +87,11 @@ const (
 	CauseAsked                  // somebody asked
 	CauseUnhealthy              // its checks failed
 	CauseStartup                // it was not ready in time
+	CauseExceeded               // it used too much for too long
 	numCauses
 )
 
-var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout"}
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "used too much"}
 
 func (c Cause) String() string { return causeNames[c] }
 
@@ -168,11 +170,13 @@ var table = [numStates][numEvents]rule{
 	Starting: {
 		Ready: ready, Exited: clear,
 		StartupOver: end(CauseStartup, DoAbort, DoTerminate),
+		Exceeded:    end(CauseExceeded, DoAbort, DoTerminate),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
 	},
 	Running: {
 		Exited: clear, Stable: forgive,
 		Unhealthy: end(CauseUnhealthy, DoUnprobe, DoTerminate),
+		Exceeded:  end(CauseExceeded, DoUnprobe, DoTerminate),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
 	},
 	Stopping: {

@@ -14,7 +14,7 @@ type Status struct {
 	Ref         Ref        // of the present incarnation, zero when there is none
 	Applied     Applied    // limits of the present incarnation
 	Warnings    Warnings   // levels of use worth a word
-	Warned      Warned     // those that the latest reading was above
+	Violations  Violations // what the present incarnation does too much
 	Log         string     // where its output goes: a file, "journal" or "null"; "" if nobody knows
 	LogTrouble  LogTrouble // that its log can not be written; zero when all is well
 	Started     time.Time  // of the present or last incarnation
@@ -51,9 +51,6 @@ type LogTrouble struct {
 
 // Lasts tells whether there is trouble.
 func (t LogTrouble) Lasts() bool { return !t.Began.IsZero() && t.Ended.IsZero() }
-
-// Warned tells which levels of Warnings a reading was above.
-type Warned struct{ Memory, CPU bool }
 
 // HealthStatus is the verdict over a service's checks.
 type HealthStatus uint8
@@ -126,11 +123,15 @@ const (
 	NoticeLimits                         // limits were changed
 	NoticeRegistered                     // a definition came or changed
 	NoticeUnregistered                   // a definition went
-	NoticeWarning                        // a reading of its usage rose above a warning level, or fell below
+	NoticeViolation                      // it began to use too much of something; Reason is the Violation
+	NoticeOver                           // that is over
+	NoticeEnforced                       // something was done about it
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning"}
+var noticeNames = [numNotices]string{
+	"state", "exit", "health", "limits", "registered", "unregistered", "violation", "violation-over", "enforced",
+}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 

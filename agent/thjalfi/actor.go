@@ -52,7 +52,9 @@ type actor struct {
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
 	due     time.Duration             // in Backoff: when the next launch is, since boot
+	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func()                    // ends the health checks, nil when there are none
+	unwatch func()                    // ends the looks at what it uses, nil when there are none
 
 	kept       service.Machine // as it is on disk
 	unrecorded error           // why it is not there as it is
@@ -208,10 +210,7 @@ func (a *actor) depart() {
 	a.waits.Wait()
 	a.unprobe()
 	a.timer.Stop()
-	if a.handle != nil {
-		a.present.Store(nil)
-		_ = a.handle.Close()
-	}
+	a.letGo()
 }
 
 // happen lets the machine decide on events that come as one, tells and records the
@@ -239,7 +238,7 @@ func (a *actor) happen(events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender = service.Ref{}, time.Time{}, nil, service.CauseNone, ""
-		a.sent, a.forced, a.failure = nil, false, nil // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.excess = nil, false, nil, "" // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}
@@ -289,18 +288,24 @@ func (a *actor) unprobe() {
 	}
 }
 
-// hold takes up a handle that a launch or an adoption brought.
-func (a *actor) hold(h backends.Handle) {
+// hold takes up a handle that a launch, if it is fresh, or an adoption brought.
+func (a *actor) hold(h backends.Handle, fresh bool) {
 	a.handle, a.exited, a.moved, a.ref = h, h.Exited(), h.Displaced(), h.Ref()
+	a.unwatch = a.cfg.Monitor.Attend(a.name, a.ref.Incarnation, h, fresh)
 	a.present.Store(&h)
+}
+
+func (a *actor) letGo() {
+	if a.handle != nil {
+		a.unwatch()
+		a.present.Store(nil)
+		_ = a.handle.Close()
+	}
 }
 
 // drop lets go of an incarnation of which nothing is left.
 func (a *actor) drop() {
-	if a.handle != nil {
-		a.present.Store(nil)
-		_ = a.handle.Close()
-	}
+	a.letGo()
 	a.handle, a.exited, a.moved, a.exit, a.ref = nil, nil, nil, nil, service.Ref{}
 	a.remains, a.died = nil, time.Time{}
 }

@@ -153,10 +153,10 @@ func (a *actor) atGate(incarnation uint64) {
 func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation uint64, err error) {
 	switch {
 	case err == nil:
-		a.hold(h)
+		a.hold(h, true)
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
-			s.Applied, s.Warnings, s.Warned = applied, levels, service.Warned{} // nothing of it was read yet
+			s.Applied, s.Warnings, s.Violations = applied, levels, service.Violations{}
 		})
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
@@ -224,7 +224,7 @@ func (a *actor) adopt() {
 				a.fail(err)
 				a.happen(a.event(service.AdoptFailed))
 			default:
-				a.hold(h)
+				a.hold(h, false)
 				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
 				if !a.sawExit() {
 					a.exit, a.failure = nil, nil
@@ -386,6 +386,9 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
 	x.Message = explain(x)
+	if x.Verdict == service.VerdictExceeded && a.excess != "" {
+		x.Message += ": " + a.excess
+	}
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)
 	cleared.Exit = exit
@@ -432,6 +435,8 @@ func explain(x service.ExitRecord) string {
 		text += ", stopped by " + x.RequestedBy
 	case service.VerdictUnhealthy:
 		text += ", ended because its health checks failed"
+	case service.VerdictExceeded:
+		text += ", ended because it used too much for too long"
 	case service.VerdictStartupTime:
 		text += ", ended because it was not ready in time"
 	case service.VerdictKilled:

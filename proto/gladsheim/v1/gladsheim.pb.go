@@ -866,7 +866,9 @@ type ServiceStatus struct {
 	// knows of it.
 	Log string `protobuf:"bytes,39,opt,name=log,proto3" json:"log,omitempty"`
 	// That its log can not be written. Absent when all is well.
-	LogTrouble    *LogTrouble `protobuf:"bytes,40,opt,name=log_trouble,json=logTrouble,proto3,oneof" json:"log_trouble,omitempty"`
+	LogTrouble *LogTrouble `protobuf:"bytes,40,opt,name=log_trouble,json=logTrouble,proto3,oneof" json:"log_trouble,omitempty"`
+	// What the present instance uses too much of.
+	Violations    []*Violation `protobuf:"bytes,45,rep,name=violations,proto3" json:"violations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1111,6 +1113,72 @@ func (x *ServiceStatus) GetLogTrouble() *LogTrouble {
 	return nil
 }
 
+func (x *ServiceStatus) GetViolations() []*Violation {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+// Violation is a use of a resource that is worth a word. It lasts at least 10 s, so
+// that it does not flap.
+type Violation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which: memory-warning, cpu-warning (above the warning level), memory-exceeded,
+	// cpu-exceeded, pids-exceeded (the limit was run into), memory-pressure,
+	// cpu-pressure, io-pressure (held up for longer than the level), livelock (throttled
+	// at memory_high so that it gets nothing else done). More may come.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Since when.
+	SinceUnixMs   int64 `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Violation) Reset() {
+	*x = Violation{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Violation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Violation) ProtoMessage() {}
+
+func (x *Violation) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Violation.ProtoReflect.Descriptor instead.
+func (*Violation) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Violation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Violation) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
 // LogTrouble is that a log can not be written, as when its disk is full, of a
 // service whose definition says what is to be done then (log_full).
 type LogTrouble struct {
@@ -1129,7 +1197,7 @@ type LogTrouble struct {
 
 func (x *LogTrouble) Reset() {
 	*x = LogTrouble{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1209,7 @@ func (x *LogTrouble) String() string {
 func (*LogTrouble) ProtoMessage() {}
 
 func (x *LogTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1222,7 @@ func (x *LogTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTrouble.ProtoReflect.Descriptor instead.
 func (*LogTrouble) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogTrouble) GetReason() string {
@@ -1201,7 +1269,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1281,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1294,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Process) GetPid() int32 {
@@ -1270,7 +1338,7 @@ type ServiceList struct {
 
 func (x *ServiceList) Reset() {
 	*x = ServiceList{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1350,7 @@ func (x *ServiceList) String() string {
 func (*ServiceList) ProtoMessage() {}
 
 func (x *ServiceList) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1363,7 @@ func (x *ServiceList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceList.ProtoReflect.Descriptor instead.
 func (*ServiceList) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ServiceList) GetServices() []*ServiceStatus {
@@ -1361,7 +1429,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1441,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1454,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServiceHealth) GetServiceName() string {
@@ -1468,7 +1536,7 @@ type HealthUpdate struct {
 
 func (x *HealthUpdate) Reset() {
 	*x = HealthUpdate{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1548,7 @@ func (x *HealthUpdate) String() string {
 func (*HealthUpdate) ProtoMessage() {}
 
 func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1561,7 @@ func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthUpdate.ProtoReflect.Descriptor instead.
 func (*HealthUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HealthUpdate) GetHealth() *ServiceHealth {
@@ -1556,7 +1624,7 @@ type ResourceUsage struct {
 
 func (x *ResourceUsage) Reset() {
 	*x = ResourceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1636,7 @@ func (x *ResourceUsage) String() string {
 func (*ResourceUsage) ProtoMessage() {}
 
 func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1649,7 @@ func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceUsage.ProtoReflect.Descriptor instead.
 func (*ResourceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResourceUsage) GetMemoryBytes() uint64 {
@@ -1729,13 +1797,20 @@ type ResourceLimits struct {
 	// CPU time in percent of one core that may be saved up, to go above
 	// max_cpu_percent for a tenth of a second; at most max_cpu_percent.
 	CpuBurstPercent *float32 `protobuf:"fixed32,31,opt,name=cpu_burst_percent,json=cpuBurstPercent,proto3,oneof" json:"cpu_burst_percent,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Tell when tasks of the service are held up for memory for this percentage of the
+	// time, 1 to 100.
+	MemoryPressurePercent *float32 `protobuf:"fixed32,60,opt,name=memory_pressure_percent,json=memoryPressurePercent,proto3,oneof" json:"memory_pressure_percent,omitempty"`
+	// Likewise for the CPU.
+	CpuPressurePercent *float32 `protobuf:"fixed32,61,opt,name=cpu_pressure_percent,json=cpuPressurePercent,proto3,oneof" json:"cpu_pressure_percent,omitempty"`
+	// Likewise for disks.
+	IoPressurePercent *float32 `protobuf:"fixed32,62,opt,name=io_pressure_percent,json=ioPressurePercent,proto3,oneof" json:"io_pressure_percent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ResourceLimits) Reset() {
 	*x = ResourceLimits{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1822,7 @@ func (x *ResourceLimits) String() string {
 func (*ResourceLimits) ProtoMessage() {}
 
 func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1835,7 @@ func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLimits.ProtoReflect.Descriptor instead.
 func (*ResourceLimits) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResourceLimits) GetMaxMemoryBytes() uint64 {
@@ -1882,6 +1957,27 @@ func (x *ResourceLimits) GetCpuBurstPercent() float32 {
 	return 0
 }
 
+func (x *ResourceLimits) GetMemoryPressurePercent() float32 {
+	if x != nil && x.MemoryPressurePercent != nil {
+		return *x.MemoryPressurePercent
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetCpuPressurePercent() float32 {
+	if x != nil && x.CpuPressurePercent != nil {
+		return *x.CpuPressurePercent
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetIoPressurePercent() float32 {
+	if x != nil && x.IoPressurePercent != nil {
+		return *x.IoPressurePercent
+	}
+	return 0
+}
+
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
@@ -1914,7 +2010,7 @@ type LimitReport struct {
 
 func (x *LimitReport) Reset() {
 	*x = LimitReport{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2022,7 @@ func (x *LimitReport) String() string {
 func (*LimitReport) ProtoMessage() {}
 
 func (x *LimitReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2035,7 @@ func (x *LimitReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitReport.ProtoReflect.Descriptor instead.
 func (*LimitReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LimitReport) GetName() string {
@@ -2009,7 +2105,7 @@ type GladsheimError struct {
 
 func (x *GladsheimError) Reset() {
 	*x = GladsheimError{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2021,7 +2117,7 @@ func (x *GladsheimError) String() string {
 func (*GladsheimError) ProtoMessage() {}
 
 func (x *GladsheimError) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2034,7 +2130,7 @@ func (x *GladsheimError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GladsheimError.ProtoReflect.Descriptor instead.
 func (*GladsheimError) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GladsheimError) GetCode() string {
@@ -2116,7 +2212,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x124\n" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x83\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xbc\n" +
 	"\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
@@ -2153,14 +2249,20 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\rrestarts_left\x18& \x01(\rH\x04R\frestartsLeft\x88\x01\x01\x12\x10\n" +
 	"\x03log\x18' \x01(\tR\x03log\x12>\n" +
 	"\vlog_trouble\x18( \x01(\v2\x18.gladsheim.v1.LogTroubleH\x05R\n" +
-	"logTrouble\x88\x01\x01B\x11\n" +
+	"logTrouble\x88\x01\x01\x127\n" +
+	"\n" +
+	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
+	"violationsB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +
 	"\n" +
 	"_last_exitB\x10\n" +
 	"\x0e_restarts_leftB\x0e\n" +
-	"\f_log_trouble\"\x82\x01\n" +
+	"\f_log_trouble\"C\n" +
+	"\tViolation\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"\x82\x01\n" +
 	"\n" +
 	"LogTrouble\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
@@ -2216,7 +2318,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x12_memory_anon_bytesB\x14\n" +
 	"\x12_memory_file_bytesB\f\n" +
 	"\n" +
-	"_oom_kills\"\xe1\a\n" +
+	"_oom_kills\"\xd7\t\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2237,7 +2339,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"R\x0ememoryMinBytes\x88\x01\x01\x12\x1e\n" +
 	"\bcpu_idle\x18\x1d \x01(\bH\vR\acpuIdle\x88\x01\x01\x123\n" +
 	"\areports\x18\x1e \x03(\v2\x19.gladsheim.v1.LimitReportR\areports\x12/\n" +
-	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01B\x19\n" +
+	"\x11cpu_burst_percent\x18\x1f \x01(\x02H\fR\x0fcpuBurstPercent\x88\x01\x01\x12;\n" +
+	"\x17memory_pressure_percent\x18< \x01(\x02H\rR\x15memoryPressurePercent\x88\x01\x01\x125\n" +
+	"\x14cpu_pressure_percent\x18= \x01(\x02H\x0eR\x12cpuPressurePercent\x88\x01\x01\x123\n" +
+	"\x13io_pressure_percent\x18> \x01(\x02H\x0fR\x11ioPressurePercent\x88\x01\x01B\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
@@ -2251,7 +2356,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x11_memory_low_bytesB\x13\n" +
 	"\x11_memory_min_bytesB\v\n" +
 	"\t_cpu_idleB\x14\n" +
-	"\x12_cpu_burst_percent\"\xf9\x01\n" +
+	"\x12_cpu_burst_percentB\x1a\n" +
+	"\x18_memory_pressure_percentB\x17\n" +
+	"\x15_cpu_pressure_percentB\x16\n" +
+	"\x14_io_pressure_percent\"\xf9\x01\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
@@ -2313,7 +2421,7 @@ func file_gladsheim_v1_gladsheim_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_gladsheim_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(ServiceState)(0),              // 0: gladsheim.v1.ServiceState
 	(HealthStatus)(0),              // 1: gladsheim.v1.HealthStatus
@@ -2328,59 +2436,61 @@ var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(*ResourceLimitsRequest)(nil),  // 10: gladsheim.v1.ResourceLimitsRequest
 	(*ServiceRequest)(nil),         // 11: gladsheim.v1.ServiceRequest
 	(*ServiceStatus)(nil),          // 12: gladsheim.v1.ServiceStatus
-	(*LogTrouble)(nil),             // 13: gladsheim.v1.LogTrouble
-	(*Process)(nil),                // 14: gladsheim.v1.Process
-	(*ServiceList)(nil),            // 15: gladsheim.v1.ServiceList
-	(*ServiceHealth)(nil),          // 16: gladsheim.v1.ServiceHealth
-	(*HealthUpdate)(nil),           // 17: gladsheim.v1.HealthUpdate
-	(*ResourceUsage)(nil),          // 18: gladsheim.v1.ResourceUsage
-	(*ResourceLimits)(nil),         // 19: gladsheim.v1.ResourceLimits
-	(*LimitReport)(nil),            // 20: gladsheim.v1.LimitReport
-	(*GladsheimError)(nil),         // 21: gladsheim.v1.GladsheimError
-	nil,                            // 22: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	(*ExitRecord)(nil),             // 23: gladsheim.v1.ExitRecord
+	(*Violation)(nil),              // 13: gladsheim.v1.Violation
+	(*LogTrouble)(nil),             // 14: gladsheim.v1.LogTrouble
+	(*Process)(nil),                // 15: gladsheim.v1.Process
+	(*ServiceList)(nil),            // 16: gladsheim.v1.ServiceList
+	(*ServiceHealth)(nil),          // 17: gladsheim.v1.ServiceHealth
+	(*HealthUpdate)(nil),           // 18: gladsheim.v1.HealthUpdate
+	(*ResourceUsage)(nil),          // 19: gladsheim.v1.ResourceUsage
+	(*ResourceLimits)(nil),         // 20: gladsheim.v1.ResourceLimits
+	(*LimitReport)(nil),            // 21: gladsheim.v1.LimitReport
+	(*GladsheimError)(nil),         // 22: gladsheim.v1.GladsheimError
+	nil,                            // 23: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	(*ExitRecord)(nil),             // 24: gladsheim.v1.ExitRecord
 }
 var file_gladsheim_v1_gladsheim_proto_depIdxs = []int32{
-	22, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	19, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
+	23, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	20, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 2: gladsheim.v1.ListServicesRequest.filter_states:type_name -> gladsheim.v1.ServiceState
-	19, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
+	20, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 4: gladsheim.v1.ServiceStatus.state:type_name -> gladsheim.v1.ServiceState
-	18, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
-	16, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
-	23, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
-	14, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
-	20, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
-	13, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
-	12, // 11: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
-	1,  // 12: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
-	16, // 13: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
-	20, // 14: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
-	2,  // 15: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
-	3,  // 16: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
-	4,  // 17: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
-	5,  // 18: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
-	6,  // 19: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
-	7,  // 20: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
-	8,  // 21: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
-	9,  // 22: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
-	10, // 23: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
-	11, // 24: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
-	12, // 25: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 26: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 27: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 28: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
-	15, // 29: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
-	16, // 30: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
-	17, // 31: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
-	18, // 32: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
-	19, // 33: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	19, // 34: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	25, // [25:35] is the sub-list for method output_type
-	15, // [15:25] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	19, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
+	17, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
+	24, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
+	15, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
+	21, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
+	14, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
+	13, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
+	12, // 12: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
+	1,  // 13: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
+	17, // 14: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
+	21, // 15: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
+	2,  // 16: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
+	3,  // 17: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
+	4,  // 18: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
+	5,  // 19: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
+	6,  // 20: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
+	7,  // 21: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
+	8,  // 22: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
+	9,  // 23: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
+	10, // 24: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
+	11, // 25: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
+	12, // 26: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 27: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 28: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 29: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
+	16, // 30: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
+	17, // 31: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
+	18, // 32: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
+	19, // 33: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
+	20, // 34: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	20, // 35: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	26, // [26:36] is the sub-list for method output_type
+	16, // [16:26] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_gladsheim_proto_init() }
@@ -2393,17 +2503,17 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[2].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[17].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[18].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[19].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_gladsheim_proto_rawDesc), len(file_gladsheim_v1_gladsheim_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
