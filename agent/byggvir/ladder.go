@@ -22,15 +22,21 @@ func (w *watch) climb(s *service.Status, now time.Time) {
 	}
 }
 
-func (w *watch) step(s *service.Status, now time.Time, v service.Violation, most service.Step) {
-	r := reins[v]
-	if asked := s.Applied[r].Requested; w.throttled[v].Set && asked != w.throttled[v] && asked != w.before[v] {
-		w.throttled[v] = service.Quota{} // somebody else has set the limit since
+// yield forgets a throttle if somebody else has set the limit since.
+func (w *watch) yield(s *service.Status) {
+	for v, r := range reins {
+		if asked := s.Applied[r].Requested; w.throttled[v].Set && asked != w.throttled[v] && asked != w.before[v] {
+			w.throttled[v] = service.Quota{}
+		}
 	}
+}
+
+func (w *watch) step(s *service.Status, now time.Time, v service.Violation, most service.Step) {
 	since := w.lasting[v]
 	switch lasts := now.Sub(since); {
 	case since.IsZero():
 		w.loosen(s, v)
+	case !w.there[v]: // it may soon be over
 	case most == service.StepStop && lasts >= s.Spec.Ladder.StopAfter && !w.ended:
 		w.ended = true
 		w.act(Order{Violation: v, Stop: true, Why: fmt.Sprintf("it was above its %s level for %v", v, lasts.Round(time.Second))})

@@ -2,6 +2,7 @@ package byggvir
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
 	"slices"
 	"time"
@@ -51,6 +52,7 @@ type watch struct {
 	rate       float64 // CPU time, in microseconds per second
 	tally      *service.Tally
 	lasting    service.Violations                   // since when
+	there      [service.NumViolations]bool          // at the last look
 	latest     [service.NumViolations]time.Time     // when the reason was last seen
 	period     time.Duration                        // to the next look
 	throttled  [service.NumViolations]service.Quota // what was set for it, unset while nothing is
@@ -85,6 +87,7 @@ func (w *watch) look(now time.Time) {
 	if known && s.Machine.Incarnation == w.incarnation && s.Machine.State.Alive() {
 		first := !w.opened
 		w.listen(s)
+		w.yield(s)
 		w.measure(s, now)
 		w.judge(s, now, news || first, pushed)
 		w.climb(s, now)
@@ -294,6 +297,7 @@ func (w *watch) highs() uint64 {
 // when it was not there for a while.
 func (w *watch) mark(v service.Violation, now time.Time, there, gone bool, detail func() string) {
 	since := &w.lasting[v]
+	w.there[v] = there
 	switch {
 	case there:
 		w.latest[v] = now
@@ -301,7 +305,9 @@ func (w *watch) mark(v service.Violation, now time.Time, there, gone bool, detai
 			*since = now
 			w.tell(News{Violation: v, Began: now, Detail: detail()})
 		}
-	case gone && !since.IsZero() && now.Sub(w.latest[v]) >= hold:
+	case !gone:
+		w.latest[v] = now
+	case !since.IsZero() && now.Sub(w.latest[v]) >= hold:
 		lasted := now.Sub(*since).Round(time.Second)
 		*since = time.Time{}
 		w.tell(News{Violation: v, Detail: fmt.Sprintf("after %v", lasted)})
@@ -336,7 +342,7 @@ func (w *watch) soon(s *service.Status) time.Duration {
 // patience is longer the further it is to a level: a power of two, so that many are
 // looked at together.
 func patience(near float64) time.Duration {
-	left := uint(max(0, 1-near) * float64(latest/soonest))
+	left := uint(math.Ceil(max(0, 1-near) * float64(latest/soonest)))
 	return soonest << (bits.Len(max(left, 1)) - 1)
 }
 
