@@ -68,6 +68,7 @@ type Agent struct {
 	thjalfi     *thjalfi.Thjalfi
 	roskva      *roskva.Roskva
 	meter       *byggvir.Meter
+	monitor     *byggvir.Monitor
 
 	ctx        context.Context // ends when the agent leaves
 	leave      context.CancelFunc
@@ -158,8 +159,9 @@ func (a *Agent) open(ctx context.Context) error {
 		a.scar("the events before this agent could not be read", fault, "nothing has to be done; whoever follows them is told that some are missing")
 	}
 	a.roskva = roskva.New(a.keepHealth)
+	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})
 	a.recallPower()
 	a.restore(ctx, left)
@@ -181,6 +183,7 @@ func (a *Agent) Leave() {
 func (a *Agent) Close() {
 	a.Leave()
 	a.thjalfi.Close()
+	a.monitor.Close()
 	a.background.Wait()
 	a.roskva.Close()
 	if err := a.registry.Close(); err != nil {

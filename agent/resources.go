@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/skirnir"
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
@@ -31,22 +30,7 @@ func (a *Agent) Usage(ctx context.Context, name service.Name) (service.Usage, ti
 	if _, known := a.registry.Get(name); !known { // forgotten meanwhile
 		a.meter.Forget(name)
 	}
-	a.warn(name, h.Ref().Incarnation, u)
 	return u, now, nil
-}
-
-// warn compares a reading with the warning levels, and tells when it has risen
-// above one or fallen below. The incarnation that was read may be no more.
-func (a *Agent) warn(name service.Name, incarnation uint64, u service.Usage) {
-	a.registry.Revise(name, func(s *service.Status) skirnir.News {
-		warned := byggvir.Warned(u, s.Applied, s.Warnings)
-		if warned == s.Warned || !s.Machine.State.Alive() || s.Machine.Incarnation != incarnation {
-			return skirnir.News{Silent: true}
-		}
-		s.Warned = warned
-		return skirnir.News{Kind: service.NoticeWarning, Reason: byggvir.Words(warned), Detail: fmt.Sprintf("%s of memory, %.1f%% of a core",
-			service.FormatSize(u.Memory), u.CPUPercent)}
-	})
 }
 
 // Limits reads back what holds for a running service; of another it tells what
@@ -146,6 +130,7 @@ func (a *Agent) SetLimits(ctx context.Context, name service.Name, limits service
 		a.keepApplied(name, now, applied)
 	}
 	a.registry.Update(name, skirnir.News{Silent: true}, func(s *service.Status) { s.Warnings = warnings.Over(s.Warnings) })
+	a.monitor.Revise(name)
 	return applied, nil
 }
 

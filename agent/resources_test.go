@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
@@ -244,15 +245,11 @@ func TestUsage(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, processes, 3)
 		require.Equal(t, pid, processes[0].PID)
-		require.Empty(t, h.reasons(web, service.NoticeWarning))
+		require.Empty(t, h.reasons(web, service.NoticeViolation))
 
-		for range 2 {
-			pass(50 * time.Second)
-			_, _, err = h.Usage(t.Context(), web)
-			require.NoError(t, err)
-		}
-		require.Equal(t, []string{"memory high"}, h.reasons(web, service.NoticeWarning), "told once")
-		require.True(t, h.status(web).Warned.Memory)
+		pass(100 * time.Second)
+		require.Equal(t, []string{"memory-warning"}, h.reasons(web, service.NoticeViolation), "told once")
+		require.NotZero(t, h.status(web).Violations[service.MemoryWarning])
 	})
 }
 
@@ -280,7 +277,7 @@ func TestWhatWasSeenBeforeAnEnd(t *testing.T) {
 		h.host.Script(web, fake.Script{Stubborn: true})
 		seen := h.start(web)
 		incarnation := seen.Machine.Incarnation
-		well, much := service.Health{Status: service.Healthy}, service.Usage{Memory: 99 << 20}
+		well, much := service.Health{Status: service.Healthy}, byggvir.News{Service: web, Incarnation: incarnation, Violation: service.MemoryWarning, Began: time.Now()}
 		stop := later(func() error { _, err := h.Stop(t.Context(), web, service.StopOptions{}); return err })
 		require.Equal(t, service.Stopping, h.status(web).Machine.State)
 		told := h.Sequence()
@@ -292,15 +289,15 @@ func TestWhatWasSeenBeforeAnEnd(t *testing.T) {
 		h.is(web, service.Stopped)
 
 		h.keepLook(web, incarnation, well)
-		h.warn(web, incarnation, much)
+		h.tellViolation(much)
 		h.keepApplied(web, seen.Applied, seen.Applied)
 		require.Equal(t, service.HealthUnknown, h.status(web).Health.Status)
-		require.Zero(t, h.status(web).Warned)
+		require.Zero(t, h.status(web).Violations)
 		require.Zero(t, h.status(web).Applied)
 		h.start(web)
 		told = h.Sequence()
-		h.warn(web, incarnation, much)
-		require.Zero(t, h.status(web).Warned, "it was another that used so much")
+		h.tellViolation(much)
+		require.Zero(t, h.status(web).Violations, "it was another that used so much")
 		require.Equal(t, told, h.Sequence())
 	})
 }
@@ -309,10 +306,10 @@ func TestWhatWasSeenBeforeAnEnd(t *testing.T) {
 func TestWarningsEndWithTheIncarnation(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(web, `"limits": {"memory_max": "100MiB"}`)
-		h.warn(web, h.start(web).Machine.Incarnation, service.Usage{Memory: 99 << 20})
-		require.True(t, h.status(web).Warned.Memory)
+		h.tellViolation(byggvir.News{Service: web, Incarnation: h.start(web).Machine.Incarnation, Violation: service.MemoryWarning, Began: time.Now()})
+		require.NotZero(t, h.status(web).Violations[service.MemoryWarning])
 		_, err := h.Restart(t.Context(), web, service.StopOptions{})
 		require.NoError(t, err)
-		require.Zero(t, h.status(web).Warned)
+		require.Zero(t, h.status(web).Violations)
 	})
 }

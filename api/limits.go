@@ -87,6 +87,9 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 		}
 		warn("memory_warning_percent", in.MemoryWarningPercent, &warnings.Memory)
 		warn("cpu_warning_percent", in.CpuWarningPercent, &warnings.CPU)
+		warn("memory_pressure_percent", in.MemoryPressurePercent, &warnings.Pressure[service.MemoryPressure])
+		warn("cpu_pressure_percent", in.CpuPressurePercent, &warnings.Pressure[service.CPUPressure])
+		warn("io_pressure_percent", in.IoPressurePercent, &warnings.Pressure[service.IOPressure])
 		if in.BestEffort != nil && *in.BestEffort != spec.BestEffort {
 			faults = append(faults, service.Fault{Field: "best_effort", Message: fmt.Sprintf("is set in the definition, to %v, and can only be changed there", spec.BestEffort)})
 		}
@@ -130,27 +133,29 @@ func widen(v *uint32) *uint64 {
 // toLimits tells what holds of each limit: what was read back from the kernel,
 // else what was asked for.
 func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.ResourceLimits {
-	memory, cpu := float32(st.Warnings.Memory), float32(st.Warnings.CPU)
 	out := &gladsheimv1.ResourceLimits{
-		MemoryWarningPercent: &memory,
-		CpuWarningPercent:    &cpu,
-		MemoryHighBytes:      holds(applied, service.MemoryHigh),
-		MemorySwapMaxBytes:   holds(applied, service.MemorySwapMax),
-		PidsMax:              holds(applied, service.PidsMax),
-		CpuWeight:            narrow(holds(applied, service.CPUWeight)),
-		IoWeight:             narrow(holds(applied, service.IOWeight)),
-		Nofile:               holds(applied, service.NoFile),
-		MemoryLowBytes:       holds(applied, service.MemoryLow),
-		MemoryMinBytes:       holds(applied, service.MemoryMin),
-		CpuIdle:              yes(holds(applied, service.CPUIdle)),
-		MemoryZswapMaxBytes:  holds(applied, service.MemoryZswapMax),
-		OomGroup:             yes(holds(applied, service.OOMGroup)),
-		CpusetCpus:           holdsText(applied, service.CPUSetCPUs),
-		CpusetMems:           holdsText(applied, service.CPUSetMems),
-		IoMax:                holdsText(applied, service.IOMax),
-		Rlimits:              holdsText(applied, service.Rlimits),
-		BestEffort:           &st.Spec.BestEffort,
-		Reports:              toReports(applied),
+		MemoryWarningPercent:  level(st.Warnings.Memory),
+		CpuWarningPercent:     level(st.Warnings.CPU),
+		MemoryPressurePercent: level(st.Warnings.Pressure[service.MemoryPressure]),
+		CpuPressurePercent:    level(st.Warnings.Pressure[service.CPUPressure]),
+		IoPressurePercent:     level(st.Warnings.Pressure[service.IOPressure]),
+		MemoryHighBytes:       holds(applied, service.MemoryHigh),
+		MemorySwapMaxBytes:    holds(applied, service.MemorySwapMax),
+		PidsMax:               holds(applied, service.PidsMax),
+		CpuWeight:             narrow(holds(applied, service.CPUWeight)),
+		IoWeight:              narrow(holds(applied, service.IOWeight)),
+		Nofile:                holds(applied, service.NoFile),
+		MemoryLowBytes:        holds(applied, service.MemoryLow),
+		MemoryMinBytes:        holds(applied, service.MemoryMin),
+		CpuIdle:               yes(holds(applied, service.CPUIdle)),
+		MemoryZswapMaxBytes:   holds(applied, service.MemoryZswapMax),
+		OomGroup:              yes(holds(applied, service.OOMGroup)),
+		CpusetCpus:            holdsText(applied, service.CPUSetCPUs),
+		CpusetMems:            holdsText(applied, service.CPUSetMems),
+		IoMax:                 holdsText(applied, service.IOMax),
+		Rlimits:               holdsText(applied, service.Rlimits),
+		BestEffort:            &st.Spec.BestEffort,
+		Reports:               toReports(applied),
 	}
 	for r, fought := range st.Fought {
 		if fought && st.Machine.State.Alive() {
@@ -185,6 +190,15 @@ func holdsText(applied service.Applied, r service.Resource) *string {
 		q = applied[r].Requested
 	}
 	return words(r, q)
+}
+
+// level is nil for none.
+func level(percent float64) *float32 {
+	if percent == 0 {
+		return nil
+	}
+	p := float32(percent)
+	return &p
 }
 
 func holds(applied service.Applied, r service.Resource) *uint64 {

@@ -42,6 +42,11 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 			Reason: utf8(t.Why), Policy: t.Policy.String(), SinceUnixMs: millis(t.Began), Incarnation: t.Incarnation,
 		}
 	}
+	for v, since := range st.Violations {
+		if !since.IsZero() {
+			out.Violations = append(out.Violations, &gladsheimv1.Violation{Kind: service.Violation(v).String(), SinceUnixMs: millis(since)})
+		}
+	}
 	for _, r := range st.Applied.Unenforced() {
 		out.UnenforcedLimits = append(out.UnenforcedLimits, r.String())
 	}
@@ -119,6 +124,7 @@ var verdictOf = [...]gladsheimv1.Verdict{
 	service.VerdictAncestorOOM:  gladsheimv1.Verdict_VERDICT_ANCESTOR_OOM,
 	service.VerdictHostOOM:      gladsheimv1.Verdict_VERDICT_HOST_OOM,
 	service.VerdictUnhealthy:    gladsheimv1.Verdict_VERDICT_UNHEALTHY,
+	service.VerdictExceeded:     gladsheimv1.Verdict_VERDICT_EXCEEDED,
 	service.VerdictKilled:       gladsheimv1.Verdict_VERDICT_KILLED_FROM_OUTSIDE,
 	service.VerdictStartupTime:  gladsheimv1.Verdict_VERDICT_STARTUP_TIMEOUT,
 	service.VerdictLaunchFailed: gladsheimv1.Verdict_VERDICT_LAUNCH_FAILED,

@@ -109,16 +109,3 @@ func TestPlanOfABurst(t *testing.T) {
 	_, err = Plan("start", &spec, host, "cgroupfs", can)
 	require.NoError(t, err)
 }
-
-func TestWarned(t *testing.T) {
-	var limits service.Applied
-	limits[service.MemoryMax].Effective = service.Of(100 << 20)
-	limits[service.CPUMax].Effective = service.Of(50 * service.UsecPerPercent)
-	levels := service.Warnings{Memory: 80, CPU: 90}
-	require.Equal(t, service.Warned{}, Warned(service.Usage{Memory: 79 << 20, CPUPercent: 44}, limits, levels))
-	both := Warned(service.Usage{Memory: 80 << 20, CPUPercent: 45}, limits, levels)
-	require.Equal(t, service.Warned{Memory: true, CPU: true}, both)
-	require.Equal(t, "memory high, cpu high", Words(both))
-	limits[service.MemoryMax].Effective = service.Of(service.Unlimited)
-	require.False(t, Warned(service.Usage{Memory: 1 << 40}, limits, levels).Memory, "no limit, no warning")
-}

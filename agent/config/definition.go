@@ -51,6 +51,8 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		yesNo{negated: true}, func(s *service.Spec) *bool { return &s.AllowNewPrivs }),
 	at("limits", "What the service may use. Where the host can not enforce a limit, the service does not start.",
 		limits, func(s *service.Spec) *service.Spec { return s }),
+	at("enforcement", "What is done about a service that uses too much for too long.",
+		enforcement, func(s *service.Spec) *service.Ladder { return &s.Ladder }),
 	at("ready", "How to tell that a start succeeded.",
 		readiness, func(s *service.Spec) *service.Check { return &s.Ready }),
 	at("health", "How to tell that the service is well.",
@@ -132,15 +134,38 @@ var limits = object[service.Spec]{keys: []key[service.Spec]{
 	limit(service.NoFile, "Open files of each process (RLIMIT_NOFILE)."),
 	at(service.Rlimits.String(), "Limits of each process by their names, a value or SOFT:HARD (setrlimit(2)).",
 		rlimits{}, func(s *service.Spec) *service.Quota { return &s.Limits[service.Rlimits] }),
-	at("memory_warning_percent", "Use of memory_max, in percent, that a reading of usage is worth a warning event.",
+	at("memory_warning_percent", "Use of memory_max, in percent, from which on it is a violation.",
 		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.Memory }),
 	at("cpu_warning_percent", "Use of cpu_percent, in percent of it, likewise.",
 		warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.CPU }),
+	pressure(service.MemoryPressure, "Time, in percent, for which some task is held up for memory (memory.pressure), from which on it is a violation."),
+	pressure(service.CPUPressure, "Likewise for the CPU (cpu.pressure)."),
+	pressure(service.IOPressure, "Likewise for disks (io.pressure)."),
 	at("drift", "What becomes of a limit that somebody else changes while the service runs: it is repaired, or only told.",
 		word[service.DriftPolicy]{values: []service.DriftPolicy{service.DriftRepair, service.DriftTell}},
 		func(s *service.Spec) *service.DriftPolicy { return &s.Drift }),
 	at("best_effort", "Start the service even where the host can not enforce its limits.",
 		yesNo{}, func(s *service.Spec) *bool { return &s.BestEffort }),
+}}
+
+func pressure(p service.PressureOf, about string) key[service.Spec] {
+	return at(p.String()+"_pressure_percent", about, warningLevel{}, func(s *service.Spec) *float64 { return &s.Warnings.Pressure[p] })
+}
+
+var steps = word[service.Step]{values: []service.Step{service.StepWarn, service.StepThrottle, service.StepStop}}
+
+var enforcement = object[service.Ladder]{keys: []key[service.Ladder]{
+	at("memory", "How far the agent goes while memory is above memory_warning_percent: warn, tell; throttle, set memory_high to that level; stop, also end the service, which is begun again if its restart policy says so.",
+		steps, func(l *service.Ladder) *service.Step { return &l.Memory }),
+	at("cpu", "Likewise for cpu_warning_percent and cpu_percent.",
+		steps, func(l *service.Ladder) *service.Step { return &l.CPU }),
+	at("throttle_after", "How long it has to be above the level to be throttled.",
+		duration{time.Second, 24 * time.Hour}, func(l *service.Ladder) *time.Duration { return &l.ThrottleAfter }),
+	at("stop_after", "How long it has to be above the level to be ended; longer than throttle_after.",
+		duration{time.Second, 24 * time.Hour}, func(l *service.Ladder) *time.Duration { return &l.StopAfter }),
+	at("livelock", "What is done when memory_high throttles the service so that it gets nothing else done: raise, lift memory_high so that memory_max decides (without one: stop); stop, end it, and begin it again if its restart policy says so; warn, tell.",
+		word[service.OnLivelock]{values: []service.OnLivelock{service.LivelockRaise, service.LivelockStop, service.LivelockWarn}},
+		func(l *service.Ladder) *service.OnLivelock { return &l.Livelock }),
 }}
 
 func limit(r service.Resource, about string) key[service.Spec] {

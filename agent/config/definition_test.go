@@ -117,7 +117,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"pids_max": 0}`, "limits.pids_max: is 0; the range is 1 to 4194304"},
 		{`"limits": {"pids_max": 18446744073709551615}`, "limits.pids_max: is 18446744073709551615; it wants a whole number, the range is 1 to 4194304"},
 		{`"limits": {"io_weight": "100"}`, `limits.io_weight: is the string "100"; it wants a whole number`},
-		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, io_max, memory_zswap_max, oom_group, cpuset_cpus, cpuset_mems, nofile, rlimits, memory_warning_percent, cpu_warning_percent, drift, best_effort`},
+		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, io_max, memory_zswap_max, oom_group, cpuset_cpus, cpuset_mems, nofile, rlimits, memory_warning_percent, cpu_warning_percent, memory_pressure_percent, cpu_pressure_percent, io_pressure_percent, drift, best_effort`},
 		{`"limits": {"memory_warning_percent": 0.5}`, "limits.memory_warning_percent: is 0.5; the range is 1 to 100"},
 		{`"limits": null`, "limits: is null; it wants an object, or leave the key out"},
 		{`"ready": {"type": "http"}`, "ready.url: is required by type http"},
@@ -170,7 +170,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, ready, health, restart, stop, requires, after, autostart, priority, power, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, ready, health, restart, stop, requires, after, autostart, priority, power, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

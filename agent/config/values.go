@@ -179,7 +179,7 @@ func plainNumber(v float64) json.Number {
 	return json.Number(strconv.FormatFloat(v, 'f', -1, 64))
 }
 
-// warningLevel is a number of percent.
+// warningLevel is a number of percent; without one there is none.
 type warningLevel struct{}
 
 func (warningLevel) read(d *document, path string, n *node, v *float64) {
@@ -197,7 +197,12 @@ func (warningLevel) read(d *document, path string, n *node, v *float64) {
 	*v = f
 }
 
-func (warningLevel) write(v float64) any { return plainNumber(v) }
+func (warningLevel) write(v float64) any {
+	if v == 0 {
+		return nil
+	}
+	return plainNumber(v)
+}
 
 func (warningLevel) schema(float64) *jsonschema.Schema {
 	return &jsonschema.Schema{Type: "number", Minimum: jsonschema.Ptr(1.0), Maximum: jsonschema.Ptr(100.0)}

@@ -53,12 +53,13 @@ const (
 	VerdictStartupTime          // we ended it because it was not ready in time
 	VerdictLaunchFailed         // it never ran
 	VerdictUnknown              // it ended, or its counters went, while nobody was watching
+	VerdictExceeded             // we ended it because it used too much for too long
 	numVerdicts
 )
 
 var verdictNames = [numVerdicts]string{
 	"none", "clean", "stopped", "crash", "own-limit OOM", "ancestor OOM", "host OOM", "unhealthy",
-	"killed from outside", "startup timeout", "launch failed", "unknown",
+	"killed from outside", "startup timeout", "launch failed", "unknown", "used too much",
 }
 
 func (v Verdict) String() string { return verdictNames[v] }
@@ -119,6 +120,8 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictUnhealthy
 	case cause == CauseStartup:
 		return VerdictStartupTime
+	case cause == CauseExceeded:
+		return VerdictExceeded
 	case x == NeverRan:
 		return VerdictLaunchFailed
 	case r.Stopper != "":

@@ -389,31 +389,39 @@ func (a Applied) Unenforced() []Resource {
 	return out
 }
 
-// Warnings are the levels, in percent of a limit, at which use of it is worth a
-// word. A level of 0 says nothing.
+// Warnings are the levels at which use of a resource is worth a word. A level of 0
+// says nothing.
 type Warnings struct {
-	Memory float64 // of MemoryMax
-	CPU    float64 // of CPUMax
+	Memory   float64               // percent of MemoryMax
+	CPU      float64               // percent of CPUMax
+	Pressure [NumPressures]float64 // percent of the time that some task is held up
+}
+
+// levels lists all of them.
+func (w *Warnings) levels() []*float64 {
+	all := []*float64{&w.Memory, &w.CPU}
+	for i := range w.Pressure {
+		all = append(all, &w.Pressure[i])
+	}
+	return all
 }
 
 // Over returns w with the gaps filled from base.
 func (w Warnings) Over(base Warnings) Warnings {
-	if w.Memory != 0 {
-		base.Memory = w.Memory
+	for i, level := range w.levels() {
+		if *level == 0 {
+			*level = *base.levels()[i]
+		}
 	}
-	if w.CPU != 0 {
-		base.CPU = w.CPU
-	}
-	return base
+	return w
 }
 
 // Without is w without what is set in other.
 func (w Warnings) Without(other Warnings) Warnings {
-	if other.Memory != 0 {
-		w.Memory = 0
-	}
-	if other.CPU != 0 {
-		w.CPU = 0
+	for i, level := range w.levels() {
+		if *other.levels()[i] != 0 {
+			*level = 0
+		}
 	}
 	return w
 }

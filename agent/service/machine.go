@@ -26,6 +26,7 @@ const (
 	Cleared                       // nothing of the incarnation is left
 	ClearFailed                   // something is left and could not be removed
 	Unhealthy                     // its checks failed often enough
+	Exceeded                      // it used too much for too long
 	Stable                        // it has run long enough for old failures to be forgotten
 	StartupOver                   // timer: it should have been ready by now
 	GraceOver                     // timer: it should have ended by now
@@ -39,7 +40,7 @@ const (
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
-	"clear-failed", "unhealthy", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
+	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
 	"hold",
 }
 
@@ -91,10 +92,11 @@ const (
 	CauseUnhealthy              // its checks failed
 	CauseStartup                // it was not ready in time
 	CauseHeld                   // the battery is low
+	CauseExceeded               // it used too much for too long
 	numCauses
 )
 
-var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held"}
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much"}
 
 func (c Cause) String() string { return causeNames[c] }
 
@@ -176,12 +178,14 @@ var table = [numStates][numEvents]rule{
 	Starting: {
 		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(DoAwait),
 		StartupOver: unfrozen(end(CauseStartup, DoAbort, DoTerminate)),
+		Exceeded:    unfrozen(end(CauseExceeded, DoAbort, DoTerminate)),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
 		Hold: end(CauseHeld, DoAbort, DoTerminate),
 	},
 	Running: {
 		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable),
 		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
+		Exceeded:  unfrozen(end(CauseExceeded, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
 		Hold: end(CauseHeld, DoUnprobe, DoTerminate),
 	},

@@ -33,6 +33,7 @@ type Spec struct {
 	Launch     LaunchMode
 	Limits     Limits
 	Warnings   Warnings
+	Ladder     Ladder // what is done when they are exceeded
 	Drift      DriftPolicy
 	BestEffort bool // run even where a limit can not be enforced
 
@@ -181,6 +182,7 @@ func Defaults() Spec {
 	return Spec{
 		Umask:    0o022,
 		Warnings: Warnings{Memory: 80, CPU: 80},
+		Ladder:   Ladder{ThrottleAfter: 10 * time.Second, StopAfter: time.Minute},
 		Ready:    Check{Type: CheckProcess, Timeout: 30 * time.Second},
 		Health:   Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3},
 		Restart: RestartPolicy{
@@ -218,6 +220,12 @@ func (s *Spec) Validate() []Fault {
 	faults = append(faults, s.Limits.Conflicts()...)
 	faults.check("limits.memory_warning_percent", CheckWarning(s.Warnings.Memory))
 	faults.check("limits.cpu_warning_percent", CheckWarning(s.Warnings.CPU))
+	for p, level := range s.Warnings.Pressure {
+		if level != 0 {
+			faults.check("limits."+PressureOf(p).String()+"_pressure_percent", CheckWarning(level))
+		}
+	}
+	s.Ladder.validate(&faults)
 	s.Ready.validate("ready", &faults)
 	faults.duration("ready.timeout", s.Ready.Timeout, time.Millisecond, 24*time.Hour)
 	s.Health.validate("health", &faults)

@@ -14,7 +14,7 @@ type Status struct {
 	Ref         Ref                // of the present incarnation, zero when there is none
 	Applied     Applied            // limits of the present incarnation
 	Warnings    Warnings           // levels of use worth a word
-	Warned      Warned             // those that the latest reading was above
+	Violations  Violations         // what the present incarnation does too much
 	Fought      [NumResources]bool // limits that somebody else changes again and again, so that they are not repaired
 	Log         string             // where its output goes: a file, "journal" or "null"; "" if nobody knows
 	LogTrouble  LogTrouble         // that its log can not be written; zero when all is well
@@ -53,9 +53,6 @@ type LogTrouble struct {
 
 // Lasts tells whether there is trouble.
 func (t LogTrouble) Lasts() bool { return !t.Began.IsZero() && t.Ended.IsZero() }
-
-// Warned tells which levels of Warnings a reading was above.
-type Warned struct{ Memory, CPU bool }
 
 // HealthStatus is the verdict over a service's checks.
 type HealthStatus uint8
@@ -128,15 +125,20 @@ const (
 	NoticeLimits                         // limits were changed
 	NoticeRegistered                     // a definition came or changed
 	NoticeUnregistered                   // a definition went
-	NoticeWarning                        // a reading of its usage rose above a warning level, or fell below
+	NoticeViolation                      // it began to use too much of something; Reason is the Violation
 	NoticeFrozen                         // it was frozen
 	NoticeThawed                         // it was thawed
 	NoticePower                          // of the host: how far the battery is saved changed; Reason is the PowerLevel
 	NoticeDrift                          // somebody else has changed a limit; Reason names it
+	NoticeOver                           // a violation is over
+	NoticeEnforced                       // something was done about one
 	numNotices
 )
 
-var noticeNames = [numNotices]string{"state", "exit", "health", "limits", "registered", "unregistered", "warning", "frozen", "thawed", "power", "drift"}
+var noticeNames = [numNotices]string{
+	"state", "exit", "health", "limits", "registered", "unregistered", "violation", "frozen", "thawed", "power", "drift",
+	"violation-over", "enforced",
+}
 
 func (k NoticeKind) String() string { return noticeNames[k] }
 

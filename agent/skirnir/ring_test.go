@@ -227,7 +227,7 @@ func TestTheNextAgentTellsWhatThisOneTold(t *testing.T) {
 	})
 	first.Update(web, News{Kind: service.NoticeExit}, func(s *service.Status) { s.LastExit = x })
 	first.Update(web, News{Kind: service.NoticeHealth}, func(s *service.Status) { s.Health.Status = service.Ill })
-	first.Update(web, News{Kind: service.NoticeWarning, Detail: strings.Repeat("long \x01", 10_000)}, func(*service.Status) {})
+	first.Update(web, News{Kind: service.NoticeViolation, Detail: strings.Repeat("long \x01", 10_000)}, func(*service.Status) {})
 	first.Remove(web, News{Kind: service.NoticeUnregistered})
 	second, fault := p.open(thisBoot)
 	require.NoError(t, fault)

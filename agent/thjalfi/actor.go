@@ -57,7 +57,9 @@ type actor struct {
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
 	due     time.Duration             // in Backoff: when the next launch is, since boot
+	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func(why string)          // ends the health checks, nil when there are none
+	unwatch func()                    // ends the looks at what it uses
 	probes  int                       // counts their beginnings: news of others is stale
 
 	frozenBy string // the cgroup that keeps it frozen, as told to readers
@@ -223,11 +225,7 @@ func (a *actor) depart() {
 	a.waits.Wait()
 	a.unprobe()
 	a.timer.Stop()
-	a.guard.leave()
-	if a.handle != nil {
-		a.present.Store(nil)
-		_ = a.handle.Close()
-	}
+	a.letGo()
 }
 
 // happen lets the machine decide on events that come as one, tells and records the
@@ -266,7 +264,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender = service.Ref{}, time.Time{}, nil, service.CauseNone, ""
-		a.sent, a.forced, a.failure = nil, false, nil // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.excess = nil, false, nil, "" // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}
@@ -323,22 +321,28 @@ func (a *actor) unprobe() {
 	}
 }
 
-// hold takes up a handle that a launch or an adoption brought.
-func (a *actor) hold(h backends.Handle) {
+// hold takes up a handle that a launch, if it is fresh, or an adoption brought.
+func (a *actor) hold(h backends.Handle, fresh bool) {
 	a.handle, a.exited, a.moved, a.froze, a.ref = h, h.Exited(), h.Displaced(), h.Froze(), h.Ref()
 	a.ending, a.end = context.WithCancel(a.ctx)
 	a.watchLimits(h)
+	a.unwatch = a.cfg.Monitor.Attend(a.name, a.ref.Incarnation, h, fresh)
 	a.present.Store(&h)
+}
+
+func (a *actor) letGo() {
+	a.guard.leave()
+	if a.handle != nil {
+		a.end()
+		a.unwatch()
+		a.present.Store(nil)
+		_ = a.handle.Close()
+	}
 }
 
 // drop lets go of an incarnation of which nothing is left.
 func (a *actor) drop() {
-	a.end()
-	a.guard.leave()
-	if a.handle != nil {
-		a.present.Store(nil)
-		_ = a.handle.Close()
-	}
+	a.letGo()
 	a.handle, a.exited, a.moved, a.froze, a.exit, a.ref, a.frozenBy = nil, nil, nil, nil, nil, service.Ref{}, ""
 	a.remains, a.died = nil, time.Time{}
 }

@@ -153,10 +153,10 @@ func (a *actor) atGate(incarnation uint64) {
 func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation uint64, err error) {
 	switch {
 	case err == nil:
-		a.hold(h)
+		a.hold(h, true)
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
-			s.Applied, s.Warnings, s.Warned = applied, levels, service.Warned{} // nothing of it was read yet
+			s.Applied, s.Warnings, s.Violations = applied, levels, service.Violations{}
 			s.Fought = [service.NumResources]bool{}
 		})
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
@@ -225,7 +225,7 @@ func (a *actor) adopt() {
 				a.fail(err)
 				a.happen(a.event(service.AdoptFailed))
 			default:
-				a.hold(h)
+				a.hold(h, false)
 				if a.machine.Frozen { // then that was told; else, or if it is no more, it is news
 					a.frozenBy = a.ref.Cgroup
 				}
@@ -401,6 +401,9 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
 	x.Message = explain(x)
+	if x.Verdict == service.VerdictExceeded && a.excess != "" {
+		x.Message += ": " + a.excess
+	}
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)
 	cleared.Exit = exit
@@ -447,6 +450,8 @@ func explain(x service.ExitRecord) string {
 		text += ", stopped by " + x.RequestedBy
 	case service.VerdictUnhealthy:
 		text += ", ended because its health checks failed"
+	case service.VerdictExceeded:
+		text += ", ended because it used too much for too long"
 	case service.VerdictStartupTime:
 		text += ", ended because it was not ready in time"
 	case service.VerdictKilled:

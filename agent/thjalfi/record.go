@@ -82,7 +82,7 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 		if m.State.Alive() {
 			s.Ended = time.Time{}
 		} else { // they were those of an incarnation that is no more
-			s.Applied, s.Warned = service.Applied{}, service.Warned{}
+			s.Applied, s.Violations = service.Applied{}, service.Violations{}
 		}
 	})
 }

@@ -41,6 +41,7 @@ type stage struct {
 	lax      bool                          // the disk fails, so that deeds may come without a record
 	began    time.Time
 	clockSet time.Duration // by how much, altogether
+	gazes    atomic.Int64  // how many incarnations are looked at
 	life     atomic.Int64  // deeds until the agent dies in the middle of things; below 0: never
 }
 
@@ -60,7 +61,10 @@ func play(t *testing.T, f func(*testing.T, *stage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage(t)
-		defer func() { s.Close() }() // of the agent that is there by then
+		defer func() {
+			s.Close() // of the agent that is there by then
+			require.Zero(t, s.gazes.Load(), "what is looked at for ever")
+		}()
 		f(t, s)
 		s.disk.mu.Lock()
 		defer s.disk.mu.Unlock()
@@ -83,7 +87,7 @@ func (s *stage) board() {
 	b := fake.New(fake.Config{Host: s.host, Fault: s.hook})
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
-		Keeper: s.disk, Prober: s.prober, ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
+		Keeper: s.disk, Prober: s.prober, Monitor: s.watching(), ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
 		Outlet: func(l *service.Launch, _ service.Ref) (int64, error) {
 			if err := s.noOutlet.Load(); err != nil {
 				return 0, err
@@ -94,6 +98,16 @@ func (s *stage) board() {
 			return []string{fmt.Sprintf("the end of %s.%d from %d", spec.Name, incarnation, from)}
 		},
 	})
+}
+
+// watching is who looks at what services use, and sees that all of it ends.
+func (s *stage) watching() Monitor { return &gaze{stage: s} }
+
+type gaze struct{ stage *stage }
+
+func (g *gaze) Attend(service.Name, uint64, backends.Handle, bool) (leave func()) {
+	g.stage.gazes.Add(1)
+	return func() { g.stage.gazes.Add(-1) }
 }
 
 // sinceBoot tells the time of a host that was up for a day when time in the bubble

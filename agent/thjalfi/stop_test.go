@@ -125,10 +125,10 @@ func TestLimitsEndWithTheService(t *testing.T) {
 		s.running(func(d *service.Spec) { d.Limits[service.PidsMax] = service.Of(9); d.Warnings.Memory = 33 })
 		require.Equal(t, service.Of(9), s.status().Applied[service.PidsMax].Applied)
 		require.InDelta(t, 33, s.status().Warnings.Memory, 0)
-		s.disk.Publish(web, service.NoticeWarning, "memory high", "", func(s *service.Status) { s.Warned.Memory = true })
+		s.disk.Publish(web, service.NoticeViolation, "memory-warning", "", func(s *service.Status) { s.Violations[service.MemoryWarning] = time.Now() })
 		s.ok(s.stop())
 		require.Zero(t, s.status().Applied)
-		require.Zero(t, s.status().Warned)
+		require.Zero(t, s.status().Violations)
 	})
 }
 

@@ -72,14 +72,22 @@ type Prober interface {
 	Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string))
 }
 
+// Monitor looks at what services use.
+type Monitor interface {
+	// Attend looks at one incarnation until the returned function is called. fresh
+	// says that it was launched just now.
+	Attend(name service.Name, incarnation uint64, h backends.Handle, fresh bool) (leave func())
+}
+
 // ErrNoRoom is of an Outlet that fails because our directories do not serve: then the
 // launch is not begun, and tried again, and that is no failure of the service.
 var ErrNoRoom = errors.New("its output can not be provided for")
 
 // Config is what the actors need of the rest of the agent.
 type Config struct {
-	Keeper Keeper
-	Prober Prober
+	Keeper  Keeper
+	Prober  Prober
+	Monitor Monitor
 	// SinceBoot is the clock of what outlives the agent: nobody sets it.
 	SinceBoot func() time.Duration
 	// Outlet says in l where the output of a launch goes that will be at ref, and
@@ -328,6 +336,19 @@ func (t *Thjalfi) still(ctx context.Context, freeze bool, name service.Name, act
 	}
 	return ask(ctx, a, op, func(reply chan<- error) {
 		a.then(func(context.Context) func() { return func() { a.still(freeze, actor, reply) } })
+	})
+}
+
+// Exceed ends an incarnation that used too much for too long, unless it ends already;
+// what follows is for its policy to say. It returns when the actor knows.
+func (t *Thjalfi) Exceed(name service.Name, incarnation uint64, why string) {
+	a, err := t.find("end", name)
+	if err != nil {
+		return
+	}
+	a.tell(a.ctx, func() {
+		a.excess = why
+		a.happen(service.Event{Kind: service.Exceeded, Incarnation: incarnation})
 	})
 }
 

@@ -94,6 +94,12 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 		return frozenNote(s)
 	case len(s.GetUnenforcedLimits()) > 0 && s.GetProcessId() != 0:
 		return "not enforced: " + strings.Join(s.GetUnenforcedLimits(), ", ")
+	case len(s.GetViolations()) > 0:
+		var kinds []string
+		for _, v := range s.GetViolations() {
+			kinds = append(kinds, v.GetKind())
+		}
+		return strings.Join(kinds, ", ")
 	case s.GetNextAttemptUnixMs() != 0:
 		return "next start " + ago(a.now(), fromMillis(s.GetNextAttemptUnixMs()))
 	case s.GetProcessId() == 0 && s.GetLastExit() != nil:

@@ -110,6 +110,10 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if t := st.GetLogTrouble(); t != nil {
 		s.loud("LOG FULL", a.logTrouble(t))
 	}
+	for _, v := range st.GetViolations() {
+		since := fromMillis(v.GetSinceUnixMs())
+		s.loud("EXCEEDS", fmt.Sprintf("%s since %s; %s", v.GetKind(), moment(since), ago(a.now(), since)))
+	}
 	if pid := st.GetProcessId(); pid != 0 {
 		s.line("Main PID", and(number(pid), in(programOf(pid, st.GetProcesses()), labelled("user", st.GetUser()))))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,8 +29,10 @@ cpuset_cpus, cpuset_mems (numbers, such as 0-3,8), pids_max, nofile, io_max
 (DEVICE:RATE=N,RATE=N for each disk, with blanks between; RATE is read_bps, write_bps,
 read_iops or write_iops; a device is also any file on it) or rlimits (NAME=VALUE or
 NAME=SOFT:HARD for each, with blanks between, as in setrlimit(2)).
-"max" lifts a limit. memory_warning_percent and
-cpu_warning_percent (1 to 100) say from which share of a limit on it is warned.
+"max" lifts a limit. memory_warning_percent and cpu_warning_percent (1 to 100) say
+from which share of a limit on it is a violation, memory_pressure_percent,
+cpu_pressure_percent and io_pressure_percent for which share of the time the service
+may be held up.
 
 A lower memory_max kills nobody: memory is reclaimed first, and where that does not
 do, or would hurt, nothing is changed. With --force the kernel kills what does not fit.`,
@@ -79,22 +82,27 @@ do, or would hurt, nothing is changed. With --force the kernel kills what does n
 	return c
 }
 
-// The levels of warning, which are no limits.
-const (
-	memoryWarning = "memory_warning_percent"
-	cpuWarning    = "cpu_warning_percent"
-)
+// level is a level of warning, which is no limit.
+type level struct {
+	name string
+	at   func(*gladsheimv1.ResourceLimits) **float32
+}
+
+var levels = []level{
+	{"memory_warning_percent", func(l *gladsheimv1.ResourceLimits) **float32 { return &l.MemoryWarningPercent }},
+	{"cpu_warning_percent", func(l *gladsheimv1.ResourceLimits) **float32 { return &l.CpuWarningPercent }},
+	{"memory_pressure_percent", func(l *gladsheimv1.ResourceLimits) **float32 { return &l.MemoryPressurePercent }},
+	{"cpu_pressure_percent", func(l *gladsheimv1.ResourceLimits) **float32 { return &l.CpuPressurePercent }},
+	{"io_pressure_percent", func(l *gladsheimv1.ResourceLimits) **float32 { return &l.IoPressurePercent }},
+}
 
 // showSet shows what was asked for, as it is now, and empties asked of levels.
 func (a *app) showSet(l *gladsheimv1.ResourceLimits, asked map[string]bool) error {
-	for _, level := range []struct {
-		name    string
-		percent float32
-	}{{memoryWarning, l.GetMemoryWarningPercent()}, {cpuWarning, l.GetCpuWarningPercent()}} {
-		if asked[level.name] {
-			delete(asked, level.name)
-			fmt.Fprintf(a.out, "%s is %g\n", level.name, level.percent)
+	for _, level := range levels {
+		if percent := *level.at(l); asked[level.name] && percent != nil {
+			fmt.Fprintf(a.out, "%s is %g\n", level.name, *percent)
 		}
+		delete(asked, level.name)
 	}
 	if len(asked) == 0 {
 		return nil
@@ -111,10 +119,12 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 	var faults []string
 	for _, pair := range pairs {
 		name, value, _ := strings.Cut(pair, "=")
-		if name == memoryWarning || name == cpuWarning {
-			if err := putWarning(out, name, value); err != nil {
+		if i := slices.IndexFunc(levels, func(l level) bool { return l.name == name }); i >= 0 {
+			percent, err := parseLevel(name, value)
+			if err != nil {
 				faults = append(faults, err.Error())
 			}
+			*levels[i].at(out) = percent
 			continue
 		}
 		r, err := service.ParseResource(name)
@@ -135,21 +145,16 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 	return out, nil
 }
 
-func putWarning(out *gladsheimv1.ResourceLimits, name, value string) error {
+func parseLevel(name, value string) (*float32, error) {
 	percent, err := strconv.ParseFloat(value, 32)
 	if err != nil {
-		return fmt.Errorf("%s: %q is not a number of percent", name, value)
+		return nil, fmt.Errorf("%s: %q is not a number of percent", name, value)
 	}
 	if err := service.CheckWarning(percent); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	level := float32(percent)
-	if name == memoryWarning {
-		out.MemoryWarningPercent = &level
-	} else {
-		out.CpuWarningPercent = &level
-	}
-	return nil
+	return &level, nil
 }
 
 func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {

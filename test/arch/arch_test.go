@@ -50,7 +50,7 @@ var rooms = map[string]string{
 
 	"agent/thjalfi": "agent/service backends failpoint",
 	"agent/skirnir": "agent/service",
-	"agent/byggvir": "agent/service",
+	"agent/byggvir": "agent/service backends",
 	"agent/roskva":  "agent/service",
 	"agent/config":  "agent/service platform",
 	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile platform procfs",

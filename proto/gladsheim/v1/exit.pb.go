@@ -51,6 +51,8 @@ const (
 	Verdict_VERDICT_STARTUP_TIMEOUT Verdict = 10
 	// It could not be launched at all.
 	Verdict_VERDICT_LAUNCH_FAILED Verdict = 11
+	// It used too much of something for too long, and the agent ended it.
+	Verdict_VERDICT_EXCEEDED Verdict = 12
 )
 
 // Enum value maps for Verdict.
@@ -68,6 +70,7 @@ var (
 		9:  "VERDICT_KILLED_FROM_OUTSIDE",
 		10: "VERDICT_STARTUP_TIMEOUT",
 		11: "VERDICT_LAUNCH_FAILED",
+		12: "VERDICT_EXCEEDED",
 	}
 	Verdict_value = map[string]int32{
 		"VERDICT_UNSPECIFIED":         0,
@@ -82,6 +85,7 @@ var (
 		"VERDICT_KILLED_FROM_OUTSIDE": 9,
 		"VERDICT_STARTUP_TIMEOUT":     10,
 		"VERDICT_LAUNCH_FAILED":       11,
+		"VERDICT_EXCEEDED":            12,
 	}
 )
 
@@ -341,7 +345,7 @@ const file_gladsheim_v1_exit_proto_rawDesc = "" +
 	"\x0f_unknown_reasonB\x14\n" +
 	"\x12_memory_peak_bytesB\x10\n" +
 	"\x0e_cpu_time_usecB\x11\n" +
-	"\x0f_throttled_usec*\xae\x02\n" +
+	"\x0f_throttled_usec*\xc4\x02\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_CLEAN\x10\x01\x12\x13\n" +
@@ -355,7 +359,8 @@ const file_gladsheim_v1_exit_proto_rawDesc = "" +
 	"\x1bVERDICT_KILLED_FROM_OUTSIDE\x10\t\x12\x1b\n" +
 	"\x17VERDICT_STARTUP_TIMEOUT\x10\n" +
 	"\x12\x19\n" +
-	"\x15VERDICT_LAUNCH_FAILED\x10\vB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
+	"\x15VERDICT_LAUNCH_FAILED\x10\v\x12\x14\n" +
+	"\x10VERDICT_EXCEEDED\x10\fB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
 	file_gladsheim_v1_exit_proto_rawDescOnce sync.Once

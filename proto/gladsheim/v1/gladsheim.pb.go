@@ -883,7 +883,9 @@ type ServiceStatus struct {
 	Frozen bool `protobuf:"varint,41,opt,name=frozen,proto3" json:"frozen,omitempty"`
 	// By which cgroup: its own, or one above it, as a path below the root of the cgroup
 	// file system. Empty when it is not frozen.
-	FrozenBy      string `protobuf:"bytes,42,opt,name=frozen_by,json=frozenBy,proto3" json:"frozen_by,omitempty"`
+	FrozenBy string `protobuf:"bytes,42,opt,name=frozen_by,json=frozenBy,proto3" json:"frozen_by,omitempty"`
+	// What the present instance uses too much of.
+	Violations    []*Violation `protobuf:"bytes,45,rep,name=violations,proto3" json:"violations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1142,6 +1144,72 @@ func (x *ServiceStatus) GetFrozenBy() string {
 	return ""
 }
 
+func (x *ServiceStatus) GetViolations() []*Violation {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+// Violation is a use of a resource that is worth a word. It lasts at least 10 s, so
+// that it does not flap.
+type Violation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which: memory-warning, cpu-warning (above the warning level), memory-exceeded,
+	// cpu-exceeded, pids-exceeded (the limit was run into), memory-pressure,
+	// cpu-pressure, io-pressure (held up for longer than the level), livelock (throttled
+	// at memory_high so that it gets nothing else done). More may come.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Since when.
+	SinceUnixMs   int64 `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Violation) Reset() {
+	*x = Violation{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Violation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Violation) ProtoMessage() {}
+
+func (x *Violation) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Violation.ProtoReflect.Descriptor instead.
+func (*Violation) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Violation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Violation) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
 // LogTrouble is that a log can not be written, as when its disk is full, of a
 // service whose definition says what is to be done then (log_full).
 type LogTrouble struct {
@@ -1160,7 +1228,7 @@ type LogTrouble struct {
 
 func (x *LogTrouble) Reset() {
 	*x = LogTrouble{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1240,7 @@ func (x *LogTrouble) String() string {
 func (*LogTrouble) ProtoMessage() {}
 
 func (x *LogTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1253,7 @@ func (x *LogTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTrouble.ProtoReflect.Descriptor instead.
 func (*LogTrouble) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogTrouble) GetReason() string {
@@ -1232,7 +1300,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1312,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1325,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Process) GetPid() int32 {
@@ -1301,7 +1369,7 @@ type ServiceList struct {
 
 func (x *ServiceList) Reset() {
 	*x = ServiceList{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1381,7 @@ func (x *ServiceList) String() string {
 func (*ServiceList) ProtoMessage() {}
 
 func (x *ServiceList) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1394,7 @@ func (x *ServiceList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceList.ProtoReflect.Descriptor instead.
 func (*ServiceList) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ServiceList) GetServices() []*ServiceStatus {
@@ -1392,7 +1460,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1472,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1485,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServiceHealth) GetServiceName() string {
@@ -1499,7 +1567,7 @@ type HealthUpdate struct {
 
 func (x *HealthUpdate) Reset() {
 	*x = HealthUpdate{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1579,7 @@ func (x *HealthUpdate) String() string {
 func (*HealthUpdate) ProtoMessage() {}
 
 func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1592,7 @@ func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthUpdate.ProtoReflect.Descriptor instead.
 func (*HealthUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HealthUpdate) GetHealth() *ServiceHealth {
@@ -1608,7 +1676,7 @@ type ResourceUsage struct {
 
 func (x *ResourceUsage) Reset() {
 	*x = ResourceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1688,7 @@ func (x *ResourceUsage) String() string {
 func (*ResourceUsage) ProtoMessage() {}
 
 func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1701,7 @@ func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceUsage.ProtoReflect.Descriptor instead.
 func (*ResourceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResourceUsage) GetMemoryBytes() uint64 {
@@ -1822,7 +1890,7 @@ type IOUsage struct {
 
 func (x *IOUsage) Reset() {
 	*x = IOUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1902,7 @@ func (x *IOUsage) String() string {
 func (*IOUsage) ProtoMessage() {}
 
 func (x *IOUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1915,7 @@ func (x *IOUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOUsage.ProtoReflect.Descriptor instead.
 func (*IOUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IOUsage) GetReadBytes() uint64 {
@@ -1891,7 +1959,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1971,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +1984,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeviceUsage) GetDevice() string {
@@ -1948,7 +2016,7 @@ type Pressure struct {
 
 func (x *Pressure) Reset() {
 	*x = Pressure{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2028,7 @@ func (x *Pressure) String() string {
 func (*Pressure) ProtoMessage() {}
 
 func (x *Pressure) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2041,7 @@ func (x *Pressure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
 func (*Pressure) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pressure) GetSome() *Stall {
@@ -2005,7 +2073,7 @@ type Stall struct {
 
 func (x *Stall) Reset() {
 	*x = Stall{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2085,7 @@ func (x *Stall) String() string {
 func (*Stall) ProtoMessage() {}
 
 func (x *Stall) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2098,7 @@ func (x *Stall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stall.ProtoReflect.Descriptor instead.
 func (*Stall) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Stall) GetAvg10Percent() float64 {
@@ -2123,14 +2191,21 @@ type ResourceLimits struct {
 	Rlimits *string `protobuf:"bytes,37,opt,name=rlimits,proto3,oneof" json:"rlimits,omitempty"`
 	// Limits that somebody else changes again and again, so that the agent does not
 	// set them back any more; set by the server only.
-	FoughtOver    []string `protobuf:"bytes,50,rep,name=fought_over,json=foughtOver,proto3" json:"fought_over,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FoughtOver []string `protobuf:"bytes,50,rep,name=fought_over,json=foughtOver,proto3" json:"fought_over,omitempty"`
+	// Tell when tasks of the service are held up for memory for this percentage of the
+	// time, 1 to 100.
+	MemoryPressurePercent *float32 `protobuf:"fixed32,60,opt,name=memory_pressure_percent,json=memoryPressurePercent,proto3,oneof" json:"memory_pressure_percent,omitempty"`
+	// Likewise for the CPU.
+	CpuPressurePercent *float32 `protobuf:"fixed32,61,opt,name=cpu_pressure_percent,json=cpuPressurePercent,proto3,oneof" json:"cpu_pressure_percent,omitempty"`
+	// Likewise for disks.
+	IoPressurePercent *float32 `protobuf:"fixed32,62,opt,name=io_pressure_percent,json=ioPressurePercent,proto3,oneof" json:"io_pressure_percent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ResourceLimits) Reset() {
 	*x = ResourceLimits{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2142,7 +2217,7 @@ func (x *ResourceLimits) String() string {
 func (*ResourceLimits) ProtoMessage() {}
 
 func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2155,7 +2230,7 @@ func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLimits.ProtoReflect.Descriptor instead.
 func (*ResourceLimits) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResourceLimits) GetMaxMemoryBytes() uint64 {
@@ -2326,6 +2401,27 @@ func (x *ResourceLimits) GetFoughtOver() []string {
 	return nil
 }
 
+func (x *ResourceLimits) GetMemoryPressurePercent() float32 {
+	if x != nil && x.MemoryPressurePercent != nil {
+		return *x.MemoryPressurePercent
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetCpuPressurePercent() float32 {
+	if x != nil && x.CpuPressurePercent != nil {
+		return *x.CpuPressurePercent
+	}
+	return 0
+}
+
+func (x *ResourceLimits) GetIoPressurePercent() float32 {
+	if x != nil && x.IoPressurePercent != nil {
+		return *x.IoPressurePercent
+	}
+	return 0
+}
+
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
@@ -2372,7 +2468,7 @@ type LimitReport struct {
 
 func (x *LimitReport) Reset() {
 	*x = LimitReport{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2480,7 @@ func (x *LimitReport) String() string {
 func (*LimitReport) ProtoMessage() {}
 
 func (x *LimitReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +2493,7 @@ func (x *LimitReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitReport.ProtoReflect.Descriptor instead.
 func (*LimitReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LimitReport) GetName() string {
@@ -2502,7 +2598,7 @@ type GladsheimError struct {
 
 func (x *GladsheimError) Reset() {
 	*x = GladsheimError{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2610,7 @@ func (x *GladsheimError) String() string {
 func (*GladsheimError) ProtoMessage() {}
 
 func (x *GladsheimError) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2623,7 @@ func (x *GladsheimError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GladsheimError.ProtoReflect.Descriptor instead.
 func (*GladsheimError) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GladsheimError) GetCode() string {
@@ -2610,7 +2706,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xb8\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xf1\n" +
 	"\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
@@ -2649,14 +2745,20 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\vlog_trouble\x18( \x01(\v2\x18.gladsheim.v1.LogTroubleH\x05R\n" +
 	"logTrouble\x88\x01\x01\x12\x16\n" +
 	"\x06frozen\x18) \x01(\bR\x06frozen\x12\x1b\n" +
-	"\tfrozen_by\x18* \x01(\tR\bfrozenByB\x11\n" +
+	"\tfrozen_by\x18* \x01(\tR\bfrozenBy\x127\n" +
+	"\n" +
+	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
+	"violationsB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +
 	"\n" +
 	"_last_exitB\x10\n" +
 	"\x0e_restarts_leftB\x0e\n" +
-	"\f_log_trouble\"\x82\x01\n" +
+	"\f_log_trouble\"C\n" +
+	"\tViolation\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"\x82\x01\n" +
 	"\n" +
 	"LogTrouble\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
@@ -2754,8 +2856,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\ravg10_percent\x18\x01 \x01(\x01R\favg10Percent\x12#\n" +
 	"\ravg60_percent\x18\x02 \x01(\x01R\favg60Percent\x12\x1d\n" +
 	"\n" +
-	"total_usec\x18\x03 \x01(\x04R\ttotalUsec\"\xc5\n" +
-	"\n" +
+	"total_usec\x18\x03 \x01(\x04R\ttotalUsec\"\xbb\f\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2786,7 +2887,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06io_max\x18$ \x01(\tH\x11R\x05ioMax\x88\x01\x01\x12\x1d\n" +
 	"\arlimits\x18% \x01(\tH\x12R\arlimits\x88\x01\x01\x12\x1f\n" +
 	"\vfought_over\x182 \x03(\tR\n" +
-	"foughtOverB\x19\n" +
+	"foughtOver\x12;\n" +
+	"\x17memory_pressure_percent\x18< \x01(\x02H\x13R\x15memoryPressurePercent\x88\x01\x01\x125\n" +
+	"\x14cpu_pressure_percent\x18= \x01(\x02H\x14R\x12cpuPressurePercent\x88\x01\x01\x123\n" +
+	"\x13io_pressure_percent\x18> \x01(\x02H\x15R\x11ioPressurePercent\x88\x01\x01B\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
@@ -2808,7 +2912,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"_oom_groupB\t\n" +
 	"\a_io_maxB\n" +
 	"\n" +
-	"\b_rlimits\"\xa4\x04\n" +
+	"\b_rlimitsB\x1a\n" +
+	"\x18_memory_pressure_percentB\x17\n" +
+	"\x15_cpu_pressure_percentB\x16\n" +
+	"\x14_io_pressure_percent\"\xa4\x04\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
@@ -2881,7 +2988,7 @@ func file_gladsheim_v1_gladsheim_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_gladsheim_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(ServiceState)(0),              // 0: gladsheim.v1.ServiceState
 	(HealthStatus)(0),              // 1: gladsheim.v1.HealthStatus
@@ -2896,71 +3003,73 @@ var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(*ResourceLimitsRequest)(nil),  // 10: gladsheim.v1.ResourceLimitsRequest
 	(*ServiceRequest)(nil),         // 11: gladsheim.v1.ServiceRequest
 	(*ServiceStatus)(nil),          // 12: gladsheim.v1.ServiceStatus
-	(*LogTrouble)(nil),             // 13: gladsheim.v1.LogTrouble
-	(*Process)(nil),                // 14: gladsheim.v1.Process
-	(*ServiceList)(nil),            // 15: gladsheim.v1.ServiceList
-	(*ServiceHealth)(nil),          // 16: gladsheim.v1.ServiceHealth
-	(*HealthUpdate)(nil),           // 17: gladsheim.v1.HealthUpdate
-	(*ResourceUsage)(nil),          // 18: gladsheim.v1.ResourceUsage
-	(*IOUsage)(nil),                // 19: gladsheim.v1.IOUsage
-	(*DeviceUsage)(nil),            // 20: gladsheim.v1.DeviceUsage
-	(*Pressure)(nil),               // 21: gladsheim.v1.Pressure
-	(*Stall)(nil),                  // 22: gladsheim.v1.Stall
-	(*ResourceLimits)(nil),         // 23: gladsheim.v1.ResourceLimits
-	(*LimitReport)(nil),            // 24: gladsheim.v1.LimitReport
-	(*GladsheimError)(nil),         // 25: gladsheim.v1.GladsheimError
-	nil,                            // 26: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	(*ExitRecord)(nil),             // 27: gladsheim.v1.ExitRecord
+	(*Violation)(nil),              // 13: gladsheim.v1.Violation
+	(*LogTrouble)(nil),             // 14: gladsheim.v1.LogTrouble
+	(*Process)(nil),                // 15: gladsheim.v1.Process
+	(*ServiceList)(nil),            // 16: gladsheim.v1.ServiceList
+	(*ServiceHealth)(nil),          // 17: gladsheim.v1.ServiceHealth
+	(*HealthUpdate)(nil),           // 18: gladsheim.v1.HealthUpdate
+	(*ResourceUsage)(nil),          // 19: gladsheim.v1.ResourceUsage
+	(*IOUsage)(nil),                // 20: gladsheim.v1.IOUsage
+	(*DeviceUsage)(nil),            // 21: gladsheim.v1.DeviceUsage
+	(*Pressure)(nil),               // 22: gladsheim.v1.Pressure
+	(*Stall)(nil),                  // 23: gladsheim.v1.Stall
+	(*ResourceLimits)(nil),         // 24: gladsheim.v1.ResourceLimits
+	(*LimitReport)(nil),            // 25: gladsheim.v1.LimitReport
+	(*GladsheimError)(nil),         // 26: gladsheim.v1.GladsheimError
+	nil,                            // 27: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	(*ExitRecord)(nil),             // 28: gladsheim.v1.ExitRecord
 }
 var file_gladsheim_v1_gladsheim_proto_depIdxs = []int32{
-	26, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	23, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
+	27, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	24, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 2: gladsheim.v1.ListServicesRequest.filter_states:type_name -> gladsheim.v1.ServiceState
-	23, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
+	24, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 4: gladsheim.v1.ServiceStatus.state:type_name -> gladsheim.v1.ServiceState
-	18, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
-	16, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
-	27, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
-	14, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
-	24, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
-	13, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
-	12, // 11: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
-	1,  // 12: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
-	16, // 13: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
-	19, // 14: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
-	20, // 15: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
-	21, // 16: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
-	21, // 17: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
-	21, // 18: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
-	19, // 19: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
-	22, // 20: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
-	22, // 21: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
-	24, // 22: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
-	2,  // 23: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
-	3,  // 24: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
-	4,  // 25: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
-	5,  // 26: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
-	6,  // 27: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
-	7,  // 28: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
-	8,  // 29: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
-	9,  // 30: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
-	10, // 31: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
-	11, // 32: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
-	12, // 33: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 34: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 35: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 36: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
-	15, // 37: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
-	16, // 38: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
-	17, // 39: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
-	18, // 40: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
-	23, // 41: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	23, // 42: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	33, // [33:43] is the sub-list for method output_type
-	23, // [23:33] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	19, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
+	17, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
+	28, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
+	15, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
+	25, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
+	14, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
+	13, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
+	12, // 12: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
+	1,  // 13: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
+	17, // 14: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
+	20, // 15: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
+	21, // 16: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
+	22, // 17: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
+	22, // 18: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
+	22, // 19: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
+	20, // 20: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
+	23, // 21: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
+	23, // 22: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
+	25, // 23: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
+	2,  // 24: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
+	3,  // 25: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
+	4,  // 26: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
+	5,  // 27: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
+	6,  // 28: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
+	7,  // 29: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
+	8,  // 30: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
+	9,  // 31: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
+	10, // 32: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
+	11, // 33: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
+	12, // 34: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 35: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 36: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 37: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
+	16, // 38: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
+	17, // 39: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
+	18, // 40: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
+	19, // 41: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
+	24, // 42: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	24, // 43: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	34, // [34:44] is the sub-list for method output_type
+	24, // [24:34] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_gladsheim_proto_init() }
@@ -2973,18 +3082,18 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[2].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[17].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[21].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[18].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[22].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[23].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_gladsheim_proto_rawDesc), len(file_gladsheim_v1_gladsheim_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,189 @@
+package byggvir
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// Subject is what the Monitor needs of an incarnation; see backends.Handle.
+type Subject interface {
+	Hear(tell func(file string)) (leave func(), err error)
+	Gauge() (backends.Gauge, error)
+	Tally() (service.Tally, error)
+	Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error)
+}
+
+// MonitorConfig is what a Monitor needs of the rest of the agent.
+type MonitorConfig struct {
+	// Status is how a service stands: its limits in effect, its levels, its ladder.
+	Status func(service.Name) (*service.Status, bool)
+	// Tell is told of violations that begin and end, Act what to do about them. Both
+	// are called on the Monitor's goroutine, in the order of what happened, and must
+	// not block.
+	Tell func(News)
+	Act  func(Order)
+}
+
+// News is that a violation has begun, or is over.
+type News struct {
+	Service     service.Name
+	Incarnation uint64
+	Violation   service.Violation
+	Began       time.Time // zero: it is over
+	Detail      string
+}
+
+// Order is what is to be done about an incarnation.
+type Order struct {
+	Service     service.Name
+	Incarnation uint64
+	Violation   service.Violation // that it is done for
+	Limits      service.Limits    // to set, unless Stop
+	Stop        bool              // end it
+	Why         string
+}
+
+// The times that a service is looked at. The kernel tells at once when a limit was run
+// into; it does not tell of a level below, so for that there is one timer, for all
+// services. How soon each is looked at again depends on how near it is to its levels;
+// those that are looked at as often are looked at together.
+const (
+	soonest = time.Second
+	latest  = 16 * time.Second
+	// gather is the least time between two looks at one service, however often the
+	// kernel has news of it.
+	gather = 250 * time.Millisecond
+)
+
+// Monitor looks at what services use, and decides about those that use too much. Its
+// methods may be called by many goroutines at once, and do not wait for a look.
+type Monitor struct {
+	cfg   MonitorConfig
+	began time.Time
+	kick  chan struct{}
+	leave context.CancelFunc
+	done  chan struct{}
+
+	mu      sync.Mutex
+	watches map[*watch]bool
+}
+
+// NewMonitor begins; Close ends it.
+func NewMonitor(cfg MonitorConfig) *Monitor {
+	ctx, leave := context.WithCancel(context.Background())
+	m := &Monitor{
+		cfg: cfg, began: time.Now(), kick: make(chan struct{}, 1), leave: leave, done: make(chan struct{}), watches: map[*watch]bool{},
+	}
+	go m.run(ctx)
+	return m
+}
+
+// Close ends the goroutine and waits for it.
+func (m *Monitor) Close() {
+	m.leave()
+	<-m.done
+}
+
+// Attend looks at one incarnation until leave is called. fresh says that it was
+// launched just now, and has run into nothing before.
+func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh bool) (leave func()) {
+	w := &watch{monitor: m, name: name, incarnation: incarnation, subject: s, period: soonest}
+	if fresh {
+		w.tally = &service.Tally{}
+	}
+	m.mu.Lock()
+	m.watches[w] = true
+	w.due = m.grid(time.Now(), soonest)
+	m.mu.Unlock()
+	m.wake()
+	return func() {
+		m.mu.Lock()
+		w.left = true
+		m.mu.Unlock()
+		m.wake()
+	}
+}
+
+// Revise looks at a service soon: its limits or levels have changed.
+func (m *Monitor) Revise(name service.Name) {
+	m.mu.Lock()
+	for w := range m.watches {
+		if w.name == name {
+			w.due = time.Now()
+		}
+	}
+	m.mu.Unlock()
+	m.wake()
+}
+
+func (m *Monitor) wake() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// grid is the time after now that all are looked at together that are looked at once
+// in a period.
+func (m *Monitor) grid(now time.Time, period time.Duration) time.Time {
+	return m.began.Add((now.Sub(m.began)/period + 1) * period)
+}
+
+func (m *Monitor) run(ctx context.Context) {
+	defer close(m.done)
+	timer := time.NewTimer(latest)
+	defer timer.Stop()
+	for {
+		now := time.Now()
+		due, left := m.due(now)
+		for _, w := range left {
+			w.close()
+		}
+		for _, w := range due {
+			w.look(now)
+		}
+		timer.Reset(m.next(time.Now()))
+		select {
+		case <-timer.C:
+		case <-m.kick:
+		case <-ctx.Done():
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			for w := range m.watches {
+				w.close()
+			}
+			return
+		}
+	}
+}
+
+// due lists who is to be looked at now, and who has left.
+func (m *Monitor) due(now time.Time) (due, left []*watch) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for w := range m.watches {
+		switch {
+		case w.left:
+			delete(m.watches, w)
+			left = append(left, w)
+		case !w.due.After(now):
+			due = append(due, w)
+		}
+	}
+	return due, left
+}
+
+// next is how long nobody is to be looked at.
+func (m *Monitor) next(now time.Time) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	wait := time.Hour
+	for w := range m.watches {
+		wait = min(wait, max(w.due.Sub(now), 0))
+	}
+	return wait
+}

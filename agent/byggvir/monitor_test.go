@@ -1,0 +1,475 @@
+package byggvir
+
+import (
+	"fmt"
+	"io/fs"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// play is a service that is looked at, and what is heard of it.
+type play struct {
+	*Monitor
+	t *testing.T
+
+	mu      sync.Mutex
+	status  service.Status
+	gauge   service.Gauge
+	rate    float64 // of one core
+	began   time.Time
+	tally   service.Tally
+	tell    func(string)
+	pressed map[pressing]func()
+	gone    bool
+	deaf    bool
+	open    int // of what has to be closed
+	reads   int
+	told    []string
+	orders  []Order
+}
+
+type pressing struct {
+	of   service.PressureOf
+	full bool
+}
+
+var web = service.MustName("web")
+
+// looked has f play a service that may use 100 MiB and 50 % of a core.
+func looked(t *testing.T, f func(p *play)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		spec := service.Defaults()
+		p := &play{t: t, began: time.Now(), pressed: map[pressing]func(){}}
+		p.status = service.Status{
+			Name: web, Spec: &spec, Machine: service.Machine{State: service.Running, Incarnation: 1}, Warnings: spec.Warnings,
+		}
+		p.limit(service.MemoryMax, service.Of(100<<20))
+		p.limit(service.CPUMax, service.Of(50*service.UsecPerPercent))
+		p.Monitor = NewMonitor(MonitorConfig{
+			Status: func(service.Name) (*service.Status, bool) {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				s := p.status
+				return &s, true
+			},
+			Tell: func(n News) {
+				word := " over"
+				if !n.Began.IsZero() {
+					word = ""
+					require.NotEmpty(t, n.Detail)
+				}
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.told = append(p.told, n.Violation.String()+word)
+				p.status.Violations[n.Violation] = n.Began
+			},
+			Act: func(o Order) {
+				require.NotEmpty(t, o.Why)
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.orders = append(p.orders, o)
+			},
+		})
+		defer func() {
+			p.Close()
+			require.Zero(t, p.open, "what was opened is closed")
+		}()
+		leave := p.Attend(web, 1, p, true)
+		defer leave()
+		f(p)
+	})
+}
+
+func (p *play) limit(r service.Resource, q service.Quota) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status.Applied[r] = service.LimitReport{Requested: q, Applied: q, Effective: q, Enforced: true}
+}
+
+func (p *play) Hear(tell func(string)) (func(), error) {
+	if p.deaf {
+		return nil, backends.ErrDeaf
+	}
+	p.open++
+	p.tell = tell
+	return func() { p.open--; p.tell = nil }, nil
+}
+
+func (p *play) Gauge() (backends.Gauge, error) {
+	if p.deaf {
+		return nil, backends.ErrDeaf
+	}
+	p.open++
+	return meterOf{p}, nil
+}
+
+func (p *play) Tally() (service.Tally, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tally, nil
+}
+
+func (p *play) Press(of service.PressureOf, full bool, _, _ time.Duration, tell func()) (func(), error) {
+	if p.deaf {
+		return nil, backends.ErrDeaf
+	}
+	p.open++
+	p.pressed[pressing{of, full}] = tell
+	return func() { p.open--; delete(p.pressed, pressing{of, full}) }, nil
+}
+
+// meterOf is the gauge.
+type meterOf struct{ *play }
+
+func (p meterOf) Read() (service.Gauge, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reads++
+	if p.gone {
+		return service.Gauge{}, fs.ErrNotExist
+	}
+	p.spend()
+	return p.gauge, nil
+}
+
+func (p meterOf) Close() error {
+	p.open--
+	return nil
+}
+
+// spend has it use CPU time until now.
+func (p *play) spend() {
+	now := time.Now()
+	p.gauge.CPUTime += time.Duration(p.rate * float64(now.Sub(p.began)))
+	p.began = now
+}
+
+// change changes what is read by others.
+func (p *play) change(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// use has it use that much from now on, in MiB and percent of one core.
+func (p *play) use(mebibytes uint64, percent float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spend()
+	p.gauge.Memory, p.rate = service.Of(mebibytes<<20), percent/100
+}
+
+// count has the kernel count.
+func (p *play) count(t service.Tally) {
+	p.mu.Lock()
+	p.tally = t
+	p.mu.Unlock()
+	p.tell("memory.events")
+}
+
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// says wants to be told what is new.
+func (p *play) says(want ...string) {
+	p.t.Helper()
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	require.Equal(p.t, want, p.told)
+	p.told = nil
+}
+
+func TestWarningsDoNotFlap(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(10, 1)
+		pass(time.Hour)
+		p.says()
+		p.use(81, 1)
+		pass(latest)
+		p.says("memory-warning")
+		for range 100 { // up and down around the level
+			p.use(79, 1)
+			pass(time.Second)
+			p.use(81, 1)
+			pass(time.Second)
+		}
+		p.says()
+		p.use(76, 1) // below it, but not by much
+		pass(time.Minute)
+		p.says()
+		p.use(74, 1)
+		pass(hold - 2*time.Second)
+		p.says()
+		pass(3 * time.Second)
+		p.says("memory-warning over")
+	})
+}
+
+func TestCPUWarnings(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(1, 39)
+		pass(time.Minute)
+		p.says()
+		p.use(1, 41)
+		pass(latest)
+		p.says("cpu-warning")
+		p.use(1, 10)
+		pass(hold + 2*time.Second)
+		p.says("cpu-warning over")
+	})
+}
+
+// The kernel tells when a limit was run into, so that is known at once.
+func TestWhatTheKernelTellsIsKnownAtOnce(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(10, 0)
+		pass(time.Minute)
+		p.count(service.Tally{MemoryMax: service.Of(1)})
+		pass(gather)
+		p.says("memory-exceeded")
+		p.count(service.Tally{MemoryMax: service.Of(1), PidsMax: service.Of(7)})
+		pass(gather)
+		p.says("pids-exceeded")
+		p.count(service.Tally{MemoryMax: service.Of(1), PidsMax: service.Of(7), MemoryHigh: service.Of(9)})
+		pass(time.Minute)
+		p.says("memory-exceeded over", "pids-exceeded over")
+	})
+}
+
+// What was counted before it was taken up is nobody's news.
+func TestWhatWasBefore(t *testing.T) {
+	looked(t, func(p *play) {
+		p.change(func() { p.tally = service.Tally{MemoryMax: service.Of(5)} })
+		leave := p.Attend(web, 1, &quiet{p}, false)
+		defer leave()
+		pass(2 * time.Second)
+		p.says("memory-exceeded") // of the one that is fresh
+	})
+}
+
+// quiet is the same service, with nothing of its own to close.
+type quiet struct{ *play }
+
+func (q *quiet) Hear(func(string)) (func(), error) { return func() {}, nil }
+func (q *quiet) Gauge() (backends.Gauge, error)    { return nil, backends.ErrDeaf }
+
+func TestPressure(t *testing.T) {
+	looked(t, func(p *play) {
+		pass(time.Minute)
+		require.Empty(t, p.pressed, "nobody asked")
+		p.change(func() { p.status.Warnings.Pressure[service.IOPressure] = 20 })
+		p.Revise(web)
+		synctest.Wait()
+		p.pressed[pressing{service.IOPressure, false}]()
+		pass(gather)
+		p.says("io-pressure")
+		pass(time.Minute)
+		p.says("io-pressure over")
+		p.change(func() { p.status.Warnings.Pressure[service.IOPressure] = 0 })
+		p.Revise(web)
+		synctest.Wait()
+		require.Empty(t, p.pressed)
+	})
+}
+
+// The ladder: throttled when it is above its level for a while, ended when that is no
+// help, and given back what was taken when it is.
+func TestLadder(t *testing.T) {
+	looked(t, func(p *play) {
+		p.change(func() {
+			p.status.Spec.Ladder = service.Ladder{Memory: service.StepStop, CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute}
+		})
+		p.use(90, 50)
+		pass(5 * time.Second)
+		p.says("memory-warning", "cpu-warning")
+		require.Empty(t, p.orders)
+		pass(10 * time.Second)
+		require.Len(t, p.orders, 2)
+		require.Equal(t, one(service.MemoryHigh, service.Of(80<<20)), p.orders[0].Limits)
+		require.Equal(t, one(service.CPUMax, service.Of(40*service.UsecPerPercent)), p.orders[1].Limits)
+		p.limit(service.MemoryHigh, service.Of(80<<20))
+		p.limit(service.CPUMax, service.Of(40*service.UsecPerPercent))
+
+		p.use(80, 20) // less CPU, as much memory
+		pass(30 * time.Second)
+		p.says("cpu-warning over")
+		require.Len(t, p.orders, 3)
+		require.Equal(t, one(service.CPUMax, service.Of(50*service.UsecPerPercent)), p.orders[2].Limits)
+		p.limit(service.CPUMax, service.Of(50*service.UsecPerPercent))
+		pass(time.Hour)
+		require.Len(t, p.orders, 4)
+		require.True(t, p.orders[3].Stop)
+		require.Equal(t, service.MemoryWarning, p.orders[3].Violation)
+	})
+}
+
+// A limit that somebody sets while it is throttled is not undone.
+func TestAThrottleYieldsToTheUser(t *testing.T) {
+	looked(t, func(p *play) {
+		p.change(func() {
+			p.status.Spec.Ladder = service.Ladder{CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute}
+		})
+		p.use(1, 50)
+		pass(15 * time.Second)
+		require.Len(t, p.orders, 1)
+		p.limit(service.CPUMax, service.Of(40*service.UsecPerPercent))
+		pass(2 * time.Second)
+		p.limit(service.CPUMax, service.Of(200*service.UsecPerPercent))
+		p.Revise(web)
+		pass(time.Minute)
+		require.Len(t, p.orders, 1)
+	})
+}
+
+// Held up in each window, at its memory_high: it is livelocked, whatever its own health
+// check may say.
+func TestLivelock(t *testing.T) {
+	for _, c := range []struct {
+		how  service.OnLivelock
+		top  service.Quota
+		want Order
+	}{
+		{service.LivelockRaise, service.Of(100 << 20), Order{Limits: one(service.MemoryHigh, service.Of(service.Unlimited))}},
+		{service.LivelockRaise, service.Of(service.Unlimited), Order{Stop: true}},
+		{service.LivelockStop, service.Of(100 << 20), Order{Stop: true}},
+	} {
+		t.Run(fmt.Sprint(c.how, c.top.Value), func(t *testing.T) {
+			looked(t, func(p *play) {
+				p.change(func() { p.status.Spec.Ladder.Livelock = c.how })
+				p.limit(service.MemoryMax, c.top)
+				p.limit(service.MemoryHigh, service.Of(60<<20))
+				p.use(60, 1)
+				pass(2 * time.Second)
+				stall := p.pressed[pressing{service.MemoryPressure, true}]
+				for i := range 15 {
+					stall()
+					p.count(service.Tally{MemoryHigh: service.Of(uint64(i))})
+					pass(pressureWindow)
+				}
+				p.says("livelock")
+				require.Len(t, p.orders, 1)
+				c.want.Service, c.want.Incarnation, c.want.Violation, c.want.Why = web, 1, service.Livelock, p.orders[0].Why
+				require.Equal(t, c.want, p.orders[0])
+				pass(time.Minute)
+				p.says("livelock over")
+			})
+		})
+	}
+}
+
+// Memory that is short elsewhere, and stalls now and then, are no livelock.
+func TestNoLivelock(t *testing.T) {
+	looked(t, func(p *play) {
+		p.limit(service.MemoryHigh, service.Of(60<<20))
+		p.use(30, 1)
+		pass(2 * time.Second)
+		stall := p.pressed[pressing{service.MemoryPressure, true}]
+		for range 15 {
+			stall()
+			pass(pressureWindow)
+		}
+		p.use(60, 1)
+		for i := range 15 {
+			stall()
+			p.count(service.Tally{MemoryHigh: service.Of(uint64(i))})
+			pass(3 * pressureWindow)
+		}
+		p.says()
+		require.Empty(t, p.orders)
+	})
+}
+
+// Whoever is far below its levels costs next to nothing, and who has none nothing.
+func TestLooksAreFewer(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(1, 0)
+		pass(time.Minute)
+		p.change(func() { p.reads = 0 })
+		pass(time.Hour)
+		require.LessOrEqual(t, p.reads, int(time.Hour/latest)+1)
+		p.use(79, 0)
+		pass(latest)
+		p.change(func() { p.reads = 0 })
+		pass(time.Minute)
+		require.GreaterOrEqual(t, p.reads, 59, "near its level it is looked at each second")
+		p.limit(service.MemoryMax, service.Of(service.Unlimited))
+		p.limit(service.CPUMax, service.Of(service.Unlimited))
+		p.Revise(web)
+		pass(hold)
+		p.change(func() { p.reads = 0 })
+		pass(time.Hour)
+		require.Zero(t, p.reads)
+	})
+}
+
+// Services that are looked at as often are looked at together.
+func TestLooksAreTogether(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(1, 0)
+		at := map[time.Time]int{}
+		for i := range 100 {
+			pass(17 * time.Millisecond)
+			leave := p.Attend(web, 1, &counted{play: p, at: at, n: i}, true)
+			defer leave()
+		}
+		pass(time.Minute)
+		p.change(func() { clear(at) })
+		pass(time.Minute)
+		require.LessOrEqual(t, len(at), int(time.Minute/latest)+1)
+		for _, n := range at {
+			require.Equal(t, 100, n)
+		}
+	})
+}
+
+type counted struct {
+	*play
+	at map[time.Time]int
+	n  int
+}
+
+func (c *counted) Hear(func(string)) (func(), error) { return func() {}, nil }
+func (c *counted) Gauge() (backends.Gauge, error)    { return c, nil }
+func (c *counted) Close() error                      { return nil }
+
+func (c *counted) Read() (service.Gauge, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at[time.Now()]++
+	return service.Gauge{Memory: service.Of(1)}, nil
+}
+
+func TestNothingIsToldOfTheDeaf(t *testing.T) {
+	looked(t, func(p *play) {
+		p.change(func() { p.deaf = true })
+		p.limit(service.MemoryHigh, service.Of(60<<20))
+		p.use(99, 50)
+		pass(time.Hour)
+		p.says()
+	})
+}
+
+// One that has ended is not judged, and no other by what it used.
+func TestAnEndWhileItIsLookedAt(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(99, 50)
+		p.change(func() { p.gone = true })
+		pass(time.Minute)
+		p.says()
+		p.change(func() { p.gone = false })
+		p.change(func() { p.status.Machine.Incarnation = 2 })
+		pass(time.Minute)
+		p.says()
+	})
+}

@@ -1,0 +1,362 @@
+package byggvir
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// How long violations last at least, and how far below its level a use has to fall for
+// a warning to be over, in percent of the limit: so they do not flap.
+const (
+	hold  = 10 * time.Second
+	slack = 5
+)
+
+// The window in which pressure is measured. The kernel has a thread of its own for
+// shorter ones, and for those that are no multiple of 2 s (Documentation/accounting/psi.rst).
+const pressureWindow = 2 * time.Second
+
+// What a livelock is: all tasks held up for most of each window, for so long, while the
+// memory stays near memory_high.
+const (
+	livelockShare = pressureWindow / 2
+	livelockAfter = 10 * time.Second
+	livelockLevel = 90 // percent of memory_high
+)
+
+// watch is what the Monitor knows of one incarnation.
+type watch struct {
+	monitor     *Monitor
+	name        service.Name
+	incarnation uint64
+	subject     Subject
+
+	// With the monitor's lock.
+	due    time.Time
+	left   bool
+	news   bool                        // the kernel has counted something
+	pushed [service.NumViolations]bool // by pressure, since the last look
+
+	// Of the monitor's goroutine.
+	opened     bool
+	leaveHear  func()
+	presses    [service.NumViolations]press
+	gauge      backends.Gauge
+	last       seen
+	rate       float64 // CPU time, in microseconds per second
+	tally      *service.Tally
+	lasting    service.Violations                   // since when
+	there      [service.NumViolations]bool          // at the last look
+	latest     [service.NumViolations]time.Time     // when the reason was last seen
+	period     time.Duration                        // to the next look
+	throttled  [service.NumViolations]service.Quota // what was set for it, unset while nothing is
+	before     [service.NumViolations]service.Quota // what was asked for instead
+	base       service.Quota                        // what held of the CPU then
+	ended      bool                                 // it was ordered to be stopped
+	stuck      time.Time                            // since when it is held up in each window
+	stuckCount uint64                               // how often memory_high was hit by then
+}
+
+// press is a pressure that is watched, at a level.
+type press struct {
+	share time.Duration
+	leave func()
+}
+
+// seen is a gauge as it was read at a time.
+type seen struct {
+	at time.Time
+	service.Gauge
+}
+
+// look reads what the kernel tells, judges, and says when to look again.
+func (w *watch) look(now time.Time) {
+	m := w.monitor
+	m.mu.Lock()
+	news, pushed := w.news, w.pushed
+	w.news, w.pushed = false, [service.NumViolations]bool{}
+	m.mu.Unlock()
+	period := latest
+	s, known := m.cfg.Status(w.name)
+	if known && s.Machine.Incarnation == w.incarnation && s.Machine.State.Alive() {
+		first := !w.opened
+		w.listen(s)
+		w.yield(s)
+		w.measure(s, now)
+		w.judge(s, now, news || first, pushed)
+		w.climb(s, now)
+		period = w.soon(s)
+	}
+	w.period = period
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w.due = m.grid(now, period)
+	if w.news || w.pushed != [service.NumViolations]bool{} {
+		w.due = now.Add(gather)
+	}
+}
+
+// hasten has it looked at soon, because of news. The caller holds the monitor's lock.
+func (w *watch) hasten() {
+	if soon := time.Now().Add(gather); soon.Before(w.due) {
+		w.due = soon
+	}
+}
+
+// listen opens what news come from, as far as it is not open. Where the kernel tells
+// nothing there is nothing to judge.
+func (w *watch) listen(s *service.Status) {
+	if !w.opened {
+		w.opened = true
+		w.leaveHear, _ = w.subject.Hear(func(file string) {
+			if file != "memory.events" && file != "pids.events" && file != "" {
+				return
+			}
+			w.monitor.mu.Lock()
+			w.news = true
+			w.hasten()
+			w.monitor.mu.Unlock()
+			w.monitor.wake()
+		})
+	}
+	for p, level := range s.Warnings.Pressure {
+		of := service.PressureOf(p)
+		w.press(service.PressedBy(of), of, false, time.Duration(level*float64(pressureWindow)/100))
+	}
+	guard := time.Duration(0)
+	if high := s.Applied[service.MemoryHigh].Effective; bounded(high) {
+		guard = livelockShare
+	}
+	w.press(service.Livelock, service.MemoryPressure, true, guard)
+}
+
+func (w *watch) press(v service.Violation, of service.PressureOf, full bool, share time.Duration) {
+	p := &w.presses[v]
+	if p.share == share {
+		return
+	}
+	if p.leave != nil {
+		p.leave()
+	}
+	*p = press{share: share}
+	if share == 0 {
+		return
+	}
+	p.leave, _ = w.subject.Press(of, full, share, pressureWindow, func() {
+		w.monitor.mu.Lock()
+		w.pushed[v] = true
+		w.hasten()
+		w.monitor.mu.Unlock()
+		w.monitor.wake()
+	})
+}
+
+// bounded tells whether a quota bounds anything.
+func bounded(q service.Quota) bool { return q.Set && q.Value != service.Unlimited }
+
+// measured tells which levels there are to compare use with.
+func measured(s *service.Status) (memory, cpu bool) {
+	return s.Warnings.Memory > 0 && bounded(s.Applied[service.MemoryMax].Effective),
+		s.Warnings.CPU > 0 && bounded(s.Applied[service.CPUMax].Effective)
+}
+
+func (w *watch) measure(s *service.Status, now time.Time) {
+	memory, cpu := measured(s)
+	if !memory && !cpu && w.presses[service.Livelock].share == 0 {
+		return
+	}
+	if w.gauge == nil {
+		var err error
+		if w.gauge, err = w.subject.Gauge(); err != nil {
+			return
+		}
+	}
+	g, err := w.gauge.Read()
+	if err != nil {
+		return // it is ending
+	}
+	switch passed := now.Sub(w.last.at); {
+	case w.last.at.IsZero():
+	case passed < shortest:
+		g.CPUTime, g.Periods, g.ThrottledPeriods, now = w.last.CPUTime, w.last.Periods, w.last.ThrottledPeriods, w.last.at
+	default:
+		w.rate = float64(g.CPUTime-w.last.CPUTime) / float64(passed) * float64(time.Second/time.Microsecond)
+	}
+	if g.ThrottledPeriods.Value > w.last.ThrottledPeriods.Value && !w.last.at.IsZero() {
+		w.latest[service.CPUExceeded] = now
+	}
+	w.last = seen{now, g}
+}
+
+// judge finds out which violations there are.
+func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [service.NumViolations]bool) {
+	if news {
+		w.count(now)
+	}
+	memory, cpu := measured(s)
+	top := s.Applied[service.MemoryMax].Effective
+	used := w.last.Memory.Value
+	part := percentOf(float64(used), float64(top.Value))
+	w.mark(service.MemoryWarning, now, memory && part >= s.Warnings.Memory, !memory || part < s.Warnings.Memory-slack, func() string {
+		return fmt.Sprintf("%s of memory, %.0f%% of %s", service.FormatSize(used), part, service.MemoryMax.Format(top))
+	})
+	quota := w.quota(s)
+	share := percentOf(w.rate, float64(quota.Value))
+	busy := func() string {
+		return fmt.Sprintf("%.1f%% of a core, %.0f%% of %s", w.rate/service.UsecPerPercent, share, service.CPUMax.Format(quota))
+	}
+	w.mark(service.CPUWarning, now, cpu && share >= s.Warnings.CPU, !cpu || share < s.Warnings.CPU-slack, busy)
+	held := cpu && w.latest[service.CPUExceeded].Equal(now) && share >= 100-slack
+	w.mark(service.CPUExceeded, now, held, !held, busy)
+	w.mark(service.MemoryExceeded, now, w.latest[service.MemoryExceeded].Equal(now), true, func() string {
+		return "it ran into " + service.MemoryMax.Format(top)
+	})
+	w.mark(service.PidsExceeded, now, w.latest[service.PidsExceeded].Equal(now), true, func() string {
+		return "forks were refused at " + service.PidsMax.Format(s.Applied[service.PidsMax].Effective)
+	})
+	for p, level := range s.Warnings.Pressure {
+		v := service.PressedBy(service.PressureOf(p))
+		w.mark(v, now, pushed[v], true, func() string {
+			return fmt.Sprintf("some of it was held up for %v%% of the time", level)
+		})
+	}
+	w.mark(service.Livelock, now, w.livelocked(s, now, pushed[service.Livelock]), true, func() string {
+		return fmt.Sprintf("held up at memory_high %s for %v, with %s in use", service.MemoryHigh.Format(s.Applied[service.MemoryHigh].Effective),
+			now.Sub(w.stuck).Round(time.Second), service.FormatSize(used))
+	})
+}
+
+// quota is the CPU time that it may have, or might before it was throttled.
+func (w *watch) quota(s *service.Status) service.Quota {
+	if w.throttled[service.CPUWarning].Set {
+		return w.base
+	}
+	return s.Applied[service.CPUMax].Effective
+}
+
+func percentOf(used, limit float64) float64 {
+	if limit <= 0 {
+		return 0
+	}
+	return 100 * used / limit
+}
+
+// count finds out which limits were run into since the count before. Of one that was
+// taken up nobody knows what was before.
+func (w *watch) count(now time.Time) {
+	t, err := w.subject.Tally()
+	if err != nil {
+		return
+	}
+	if w.tally != nil {
+		if t.MemoryMax.Value > w.tally.MemoryMax.Value || t.OOM.Value > w.tally.OOM.Value {
+			w.latest[service.MemoryExceeded] = now
+		}
+		if t.PidsMax.Value > w.tally.PidsMax.Value {
+			w.latest[service.PidsExceeded] = now
+		}
+	}
+	w.tally = &t
+}
+
+// livelocked tells whether all tasks were held up for memory in each window for a while,
+// and memory_high is what holds them up.
+func (w *watch) livelocked(s *service.Status, now time.Time, pushed bool) bool {
+	high := s.Applied[service.MemoryHigh].Effective
+	if !pushed || !bounded(high) {
+		return false
+	}
+	before := w.latest[service.Livelock]
+	w.latest[service.Livelock] = now
+	if now.Sub(before) > 2*pressureWindow {
+		w.count(now)
+		w.stuck, w.stuckCount = now, w.highs()
+		return false
+	}
+	if now.Sub(w.stuck) < livelockAfter {
+		return false
+	}
+	w.count(now)
+	return w.highs() > w.stuckCount && w.last.Memory.Value >= high.Value/100*livelockLevel
+}
+
+func (w *watch) highs() uint64 {
+	if w.tally == nil {
+		return 0
+	}
+	return w.tally.MemoryHigh.Value
+}
+
+// mark notes whether a violation is there, and tells when it begins and when it is over:
+// when it was not there for a while.
+func (w *watch) mark(v service.Violation, now time.Time, there, gone bool, detail func() string) {
+	since := &w.lasting[v]
+	w.there[v] = there
+	switch {
+	case there:
+		w.latest[v] = now
+		if since.IsZero() {
+			*since = now
+			w.tell(News{Violation: v, Began: now, Detail: detail()})
+		}
+	case !gone:
+		w.latest[v] = now
+	case !since.IsZero() && now.Sub(w.latest[v]) >= hold:
+		lasted := now.Sub(*since).Round(time.Second)
+		*since = time.Time{}
+		w.tell(News{Violation: v, Detail: fmt.Sprintf("after %v", lasted)})
+	}
+}
+
+func (w *watch) tell(n News) {
+	n.Service, n.Incarnation = w.name, w.incarnation
+	w.monitor.cfg.Tell(n)
+}
+
+// soon is how long to wait for the next look. Nothing has to be looked at again of what
+// the kernel tells by itself.
+func (w *watch) soon(s *service.Status) time.Duration {
+	if slices.ContainsFunc(w.lasting[:], func(t time.Time) bool { return !t.IsZero() }) || slices.ContainsFunc(w.throttled[:], func(q service.Quota) bool { return q.Set }) {
+		return soonest
+	}
+	memory, cpu := measured(s)
+	if !memory && !cpu {
+		return latest
+	}
+	near := 0.0 // how much of the way to a level it has gone
+	if memory {
+		near = percentOf(float64(w.last.Memory.Value), float64(s.Applied[service.MemoryMax].Effective.Value)) / s.Warnings.Memory
+	}
+	if cpu {
+		near = max(near, percentOf(w.rate, float64(w.quota(s).Value))/s.Warnings.CPU)
+	}
+	return min(patience(near), 2*w.period)
+}
+
+// patience is longer the further it is to a level: a power of two, so that many are
+// looked at together.
+func patience(near float64) time.Duration {
+	left := uint(math.Ceil(max(0, 1-near) * float64(latest/soonest)))
+	return soonest << (bits.Len(max(left, 1)) - 1)
+}
+
+// close lets go of everything.
+func (w *watch) close() {
+	if w.leaveHear != nil {
+		w.leaveHear()
+	}
+	for _, p := range w.presses {
+		if p.leave != nil {
+			p.leave()
+		}
+	}
+	if w.gauge != nil {
+		_ = w.gauge.Close() // it was only read
+	}
+}

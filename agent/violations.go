@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"context"
+	"errors"
+
+	"github.com/gladsheim/gladsheim/agent/byggvir"
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/skirnir"
+	"github.com/gladsheim/gladsheim/backends"
+)
+
+// monitor is what thjalfi sees of byggvir.
+type monitor struct{ *byggvir.Monitor }
+
+func (m monitor) Attend(name service.Name, incarnation uint64, h backends.Handle, fresh bool) (leave func()) {
+	return m.Monitor.Attend(name, incarnation, h, fresh)
+}
+
+// tellViolation tells that a violation has begun or is over. The incarnation may be no
+// more.
+func (a *Agent) tellViolation(n byggvir.News) {
+	kind := service.NoticeViolation
+	if n.Began.IsZero() {
+		kind = service.NoticeOver
+	}
+	told := false
+	a.registry.Revise(n.Service, func(s *service.Status) skirnir.News {
+		if !s.Machine.State.Alive() || s.Machine.Incarnation != n.Incarnation {
+			return skirnir.News{Silent: true}
+		}
+		s.Violations[n.Violation], told = n.Began, true
+		return skirnir.News{Kind: kind, Reason: n.Violation.String(), Detail: n.Detail}
+	})
+	if told {
+		a.cfg.Log.Warn(kind.String(), "service", n.Service, "violation", n.Violation.String(), "detail", n.Detail)
+	}
+}
+
+// enforce does what the monitor orders. That may take a while, so nobody waits for it.
+func (a *Agent) enforce(o byggvir.Order) {
+	a.background.Go(func() {
+		if o.Stop {
+			a.tellEnforced(o, nil)
+			a.thjalfi.Exceed(o.Service, o.Incarnation, o.Why)
+			return
+		}
+		if err := a.rein(a.ctx, o); service.KindOf(err) != service.NotRunning {
+			a.tellEnforced(o, err)
+		}
+	})
+}
+
+// rein sets limits of one incarnation, which are nobody's wish and are not kept.
+func (a *Agent) rein(ctx context.Context, o byggvir.Order) error {
+	done, err := a.takeTurn(ctx, o.Service)
+	if err != nil {
+		return err
+	}
+	defer done()
+	h, err := a.thjalfi.Handle("set limits of", o.Service)
+	if err != nil {
+		return err
+	}
+	if h.Ref().Incarnation != o.Incarnation {
+		return &service.Error{Op: "set limits of", Service: o.Service, Kind: service.NotRunning, Err: errors.New("it is another by now")}
+	}
+	applied, err := h.Limit(ctx, o.Limits)
+	if err != nil {
+		return err
+	}
+	applied = a.withUnenforced(o.Service, applied)
+	a.registry.Update(o.Service, skirnir.News{Silent: true}, func(s *service.Status) {
+		if s.Machine.State.Alive() && s.Machine.Incarnation == o.Incarnation {
+			s.Applied = applied
+		}
+	})
+	return nil
+}
+
+func (a *Agent) tellEnforced(o byggvir.Order, err error) {
+	detail := o.Why
+	if err != nil {
+		detail += "; that failed: " + err.Error()
+	}
+	a.cfg.Log.Warn("enforced", "service", o.Service, "violation", o.Violation.String(), "detail", detail)
+	a.registry.Update(o.Service, skirnir.News{Kind: service.NoticeEnforced, Reason: o.Violation.String(), Detail: detail}, func(*service.Status) {})
+}
