@@ -128,13 +128,14 @@ func (a *Agent) levelled(level service.PowerLevel, now service.Power) {
 	}
 }
 
-// pace has health checks be as many as a level allows.
+// pace has health checks and looks at what services use be as many as a level allows.
 func (a *Agent) pace(level service.PowerLevel) {
 	slower := 1
 	if level >= service.PowerReduced {
 		slower = byggvir.SlowerChecks
 	}
 	a.roskva.Slow(slower)
+	a.monitor.Slow(slower)
 }
 
 // sacrifice names those services that are not essential, in the order in which they are
@@ -288,7 +289,7 @@ func (a *Agent) powerFindings() (findings []service.Finding) {
 
 // savings says what is done to save the battery.
 func (a *Agent) savings() string {
-	text := fmt.Sprintf("Health checks are %d times as far apart.", byggvir.SlowerChecks)
+	text := fmt.Sprintf("Health checks and looks at what services use are %d times as far apart.", byggvir.SlowerChecks)
 	held := a.sacrifice(func(s *service.Status) bool { return s.Machine.State == service.Held })
 	if len(held) > 0 {
 		slices.SortFunc(held, byName)

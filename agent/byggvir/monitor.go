@@ -70,13 +70,14 @@ type Monitor struct {
 
 	mu      sync.Mutex
 	watches map[*watch]bool
+	slower  int // times
 }
 
 // NewMonitor begins; Close ends it.
 func NewMonitor(cfg MonitorConfig) *Monitor {
 	ctx, leave := context.WithCancel(context.Background())
 	m := &Monitor{
-		cfg: cfg, began: time.Now(), kick: make(chan struct{}, 1), leave: leave, done: make(chan struct{}), watches: map[*watch]bool{},
+		cfg: cfg, began: time.Now(), kick: make(chan struct{}, 1), leave: leave, done: make(chan struct{}), watches: map[*watch]bool{}, slower: 1,
 	}
 	go m.run(ctx)
 	return m
@@ -118,6 +119,14 @@ func (m *Monitor) Revise(name service.Name) {
 	}
 	m.mu.Unlock()
 	m.wake()
+}
+
+// Slow has it look that many times less often, 1 for as often as it likes, at those that
+// do not use too much. What the kernel tells is heard all the same.
+func (m *Monitor) Slow(times int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.slower = times
 }
 
 func (m *Monitor) wake() {

@@ -15,7 +15,7 @@ const (
 	settled = 10 * time.Second
 )
 
-// SlowerChecks is by how much health checks are fewer while the battery is reduced or
+// SlowerChecks is by how much health checks, and looks of the Monitor, are fewer while the battery is reduced or
 // low: so many times their interval lies between two.
 const SlowerChecks = 4
 

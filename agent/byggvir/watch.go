@@ -96,6 +96,9 @@ func (w *watch) look(now time.Time) {
 	w.period = period
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if period > soonest {
+		period *= time.Duration(m.slower)
+	}
 	w.due = m.grid(now, period)
 	if w.news || w.pushed != [service.NumViolations]bool{} {
 		w.due = now.Add(gather)
