@@ -35,7 +35,7 @@ func Press(w *watch.Watcher, g cgroup.Group, of service.PressureOf, full bool, s
 	begun.Lock()
 	var failed error
 	err = raw.Control(func(fd uintptr) {
-		remove, failed = w.Add(int(fd), unix.EPOLLPRI, func(events uint32) {
+		remove, failed = w.AddTrigger(int(fd), unix.EPOLLPRI, func(events uint32) {
 			if events&unix.EPOLLERR != 0 { // the group is gone
 				begun.Lock()
 				defer begun.Unlock()

@@ -3,7 +3,8 @@
 // it here with a function, and no goroutine sleeps for it.
 //
 // The epoll descriptor itself waits in Go's network poller (epoll(7) sets
-// nest), so the loop costs no thread while nothing happens.
+// nest), so the loop costs no thread while nothing happens. Only what may not
+// be asked twice, as it is in a nested set, has a loop with a thread.
 package watch
 
 import (
@@ -26,6 +27,7 @@ type Watcher struct {
 	epoll *os.File
 	conn  syscall.RawConn
 	done  chan struct{} // closed when the loop has ended
+	end   int           // an eventfd that ends a loop with a thread of its own; -1 for one without
 
 	// The thread that runs the functions of a batch, 0 between batches; how
 	// remove finds out that it was called from one of them.
@@ -35,8 +37,10 @@ type Watcher struct {
 	entries map[uint64]*entry
 	last    uint64 // the latest key given out; keys are never used twice
 
-	hearing sync.Mutex // of what follows
-	hears   *ear       // nil as long as nobody wants to hear
+	hearing  sync.Mutex // of what follows
+	hears    *ear       // nil as long as nobody wants to hear
+	triggers *Watcher   // nil as long as there are none
+	closed   bool
 }
 
 // entry is one watched descriptor.
@@ -69,15 +73,60 @@ func New() (*Watcher, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot make the epoll set non-blocking: %w", err)
 	}
+	w, err := open(fd)
+	if err != nil {
+		return nil, err
+	}
+	go w.loop(w.poll)
+	return w, nil
+}
+
+// newThreaded starts a loop that waits for its set in a thread.
+func newThreaded() (*Watcher, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make an epoll set: %w", err)
+	}
+	w, err := open(fd)
+	if err != nil {
+		return nil, err
+	}
+	if w.end, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+		err = w.control(unix.EPOLL_CTL_ADD, w.end, unix.EPOLLIN, 0)
+	}
+	if err != nil {
+		w.epoll.Close()
+		return nil, fmt.Errorf("cannot provide for the end of the epoll set: %w", err)
+	}
+	go w.loop(func(events []unix.EpollEvent) (int, error) { return unix.EpollWait(fd, events, -1) })
+	return w, nil
+}
+
+func open(fd int) (*Watcher, error) {
 	file := os.NewFile(uintptr(fd), "epoll")
 	conn, err := file.SyscallConn()
 	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("cannot wait for the epoll set: %w", err)
 	}
-	w := &Watcher{epoll: file, conn: conn, done: make(chan struct{}), entries: map[uint64]*entry{}}
-	go w.loop()
-	return w, nil
+	return &Watcher{epoll: file, conn: conn, done: make(chan struct{}), end: -1, entries: map[uint64]*entry{}}, nil
+}
+
+// AddTrigger is Add for a descriptor whose event is gone once it was asked about, as
+// that of a pressure trigger (psi_trigger_poll in kernel/sched/psi.c): in a nested set it
+// would never arrive. The functions of triggers have a goroutine of their own.
+func (w *Watcher) AddTrigger(fd int, events uint32, f func(events uint32)) (remove func(), err error) {
+	w.hearing.Lock()
+	defer w.hearing.Unlock()
+	if w.closed {
+		return nil, os.ErrClosed
+	}
+	if w.triggers == nil {
+		if w.triggers, err = newThreaded(); err != nil {
+			return nil, err
+		}
+	}
+	return w.triggers.Add(fd, events, f)
 }
 
 // Add calls f on the loop's goroutine whenever fd has one of events (EPOLLIN,
@@ -167,6 +216,11 @@ func (w *Watcher) Close() error {
 	<-w.done
 	w.hearing.Lock()
 	defer w.hearing.Unlock()
+	w.closed = true
+	if w.triggers != nil {
+		err = errors.Join(err, w.triggers.closeThreaded())
+		w.triggers = nil
+	}
 	if w.hears != nil {
 		err = errors.Join(err, w.hears.close())
 		w.hears = nil
@@ -177,21 +231,43 @@ func (w *Watcher) Close() error {
 	return nil
 }
 
-func (w *Watcher) loop() {
+// closeThreaded ends a loop that waits in a thread, before its set is closed under it.
+func (w *Watcher) closeThreaded() error {
+	if _, err := unix.Write(w.end, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		return fmt.Errorf("cannot end the loop of the epoll set: %w", err)
+	}
+	<-w.done
+	return errors.Join(w.epoll.Close(), unix.Close(w.end))
+}
+
+func (w *Watcher) loop(wait func([]unix.EpollEvent) (int, error)) {
 	defer close(w.done)
 	events := make([]unix.EpollEvent, batch)
 	for {
-		n := 0
-		err := w.conn.Read(func(epoll uintptr) bool {
-			var err error
-			n, err = unix.EpollWait(int(epoll), events, 0)
-			return err == nil && n > 0
-		})
+		n, err := wait(events)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
 		if err != nil {
 			return // closed
 		}
+		for _, e := range events[:n] {
+			if e.Fd == 0 && e.Pad == 0 { // no key
+				return
+			}
+		}
 		w.dispatch(events[:n])
 	}
+}
+
+// poll waits in Go's poller.
+func (w *Watcher) poll(events []unix.EpollEvent) (n int, err error) {
+	err = w.conn.Read(func(epoll uintptr) bool {
+		var err error
+		n, err = unix.EpollWait(int(epoll), events, 0)
+		return err == nil && n > 0
+	})
+	return n, err
 }
 
 // dispatch runs the functions of a batch. It keeps its thread meanwhile, so

@@ -283,3 +283,21 @@ func BenchmarkEvent(b *testing.B) {
 		<-told
 	}
 }
+
+func TestTriggers(t *testing.T) {
+	w := newWatcher(t)
+	fd := counter(t)
+	told := make(chan struct{})
+	remove, err := w.AddTrigger(fd, unix.EPOLLIN, func(uint32) { drain(fd); told <- struct{}{} })
+	require.NoError(t, err)
+	for range 100 {
+		raise(t, fd)
+		receive(t, told)
+	}
+	remove()
+	remove()
+	raise(t, fd)
+	require.NoError(t, w.Close())
+	_, err = w.AddTrigger(fd, unix.EPOLLIN, func(uint32) {})
+	require.ErrorIs(t, err, os.ErrClosed)
+}
