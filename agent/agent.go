@@ -159,7 +159,7 @@ func (a *Agent) open(ctx context.Context) error {
 		a.scar("the events before this agent could not be read", fault, "nothing has to be done; whoever follows them is told that some are missing")
 	}
 	a.roskva = roskva.New(a.keepHealth)
-	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce})
+	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})

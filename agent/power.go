@@ -228,6 +228,11 @@ func (a *Agent) postpone(name service.Name, options service.StartOptions) (postp
 	if err != nil || !byggvir.Saves(level, plan.Spec.Power) {
 		return false, err
 	}
+	admitted, err := a.admit("start", plan)
+	if err != nil {
+		return true, err
+	}
+	defer admitted()
 	a.cfg.Log.Info("a service is not started, to save the battery", "service", name)
 	return true, a.thjalfi.Hold(a.ctx, name, &plan, holder)
 }

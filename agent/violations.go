@@ -37,37 +37,62 @@ func (a *Agent) tellViolation(n byggvir.News) {
 	}
 }
 
+// tellDeaf tells that limits of a service can be run into without a word.
+func (a *Agent) tellDeaf(name service.Name, err error) {
+	a.cfg.Log.Error("the kernel can not be heard about a service; it is tried again", "service", name, "error", err)
+}
+
 // enforce does what the monitor orders. That may take a while, so nobody waits for it.
 func (a *Agent) enforce(o byggvir.Order) {
 	a.background.Go(func() {
 		if o.Stop {
-			a.tellEnforced(o, nil)
 			a.thjalfi.Exceed(o.Service, o.Incarnation, o.Why)
+			a.tellEnforced(o, nil)
+			o.Done(byggvir.Done)
 			return
 		}
-		if err := a.rein(a.ctx, o); service.KindOf(err) != service.NotRunning {
+		overtaken, err := a.rein(a.ctx, o)
+		switch {
+		case overtaken:
+			o.Done(byggvir.Overtaken)
+		case err != nil:
+			o.Done(byggvir.Failed)
+		default:
+			o.Done(byggvir.Done)
+		}
+		if !overtaken && service.KindOf(err) != service.NotRunning {
 			a.tellEnforced(o, err)
 		}
 	})
 }
 
-// rein sets limits of one incarnation, which are nobody's wish and are not kept.
-func (a *Agent) rein(ctx context.Context, o byggvir.Order) error {
+// rein sets limits of one incarnation, which are nobody's wish and are not kept, unless
+// somebody has set them since that was ordered.
+func (a *Agent) rein(ctx context.Context, o byggvir.Order) (overtaken bool, err error) {
 	done, err := a.takeTurn(ctx, o.Service)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer done()
 	h, err := a.thjalfi.Handle("set limits of", o.Service)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if h.Ref().Incarnation != o.Incarnation {
-		return &service.Error{Op: "set limits of", Service: o.Service, Kind: service.NotRunning, Err: errors.New("it is another by now")}
+		return false, &service.Error{Op: "set limits of", Service: o.Service, Kind: service.NotRunning, Err: errors.New("it is another by now")}
+	}
+	now, err := h.Limits(ctx)
+	if err != nil {
+		return false, err
+	}
+	for r, q := range o.Limits {
+		if q.Set && now[r].Requested != o.Expected[r] {
+			return true, nil
+		}
 	}
 	applied, err := h.Limit(ctx, o.Limits)
 	if err != nil {
-		return err
+		return false, err
 	}
 	applied = a.withUnenforced(o.Service, applied)
 	a.registry.Update(o.Service, skirnir.News{Silent: true}, func(s *service.Status) {
@@ -75,7 +100,7 @@ func (a *Agent) rein(ctx context.Context, o byggvir.Order) error {
 			s.Applied = applied
 		}
 	})
-	return nil
+	return false, nil
 }
 
 func (a *Agent) tellEnforced(o byggvir.Order, err error) {

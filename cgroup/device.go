@@ -94,6 +94,13 @@ func byNumber(q service.Quota) (limits []service.DeviceLimit, names map[string]s
 	return limits, names, nil
 }
 
+// SameDisks tells whether two limits of devices are the same, however they name them.
+func SameDisks(q, other service.Quota) bool {
+	one, _, err := byNumber(q)
+	two, _, otherErr := byNumber(other)
+	return err == nil && otherErr == nil && slices.Equal(one, two)
+}
+
 // named gives disks the names that asked uses for them.
 func named(q, asked service.Quota) service.Quota {
 	_, names, err := byNumber(asked)

@@ -2,109 +2,194 @@ package byggvir
 
 import (
 	"fmt"
-
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
+// retryAfter is the wait after something that was ordered could not be done.
+const retryAfter = 10 * time.Second
+
+// rein is what is done about one warning. What was ordered counts as done when that is
+// told, and until then nothing else is ordered.
+type rein struct {
+	above   time.Duration  // that the use was above the level at each look
+	held    service.Limits // what was set for it, while it is throttled
+	before  service.Limits // what was asked for instead
+	base    service.Quota  // what held of the CPU then
+	ordered bool           // with the monitor's lock, as what follows
+	outcome func()         // what to take up from an order that is done
+	wait    time.Time      // before which nothing is ordered again
+	spared  bool           // it is not throttled until the warning is over: somebody else wants it so, or it was no help
+}
+
+// reined are the limits that hold back what a warning is of; the first is the one.
+var reined = [service.NumViolations][]service.Resource{
+	service.MemoryWarning: {service.MemoryHigh},
+	service.CPUWarning:    {service.CPUMax, service.CPUBurst},
+}
+
+// throttled tells whether a warning holds the service back.
+func (r *rein) throttled() bool { return r.held != service.Limits{} }
+
 // climb does what the ladder of the service says about warnings that last, and about a
 // livelock.
-func (w *watch) climb(s *service.Status, now time.Time) {
-	if s.Spec == nil {
-		return
-	}
+func (w *watch) climb(s *service.Status, now time.Time, passed time.Duration) {
 	ladder := s.Spec.Ladder
-	w.step(s, now, service.MemoryWarning, ladder.Memory)
-	w.step(s, now, service.CPUWarning, ladder.CPU)
-	if w.lasting[service.Livelock].Equal(now) {
-		w.breakLivelock(s, ladder.Livelock)
+	w.step(s, now, passed, service.MemoryWarning, ladder.Memory)
+	w.step(s, now, passed, service.CPUWarning, ladder.CPU)
+	if w.lasting[service.Livelock].IsZero() {
+		w.broken = time.Time{}
+	}
+	if w.there[service.Livelock] && now.Sub(w.broken) >= livelockAfter {
+		w.breakLivelock(s, now, ladder.Livelock)
+	}
+}
+
+// takeUp takes up what became of orders.
+func (w *watch) takeUp() {
+	w.monitor.mu.Lock()
+	var done []func()
+	for v := range w.reins {
+		if r := &w.reins[v]; r.outcome != nil {
+			done = append(done, r.outcome)
+			r.outcome = nil
+		}
+	}
+	w.monitor.mu.Unlock()
+	for _, f := range done {
+		f()
 	}
 }
 
 // yield forgets a throttle if somebody else has set the limit since.
 func (w *watch) yield(s *service.Status) {
-	for v, r := range reins {
-		if asked := s.Applied[r].Requested; w.throttled[v].Set && asked != w.throttled[v] && asked != w.before[v] {
-			w.throttled[v] = service.Quota{}
+	for v := range w.reins {
+		r := &w.reins[v]
+		for _, resource := range reined[v] {
+			if r.held[resource].Set && s.Applied[resource].Requested != r.held[resource] {
+				r.held, r.spared = service.Limits{}, true
+				break
+			}
 		}
 	}
 }
 
-func (w *watch) step(s *service.Status, now time.Time, v service.Violation, most service.Step) {
-	since := w.lasting[v]
-	switch lasts := now.Sub(since); {
-	case since.IsZero():
-		w.loosen(s, v)
-	case !w.there[v]: // it may soon be over
-	case most == service.StepStop && lasts >= s.Spec.Ladder.StopAfter && !w.ended:
-		w.ended = true
-		w.act(Order{Violation: v, Stop: true, Why: fmt.Sprintf("it was above its %s level for %v", v, lasts.Round(time.Second))})
-	case most >= service.StepThrottle && lasts >= s.Spec.Ladder.ThrottleAfter && !w.throttled[v].Set && !w.ended:
+func (w *watch) step(s *service.Status, now time.Time, passed time.Duration, v service.Violation, most service.Step) {
+	r := &w.reins[v]
+	switch {
+	case w.lasting[v].IsZero():
+		r.above, r.spared = 0, false
+	case w.there[v]:
+		r.above += min(passed, 2*soonest) // a stall of ours is no use of theirs
+	default:
+		r.above = 0
+	}
+	w.monitor.mu.Lock()
+	busy := r.ordered || now.Before(r.wait)
+	w.monitor.mu.Unlock()
+	switch {
+	case busy || w.ended:
+	case w.lasting[v].IsZero():
+		w.loosen(v)
+	case most == service.StepStop && r.above >= s.Spec.Ladder.StopAfter:
+		w.stop(v, fmt.Sprintf("it was above its %s level for %v", v, r.above.Round(time.Second)))
+	case most >= service.StepThrottle && r.above >= s.Spec.Ladder.ThrottleAfter && !r.throttled() && !r.spared:
 		w.tighten(s, v)
 	}
 }
 
-// reins are the limits that hold back what a warning is of.
-var reins = map[service.Violation]service.Resource{
-	service.MemoryWarning: service.MemoryHigh,
-	service.CPUWarning:    service.CPUMax,
-}
-
 // tighten gives a service no more than its warning level, unless it has less already.
 func (w *watch) tighten(s *service.Status, v service.Violation) {
-	r, level := reins[v], service.Quota{}
-	switch v {
-	case service.MemoryWarning:
-		level = service.Of(uint64(float64(s.Applied[service.MemoryMax].Effective.Value) / 100 * s.Warnings.Memory))
-	case service.CPUWarning:
-		level = service.Of(uint64(float64(s.Applied[service.CPUMax].Effective.Value) / 100 * s.Warnings.CPU))
+	of, percent := service.MemoryMax, s.Warnings.Memory
+	if v == service.CPUWarning {
+		of, percent = service.CPUMax, s.Warnings.CPU
 	}
-	if now := s.Applied[r].Effective; bounded(now) && now.Value <= level.Value {
+	limit := reined[v][0]
+	low, _, _ := limit.Range()
+	level := service.Of(max(low, uint64(float64(s.Applied[of].Effective.Value)/100*percent)))
+	if now := s.Applied[limit].Effective; bounded(now) && now.Value <= level.Value {
 		return
 	}
-	low, _, _ := r.Range()
-	level.Value = max(level.Value, low)
-	if v == service.CPUWarning {
-		w.base = s.Applied[r].Effective
+	var set, before service.Limits
+	for _, r := range reined[v] {
+		// What is saved up is no more than the quota.
+		if r == limit || s.Applied[r].Applied.Value > level.Value {
+			set[r], before[r] = level, s.Applied[r].Requested
+		}
 	}
-	w.throttled[v] = level
-	w.before[v] = s.Applied[r].Requested
-	w.act(Order{Violation: v, Limits: one(r, level), Why: fmt.Sprintf("%s: throttled to %s %s", v, r, r.Format(level))})
+	base := s.Applied[of].Effective
+	r := &w.reins[v]
+	w.order(v, Order{
+		Limits: set, Expected: before, Why: fmt.Sprintf("%s: throttled to %s %s", v, limit, limit.Format(level)),
+	}, func() { r.held, r.before, r.base = set, before, base })
 }
 
 // loosen gives back what was taken.
-func (w *watch) loosen(s *service.Status, v service.Violation) {
-	if !w.throttled[v].Set {
+func (w *watch) loosen(v service.Violation) {
+	r := &w.reins[v]
+	if !r.throttled() {
 		return
 	}
-	w.throttled[v] = service.Quota{}
-	r, before := reins[v], w.before[v]
-	if !before.Set {
-		before = service.Of(service.Unlimited)
+	back := r.before
+	for i, q := range r.held {
+		if q.Set && !back[i].Set {
+			back[i] = service.Of(service.Unlimited)
+			if service.Resource(i) == service.CPUBurst {
+				back[i] = service.Of(0)
+			}
+		}
 	}
-	w.act(Order{Violation: v, Limits: one(r, before), Why: fmt.Sprintf("%s is over: %s is %s again", v, r, r.Format(before))})
+	limit := reined[v][0]
+	w.order(v, Order{
+		Limits: back, Expected: r.held, Why: fmt.Sprintf("%s is over: %s is %s again", v, limit, limit.Format(back[limit])),
+	}, func() { r.held = service.Limits{} })
 }
 
-func (w *watch) breakLivelock(s *service.Status, how service.OnLivelock) {
+// breakLivelock lifts memory_high, or ends the service if that was no help, or would let
+// it take what others share.
+func (w *watch) breakLivelock(s *service.Status, now time.Time, how service.OnLivelock) {
+	r := &w.reins[service.MemoryWarning]
+	top := s.Applied[service.MemoryMax]
 	switch {
 	case w.ended || how == service.LivelockWarn:
-	case how == service.LivelockRaise && bounded(s.Applied[service.MemoryMax].Effective):
-		w.throttled[service.MemoryWarning] = service.Quota{} // it was no help
-		w.act(Order{Violation: service.Livelock, Limits: one(service.MemoryHigh, service.Of(service.Unlimited)),
-			Why: "livelock: memory_high is lifted, memory_max decides"})
+	case how == service.LivelockRaise && bounded(top.Effective) && top.SetBy == "" && w.broken.IsZero():
+		w.broken = now
+		asked := s.Applied[service.MemoryHigh].Requested
+		var lift, expected service.Limits
+		lift[service.MemoryHigh], expected[service.MemoryHigh] = service.Of(service.Unlimited), asked
+		w.order(service.Livelock, Order{Limits: lift, Expected: expected, Why: "livelock: memory_high is lifted, memory_max decides"},
+			func() { r.held, r.spared = service.Limits{}, true })
 	default:
-		w.ended = true
-		w.act(Order{Violation: service.Livelock, Stop: true, Why: "it got nothing done any more at its memory_high"})
+		w.stop(service.Livelock, "it got nothing done any more at its memory_high")
 	}
 }
 
-func one(r service.Resource, q service.Quota) (l service.Limits) {
-	l[r] = q
-	return l
+func (w *watch) stop(v service.Violation, why string) {
+	w.ended = true
+	w.monitor.cfg.Act(Order{Service: w.name, Incarnation: w.incarnation, Violation: v, Stop: true, Why: why, Done: func(Outcome) {}})
 }
 
-func (w *watch) act(o Order) {
-	o.Service, o.Incarnation = w.name, w.incarnation
-	w.monitor.cfg.Act(o)
+// order has limits set, and done run on the monitor's goroutine when they are.
+func (w *watch) order(v service.Violation, o Order, done func()) {
+	r := &w.reins[v]
+	m := w.monitor
+	m.mu.Lock()
+	r.ordered = true
+	m.mu.Unlock()
+	o.Service, o.Incarnation, o.Violation = w.name, w.incarnation, v
+	o.Done = func(outcome Outcome) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		r.ordered = false
+		switch outcome {
+		case Done:
+			r.outcome = done
+		case Overtaken:
+			r.outcome = func() { r.held, r.spared = service.Limits{}, true }
+		case Failed:
+			r.wait = time.Now().Add(retryAfter)
+		}
+	}
+	m.cfg.Act(o)
 }

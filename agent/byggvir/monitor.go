@@ -2,6 +2,8 @@ package byggvir
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +28,9 @@ type MonitorConfig struct {
 	// not block.
 	Tell func(News)
 	Act  func(Order)
+	// Deaf is told why the kernel can not be heard about a service, although it tells
+	// of such, say because there are too many watches; likewise.
+	Deaf func(service.Name, error)
 }
 
 // News is that a violation has begun, or is over.
@@ -43,9 +48,21 @@ type Order struct {
 	Incarnation uint64
 	Violation   service.Violation // that it is done for
 	Limits      service.Limits    // to set, unless Stop
+	Expected    service.Limits    // that are asked for until then, of those in Limits; else somebody else was faster
 	Stop        bool              // end it
 	Why         string
+	Done        func(Outcome) // to be called once, by any goroutine
 }
+
+// Outcome is what became of an Order.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Done      Outcome = iota // it was done
+	Overtaken                // somebody else has set the limits meanwhile
+	Failed                   // it could not be done
+)
 
 // The times that a service is looked at. The kernel tells at once when a limit was run
 // into; it does not tell of a level below, so for that there is one timer, for all
@@ -161,8 +178,9 @@ func (m *Monitor) run(ctx context.Context) {
 		case <-m.kick:
 		case <-ctx.Done():
 			m.mu.Lock()
-			defer m.mu.Unlock()
-			for w := range m.watches {
+			all := slices.Collect(maps.Keys(m.watches))
+			m.mu.Unlock()
+			for _, w := range all { // which waits for those that want the lock
 				w.close()
 			}
 			return

@@ -1,6 +1,7 @@
 package byggvir
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"sync"
@@ -29,9 +30,11 @@ type play struct {
 	pressed map[pressing]func()
 	gone    bool
 	deaf    bool
-	open    int // of what has to be closed
+	full    bool // there is no room for a watch
+	open    int  // of what has to be closed
 	reads   int
 	told    []string
+	outcome Outcome // of orders
 	orders  []Order
 }
 
@@ -71,10 +74,19 @@ func looked(t *testing.T, f func(p *play)) {
 				p.told = append(p.told, n.Violation.String()+word)
 				p.status.Violations[n.Violation] = n.Began
 			},
+			Deaf: func(_ service.Name, err error) { p.change(func() { p.told = append(p.told, "deaf: "+err.Error()) }) },
 			Act: func(o Order) {
 				require.NotEmpty(t, o.Why)
 				p.mu.Lock()
 				defer p.mu.Unlock()
+				outcome := p.outcome
+				for r, q := range o.Limits {
+					if q.Set && outcome == Done {
+						require.Equal(t, p.status.Applied[r].Requested, o.Expected[r], "it was seen")
+						p.status.Applied[r] = service.LimitReport{Requested: q, Applied: q, Effective: q, Enforced: true}
+					}
+				}
+				defer o.Done(outcome)
 				p.orders = append(p.orders, o)
 			},
 		})
@@ -95,8 +107,11 @@ func (p *play) limit(r service.Resource, q service.Quota) {
 }
 
 func (p *play) Hear(tell func(string)) (func(), error) {
-	if p.deaf {
+	switch {
+	case p.deaf:
 		return nil, backends.ErrDeaf
+	case p.full:
+		return nil, errFull
 	}
 	p.open++
 	p.tell = tell
@@ -178,6 +193,11 @@ func (p *play) count(t service.Tally) {
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
+}
+
+func one(r service.Resource, q service.Quota) (l service.Limits) {
+	l[r] = q
+	return l
 }
 
 // says wants to be told what is new.
@@ -283,52 +303,137 @@ func TestPressure(t *testing.T) {
 	})
 }
 
+// ladder sets the ladder.
+func (p *play) ladder(l service.Ladder) { p.change(func() { p.status.Spec.Ladder = l }) }
+
+// ordered lists what was ordered since it was last asked.
+func (p *play) ordered() []Order {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	orders := p.orders
+	p.orders = nil
+	return orders
+}
+
+// orderedLimits wants just one order, to set limits.
+func (p *play) orderedLimits(want service.Limits) {
+	p.t.Helper()
+	orders := p.ordered()
+	require.Len(p.t, orders, 1)
+	require.Equal(p.t, want, orders[0].Limits, orders[0].Why)
+	require.False(p.t, orders[0].Stop)
+}
+
 // The ladder: throttled when it is above its level for a while, ended when that is no
 // help, and given back what was taken when it is.
 func TestLadder(t *testing.T) {
 	looked(t, func(p *play) {
-		p.change(func() {
-			p.status.Spec.Ladder = service.Ladder{Memory: service.StepStop, CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute}
-		})
-		p.use(90, 50)
+		p.ladder(service.Ladder{Memory: service.StepStop, CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute})
+		p.use(1, 50)
 		pass(5 * time.Second)
-		p.says("memory-warning", "cpu-warning")
-		require.Empty(t, p.orders)
+		p.says("cpu-warning")
+		require.Empty(t, p.ordered())
 		pass(10 * time.Second)
-		require.Len(t, p.orders, 2)
-		require.Equal(t, one(service.MemoryHigh, service.Of(80<<20)), p.orders[0].Limits)
-		require.Equal(t, one(service.CPUMax, service.Of(40*service.UsecPerPercent)), p.orders[1].Limits)
-		p.limit(service.MemoryHigh, service.Of(80<<20))
-		p.limit(service.CPUMax, service.Of(40*service.UsecPerPercent))
-
-		p.use(80, 20) // less CPU, as much memory
+		p.orderedLimits(one(service.CPUMax, service.Of(40*service.UsecPerPercent)))
+		p.use(1, 39.9) // as much as it gets
+		pass(time.Minute)
+		p.says()
+		p.use(1, 20)
 		pass(30 * time.Second)
 		p.says("cpu-warning over")
-		require.Len(t, p.orders, 3)
-		require.Equal(t, one(service.CPUMax, service.Of(50*service.UsecPerPercent)), p.orders[2].Limits)
-		p.limit(service.CPUMax, service.Of(50*service.UsecPerPercent))
+		p.orderedLimits(one(service.CPUMax, service.Of(50*service.UsecPerPercent)))
+
+		p.use(90, 1)
+		pass(30 * time.Second)
+		p.says("memory-warning")
+		p.orderedLimits(one(service.MemoryHigh, service.Of(80<<20)))
+		p.use(80, 1)
 		pass(time.Hour)
-		require.Len(t, p.orders, 4)
-		require.True(t, p.orders[3].Stop)
-		require.Equal(t, service.MemoryWarning, p.orders[3].Violation)
+		orders := p.ordered()
+		require.Len(t, orders, 1)
+		require.True(t, orders[0].Stop)
+		require.Equal(t, service.MemoryWarning, orders[0].Violation)
 	})
 }
 
-// A limit that somebody sets while it is throttled is not undone.
-func TestAThrottleYieldsToTheUser(t *testing.T) {
+// A quota is not below the burst.
+func TestAThrottleTakesTheBurst(t *testing.T) {
 	looked(t, func(p *play) {
-		p.change(func() {
-			p.status.Spec.Ladder = service.Ladder{CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute}
-		})
+		p.ladder(service.Ladder{CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute})
+		p.limit(service.CPUBurst, service.Of(45*service.UsecPerPercent))
 		p.use(1, 50)
-		pass(15 * time.Second)
-		require.Len(t, p.orders, 1)
-		p.limit(service.CPUMax, service.Of(40*service.UsecPerPercent))
-		pass(2 * time.Second)
-		p.limit(service.CPUMax, service.Of(200*service.UsecPerPercent))
-		p.Revise(web)
-		pass(time.Minute)
-		require.Len(t, p.orders, 1)
+		pass(20 * time.Second)
+		both := one(service.CPUMax, service.Of(40*service.UsecPerPercent))
+		both[service.CPUBurst] = both[service.CPUMax]
+		p.orderedLimits(both)
+		p.use(1, 10)
+		pass(30 * time.Second)
+		both[service.CPUMax], both[service.CPUBurst] = service.Of(50*service.UsecPerPercent), service.Of(45*service.UsecPerPercent)
+		p.orderedLimits(both)
+	})
+}
+
+// Who is above the level now and then is not above it all the time.
+func TestTheLadderCountsWhatIsAbove(t *testing.T) {
+	looked(t, func(p *play) {
+		p.ladder(service.Ladder{Memory: service.StepStop, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute})
+		for range 20 {
+			p.use(81, 1)
+			pass(5 * time.Second)
+			p.use(76, 1)
+			pass(10 * time.Second)
+		}
+		p.says("memory-warning")
+		require.Empty(t, p.ordered())
+	})
+}
+
+// A limit that somebody sets while it is throttled is not undone, whatever it is.
+func TestAThrottleYieldsToTheUser(t *testing.T) {
+	for _, percent := range []uint64{45, 50, 200} {
+		looked(t, func(p *play) {
+			p.ladder(service.Ladder{CPU: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute})
+			p.use(1, 50)
+			pass(15 * time.Second)
+			require.Len(t, p.ordered(), 1)
+			pass(2 * time.Second)
+			p.limit(service.CPUMax, service.Of(percent*service.UsecPerPercent))
+			p.Revise(web)
+			pass(5 * time.Minute)
+			require.Empty(t, p.ordered())
+		})
+	}
+}
+
+// What could not be done is ordered again; what somebody was faster with is not.
+func TestOrdersThatComeToNothing(t *testing.T) {
+	looked(t, func(p *play) {
+		p.ladder(service.Ladder{Memory: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute})
+		p.change(func() { p.outcome = Failed })
+		p.use(90, 1)
+		pass(65 * time.Second)
+		require.InDelta(t, 5, len(p.ordered()), 1)
+		p.change(func() { p.outcome = Overtaken })
+		pass(time.Hour)
+		require.Len(t, p.ordered(), 1)
+	})
+}
+
+// What a frozen service has is not its doing, and its time does not pass.
+func TestTheFrozenAreLeftAlone(t *testing.T) {
+	looked(t, func(p *play) {
+		p.ladder(service.Ladder{Memory: service.StepStop, ThrottleAfter: 10 * time.Second, StopAfter: time.Minute})
+		p.use(90, 1)
+		pass(5 * time.Second)
+		p.says("memory-warning")
+		p.change(func() { p.status.Machine.Frozen = true })
+		pass(time.Hour)
+		require.Empty(t, p.ordered())
+		p.change(func() { p.status.Machine.Frozen = false })
+		pass(2 * time.Minute)
+		orders := p.ordered()
+		require.Len(t, orders, 2, "throttled, then ended")
+		require.True(t, orders[1].Stop)
 	})
 }
 
@@ -351,21 +456,60 @@ func TestLivelock(t *testing.T) {
 				p.limit(service.MemoryHigh, service.Of(60<<20))
 				p.use(60, 1)
 				pass(2 * time.Second)
-				stall := p.pressed[pressing{service.MemoryPressure, true}]
-				for i := range 15 {
-					stall()
-					p.count(service.Tally{MemoryHigh: service.Of(uint64(i))})
-					pass(pressureWindow)
-				}
-				p.says("livelock")
-				require.Len(t, p.orders, 1)
-				c.want.Service, c.want.Incarnation, c.want.Violation, c.want.Why = web, 1, service.Livelock, p.orders[0].Why
-				require.Equal(t, c.want, p.orders[0])
+				p.stall(15, 4010*time.Millisecond, 2010*time.Millisecond)
+				orders := p.ordered()
+				require.Len(t, orders, 1)
+				require.Equal(t, c.want.Limits, orders[0].Limits)
+				require.Equal(t, c.want.Stop, orders[0].Stop)
+				require.Equal(t, service.Livelock, orders[0].Violation)
 				pass(time.Minute)
-				p.says("livelock over")
+				p.says("livelock", "livelock over")
 			})
 		})
 	}
+}
+
+// stall has it be held up so many times, at its memory_high, with these gaps by turns,
+// as long as there is one.
+func (p *play) stall(times int, gaps ...time.Duration) {
+	for i := range times {
+		if stall := p.pressed[pressing{service.MemoryPressure, true}]; stall != nil {
+			stall()
+			p.count(service.Tally{MemoryHigh: service.Of(uint64(i))})
+		}
+		pass(gaps[i%len(gaps)])
+	}
+}
+
+// A throttle of ours that brings a livelock about is lifted, and not set again.
+func TestAThrottleThatIsNoHelp(t *testing.T) {
+	looked(t, func(p *play) {
+		p.ladder(service.Ladder{Memory: service.StepThrottle, ThrottleAfter: 10 * time.Second, StopAfter: time.Hour})
+		p.use(90, 1)
+		pass(15 * time.Second)
+		p.orderedLimits(one(service.MemoryHigh, service.Of(80<<20)))
+		pass(2 * time.Second)
+		p.use(80, 1)
+		p.stall(15, 2*time.Second)
+		p.orderedLimits(one(service.MemoryHigh, service.Of(service.Unlimited)))
+		p.use(95, 1)
+		pass(time.Hour)
+		require.Empty(t, p.ordered())
+	})
+}
+
+// One that is livelocked on, though memory_high was lifted, is ended.
+func TestALivelockThatIsNotBroken(t *testing.T) {
+	looked(t, func(p *play) {
+		p.change(func() { p.outcome = Failed })
+		p.limit(service.MemoryHigh, service.Of(60<<20))
+		p.use(60, 1)
+		pass(2 * time.Second)
+		p.stall(30, 2*time.Second)
+		orders := p.ordered()
+		require.Len(t, orders, 2)
+		require.True(t, orders[1].Stop)
+	})
 }
 
 // Memory that is short elsewhere, and stalls now and then, are no livelock.
@@ -383,10 +527,10 @@ func TestNoLivelock(t *testing.T) {
 		for i := range 15 {
 			stall()
 			p.count(service.Tally{MemoryHigh: service.Of(uint64(i))})
-			pass(3 * pressureWindow)
+			pass(4 * pressureWindow)
 		}
 		p.says()
-		require.Empty(t, p.orders)
+		require.Empty(t, p.ordered())
 	})
 }
 
@@ -463,6 +607,23 @@ func TestNothingIsToldOfTheDeaf(t *testing.T) {
 		p.use(99, 50)
 		pass(time.Hour)
 		p.says()
+	})
+}
+
+var errFull = errors.New("too many watches")
+
+// Why the kernel is not heard is told once, and it is tried again.
+func TestThereIsNoRoomForAWatch(t *testing.T) {
+	looked(t, func(p *play) {
+		p.change(func() { p.full = true })
+		p.use(1, 0)
+		pass(time.Hour)
+		p.says("deaf: too many watches")
+		p.change(func() { p.full = false })
+		pass(time.Minute)
+		p.count(service.Tally{MemoryMax: service.Of(1)})
+		pass(gather)
+		p.says("memory-exceeded")
 	})
 }
 

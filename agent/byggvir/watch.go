@@ -1,7 +1,9 @@
 package byggvir
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"math/bits"
 	"slices"
@@ -18,8 +20,9 @@ const (
 	slack = 5
 )
 
-// The window in which pressure is measured. The kernel has a thread of its own for
-// shorter ones, and for those that are no multiple of 2 s (Documentation/accounting/psi.rst).
+// The window in which pressure is measured: that which the kernel lets everybody have
+// (Documentation/accounting/psi.rst). For a trigger of who has CAP_SYS_RESOURCE it has a
+// thread in each cgroup, so there is none that nobody asked for.
 const pressureWindow = 2 * time.Second
 
 // What a livelock is: all tasks held up for most of each window, for so long, while the
@@ -45,22 +48,25 @@ type watch struct {
 
 	// Of the monitor's goroutine.
 	opened     bool
+	deaf       error // why the kernel is not heard, as it was told
 	leaveHear  func()
 	presses    [service.NumViolations]press
 	gauge      backends.Gauge
 	last       seen
 	rate       float64 // CPU time, in microseconds per second
+	heldBack   bool    // since the reading before
 	tally      *service.Tally
-	lasting    service.Violations                   // since when
-	there      [service.NumViolations]bool          // at the last look
-	latest     [service.NumViolations]time.Time     // when the reason was last seen
-	period     time.Duration                        // to the next look
-	throttled  [service.NumViolations]service.Quota // what was set for it, unset while nothing is
-	before     [service.NumViolations]service.Quota // what was asked for instead
-	base       service.Quota                        // what held of the CPU then
-	ended      bool                                 // it was ordered to be stopped
-	stuck      time.Time                            // since when it is held up in each window
-	stuckCount uint64                               // how often memory_high was hit by then
+	lasting    service.Violations               // since when
+	there      [service.NumViolations]bool      // at the last look
+	latest     [service.NumViolations]time.Time // when the reason was last seen
+	period     time.Duration                    // to the next look
+	reins      [service.NumViolations]rein
+	looked     time.Time // at the last look
+	broken     time.Time // when a livelock was last broken
+	ended      bool      // it was ordered to be stopped
+	pressed    time.Time // when that was last told
+	stuck      time.Time // since when it is held up in each window
+	stuckCount uint64    // how often memory_high was hit by then
 }
 
 // press is a pressure that is watched, at a level.
@@ -82,18 +88,23 @@ func (w *watch) look(now time.Time) {
 	news, pushed := w.news, w.pushed
 	w.news, w.pushed = false, [service.NumViolations]bool{}
 	m.mu.Unlock()
-	period := latest
+	w.takeUp()        // before the status is read, which tells what was done
+	period := soonest // it is about to be known, or to leave
 	s, known := m.cfg.Status(w.name)
-	if known && s.Machine.Incarnation == w.incarnation && s.Machine.State.Alive() {
+	switch {
+	case !known || s.Machine.Incarnation != w.incarnation || !s.Machine.State.Alive():
+	case s.Machine.Frozen: // nothing is its doing
+		w.last, w.rate, period = seen{}, 0, latest
+	default:
 		first := !w.opened
 		w.listen(s)
 		w.yield(s)
 		w.measure(s, now)
 		w.judge(s, now, news || first, pushed)
-		w.climb(s, now)
+		w.climb(s, now, now.Sub(w.looked))
 		period = w.soon(s)
 	}
-	w.period = period
+	w.period, w.looked = period, now
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if period > soonest {
@@ -116,8 +127,8 @@ func (w *watch) hasten() {
 // nothing there is nothing to judge.
 func (w *watch) listen(s *service.Status) {
 	if !w.opened {
-		w.opened = true
-		w.leaveHear, _ = w.subject.Hear(func(file string) {
+		var err error
+		w.leaveHear, err = w.subject.Hear(func(file string) {
 			if file != "memory.events" && file != "pids.events" && file != "" {
 				return
 			}
@@ -127,13 +138,14 @@ func (w *watch) listen(s *service.Status) {
 			w.monitor.mu.Unlock()
 			w.monitor.wake()
 		})
+		w.opened = w.hears(err)
 	}
 	for p, level := range s.Warnings.Pressure {
 		of := service.PressureOf(p)
 		w.press(service.PressedBy(of), of, false, time.Duration(level*float64(pressureWindow)/100))
 	}
 	guard := time.Duration(0)
-	if high := s.Applied[service.MemoryHigh].Effective; bounded(high) {
+	if bounded(s.Applied[service.MemoryHigh].Applied) { // that of a cgroup above is not for it to live by
 		guard = livelockShare
 	}
 	w.press(service.Livelock, service.MemoryPressure, true, guard)
@@ -151,13 +163,34 @@ func (w *watch) press(v service.Violation, of service.PressureOf, full bool, sha
 	if share == 0 {
 		return
 	}
-	p.leave, _ = w.subject.Press(of, full, share, pressureWindow, func() {
+	leave, err := w.subject.Press(of, full, share, pressureWindow, func() {
 		w.monitor.mu.Lock()
 		w.pushed[v] = true
 		w.hasten()
 		w.monitor.mu.Unlock()
 		w.monitor.wake()
 	})
+	if w.hears(err) {
+		p.leave = leave
+	} else {
+		*p = press{} // at the next look
+	}
+}
+
+// hears tells, once of each reason, why the kernel can not be heard; where it never tells
+// there is nothing to be heard.
+func (w *watch) hears(err error) bool {
+	if err == nil || errors.Is(err, backends.ErrDeaf) {
+		return true
+	}
+	if errors.Is(err, fs.ErrNotExist) || service.KindOf(err) == service.NotRunning {
+		return false // it is ending
+	}
+	if w.deaf == nil || w.deaf.Error() != err.Error() {
+		w.deaf = err
+		w.monitor.cfg.Deaf(w.name, err)
+	}
+	return false
 }
 
 // bounded tells whether a quota bounds anything.
@@ -191,22 +224,21 @@ func (w *watch) measure(s *service.Status, now time.Time) {
 	default:
 		w.rate = float64(g.CPUTime-w.last.CPUTime) / float64(passed) * float64(time.Second/time.Microsecond)
 	}
-	if g.ThrottledPeriods.Value > w.last.ThrottledPeriods.Value && !w.last.at.IsZero() {
-		w.latest[service.CPUExceeded] = now
-	}
+	w.heldBack = g.ThrottledPeriods.Value > w.last.ThrottledPeriods.Value && !w.last.at.IsZero()
 	w.last = seen{now, g}
 }
 
 // judge finds out which violations there are.
 func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [service.NumViolations]bool) {
-	if news {
-		w.count(now)
+	var hit hits
+	if news || pushed[service.Livelock] {
+		hit = w.count()
 	}
 	memory, cpu := measured(s)
 	top := s.Applied[service.MemoryMax].Effective
 	used := w.last.Memory.Value
 	part := percentOf(float64(used), float64(top.Value))
-	w.mark(service.MemoryWarning, now, memory && part >= s.Warnings.Memory, !memory || part < s.Warnings.Memory-slack, func() string {
+	w.mark(service.MemoryWarning, now, memory && part >= w.level(service.MemoryWarning, s.Warnings.Memory), !memory || part < s.Warnings.Memory-slack, func() string {
 		return fmt.Sprintf("%s of memory, %.0f%% of %s", service.FormatSize(used), part, service.MemoryMax.Format(top))
 	})
 	quota := w.quota(s)
@@ -214,13 +246,13 @@ func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [servi
 	busy := func() string {
 		return fmt.Sprintf("%.1f%% of a core, %.0f%% of %s", w.rate/service.UsecPerPercent, share, service.CPUMax.Format(quota))
 	}
-	w.mark(service.CPUWarning, now, cpu && share >= s.Warnings.CPU, !cpu || share < s.Warnings.CPU-slack, busy)
-	held := cpu && w.latest[service.CPUExceeded].Equal(now) && share >= 100-slack
+	w.mark(service.CPUWarning, now, cpu && share >= w.level(service.CPUWarning, s.Warnings.CPU), !cpu || share < s.Warnings.CPU-slack, busy)
+	held := cpu && w.heldBack && share >= 100-slack
 	w.mark(service.CPUExceeded, now, held, !held, busy)
-	w.mark(service.MemoryExceeded, now, w.latest[service.MemoryExceeded].Equal(now), true, func() string {
+	w.mark(service.MemoryExceeded, now, hit.memory, true, func() string {
 		return "it ran into " + service.MemoryMax.Format(top)
 	})
-	w.mark(service.PidsExceeded, now, w.latest[service.PidsExceeded].Equal(now), true, func() string {
+	w.mark(service.PidsExceeded, now, hit.pids, true, func() string {
 		return "forks were refused at " + service.PidsMax.Format(s.Applied[service.PidsMax].Effective)
 	})
 	for p, level := range s.Warnings.Pressure {
@@ -235,10 +267,18 @@ func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [servi
 	})
 }
 
+// level is where a warning begins: what is held back to its level hovers there.
+func (w *watch) level(v service.Violation, percent float64) float64 {
+	if w.reins[v].throttled() {
+		return percent - slack
+	}
+	return percent
+}
+
 // quota is the CPU time that it may have, or might before it was throttled.
 func (w *watch) quota(s *service.Status) service.Quota {
-	if w.throttled[service.CPUWarning].Set {
-		return w.base
+	if r := &w.reins[service.CPUWarning]; r.throttled() {
+		return r.base
 	}
 	return s.Applied[service.CPUMax].Effective
 }
@@ -250,42 +290,40 @@ func percentOf(used, limit float64) float64 {
 	return 100 * used / limit
 }
 
+// hits are the limits that were run into.
+type hits struct{ memory, pids bool }
+
 // count finds out which limits were run into since the count before. Of one that was
 // taken up nobody knows what was before.
-func (w *watch) count(now time.Time) {
+func (w *watch) count() (hit hits) {
 	t, err := w.subject.Tally()
 	if err != nil {
-		return
+		return hit
 	}
 	if w.tally != nil {
-		if t.MemoryMax.Value > w.tally.MemoryMax.Value || t.OOM.Value > w.tally.OOM.Value {
-			w.latest[service.MemoryExceeded] = now
-		}
-		if t.PidsMax.Value > w.tally.PidsMax.Value {
-			w.latest[service.PidsExceeded] = now
-		}
+		hit.memory = t.MemoryMax.Value > w.tally.MemoryMax.Value || t.OOM.Value > w.tally.OOM.Value
+		hit.pids = t.PidsMax.Value > w.tally.PidsMax.Value
 	}
 	w.tally = &t
+	return hit
 }
 
 // livelocked tells whether all tasks were held up for memory in each window for a while,
 // and memory_high is what holds them up.
 func (w *watch) livelocked(s *service.Status, now time.Time, pushed bool) bool {
-	high := s.Applied[service.MemoryHigh].Effective
+	high := s.Applied[service.MemoryHigh].Applied
 	if !pushed || !bounded(high) {
 		return false
 	}
-	before := w.latest[service.Livelock]
-	w.latest[service.Livelock] = now
-	if now.Sub(before) > 2*pressureWindow {
-		w.count(now)
+	before := w.pressed
+	w.pressed = now
+	if now.Sub(before) > 3*pressureWindow { // without CAP_SYS_RESOURCE every other window is not told
 		w.stuck, w.stuckCount = now, w.highs()
 		return false
 	}
 	if now.Sub(w.stuck) < livelockAfter {
 		return false
 	}
-	w.count(now)
 	return w.highs() > w.stuckCount && w.last.Memory.Value >= high.Value/100*livelockLevel
 }
 
@@ -325,7 +363,7 @@ func (w *watch) tell(n News) {
 // soon is how long to wait for the next look. Nothing has to be looked at again of what
 // the kernel tells by itself.
 func (w *watch) soon(s *service.Status) time.Duration {
-	if slices.ContainsFunc(w.lasting[:], func(t time.Time) bool { return !t.IsZero() }) || slices.ContainsFunc(w.throttled[:], func(q service.Quota) bool { return q.Set }) {
+	if slices.ContainsFunc(w.lasting[:], func(t time.Time) bool { return !t.IsZero() }) || slices.ContainsFunc(w.reins[:], func(r rein) bool { return r.throttled() }) {
 		return soonest
 	}
 	memory, cpu := measured(s)

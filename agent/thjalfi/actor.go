@@ -321,13 +321,19 @@ func (a *actor) unprobe() {
 	}
 }
 
-// hold takes up a handle that a launch, if it is fresh, or an adoption brought.
-func (a *actor) hold(h backends.Handle, fresh bool) {
+// hold takes up a handle that a launch or an adoption brought.
+func (a *actor) hold(h backends.Handle) {
 	a.handle, a.exited, a.moved, a.froze, a.ref = h, h.Exited(), h.Displaced(), h.Froze(), h.Ref()
 	a.ending, a.end = context.WithCancel(a.ctx)
 	a.watchLimits(h)
-	a.unwatch = a.cfg.Monitor.Attend(a.name, a.ref.Incarnation, h, fresh)
+	a.unwatch = func() {}
 	a.present.Store(&h)
+}
+
+// attend has it looked at what it uses, once its limits are told. fresh says that it was
+// launched just now.
+func (a *actor) attend(fresh bool) {
+	a.unwatch = a.cfg.Monitor.Attend(a.name, a.ref.Incarnation, a.handle, fresh)
 }
 
 func (a *actor) letGo() {

@@ -20,6 +20,7 @@ const (
 type guard struct {
 	leave   func()
 	looking bool // a look is to be taken
+	again   bool // and another one after it
 	repairs [service.NumResources][]time.Time
 	lost    [service.NumResources]bool // somebody fights over it
 }
@@ -28,12 +29,11 @@ type guard struct {
 func (a *actor) watchLimits(h backends.Handle) {
 	a.guard = guard{leave: func() {}}
 	leave, err := h.Hear(func(file string) {
-		if strings.HasSuffix(file, ".events") {
-			return
-		}
-		select {
-		case a.written <- struct{}{}:
-		default: // it is to look already
+		if mayLimit(file) {
+			select {
+			case a.written <- struct{}{}:
+			default: // it is to look already
+			}
 		}
 	})
 	if err == nil {
@@ -41,13 +41,28 @@ func (a *actor) watchLimits(h backends.Handle) {
 	}
 }
 
+// mayLimit tells whether a file of a cgroup may be one of a limit: what the kernel has
+// news in by itself is none, nor is what reclaims.
+func mayLimit(file string) bool {
+	for _, ending := range []string{".events", ".events.local", ".pressure", ".reclaim"} {
+		if strings.HasSuffix(file, ending) {
+			return false
+		}
+	}
+	return !strings.HasPrefix(file, "cgroup.")
+}
+
 // lookForDrift looks behind all work there is whether limits are what we left them.
 func (a *actor) lookForDrift(when string) {
 	h := a.handle
-	if h == nil || a.guard.looking || a.plan == nil {
+	if h == nil || a.plan == nil {
 		return
 	}
-	a.guard.looking = true
+	if a.guard.looking { // what was written since it looked is to be seen, too
+		a.guard.again = true
+		return
+	}
+	a.guard.looking, a.guard.again = true, false
 	policy, ending := a.plan.Spec.Drift, a.ending
 	var seen [service.NumResources]int
 	now := time.Now()
@@ -70,6 +85,9 @@ func (a *actor) lookForDrift(when string) {
 			a.guard.looking = false
 			for _, d := range drifts {
 				a.drifted(d, repaired(d), when, err)
+			}
+			if a.guard.again {
+				a.lookForDrift("")
 			}
 		}
 	})

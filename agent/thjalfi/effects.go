@@ -153,12 +153,13 @@ func (a *actor) atGate(incarnation uint64) {
 func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation uint64, err error) {
 	switch {
 	case err == nil:
-		a.hold(h, true)
+		a.hold(h)
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
 			s.Applied, s.Warnings, s.Violations = applied, levels, service.Violations{}
 			s.Fought = [service.NumResources]bool{}
 		})
+		a.attend(true)
 		a.happen(service.Event{Kind: service.Launched, Incarnation: incarnation})
 		return
 	case a.launches.Err() != nil:
@@ -207,12 +208,17 @@ func (a *actor) giveUp() {
 var errCutOff = errors.New("the agent ended before it was launched")
 
 func (a *actor) adopt() {
-	ref, backend, limits := a.ref, a.plan.Backend, a.plan.Limits
+	ref, backend, limits, ladder := a.ref, a.plan.Backend, a.plan.Limits, a.plan.Spec.Ladder
 	a.then(func(ctx context.Context) func() {
 		h, err := backend.Adopt(ctx, ref, limits)
 		var applied service.Applied
 		if err == nil {
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited
+			if back := reined(ladder, limits, applied); back != (service.Limits{}) {
+				if given, err := h.Limit(ctx, back); err == nil { // else the look for drift tells
+					applied = given
+				}
+			}
 		}
 		return func() {
 			switch {
@@ -225,11 +231,12 @@ func (a *actor) adopt() {
 				a.fail(err)
 				a.happen(a.event(service.AdoptFailed))
 			default:
-				a.hold(h, false)
+				a.hold(h)
 				if a.machine.Frozen { // then that was told; else, or if it is no more, it is news
 					a.frozenBy = a.ref.Cgroup
 				}
 				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
+				a.attend(false)
 				if !a.sawExit() {
 					a.exit, a.failure = nil, nil
 					a.happen(a.event(service.Adopted))

@@ -108,3 +108,31 @@ func (a *actor) amend(change func(*Plan)) {
 		}
 	}
 }
+
+// reined are the limits that an earlier agent has set for the sake of the ladder, and
+// that are to be what was asked for: nobody else knows when to give them back.
+func reined(ladder service.Ladder, asked service.Limits, holds service.Applied) (back service.Limits) {
+	want := func(r service.Resource, none uint64) service.Quota {
+		if asked[r].Set {
+			return asked[r]
+		}
+		return service.Of(none)
+	}
+	high, is := want(service.MemoryHigh, service.Unlimited), holds[service.MemoryHigh].Applied
+	throttled := ladder.Memory >= service.StepThrottle && is.Value < high.Value && high.Value-is.Value >= page
+	raised := ladder.Livelock == service.LivelockRaise && is.Value == service.Unlimited && high.Value != service.Unlimited
+	if is.Set && (throttled || raised) {
+		back[service.MemoryHigh] = high
+	}
+	cpu, is := want(service.CPUMax, service.Unlimited), holds[service.CPUMax].Applied
+	if is.Set && ladder.CPU >= service.StepThrottle && is.Value < cpu.Value {
+		back[service.CPUMax] = cpu
+		if burst := holds[service.CPUBurst].Applied; burst.Set && burst.Value < want(service.CPUBurst, 0).Value {
+			back[service.CPUBurst] = want(service.CPUBurst, 0)
+		}
+	}
+	return back
+}
+
+// page is the most that the kernel rounds memory by.
+const page = 64 << 10

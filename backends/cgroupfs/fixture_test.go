@@ -35,6 +35,7 @@ func TestFixture(t *testing.T) {
 	require.Equal(t, "cgroupfs", b.Name())
 	want := service.Enforcement{OOMVerdict: true, KillAll: true, BornInside: true, Freeze: true}
 	want.Limits[service.MemoryMax], want.Limits[service.CPUMax], want.Limits[service.NoFile] = true, true, true
+	want.Limits[service.Rlimits] = true
 	can := b.Enforces()
 	require.Equal(t, "the controller memory is there, but "+root+"/g/memory.high is not: the kernel is too old for it, or built without", can.Why[service.MemoryHigh])
 	require.Contains(t, can.Why[service.IOWeight], "the kernel does not offer the controller io")

@@ -59,7 +59,11 @@ func (b *Baseline) Drifts(now service.Applied, repair func(service.Drift) bool) 
 	defer b.mu.Unlock()
 	for i, was := range b.holds {
 		r := service.Resource(i)
-		if is := now[r].Applied; b.begun && was.Set && is.Set && is != was && cgroup.File(r) != "" {
+		is := now[r].Applied
+		if r.Unit() == service.Devices && cgroup.SameDisks(is, was) {
+			continue
+		}
+		if b.begun && was.Set && is.Set && is != was && cgroup.File(r) != "" {
 			d := service.Drift{Resource: r, File: cgroup.File(r), Was: was, Is: is}
 			drifts = append(drifts, d)
 			if repair(d) {

@@ -96,6 +96,9 @@ func newThreaded() (*Watcher, error) {
 	}
 	if err != nil {
 		w.epoll.Close()
+		if w.end >= 0 {
+			unix.Close(w.end)
+		}
 		return nil, fmt.Errorf("cannot provide for the end of the epoll set: %w", err)
 	}
 	go w.loop(func(events []unix.EpollEvent) (int, error) { return unix.EpollWait(fd, events, -1) })

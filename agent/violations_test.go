@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+// greedy is a definition of a service that may use 100 MiB, and is throttled, and one
+// that uses 90.
+const greedy = `"limits": {"memory_max": "100MiB"}, "enforcement": {"memory": "throttle"}`
+
+func uses90(time.Duration) service.Usage { return service.Usage{Source: "cgroup", Memory: 90 << 20} }
+
+// The ladder sets limits that are not kept: not for the next start, nor by the next agent,
+// who would not know when to give them back.
+func TestAThrottleIsNotKept(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, greedy)
+		h.host.Script(web, fake.Script{Usage: uses90}, fake.Script{Usage: uses90})
+		h.start(web)
+		high := func() service.Quota { return h.status(web).Applied[service.MemoryHigh].Applied }
+		pass(30 * time.Second)
+		require.Equal(t, service.Of(80<<20), high())
+		require.Equal(t, []string{"memory-warning"}, h.reasons(web, service.NoticeEnforced))
+
+		h.reopen()
+		require.Equal(t, service.Of(service.Unlimited), high())
+		require.Empty(t, h.reasons(web, service.NoticeDrift), "it was nobody else")
+		pass(time.Minute)
+		require.Equal(t, service.Of(80<<20), high(), "this one throttles it as well")
+
+		_, err := h.Restart(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		require.NotEqual(t, service.Of(80<<20), high())
+	})
+}
+
+// Who sets a limit that is throttled has his will, also while the throttle is on its way.
+func TestAThrottleYields(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, greedy)
+		h.host.Script(web, fake.Script{Usage: uses90})
+		h.start(web)
+		pass(30 * time.Second)
+		applied, err := h.SetLimits(t.Context(), web, service.Limits{service.MemoryHigh: service.Of(95 << 20)}, service.Warnings{}, false, "dora")
+		require.NoError(t, err)
+		require.Equal(t, service.Of(95<<20), applied[service.MemoryHigh].Applied)
+		pass(10 * time.Minute)
+		require.Equal(t, service.Of(95<<20), h.status(web).Applied[service.MemoryHigh].Applied)
+		require.Len(t, h.reasons(web, service.NoticeEnforced), 1)
+	})
+}
+
+// One that stays above its level is ended, and begun again by its policy.
+func TestWhoUsesTooMuchIsEnded(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"memory_max": "100MiB"}, "enforcement": {"memory": "stop", "stop_after": "20s"}`)
+		h.host.Script(web, fake.Script{Usage: uses90}, fake.Script{})
+		first := h.start(web).Machine.Incarnation
+		pass(2 * time.Minute)
+		h.is(web, service.Running)
+		s := h.status(web)
+		require.Equal(t, first+1, s.Machine.Incarnation)
+		require.Equal(t, service.VerdictExceeded, s.LastExit.Verdict)
+		require.Contains(t, s.LastExit.Message, "above its memory-warning level")
+		require.Zero(t, s.Violations)
+	})
+}
