@@ -34,6 +34,7 @@ func enforcementLaws() []law {
 		{says: "cpu_idle begins and ends on a service that runs", only: caged, check: lawCPUIdleChange},
 		{says: "cpu_burst_percent lets saved time be used", only: caged, alone: true, check: lawCPUBurst},
 		{says: "cpu_percent and cpu_burst_percent change together, up and down", only: caged, check: lawCPUBurstChange},
+		{says: "a limit that is lifted is lifted", only: caged, check: lawLifted},
 		{says: "a change of cpu_percent works on a service that runs", only: real, alone: true, check: lawCPUChange},
 	}
 }
@@ -187,6 +188,30 @@ func lawCPUChange(b *bench) {
 	_, err := i.Limit(b.within(), service.Limits{service.CPUMax: service.Of(10 * service.UsecPerPercent)})
 	require.NoError(b, err)
 	b.getsCPU(i.Ref().PID, 10)
+}
+
+func lawLifted(b *bench) {
+	for _, r := range []service.Resource{service.CPUMax, service.PidsMax, service.MemoryHigh, service.MemoryMax, service.MemorySwapMax} {
+		if !b.agent.Enforces().Limits[r] {
+			continue
+		}
+		var limits service.Limits
+		limits[r] = service.Of(64 * mebi)
+		if r == service.CPUMax {
+			limits[r] = service.Of(20 * service.UsecPerPercent)
+		}
+		if r == service.PidsMax {
+			limits[r] = service.Of(50)
+		}
+		i := b.launch(limited(b.plan("sleep"), limits))
+		limits[r] = service.Of(service.Unlimited)
+		_, err := i.Limit(b.within(), limits)
+		require.NoError(b, err, r)
+		applied, err := i.Limits(b.within())
+		require.NoError(b, err, r)
+		require.Contains(b, []service.Quota{{}, service.Of(service.Unlimited)}, applied[r].Applied, r)
+		i.release()
+	}
 }
 
 // usr is what cache reads of: every host has some hundred megabytes of it on a disk.

@@ -107,14 +107,14 @@ func only(limits service.Limits, these []service.Resource) (some service.Limits)
 }
 
 // left are the limits of l that are for us to write, when systemd has done its part:
-// those that it does not know, lists that are lifted, which it leaves as they are, and
-// memory_max, which a later systemd writes without waiting until what does not fit has
-// gone (O_NONBLOCK, Linux 6.16).
+// those that it does not know; those that are lifted, which it leaves as they are once it
+// needs their controller no more; and memory_max, which a later systemd writes without
+// waiting until what does not fit has gone (O_NONBLOCK, Linux 6.16).
 func left(l service.Limits) service.Limits {
 	ours := only(l, unmanaged)
 	ours[service.MemoryMax] = l[service.MemoryMax]
 	for r, q := range l {
-		if service.Resource(r).Unit() == service.List && q.Value == service.Unlimited {
+		if unit := service.Resource(r).Unit(); q.Value == service.Unlimited && unit != service.PerProcess && unit != service.Devices {
 			ours[r] = q
 		}
 	}
