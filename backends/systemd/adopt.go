@@ -46,7 +46,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	}
 	h.before = counts.Base()
 	if h.main != nil {
-		if err := h.groupKill(); err != nil {
+		if err := h.groupKill(); err != nil && !gone(err) { // of one that has ended it may be gone
 			return nil, errors.Join(failure(op, ref.Name, err), h.Close())
 		}
 		return h, nil
