@@ -35,6 +35,9 @@ func (r *rein) throttled() bool { return r.held != service.Limits{} }
 // climb does what the ladder of the service says about warnings that last, and about a
 // livelock.
 func (w *watch) climb(s *service.Status, now time.Time, passed time.Duration) {
+	if s.Spec == nil { // nobody has defined it
+		return
+	}
 	ladder := s.Spec.Ladder
 	w.step(s, now, passed, service.MemoryWarning, ladder.Memory)
 	w.step(s, now, passed, service.CPUWarning, ladder.CPU)

@@ -64,8 +64,8 @@ type watch struct {
 	looked     time.Time // at the last look
 	broken     time.Time // when a livelock was last broken
 	ended      bool      // it was ordered to be stopped
-	pressed    time.Time // when that was last told
-	stuck      time.Time // since when it is held up in each window
+	pressed    time.Time // when all of it was last held up for memory
+	stuck      time.Time // since when that is so in each window
 	stuckCount uint64    // how often memory_high was hit by then
 }
 
