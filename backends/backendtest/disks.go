@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -21,10 +22,10 @@ func diskLaws() []law {
 	}
 }
 
-// disk is the first of the host's disks that is one.
-func (b *bench) disk() string {
+// Disk is the first of the host's disks that is one.
+func Disk(t testing.TB) string {
 	disks, err := filepath.Glob("/sys/block/[a-z]*")
-	require.NoError(b, err)
+	require.NoError(t, err)
 	for _, disk := range disks {
 		if size, err := os.ReadFile(filepath.Join(disk, "size")); err == nil && strings.TrimSpace(string(size)) != "0" {
 			return "/dev/" + filepath.Base(disk)
@@ -35,7 +36,7 @@ func (b *bench) disk() string {
 
 func lawIOMax(b *bench) {
 	const total, rate = 8 * mebi, 2 * mebi
-	disk := b.disk()
+	disk := Disk(b)
 	takes := func(q service.Quota) (time.Duration, bool) {
 		l := limited(b.plan("read-disk", disk, fmt.Sprint(total)), service.Limits{service.IOMax: q})
 		if q.Value != service.Unlimited && !b.enforces(l) {
@@ -61,7 +62,7 @@ func lawIOMaxChange(b *bench) {
 	if !b.agent.Enforces().Limits[service.IOMax] {
 		return
 	}
-	disk := b.disk()
+	disk := Disk(b)
 	i := b.start("sleep")
 	require.Equal(b, service.Of(service.Unlimited), i.limits()[service.IOMax].Applied)
 	number, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(disk), "dev"))

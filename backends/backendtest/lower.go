@@ -43,7 +43,8 @@ func lawLower(b *bench) {
 	require.NoError(b, err)
 	require.Equal(b, service.Of(128*mebi), applied[service.MemoryMax].Applied)
 	require.Equal(b, high, b.cgroupFile(i.Ref(), "memory.high"))
-	require.LessOrEqual(b, i.usage().Memory, uint64(128*mebi))
+	// Some charges may go beyond it for a moment (cgroup-v2.rst, memory.max).
+	require.Less(b, i.usage().Memory, uint64(129*mebi))
 	require.Zero(b, i.counter("memory.events", "oom_kill"))
 	i.lives()
 }
@@ -71,19 +72,27 @@ func lawLowerGivenUp(b *bench) {
 	if !b.enforces(l) {
 		return
 	}
-	i := b.launch(l)
-	i.ready()
-	before, high := i.limits(), b.cgroupFile(i.Ref(), "memory.high")
-	ctx, giveUp := context.WithCancel(b.within())
-	heard := i.hears()
-	done := make(chan error, 1)
-	go func() {
-		_, err := i.Limit(ctx, to(32*mebi))
-		done <- err
-	}()
-	b.eventually(func() bool { return heard("memory.high") }, "memory.high did not keep off growth")
-	giveUp()
-	b.wantError(<-done, service.Cancelled)
+	// On a busy host who wants to give up may come too late: another try then.
+	var i *incarnation
+	var before service.Applied
+	var high string
+	err := error(nil)
+	for try := 0; try < 5 && err == nil; try++ {
+		i = b.launch(l)
+		i.ready()
+		before, high = i.limits(), b.cgroupFile(i.Ref(), "memory.high")
+		ctx, giveUp := context.WithCancel(b.within())
+		heard := i.hears()
+		done := make(chan error, 1)
+		go func() {
+			_, err := i.Limit(ctx, to(32*mebi))
+			done <- err
+		}()
+		b.eventually(func() bool { return heard("memory.high") }, "memory.high did not keep off growth")
+		giveUp()
+		err = <-done
+	}
+	b.wantError(err, service.Cancelled)
 	for r, now := range i.limits() { // what is set by whom above may change with others
 		require.Equal(b, before[r].Applied, now.Applied, service.Resource(r))
 		require.Equal(b, before[r].Requested, now.Requested, service.Resource(r))

@@ -70,7 +70,7 @@ func anchorScope(t *testing.T, tree cgroup.Tree) string {
 func makeAnchor(t *testing.T, tree cgroup.Tree) {
 	t.Helper()
 	c := exec.Command("systemd-run", "--quiet", "--scope", "--slice="+units.Slice, "--unit="+units.AnchorScope,
-		"-p", "Delegate=cpu io memory pids", "sleep", "infinity")
+		"-p", "Delegate=cpu cpuset io memory pids", "sleep", "infinity")
 	require.NoError(t, c.Start())
 	group := tree.Group(filepath.Join("/", units.Slice, units.AnchorScope))
 	require.Eventually(t, func() bool {

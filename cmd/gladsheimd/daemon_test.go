@@ -250,12 +250,36 @@ func stat(pid int) []string {
 	return strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
 }
 
-// descriptors counts what the daemon has open.
-func (d *gladsheimd) descriptors() int {
+// descriptors lists what the daemon has open, but for the files of one service,
+// which its monitor opens when it comes to it.
+func (d *gladsheimd) descriptors(but *gladsheimv1.ServiceStatus) []string {
 	d.t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.process.Pid))
+	dir := fmt.Sprintf("/proc/%d/fd", d.process.Pid)
+	entries, err := os.ReadDir(dir)
 	require.NoError(d.t, err)
-	return len(entries)
+	var links []string
+	for _, e := range entries {
+		link, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err == nil && (but.Cgroup == "" || !strings.HasPrefix(link, filepath.Join("/sys/fs/cgroup", but.Cgroup))) {
+			links = append(links, link)
+		}
+	}
+	return links
+}
+
+// leftNothing waits until the daemon has no more open than it had.
+func (d *gladsheimd) leftNothing(before []string, but *gladsheimv1.ServiceStatus) {
+	d.t.Helper()
+	var now []string
+	defer func() {
+		if d.t.Failed() {
+			d.t.Logf("it had open %q, and now %q", before, now)
+		}
+	}()
+	d.eventually("no descriptor is left", func() bool {
+		now = d.descriptors(but)
+		return len(now) <= len(before)
+	})
 }
 
 // cpu is the CPU time that the daemon has used.

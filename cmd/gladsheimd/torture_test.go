@@ -48,7 +48,7 @@ func TestEachLaunchErrorHasItsReason(t *testing.T) {
 		require.NoError(t, os.Chmod(d.path("x/"+name), mode))
 		return d.path("x/" + name)
 	}
-	d.run("before", []string{"sleep"}) // whatever is opened once is open now
+	other := d.run("before", []string{"sleep"}) // whatever is opened once is open now
 	script := file("script", "#!/bin/sh\nexit 0\n", 0o755)
 	busy, err := os.OpenFile(file("busy", "#!/bin/sh\nexit 0\n", 0o755), os.O_WRONLY, 0)
 	require.NoError(t, err)
@@ -79,7 +79,7 @@ func TestEachLaunchErrorHasItsReason(t *testing.T) {
 		last := &rows[len(rows)-1]
 		last.name, last.exec, last.reason = "noexec", path, service.ReasonExecDenied
 	}
-	before := d.descriptors()
+	open := d.descriptors(other)
 	for _, r := range rows {
 		t.Run(r.name, func(t *testing.T) {
 			d.register(r.name, []string{r.exec, d.token}, r.more)
@@ -92,7 +92,7 @@ func TestEachLaunchErrorHasItsReason(t *testing.T) {
 			require.Len(t, d.processes(), 1, "of the one before")
 		})
 	}
-	d.eventually("no descriptor is left", func() bool { return d.descriptors() <= before })
+	d.leftNothing(open, other)
 }
 
 // noexec mounts a file system from which nothing is executed, where this test
@@ -348,7 +348,7 @@ func TestTrespassing(t *testing.T) {
 	d := start(t)
 	victim := d.run("victim", []string{"sleep"})
 	cgroup := filepath.Join("/sys/fs/cgroup", victim.Cgroup)
-	before := d.descriptors()
+	open := d.descriptors(victim)
 	d.run("trespasser", []string{"trespass", d.path("run/gladsheim.sock"), strconv.Itoa(d.process.Pid), cgroup}, fields{"user": "nobody"})
 	tries := map[string]string{}
 	for line := range strings.Lines(d.said("trespasser")) {
@@ -364,7 +364,7 @@ func TestTrespassing(t *testing.T) {
 		require.Regexp(t, "permission denied|operation not permitted", came, what)
 	}
 	d.stop("trespasser")
-	d.eventually("no descriptor is left", func() bool { return d.descriptors() <= before })
+	d.leftNothing(open, victim)
 	require.Equal(t, victim.ProcessId, d.status("victim").ProcessId)
 }
 
