@@ -57,15 +57,12 @@ func (a *Agent) budgeted() (budgeted, promised uint64) {
 
 // memory is what this host, or the container that it is, has; 0 if nobody knows.
 func (a *Agent) memory() uint64 {
-	sys, err := a.cfg.Procfs.System()
+	capacity, err := a.capacity()
 	if err != nil {
 		a.cfg.Log.Warn("there is no budget of memory now", "error", err)
 		return 0
 	}
-	if limit, limited := a.cfg.Facts.MemoryLimit(); limited {
-		return min(limit, sys.MemoryTotal)
-	}
-	return sys.MemoryTotal
+	return capacity.MemoryTotal
 }
 
 // shares are those of all services that have a place, had that of the one named, nil if

@@ -58,8 +58,8 @@ type Config struct {
 type Agent struct {
 	cfg         Config
 	started     time.Time
-	busyAtStart time.Duration // CPU time of the host
-	cores       int
+	atStart     procfs.System
+	usedAtStart time.Duration // CPU time, by all services together
 	bootID      string
 	losing      sync.Mutex          // of locks, once open
 	locks       map[string]*os.File // by path
@@ -68,6 +68,7 @@ type Agent struct {
 	thjalfi     *thjalfi.Thjalfi
 	roskva      *roskva.Roskva
 	meter       *byggvir.Meter
+	together    *byggvir.Meter // of all services
 	monitor     *byggvir.Monitor
 
 	ctx        context.Context // ends when the agent leaves
@@ -111,7 +112,7 @@ const clearTimeout = 10 * time.Second
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, started: time.Now(), settings: cfg.Settings, locks: map[string]*os.File{},
-		meter:       byggvir.NewMeter(),
+		meter: byggvir.NewMeter(), together: byggvir.NewMeter(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]reservation{},
@@ -136,11 +137,14 @@ func (a *Agent) open(ctx context.Context) error {
 	if a.bootID, err = a.cfg.Procfs.BootID(); err != nil {
 		return err
 	}
-	sys, err := a.cfg.Procfs.System()
-	if err != nil {
+	if a.atStart, err = a.cfg.Procfs.System(); err != nil {
 		return err
 	}
-	a.busyAtStart, a.cores = sys.CPUBusy, sys.Cores
+	if counter, err := a.counter(); err == nil {
+		if u, err := counter.Total(); err == nil { // else it begins to count with the first of them
+			a.usedAtStart = u.CPUTime
+		}
+	}
 	// In the log directory two agents would cut the same files. It may be one of
 	// the other two.
 	if err := a.take(a.logsLock()); err != nil {

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -20,11 +22,10 @@ var hostName service.Name
 
 // Host describes the host and the agent on it.
 func (a *Agent) Host(context.Context) (service.HostInfo, error) {
-	sys, err := a.cfg.Procfs.System()
+	capacity, err := a.capacity()
 	if err != nil {
 		return service.HostInfo{}, &service.Error{Op: "describe the host", Kind: service.HostUnavailable, Err: err}
 	}
-	now := time.Now()
 	a.mu.Lock()
 	settings := a.settings
 	a.mu.Unlock()
@@ -32,11 +33,10 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 		Power:    a.powerInfo(),
 		Hostname: a.cfg.Facts.Hostname, Kernel: a.cfg.Facts.Kernel, Version: a.cfg.Version, Started: a.started,
 		States: a.registry.Statistics(), Platform: a.cfg.Platform, Backends: a.cfg.Facts.Backends(), MaxServices: settings.MaxServices,
-		System: service.SystemUsage{
-			MemoryTotal: sys.MemoryTotal, MemoryAvailable: sys.MemoryAvailable, Cores: sys.Cores, Measured: now,
-			CPUPercent: a.meter.Percent(hostName, 0, a.started, now, sys.CPUBusy-a.busyAtStart),
-		},
+		System: capacity.SystemUsage,
 	}
+	info.System.CPUPercent = a.busy(capacity)
+	info.All, info.Uncounted = a.all()
 	info.Budget, info.Promised = a.budgeted()
 	for i := range info.Backends {
 		b := &info.Backends[i]
@@ -46,6 +46,32 @@ func (a *Agent) Host(context.Context) (service.HostInfo, error) {
 		}
 	}
 	return info, nil
+}
+
+// all is what all services together use, or why nobody knows.
+func (a *Agent) all() (u service.Usage, unknown string) {
+	counter, err := a.counter()
+	if err == nil {
+		u, err = counter.Total()
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return service.Usage{}, "no service has a cgroup now"
+	}
+	if err != nil {
+		return service.Usage{}, err.Error()
+	}
+	u.CPUPercent = a.together.Percent(hostName, 0, a.started, time.Now(), u.CPUTime-a.usedAtStart)
+	return u, ""
+}
+
+// counter is the backend that counts the services of all.
+func (a *Agent) counter() (backends.Totaller, error) {
+	for _, b := range a.cfg.Backends {
+		if t, ok := b.(backends.Totaller); ok {
+			return t, nil
+		}
+	}
+	return nil, errors.New("no cgroup holds them, and nothing else counts what has ended")
 }
 
 func capabilities(e service.Enforcement) []string {

@@ -52,7 +52,7 @@ type house struct {
 }
 
 var facts = platform.Facts{
-	Hostname: "valhalla", Kernel: "6.12.0", Cores: 2,
+	Hostname: "valhalla", Kernel: "6.12.0",
 	Systemd: platform.Ability{Reason: "no systemd here"}, Cgroup2: platform.Ability{Reason: "no cgroups here"},
 	BornInside: platform.Ability{Has: true}, Pidfd: platform.Ability{Has: true}, Pressure: platform.Ability{Has: true},
 }
@@ -73,6 +73,7 @@ func inside(t *testing.T, f func(*testing.T, *house)) {
 		h.boot(h.bootID())
 		h.write("proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable: 2048000 kB\nSwapTotal: 0 kB\n")
 		h.write("proc/stat", "cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 50 0 50 400 0 0 0 0 0 0\ncpu1 50 0 50 400 0 0 0 0 0 0\n")
+		h.write("cgroup/cpuset.cpus.effective", "0-1\n")
 		h.began = time.Now().Add(-24 * time.Hour)
 		defer h.close()
 		f(t, h)
@@ -125,9 +126,11 @@ func (h *house) config() Config {
 	if offered == nil {
 		offered = []backends.Backend{fake.New(fake.Config{Host: h.host, Fault: h.fault, Enforces: h.enforces})}
 	}
+	host := facts
+	host.CgroupRoot = h.path("cgroup")
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), MakeRunDir: func() error { return os.MkdirAll(h.path("run"), 0o750) }, LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
-		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: facts, Power: h.power,
+		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: host, Power: h.power,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)), fault: h.disk,
 	}
 }

@@ -165,7 +165,11 @@ func (a *Agent) planFor(op string, spec service.Spec, defaults service.Limits, a
 	if err != nil {
 		return thjalfi.Plan{}, err
 	}
-	host := byggvir.Host{Cores: a.cores, Defaults: defaults}
+	capacity, err := a.capacity()
+	if err != nil {
+		return thjalfi.Plan{}, &service.Error{Op: op, Service: spec.Name, Kind: service.HostUnavailable, Err: err}
+	}
+	host := byggvir.Host{Cores: capacity.Cores, Defaults: defaults}
 	limits, err := byggvir.Plan(op, &spec, host, backend.Name(), backend.Enforces())
 	if err != nil {
 		return thjalfi.Plan{}, err

@@ -35,6 +35,10 @@ func (h *host) GetHost(ctx context.Context, _ *gladsheimv1.GetHostRequest) (*gla
 		Power:           toPower(info.Power),
 
 		MemoryPromisedBytes: info.Promised,
+		ServicesUncounted:   clip(info.Uncounted, maxText),
+	}
+	if info.Uncounted == "" {
+		out.ServicesUsage = toUsage(info.All, info.System.Measured)
 	}
 	if info.Budget > 0 {
 		out.MemoryBudgetBytes = &info.Budget
@@ -66,6 +70,8 @@ func toSystemUsage(u service.SystemUsage) *gladsheimv1.SystemUsage {
 		CpuPercent:           u.CPUPercent,
 		Cores:                uint32(max(0, u.Cores)),
 		MeasuredAtUnixMs:     millis(u.Measured),
+		MemoryLimitedBy:      utf8(u.MemoryBy),
+		CoresLimitedBy:       utf8(u.CoresBy),
 	}
 }
 

@@ -120,7 +120,8 @@ func TestHost(t *testing.T) {
 	f.agent.Info = service.HostInfo{
 		Hostname: "demeter", Kernel: "6.12", Version: "0.1.0", Started: testTime, Platform: "asgard", MaxServices: 25,
 		Backends: []service.BackendInfo{{Name: "systemd", Available: true, Selected: true, Capabilities: []string{"memory_max"}}},
-		System:   service.SystemUsage{MemoryTotal: 100, MemoryAvailable: 30, CPUPercent: 150, Cores: 4, Measured: testTime},
+		System:   service.SystemUsage{MemoryTotal: 100, MemoryAvailable: 30, CPUPercent: 150, Cores: 4, Measured: testTime, MemoryBy: "/m", CoresBy: "/c"},
+		All:      service.Usage{Source: "cgroup", Memory: 7, CPUTime: 1_000_000, CPUPercent: 25, Pids: service.Of(3)},
 	}
 	f.agent.Info.Power = service.PowerInfo{
 		Power: service.Power{Battery: true, Draining: true, Percent: 12, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30,
@@ -132,6 +133,17 @@ func TestHost(t *testing.T) {
 	h, err := c.GetHost(callContext(t), &gladsheimv1.GetHostRequest{})
 	require.NoError(t, err)
 	require.Equal(t, uint64(70), h.GetUsage().GetMemoryUsedBytes())
+	require.Equal(t, "/m /c", h.GetUsage().GetMemoryLimitedBy()+" "+h.GetUsage().GetCoresLimitedBy())
+	three := uint64(3)
+	require.True(t, proto.Equal(&gladsheimv1.ResourceUsage{
+		Source: "cgroup", MemoryBytes: 7, MemoryMb: 7.0 / (1 << 20), CpuTimeUsec: 1000, CpuPercent: 25, PidsCurrent: &three, MeasuredAtUnix: testTime.Unix(),
+	}, h.GetServicesUsage()), "%v", h.GetServicesUsage())
+	require.Empty(t, h.GetServicesUncounted())
+	f.agent.Info.Uncounted = "nobody knows"
+	unknown, err := c.GetHost(callContext(t), &gladsheimv1.GetHostRequest{})
+	require.NoError(t, err)
+	require.Nil(t, unknown.GetServicesUsage())
+	require.Equal(t, "nobody knows", unknown.GetServicesUncounted())
 	require.Equal(t, "gladsheim.v1", h.GetApiVersion())
 	require.Len(t, h.GetStateCounts(), 3)
 	require.True(t, h.GetBackends()[0].GetSelected())

@@ -85,6 +85,16 @@ type LogTeller interface {
 	WatchLogs(tell func(service.LogTrouble))
 }
 
+// Totaller is a Backend that has its services in one cgroup.
+type Totaller interface {
+	// Total tells what all services together have used since that cgroup was made, those
+	// of other backends included that have theirs in it, and those that have ended. What
+	// else lives in there has no part in it, but in Pressure. What is known of one
+	// service alone is unset, such as peaks, and CPUPercent is left 0. Before the first
+	// service was started there may be no cgroup: then the error is fs.ErrNotExist.
+	Total() (service.Usage, error)
+}
+
 // Handle is one incarnation. Its methods may be called by many goroutines at
 // once. Every error is a *service.Error.
 type Handle interface {

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -50,7 +49,6 @@ type Facts struct {
 	Hostname  string
 	Kernel    string // release
 	UID       int    // effective, of this process
-	Cores     int    // online
 	Container string // what kind of container this is, such as "docker"; "" for none that is known
 
 	Cgroups     Layout
@@ -84,7 +82,6 @@ func detect(root string, k kernel) Facts {
 		Hostname:  h.text("/proc/sys/kernel/hostname"),
 		Kernel:    h.text("/proc/sys/kernel/osrelease"),
 		UID:       k.uid(),
-		Cores:     h.cores(),
 		Container: h.container(),
 		Systemd:   h.systemd(),
 		Pressure:  h.pressure(),
@@ -121,20 +118,6 @@ func (h host) text(path string) string {
 func (h host) exists(path string) bool {
 	_, err := os.Lstat(h.path(path))
 	return err == nil
-}
-
-// cores counts the lines of /proc/stat that are about one CPU.
-func (h host) cores() int {
-	n := 0
-	for line := range strings.SplitSeq(h.text("/proc/stat"), "\n") {
-		if strings.HasPrefix(line, "cpu") && !strings.HasPrefix(line, "cpu ") {
-			n++
-		}
-	}
-	if n == 0 {
-		return runtime.NumCPU()
-	}
-	return n
 }
 
 // container guesses from the marks that container managers leave

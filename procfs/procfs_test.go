@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
 )
 
 const testBootID = "7c4ad5c1-4a8c-4f7e-9d0e-2b1f3c5a6d70"
@@ -250,7 +252,7 @@ func TestSystem(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, System{
 		MemoryTotal: 2000 << 10, MemoryAvailable: 1500 << 10, SwapTotal: 300 << 10,
-		CPUBusy: 1800 * time.Millisecond, Cores: 2,
+		CPUBusy: 1800 * time.Millisecond, CPUs: map[int]time.Duration{0: 900 * time.Millisecond, 1: 900 * time.Millisecond},
 	}, s)
 
 	_, err = tree(t, map[string]string{"meminfo": "MemTotal: 2000 kB\n"}).System()
@@ -259,6 +261,15 @@ func TestSystem(t *testing.T) {
 	require.ErrorContains(t, err, "CPU time")
 	_, err = tree(t, nil).System()
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestBusy(t *testing.T) {
+	before := System{CPUBusy: 10, CPUs: map[int]time.Duration{0: 4, 1: 3, 2: 3}}
+	now := System{CPUBusy: 100, CPUs: map[int]time.Duration{0: 10, 1: 20, 3: 1000}}
+	require.EqualValues(t, 90, now.Busy(before, nil), "as the kernel adds up")
+	require.EqualValues(t, 17, now.Busy(before, service.Numbers{{First: 1, Last: 7}}), "not those that came or went")
+	require.EqualValues(t, 23, now.Busy(before, service.Numbers{{First: 0, Last: 1}}))
+	require.Zero(t, now.Busy(before, service.Numbers{{First: 8, Last: 9}}))
 }
 
 func TestRootThatIsNone(t *testing.T) {
@@ -291,7 +302,7 @@ func TestTheRealProc(t *testing.T) {
 	s, err := fs.System()
 	require.NoError(t, err)
 	require.Greater(t, s.MemoryTotal, s.MemoryAvailable)
-	require.Positive(t, s.Cores)
+	require.NotEmpty(t, s.CPUs)
 	require.Positive(t, s.CPUBusy)
 	files, err := fs.NoFileLimit(os.Getpid())
 	require.NoError(t, err)

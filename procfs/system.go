@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	prometheus "github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gladsheim/gladsheim/agent/service"
 )
 
 // SinceBoot is how long ago this host began to boot, the time included in which it
@@ -24,11 +27,25 @@ func Ticks(n uint64) time.Duration { return time.Duration(n) * tick }
 
 // System is what the whole host has and has used.
 type System struct {
-	MemoryTotal     uint64        // bytes
-	MemoryAvailable uint64        // bytes that can be had without swapping
-	SwapTotal       uint64        // bytes, 0 on a host without swap
-	CPUBusy         time.Duration // summed over the cores, since boot: all but idle and waiting for IO
-	Cores           int           // online
+	MemoryTotal     uint64                // bytes
+	MemoryAvailable uint64                // bytes that can be had without swapping
+	SwapTotal       uint64                // bytes, 0 on a host without swap
+	CPUBusy         time.Duration         // of all CPUs together, since boot: all but idle and waiting for IO
+	CPUs            map[int]time.Duration // of each CPU that is online, likewise
+}
+
+// Busy is how much CPU time was used since an earlier look, on all CPUs or, if any are
+// named, on those that were online at both looks.
+func (s System) Busy(since System, on service.Numbers) (busy time.Duration) {
+	if len(on) == 0 {
+		return s.CPUBusy - since.CPUBusy
+	}
+	for cpu, now := range s.CPUs {
+		if before, known := since.CPUs[cpu]; known && on.Has(cpu) {
+			busy += now - before
+		}
+	}
+	return busy
 }
 
 // System reads /proc/meminfo and /proc/stat.
@@ -44,17 +61,23 @@ func (f FS) System() (System, error) {
 	if err != nil {
 		return System{}, fmt.Errorf("cannot read the host's CPU time: %w", err)
 	}
-	cpu := stat.CPUTotal
-	// Guest time is part of user and nice time already (proc_stat(5)).
-	busy := cpu.User + cpu.Nice + cpu.System + cpu.IRQ + cpu.SoftIRQ
 	s := System{
 		MemoryTotal:     *memory.MemTotalBytes,
 		MemoryAvailable: *memory.MemAvailableBytes,
-		CPUBusy:         time.Duration(busy * float64(time.Second)),
-		Cores:           len(stat.CPU),
+		CPUBusy:         busy(stat.CPUTotal),
+		CPUs:            map[int]time.Duration{},
+	}
+	for cpu, times := range stat.CPU {
+		s.CPUs[int(cpu)] = busy(times)
 	}
 	if memory.SwapTotalBytes != nil {
 		s.SwapTotal = *memory.SwapTotalBytes
 	}
 	return s, nil
+}
+
+func busy(cpu prometheus.CPUStat) time.Duration {
+	// Guest time is part of user and nice time already (proc_stat(5)).
+	seconds := cpu.User + cpu.Nice + cpu.System + cpu.IRQ + cpu.SoftIRQ
+	return time.Duration(seconds * float64(time.Second))
 }

@@ -23,6 +23,9 @@ type HostInfo struct {
 	Budget      uint64         // bytes that services that run may have as memory_max together, 0 for any
 	Promised    uint64         // that those have which run, or wait to run again
 	States      [NumPublic]int // how many services are in each
+
+	All       Usage  // of all services together, those that have ended included; see backends.Totaller
+	Uncounted string // why that is not known, "" if it is
 }
 
 // BackendInfo describes one way to hold services on this host.
@@ -34,12 +37,15 @@ type BackendInfo struct {
 	Capabilities []string // what it can do here: memory_max …, oom-verdict, kill-all, born-inside
 }
 
-// SystemUsage is how busy the whole host is.
+// SystemUsage is how busy the whole host is, or what of it the container or the cpuset
+// that the agent is in may use.
 type SystemUsage struct {
 	MemoryTotal     uint64  // bytes
 	MemoryAvailable uint64  // bytes that can be had without swapping
+	MemoryBy        string  // what leaves less than the machine has, "" for nothing
 	CPUPercent      float64 // of one core; all busy is 100 times Cores
-	Cores           int     // online
+	Cores           int     // that may be used
+	CoresBy         string  // what leaves less than are online, "" for nothing
 	Measured        time.Time
 }
 

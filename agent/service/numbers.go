@@ -46,7 +46,7 @@ func ParseNumbers(text string) (Numbers, error) {
 		}
 		spans = append(spans, Span{from, to})
 	}
-	return spans.joined(), nil
+	return spans.Joined(), nil
 }
 
 func parseNumber(text string) (int, error) {
@@ -60,8 +60,8 @@ func parseNumber(text string) (int, error) {
 	return int(n), nil
 }
 
-// joined sorts the spans of n, and makes one of those that touch.
-func (n Numbers) joined() Numbers {
+// Joined makes Numbers of spans in any order, which may touch and overlap; n is spent.
+func (n Numbers) Joined() Numbers {
 	slices.SortFunc(n, func(a, b Span) int { return cmp.Compare(a.First, b.First) })
 	out := n[:0]
 	for _, s := range n {
@@ -91,6 +91,14 @@ func (n Numbers) Has(i int) bool {
 	return slices.ContainsFunc(n, func(s Span) bool { return s.First <= i && i <= s.Last })
 }
 
+// Count is how many n holds.
+func (n Numbers) Count() (count int) {
+	for _, s := range n {
+		count += s.Last - s.First + 1
+	}
+	return count
+}
+
 // Without is what n holds and other does not.
 func (n Numbers) Without(other Numbers) Numbers {
 	var out Numbers
@@ -101,7 +109,7 @@ func (n Numbers) Without(other Numbers) Numbers {
 			}
 		}
 	}
-	return out.joined()
+	return out.Joined()
 }
 
 // Mask is n with one bit for each number, the lowest first in each byte, in as few

@@ -18,6 +18,7 @@ func usageLaws() []law {
 		{says: "children are counted", check: lawUsageChildren},
 		{says: "the processes are listed as they are, the main one first", check: lawProcesses},
 		{says: "one service's use is not another's", check: lawUsageApart},
+		{says: "all services together have used what each has, those included that have ended", only: caged, alone: true, check: lawTotal},
 	}
 }
 
@@ -100,4 +101,32 @@ func lawProcesses(b *bench) {
 func lawUsageApart(b *bench) {
 	hog, other := b.start("hog-cpu", "1"), b.start("sleep")
 	b.eventually(func() bool { return hog.usage().CPUTime > 5*other.usage().CPUTime+50*time.Millisecond }, "one that sleeps used as much as a hog")
+}
+
+func lawTotal(b *bench) {
+	counter, ok := b.agent.(backends.Totaller)
+	require.True(b, ok, "it has cgroups")
+	total := func() service.Usage {
+		b.Helper()
+		u, err := counter.Total()
+		require.NoError(b, err)
+		return u
+	}
+	const touched = 20 * mebi
+	hog, other := b.start("hog-cpu", "1"), b.start("hog-memory", fmt.Sprint(touched))
+	b.eventually(func() bool { return hog.usage().CPUTime > 200*time.Millisecond }, "it uses no CPU time")
+	hogged, held := hog.usage(), other.usage()
+	all := total()
+	require.Equal(b, "cgroup", all.Source)
+	require.GreaterOrEqual(b, all.CPUTime, hogged.CPUTime+held.CPUTime)
+	require.GreaterOrEqual(b, all.Memory, uint64(touched))
+	require.GreaterOrEqual(b, all.Pids.Value, uint64(2))
+	require.Zero(b, all.CPUPercent, "byggvir's to fill")
+	require.Equal(b, held.CPUPressure.Some.Set, all.CPUPressure.Some.Set)
+
+	_, err := hog.Release(b.within())
+	require.NoError(b, err)
+	after := total()
+	require.GreaterOrEqual(b, after.CPUTime, hogged.CPUTime+held.CPUTime, "what it used was used")
+	require.Less(b, after.Pids.Value, all.Pids.Value)
 }

@@ -12,7 +12,7 @@ import (
 // Workload gives the path of the built workload program: what
 // GLADSHEIM_WORKLOAD names, as on a test host, else one that is built here.
 // Building it is the only use of os/exec in the suite.
-func Workload(t *testing.T) string {
+func Workload(t testing.TB) string {
 	t.Helper()
 	if path := os.Getenv("GLADSHEIM_WORKLOAD"); path != "" {
 		path, err := filepath.Abs(path)

@@ -60,6 +60,10 @@ type Config struct {
 	// is to be kept for those in it (memory.min, memory.low); called after a change
 	// of the Parent's own. nil: nothing above it is to.
 	Protect func(context.Context) error
+
+	// Total reads what all services have used where a Parent that is not ours holds
+	// only some of them. nil: it holds all.
+	Total func() (service.Usage, error)
 }
 
 // Backend is the cgroupfs backend.
@@ -69,6 +73,7 @@ type Backend struct {
 	ours        bool
 	restore     func(context.Context) error
 	above       func(context.Context) error // Config.Protect
+	total       func() (service.Usage, error)
 	procfs      procfs.FS
 	watcher     *watch.Watcher
 	shim        *launch.Shim
@@ -86,13 +91,14 @@ type Backend struct {
 var (
 	_ backends.Backend   = (*Backend)(nil)
 	_ backends.LogTeller = (*Backend)(nil)
+	_ backends.Totaller  = (*Backend)(nil)
 )
 
 // New makes a Backend and prepares its parent cgroup. It fails when the tree
 // can not be used: the error says what is in the way and what to do about it.
 func New(c Config) (*Backend, error) {
 	b := &Backend{
-		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore, above: c.Protect,
+		tree: c.Tree, parent: c.Tree.Group(c.Parent), ours: c.Ours, restore: c.Restore, above: c.Protect, total: c.Total,
 		protecting: make(chan struct{}, 1),
 		procfs:     c.Procfs, watcher: c.Watcher, shim: c.Shim, launching: map[service.Name]bool{},
 	}
@@ -142,6 +148,9 @@ func offered(parent cgroup.Group, ours bool) ([]string, error) {
 // supervisor is the leaf below the parent for the agent, and whoever else lives
 // in the root of a container.
 const supervisor = "supervisor"
+
+// ShimLeaf is the leaf below a parent that is ours for the parent of all services.
+const ShimLeaf = "shim"
 
 // vacate lets the root of the tree pass controllers on. In a container it is a
 // cgroup like any other, in which all begin to live, the agent too.
@@ -213,6 +222,18 @@ func enforcement(parent cgroup.Group, ours bool) (service.Enforcement, error) {
 
 // WatchLogs implements backends.LogTeller.
 func (b *Backend) WatchLogs(tell func(service.LogTrouble)) { b.shim.WatchLogs(tell) }
+
+// Total implements backends.Totaller. Leaves in which no service lives are not counted.
+func (b *Backend) Total() (service.Usage, error) {
+	if b.total != nil {
+		return b.total()
+	}
+	u, err := b.parent.Total(b.parent.Child(supervisor), b.parent.Child(ShimLeaf))
+	if err != nil {
+		return service.Usage{}, failure("measure all services", service.Name{}, service.HostUnavailable, err)
+	}
+	return u, nil
+}
 
 // Name is "cgroupfs".
 func (b *Backend) Name() string { return name }

@@ -149,7 +149,7 @@ func (o *Offer) open(ctx context.Context, c Config, names []string) error {
 	}
 	if !slices.Contains(names, "systemd") {
 		o.shim = launch.NewShim(launch.ShimConfig{Watcher: o.watcher, Dir: c.RunDir, Place: func(context.Context) (*os.File, error) {
-			return leaf(c, parent+"/shim")
+			return leaf(c, parent+"/"+cgroupfs.ShimLeaf)
 		}})
 		return o.openCgroupfs(c, cgroupfs.Config{Parent: parent, Ours: true})
 	}
@@ -239,7 +239,7 @@ func (o *Offer) openSystemd(ctx context.Context, c Config, names []string) error
 		o.Findings = append(o.Findings, noAnchor(err))
 		return nil
 	}
-	err = o.openCgroupfs(c, cgroupfs.Config{Parent: anchor, Protect: b.Protect, Restore: func(ctx context.Context) error {
+	err = o.openCgroupfs(c, cgroupfs.Config{Parent: anchor, Protect: b.Protect, Total: b.Total, Restore: func(ctx context.Context) error {
 		_, err := b.EnsureAnchor(ctx)
 		return err
 	}})

@@ -17,6 +17,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/units"
 )
 
 // Config is what a Backend works with.
@@ -70,6 +71,7 @@ type Backend struct {
 var (
 	_ backends.Backend   = (*Backend)(nil)
 	_ backends.LogTeller = (*Backend)(nil)
+	_ backends.Totaller  = (*Backend)(nil)
 )
 
 // New connects to systemd and finds out what can be enforced here. ctx bounds
@@ -105,6 +107,16 @@ func New(ctx context.Context, cfg Config) (*Backend, error) {
 
 // WatchLogs implements backends.LogTeller.
 func (b *Backend) WatchLogs(tell func(service.LogTrouble)) { b.shim.WatchLogs(tell) }
+
+// Total implements backends.Totaller. The anchor is in the slice, too, and with it the
+// services that have no scope; the process that keeps it, and their parent, are not counted.
+func (b *Backend) Total() (service.Usage, error) {
+	u, err := b.slice().Total(b.slice().Child(units.AnchorScope).Child(PauseLeaf))
+	if err != nil {
+		return service.Usage{}, failure("measure all services", service.Name{}, err)
+	}
+	return u, nil
+}
 
 // Name is "systemd".
 func (b *Backend) Name() string { return "systemd" }

@@ -25,6 +25,9 @@ func hall(logDir string) *apitest.Agent {
 		},
 		System: service.SystemUsage{MemoryTotal: 16 << 30, MemoryAvailable: 12 << 30, CPUPercent: 152, Cores: 4, Measured: now},
 		Budget: 12 << 30, Promised: 5 << 30,
+		All: service.Usage{Source: "cgroup", Memory: 424 * mebibyte, Swap: service.Of(0), CPUPercent: 24.8, CPUTime: 90 * time.Second, Pids: service.Of(76),
+			IO:          service.IO{ReadBytes: service.Of(3 * mebibyte), WriteBytes: service.Of(1 << 30), Reads: service.Of(30), Writes: service.Of(1000)},
+			CPUPressure: service.Pressure{Some: service.Stall{Set: true, Avg10: 2.5, Total: time.Second}}},
 		Power: service.PowerInfo{Power: service.Power{Battery: true, Draining: true, Percent: 12.4, Source: "sysfs"}, Level: service.PowerLow, StopBelow: 15, ReduceBelow: 30},
 	}
 	a.Found = []service.Finding{

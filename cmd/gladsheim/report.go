@@ -226,14 +226,25 @@ func (a *app) sayUsage(s *sheet, st *gladsheimv1.ServiceStatus) {
 		in(labelled("high", held("memory_high", size)), labelled("peak", maybe(u.MemoryPeakBytes, bytesOf)),
 			labelled("swap", maybe(u.MemorySwapBytes, bytesOf)))))
 	s.line("Tasks", and(maybe(u.PidsCurrent, number), labelled("of", held("pids_max", whole)), in(labelled("peak", maybe(u.PidsPeak, number)))))
-	if io := u.GetIo(); io != nil {
-		s.line("I/O", list(labelled("read", maybe(io.ReadBytes, bytesOf)), labelled("written", maybe(io.WriteBytes, bytesOf))))
-	}
-	s.line("Pressure", list(labelled("memory", lost(u.GetMemoryPressure())), labelled("CPU", lost(u.GetCpuPressure())),
-		labelled("I/O", lost(u.GetIoPressure()))))
+	s.line("I/O", ioOf(u))
+	s.line("Pressure", pressureOf(u))
 	if u.GetOomKills() > 0 {
 		s.loud("OOM kills", number(u.GetOomKills()))
 	}
+}
+
+// ioOf is what was read from disks and written to them, "" when nobody tells.
+func ioOf(u *gladsheimv1.ResourceUsage) string {
+	io := u.GetIo()
+	if io == nil {
+		return ""
+	}
+	return list(labelled("read", maybe(io.ReadBytes, bytesOf)), labelled("written", maybe(io.WriteBytes, bytesOf)))
+}
+
+// pressureOf is what time was lost, and for what; "" when nobody tells.
+func pressureOf(u *gladsheimv1.ResourceUsage) string {
+	return list(labelled("memory", lost(u.GetMemoryPressure())), labelled("CPU", lost(u.GetCpuPressure())), labelled("I/O", lost(u.GetIoPressure())))
 }
 
 // lost is the share of the latest ten seconds that was lost, "" when nobody tells.

@@ -43,8 +43,11 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 		s.line("Budget", fmt.Sprintf("%s promised of %s", bytesOf(info.GetMemoryPromisedBytes()), bytesOf(info.GetMemoryBudgetBytes())))
 	}
 	u := info.GetUsage()
-	s.line("Memory", fmt.Sprintf("%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes())))
-	s.line("CPU", fmt.Sprintf("%s of %d%% (%s)", percent(u.GetCpuPercent()), 100*u.GetCores(), plural(int(u.GetCores()), "core")))
+	memory := fmt.Sprintf("%s used of %s, %s available", bytesOf(u.GetMemoryUsedBytes()), bytesOf(u.GetMemoryTotalBytes()), bytesOf(u.GetMemoryAvailableBytes()))
+	s.line("Memory", and(memory, in(labelled("limited by", u.GetMemoryLimitedBy()))))
+	s.line("CPU", and(fmt.Sprintf("%s of %d%%", percent(u.GetCpuPercent()), 100*u.GetCores()),
+		in(plural(int(u.GetCores()), "core"), labelled("limited by", u.GetCoresLimitedBy()))))
+	sayServices(s, info)
 	if power := powerLine(info.GetPower()); power != "" {
 		s.line("Power", power)
 	}
@@ -63,6 +66,25 @@ func (a *app) showSystem(info *gladsheimv1.HostInfo) error {
 	_ = t.write(s) // a Builder takes everything
 	_, err := fmt.Fprint(a.out, s.String())
 	return err
+}
+
+// sayServices tells what all services together use.
+func sayServices(s *sheet, info *gladsheimv1.HostInfo) {
+	u := info.GetServicesUsage()
+	if u == nil {
+		s.line("Services", labelled("not counted together:", info.GetServicesUncounted()))
+		return
+	}
+	s.line("Services", and(list(bytesOf(u.GetMemoryBytes()), labelled("swap", maybe(u.MemorySwapBytes, bytesOf)),
+		labelled("CPU", percent(float64(u.GetCpuPercent()))), usecOf(u.GetCpuTimeUsec())+" in all", tasksOf(u), ioOf(u)),
+		in(labelled("pressure", pressureOf(u)))))
+}
+
+func tasksOf(u *gladsheimv1.ResourceUsage) string {
+	if u.PidsCurrent == nil {
+		return ""
+	}
+	return plural(int(u.GetPidsCurrent()), "task")
 }
 
 // powerLine tells how the host is powered, "" without a battery.

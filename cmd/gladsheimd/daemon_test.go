@@ -47,7 +47,7 @@ const patience = 2 * time.Minute
 // gladsheimd is one in a process of its own, and a client of it.
 type gladsheimd struct {
 	*client.Client
-	t        *testing.T
+	t        testing.TB
 	dir      string // readable by everybody
 	token    string // in the command line of each process of a service
 	workload string
@@ -55,7 +55,7 @@ type gladsheimd struct {
 }
 
 // start starts a daemon, with what was put into its directory before.
-func start(t *testing.T, before ...func(d *gladsheimd)) *gladsheimd {
+func start(t testing.TB, before ...func(d *gladsheimd)) *gladsheimd {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gladsheimd-")
 	require.NoError(t, err)

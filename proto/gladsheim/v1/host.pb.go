@@ -147,8 +147,15 @@ type HostInfo struct {
 	MemoryBudgetBytes *uint64 `protobuf:"varint,41,opt,name=memory_budget_bytes,json=memoryBudgetBytes,proto3,oneof" json:"memory_budget_bytes,omitempty"`
 	// What those that run, or wait to run again, have of it.
 	MemoryPromisedBytes uint64 `protobuf:"varint,42,opt,name=memory_promised_bytes,json=memoryPromisedBytes,proto3" json:"memory_promised_bytes,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What all services together use, and have used since the cgroup was made that holds
+	// them, those included that have ended. Peaks are of each service alone, and absent
+	// here. Pressure is that of the whole cgroup, in which the parent of all services
+	// lives, too, and in a container the agent. Absent where services have no cgroups.
+	ServicesUsage *ResourceUsage `protobuf:"bytes,43,opt,name=services_usage,json=servicesUsage,proto3" json:"services_usage,omitempty"`
+	// Why services_usage is absent; empty if it is not.
+	ServicesUncounted string `protobuf:"bytes,44,opt,name=services_uncounted,json=servicesUncounted,proto3" json:"services_uncounted,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *HostInfo) Reset() {
@@ -270,6 +277,20 @@ func (x *HostInfo) GetMemoryPromisedBytes() uint64 {
 		return x.MemoryPromisedBytes
 	}
 	return 0
+}
+
+func (x *HostInfo) GetServicesUsage() *ResourceUsage {
+	if x != nil {
+		return x.ServicesUsage
+	}
+	return nil
+}
+
+func (x *HostInfo) GetServicesUncounted() string {
+	if x != nil {
+		return x.ServicesUncounted
+	}
+	return ""
 }
 
 // PowerInfo tells how the host is powered.
@@ -456,23 +477,30 @@ func (x *BackendInfo) GetCapabilities() []string {
 	return nil
 }
 
-// SystemUsage is how busy the whole host is.
+// SystemUsage is how busy the whole host is, or, in a container or a cpuset, what is
+// left of it.
 type SystemUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Memory of the host.
+	// Memory of the host, or as much as the container may have.
 	MemoryTotalBytes uint64 `protobuf:"varint,1,opt,name=memory_total_bytes,json=memoryTotalBytes,proto3" json:"memory_total_bytes,omitempty"`
 	// Memory that can still be had without swapping.
 	MemoryAvailableBytes uint64 `protobuf:"varint,2,opt,name=memory_available_bytes,json=memoryAvailableBytes,proto3" json:"memory_available_bytes,omitempty"`
 	// The difference of the two.
 	MemoryUsedBytes uint64 `protobuf:"varint,3,opt,name=memory_used_bytes,json=memoryUsedBytes,proto3" json:"memory_used_bytes,omitempty"`
-	// CPU percent; all cores busy is 100 times cores.
+	// CPU percent of these cores, whoever uses them; all busy is 100 times cores.
 	CpuPercent float64 `protobuf:"fixed64,4,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
-	// Cores that are online.
+	// Cores that are online and may be used.
 	Cores uint32 `protobuf:"varint,5,opt,name=cores,proto3" json:"cores,omitempty"`
 	// When it was measured.
 	MeasuredAtUnixMs int64 `protobuf:"varint,6,opt,name=measured_at_unix_ms,json=measuredAtUnixMs,proto3" json:"measured_at_unix_ms,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The file whose limit leaves less memory than the machine has, such as
+	// /sys/fs/cgroup/memory.max; empty when none does.
+	MemoryLimitedBy string `protobuf:"bytes,20,opt,name=memory_limited_by,json=memoryLimitedBy,proto3" json:"memory_limited_by,omitempty"`
+	// The file, or the system call, that leaves fewer cores than are online; empty when
+	// none does.
+	CoresLimitedBy string `protobuf:"bytes,21,opt,name=cores_limited_by,json=coresLimitedBy,proto3" json:"cores_limited_by,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SystemUsage) Reset() {
@@ -545,6 +573,20 @@ func (x *SystemUsage) GetMeasuredAtUnixMs() int64 {
 		return x.MeasuredAtUnixMs
 	}
 	return 0
+}
+
+func (x *SystemUsage) GetMemoryLimitedBy() string {
+	if x != nil {
+		return x.MemoryLimitedBy
+	}
+	return ""
+}
+
+func (x *SystemUsage) GetCoresLimitedBy() string {
+	if x != nil {
+		return x.CoresLimitedBy
+	}
+	return ""
 }
 
 // StateCount counts the services in one state.
@@ -957,7 +999,7 @@ var File_gladsheim_v1_host_proto protoreflect.FileDescriptor
 const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"\x17gladsheim/v1/host.proto\x12\fgladsheim.v1\x1a\x1cgladsheim/v1/gladsheim.proto\"\x10\n" +
-	"\x0eGetHostRequest\"\xc5\x04\n" +
+	"\x0eGetHostRequest\"\xb8\x05\n" +
 	"\bHostInfo\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x16\n" +
 	"\x06kernel\x18\x02 \x01(\tR\x06kernel\x12#\n" +
@@ -973,7 +1015,9 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	" \x01(\rR\vmaxServices\x12-\n" +
 	"\x05power\x18( \x01(\v2\x17.gladsheim.v1.PowerInfoR\x05power\x123\n" +
 	"\x13memory_budget_bytes\x18) \x01(\x04H\x00R\x11memoryBudgetBytes\x88\x01\x01\x122\n" +
-	"\x15memory_promised_bytes\x18* \x01(\x04R\x13memoryPromisedBytesB\x16\n" +
+	"\x15memory_promised_bytes\x18* \x01(\x04R\x13memoryPromisedBytes\x12B\n" +
+	"\x0eservices_usage\x18+ \x01(\v2\x1b.gladsheim.v1.ResourceUsageR\rservicesUsage\x12-\n" +
+	"\x12services_uncounted\x18, \x01(\tR\x11servicesUncountedB\x16\n" +
 	"\x14_memory_budget_bytes\"\xa3\x02\n" +
 	"\tPowerInfo\x12\x18\n" +
 	"\abattery\x18\x01 \x01(\bR\abattery\x12\x1d\n" +
@@ -991,7 +1035,7 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
 	"\bselected\x18\x04 \x01(\bR\bselected\x12\"\n" +
-	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\"\x83\x02\n" +
+	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\"\xd9\x02\n" +
 	"\vSystemUsage\x12,\n" +
 	"\x12memory_total_bytes\x18\x01 \x01(\x04R\x10memoryTotalBytes\x124\n" +
 	"\x16memory_available_bytes\x18\x02 \x01(\x04R\x14memoryAvailableBytes\x12*\n" +
@@ -999,7 +1043,9 @@ const file_gladsheim_v1_host_proto_rawDesc = "" +
 	"\vcpu_percent\x18\x04 \x01(\x01R\n" +
 	"cpuPercent\x12\x14\n" +
 	"\x05cores\x18\x05 \x01(\rR\x05cores\x12-\n" +
-	"\x13measured_at_unix_ms\x18\x06 \x01(\x03R\x10measuredAtUnixMs\"T\n" +
+	"\x13measured_at_unix_ms\x18\x06 \x01(\x03R\x10measuredAtUnixMs\x12*\n" +
+	"\x11memory_limited_by\x18\x14 \x01(\tR\x0fmemoryLimitedBy\x12(\n" +
+	"\x10cores_limited_by\x18\x15 \x01(\tR\x0ecoresLimitedBy\"T\n" +
 	"\n" +
 	"StateCount\x120\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x14\n" +
@@ -1062,28 +1108,30 @@ var file_gladsheim_v1_host_proto_goTypes = []any{
 	(*GetConfigRequest)(nil), // 10: gladsheim.v1.GetConfigRequest
 	(*AgentConfig)(nil),      // 11: gladsheim.v1.AgentConfig
 	(*OlderDefault)(nil),     // 12: gladsheim.v1.OlderDefault
-	(ServiceState)(0),        // 13: gladsheim.v1.ServiceState
+	(*ResourceUsage)(nil),    // 13: gladsheim.v1.ResourceUsage
+	(ServiceState)(0),        // 14: gladsheim.v1.ServiceState
 }
 var file_gladsheim_v1_host_proto_depIdxs = []int32{
 	4,  // 0: gladsheim.v1.HostInfo.backends:type_name -> gladsheim.v1.BackendInfo
 	5,  // 1: gladsheim.v1.HostInfo.usage:type_name -> gladsheim.v1.SystemUsage
 	6,  // 2: gladsheim.v1.HostInfo.state_counts:type_name -> gladsheim.v1.StateCount
 	3,  // 3: gladsheim.v1.HostInfo.power:type_name -> gladsheim.v1.PowerInfo
-	13, // 4: gladsheim.v1.StateCount.state:type_name -> gladsheim.v1.ServiceState
-	9,  // 5: gladsheim.v1.DoctorReport.findings:type_name -> gladsheim.v1.Finding
-	0,  // 6: gladsheim.v1.Finding.level:type_name -> gladsheim.v1.Finding.Level
-	12, // 7: gladsheim.v1.AgentConfig.older_defaults:type_name -> gladsheim.v1.OlderDefault
-	1,  // 8: gladsheim.v1.HostService.GetHost:input_type -> gladsheim.v1.GetHostRequest
-	7,  // 9: gladsheim.v1.HostService.Doctor:input_type -> gladsheim.v1.DoctorRequest
-	10, // 10: gladsheim.v1.HostService.GetConfig:input_type -> gladsheim.v1.GetConfigRequest
-	2,  // 11: gladsheim.v1.HostService.GetHost:output_type -> gladsheim.v1.HostInfo
-	8,  // 12: gladsheim.v1.HostService.Doctor:output_type -> gladsheim.v1.DoctorReport
-	11, // 13: gladsheim.v1.HostService.GetConfig:output_type -> gladsheim.v1.AgentConfig
-	11, // [11:14] is the sub-list for method output_type
-	8,  // [8:11] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	13, // 4: gladsheim.v1.HostInfo.services_usage:type_name -> gladsheim.v1.ResourceUsage
+	14, // 5: gladsheim.v1.StateCount.state:type_name -> gladsheim.v1.ServiceState
+	9,  // 6: gladsheim.v1.DoctorReport.findings:type_name -> gladsheim.v1.Finding
+	0,  // 7: gladsheim.v1.Finding.level:type_name -> gladsheim.v1.Finding.Level
+	12, // 8: gladsheim.v1.AgentConfig.older_defaults:type_name -> gladsheim.v1.OlderDefault
+	1,  // 9: gladsheim.v1.HostService.GetHost:input_type -> gladsheim.v1.GetHostRequest
+	7,  // 10: gladsheim.v1.HostService.Doctor:input_type -> gladsheim.v1.DoctorRequest
+	10, // 11: gladsheim.v1.HostService.GetConfig:input_type -> gladsheim.v1.GetConfigRequest
+	2,  // 12: gladsheim.v1.HostService.GetHost:output_type -> gladsheim.v1.HostInfo
+	8,  // 13: gladsheim.v1.HostService.Doctor:output_type -> gladsheim.v1.DoctorReport
+	11, // 14: gladsheim.v1.HostService.GetConfig:output_type -> gladsheim.v1.AgentConfig
+	12, // [12:15] is the sub-list for method output_type
+	9,  // [9:12] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_host_proto_init() }
