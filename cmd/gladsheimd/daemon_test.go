@@ -170,7 +170,6 @@ func (d *gladsheimd) mode(mode ...string) []string {
 	return append([]string{d.workload, "-t", d.token}, mode...)
 }
 
-// register registers a definition, over what had its name.
 // register defines a service whose output is in a file, which said reads.
 func (d *gladsheimd) register(name string, exec []string, more ...fields) *gladsheimv1.DefinitionChange {
 	d.t.Helper()

@@ -68,7 +68,7 @@ func kills(t *testing.T) (times, services int) {
 	case soak:
 		return 1000, 100
 	case host == "systemd-new":
-		return 200, 100
+		return 64, 100
 	case host == "bare": // which is not emulated
 		return 100, 100
 	}
