@@ -70,6 +70,9 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 	at("power", "What becomes of the service when the battery is low: deferrable, it is stopped first; normal, it is stopped when all that is deferrable is; essential, it runs on.",
 		word[service.PowerClass]{values: []service.PowerClass{service.PowerClassEssential, service.PowerClassNormal, service.PowerClassDeferrable}},
 		func(s *service.Spec) *service.PowerClass { return &s.Power }),
+	at("low_battery", "How a deferrable service is saved: stop, it is stopped and started again; freeze, it is frozen and thawed, and keeps its memory, where it has a cgroup, else it is stopped.",
+		word[service.LowBattery]{values: []service.LowBattery{service.LowBatteryStop, service.LowBatteryFreeze}},
+		func(s *service.Spec) *service.LowBattery { return &s.LowBattery }),
 	at("log", "Where output goes: the journal, a file below the agent's log directory, or nowhere; auto is the journal where it can be written and read, else a file.",
 		word[service.LogSink]{
 			values: []service.LogSink{service.LogAuto, service.LogFile, service.LogJournal, service.LogNull},

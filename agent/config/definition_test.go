@@ -154,6 +154,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
 		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
+		{`"low_battery": "freeze"`, `low_battery: freeze is for power deferrable, and this is normal`},
 		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
 		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
 		{`"priority": "high"`, "priority: is a string; it wants a number"},
@@ -179,7 +180,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, ready, health, restart, stop, requires, after, autostart, priority, power, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, ready, health, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

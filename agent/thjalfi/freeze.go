@@ -57,6 +57,18 @@ func (a *actor) still(freeze bool, actor string, reply chan<- error) {
 	})
 }
 
+// spare freezes the service to save the battery. That it is for this is on record before.
+func (a *actor) spare(actor string, reply chan<- error) {
+	if a.machine.Frozen {
+		reply <- nil
+		return
+	}
+	if a.machine.State == service.Running {
+		a.happen(a.event(service.Spare))
+	}
+	a.still(true, actor, reply)
+}
+
 func stillOp(freeze bool) string {
 	if freeze {
 		return "freeze"
