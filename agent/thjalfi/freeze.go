@@ -63,8 +63,8 @@ func (a *actor) spare(actor string, reply chan<- error) {
 		reply <- nil
 		return
 	}
-	if a.machine.State == service.Running {
-		a.happen(a.event(service.Spare))
+	if a.machine, _ = service.Next(a.machine, a.event(service.Spare)); a.machine.Spared {
+		a.record() // what there is to tell comes with the freeze
 	}
 	a.still(true, actor, reply)
 }

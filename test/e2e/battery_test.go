@@ -95,7 +95,9 @@ func TestTheKernelsBattery(t *testing.T) {
 // inTurn are the services that came to a phase, in the order in which that was told.
 func (w *world) inTurn(phase string) (names []string) {
 	w.t.Helper()
-	for line := range strings.Lines(w.mustCLI("events")) {
+	events := w.mustCLI("events")
+	w.t.Log(events)
+	for line := range strings.Lines(events) {
 		if words := strings.Fields(line); strings.Contains(line, phase) && len(words) > 2 {
 			names = append(names, words[1])
 		}
