@@ -14,6 +14,7 @@ import (
 
 func weightLaws() []law {
 	return []law{
+		{says: "io_weight shares out the disks for which iocost is enabled", only: caged, alone: true, check: lawIOWeight},
 		{says: "io_device_weight shares out a disk, and changes while the service runs", only: caged, alone: true, check: lawDeviceWeight},
 		{says: "a weight of a disk that nothing shares out is refused, with what to do", only: caged, alone: true, check: lawDeviceWeightRefused},
 		{says: "a weight of a disk that the host has not is refused by its name", only: caged, check: lawDeviceWeightNoDisk},
@@ -43,6 +44,24 @@ func (b *bench) shared(disk string) {
 		tell("io.cost.qos", "enable=0")
 		tell("io.cost.model", "ctrl=auto")
 	})
+}
+
+func lawIOWeight(b *bench) {
+	disk := Disk(b)
+	if !b.agent.Enforces().Limits[service.IOWeight] {
+		return
+	}
+	b.shared(disk)
+	reads := func(weight uint64) *incarnation {
+		return b.launch(limited(b.plan("read-disk", disk, fmt.Sprint(900*mebi)), service.Limits{service.IOWeight: service.Of(weight)}))
+	}
+	one, other := reads(800), reads(100)
+	b.readsTimes(one, other, 5, 12)
+	for i, weight := range map[*incarnation]uint64{one: 50, other: 400} {
+		_, err := i.Limit(b.within(), service.Limits{service.IOWeight: service.Of(weight)})
+		require.NoError(b, err)
+	}
+	b.readsTimes(other, one, 5, 12)
 }
 
 func (b *bench) weighed(disk string, weight int, mode ...string) service.Launch {
