@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,13 +22,15 @@ import (
 // that somebody else has reserved.
 const hugetlbFiles = "hugetlb.*.max"
 
-// sysHugePages has a folder for each size of page; a variable for tests.
-var sysHugePages = "/sys/kernel/mm/hugepages"
+const sysHugePages = "/sys/kernel/mm/hugepages"
 
 // hugePageSizes lists the sizes that this host has, in bytes, none where its kernel has
-// no huge pages.
-func hugePageSizes() ([]uint64, error) {
-	entries, err := os.ReadDir(sysHugePages)
+// no huge pages. They are the same until the next boot. A variable for tests.
+var hugePageSizes = sync.OnceValues(func() ([]uint64, error) { return hugePageSizesIn(sysHugePages) })
+
+// hugePageSizesIn reads them from a folder that has one for each.
+func hugePageSizesIn(folder string) ([]uint64, error) {
+	entries, err := os.ReadDir(folder)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -163,6 +166,9 @@ func writeHugePages(d *dir, q service.Quota) error {
 
 // lackOfHugePages tells which sizes of q the host has not, "" for none.
 func lackOfHugePages(q service.Quota) string {
+	if q.Text == "" {
+		return ""
+	}
 	list, err := service.ParseHugePages(q.Text)
 	sizes, sizesErr := hugePageSizes()
 	if err != nil || sizesErr != nil {

@@ -11,16 +11,16 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// pages makes a /sys with huge pages of these sizes.
+// pages makes the host one with folders of these names for huge pages.
 func pages(t *testing.T, names ...string) {
 	t.Helper()
 	root := t.TempDir()
 	for _, name := range names {
 		require.NoError(t, os.Mkdir(filepath.Join(root, name), 0o755))
 	}
-	before := sysHugePages
-	sysHugePages = root
-	t.Cleanup(func() { sysHugePages = before })
+	before := hugePageSizes
+	hugePageSizes = func() ([]uint64, error) { return hugePageSizesIn(root) }
+	t.Cleanup(func() { hugePageSizes = before })
 }
 
 func TestHugePages(t *testing.T) {

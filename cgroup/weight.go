@@ -109,6 +109,9 @@ const costFile = "io.cost.qos"
 // io.cost.qos): without it the kernel refuses a weight of the disk (EOPNOTSUPP), and
 // goes by no other. Of a tree whose root we do not see only the attempt tells.
 func (t Tree) lackOfWeights(q service.Quota) string {
+	if q.Text == "" {
+		return ""
+	}
 	list, _, err := weightsByNumber(q)
 	if err != nil {
 		return err.Error()
