@@ -116,39 +116,32 @@ func SameDisks(r service.Resource, q, other service.Quota) bool {
 
 // named gives disks the names that asked uses for them.
 func named(r service.Resource, q, asked service.Quota) service.Quota {
-	out, err := q, error(nil)
 	if r.Unit() == service.Weights {
-		_, names, namesErr := weightsByNumber(asked)
+		_, names, err := weightsByNumber(asked)
 		list, listErr := service.ParseDeviceWeights(q.Text)
-		if namesErr != nil || listErr != nil {
-			return q
-		}
-		for i := range list {
-			list[i].Device = nameIn(names, list[i].Device)
-		}
-		out, err = service.OfDeviceWeights(list)
-	} else {
-		_, names, namesErr := byNumber(asked)
-		list, listErr := service.ParseDevices(q.Text)
-		if namesErr != nil || listErr != nil {
-			return q
-		}
-		for i := range list {
-			list[i].Device = nameIn(names, list[i].Device)
-		}
-		out, err = service.OfDevices(list)
+		return renamed(q, list, names, errors.Join(err, listErr), func(w *service.DeviceWeight) *string { return &w.Device }, service.OfDeviceWeights)
 	}
+	_, names, err := byNumber(asked)
+	list, listErr := service.ParseDevices(q.Text)
+	return renamed(q, list, names, errors.Join(err, listErr), func(l *service.DeviceLimit) *string { return &l.Device }, service.OfDevices)
+}
+
+// renamed is the quota of list, which was read from q, with other names for disks; q
+// itself after an error.
+func renamed[T any](q service.Quota, list []T, names map[string]string, err error, device func(*T) *string, of func([]T) (service.Quota, error)) service.Quota {
+	if err != nil {
+		return q
+	}
+	for i := range list {
+		if name, ok := names[*device(&list[i])]; ok {
+			*device(&list[i]) = name
+		}
+	}
+	out, err := of(list)
 	if err != nil {
 		return q
 	}
 	return out
-}
-
-func nameIn(names map[string]string, number string) string {
-	if name, ok := names[number]; ok {
-		return name
-	}
-	return number
 }
 
 // rateKeys are the rates in io.max (cgroup-v2.rst).

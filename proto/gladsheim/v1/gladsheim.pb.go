@@ -825,7 +825,8 @@ type ServiceStatus struct {
 	ResourceUsage *ResourceUsage `protobuf:"bytes,6,opt,name=resource_usage,json=resourceUsage,proto3,oneof" json:"resource_usage,omitempty"`
 	// The latest health verdict.
 	HealthStatus *ServiceHealth `protobuf:"bytes,7,opt,name=health_status,json=healthStatus,proto3,oneof" json:"health_status,omitempty"`
-	// Why it is not running though it should be; absent when all is well.
+	// Why it is not running though it should be, or is frozen to save the battery; absent
+	// when all is well.
 	ErrorMessage *string `protobuf:"bytes,8,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
 	// Automatic restarts since it was last started by request.
 	RestartCount uint32 `protobuf:"varint,9,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
