@@ -341,7 +341,7 @@ func (a *Agent) savings() string {
 	spared := a.sacrifice(func(s *service.Status) bool { return s.Machine.Frozen && s.Machine.Spared })
 	if len(spared) > 0 {
 		slices.SortFunc(spared, byName)
-		text += fmt.Sprintf(" These services are frozen, and run on on AC: %v.", spared)
+		text += fmt.Sprintf(" These services are frozen, and thawed on AC: %v.", spared)
 	}
 	return text
 }

@@ -13,7 +13,7 @@ import (
 // freezing are the keys of one that is frozen when the battery is low.
 const freezing = `"power": "deferrable", "low_battery": "freeze"`
 
-// What is frozen to save the battery holds still, says why, and runs on on AC as the
+// What is frozen to save the battery holds still, says why, and is thawed on AC as the
 // process that it was, under the next agent too.
 func TestLowBatteryFreezes(t *testing.T) {
 	battery(t, func(t *testing.T, h *house) {
@@ -29,9 +29,9 @@ func TestLowBatteryFreezes(t *testing.T) {
 			require.Equal(t, service.PublicRunning, s.Machine.Public())
 			require.True(t, s.Machine.Frozen)
 			require.True(t, h.host.Frozen(feed))
-			require.Equal(t, "frozen to save the battery; it runs on on AC", s.Error)
+			require.Equal(t, "frozen to save the battery; it is thawed on AC", s.Error)
 			require.Equal(t, holder, s.LastActor)
-			require.Contains(t, h.doctor()[0], "These services are stopped, and start again on AC: [mail sync web]. These services are frozen, and run on on AC: [feed].")
+			require.Contains(t, h.doctor()[0], "These services are stopped, and start again on AC: [mail sync web]. These services are frozen, and thawed on AC: [feed].")
 		}
 		frozen()
 		require.Equal(t, []string{"asked"}, h.reasons(feed, service.NoticeFrozen))

@@ -61,7 +61,7 @@ func (a *actor) recordNow() Record {
 const heldText = "stopped to save the battery; it starts again on AC"
 
 // sparedText is why a service that runs does nothing.
-const sparedText = "frozen to save the battery; it runs on on AC"
+const sparedText = "frozen to save the battery; it is thawed on AC"
 
 // publish shows the present state to readers.
 func (a *actor) publish(kind service.NoticeKind, reason, detail string) {

@@ -128,7 +128,7 @@ func TestTheBatteryRunsLow(t *testing.T) {
 				if limited(t) {
 					require.True(t, s.GetFrozen())
 					require.Equal(t, cold, s.GetProcessId())
-					require.Equal(t, "frozen to save the battery; it runs on on AC", s.GetErrorMessage())
+					require.Equal(t, "frozen to save the battery; it is thawed on AC", s.GetErrorMessage())
 				} else { // nothing can be frozen
 					require.Equal(t, "held", s.GetPhase())
 				}
