@@ -165,21 +165,30 @@ func (a *Agent) stepPower() bool {
 		a.hold(name)
 		return true
 	}
-	held := a.sacrifice(func(s *service.Status) bool { return s.Machine.State == service.Held && !a.power.tried[s.Name] })
+	held := a.sacrifice(func(s *service.Status) bool {
+		return (s.Machine.State == service.Held || s.Machine.Spared) && !a.power.tried[s.Name]
+	})
 	if len(held) == 0 {
 		return false
 	}
 	name := held[len(held)-1]
 	a.power.tried[name] = true
-	a.resume(name)
+	if s, known := a.registry.Get(name); known && s.Machine.Spared {
+		a.unspare(name)
+	} else {
+		a.resume(name)
+	}
 	return true
 }
 
-// hold ends a service to save the battery. One that ends just now may come to wait for
-// its next attempt: then it waits on without one.
+// hold freezes or ends a service to save the battery. One that ends just now may come to
+// wait for its next attempt: then it waits on without one.
 func (a *Agent) hold(name service.Name) {
 	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
 	defer cancel()
+	if a.spare(ctx, name) {
+		return
+	}
 	a.cfg.Log.Info("a service is stopped to save the battery", "service", name)
 	for range 2 {
 		err := a.thjalfi.Hold(ctx, name, nil, holder)
@@ -196,6 +205,35 @@ func (a *Agent) hold(name service.Name) {
 		if s, known := a.registry.Get(name); !known || s.Machine.State != service.Backoff {
 			return
 		}
+	}
+}
+
+// spare freezes a service whose definition says so, and tells whether that is done. One
+// that can not be frozen, as it is not ready or has no cgroup, is to be stopped.
+func (a *Agent) spare(ctx context.Context, name service.Name) bool {
+	s, known := a.registry.Get(name)
+	if !known || s.Spec.LowBattery != service.LowBatteryFreeze || !s.Machine.State.Alive() {
+		return false
+	}
+	if s.Machine.Frozen { // by somebody else
+		return true
+	}
+	err := a.thjalfi.Spare(ctx, name, holder)
+	if err != nil && a.ctx.Err() == nil {
+		a.cfg.Log.Warn("a service can not be frozen to save the battery, and is stopped", "service", name, "error", err)
+		return false
+	}
+	a.cfg.Log.Info("a service is frozen to save the battery", "service", name)
+	return true
+}
+
+// unspare thaws a service that was frozen to save the battery.
+func (a *Agent) unspare(name service.Name) {
+	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
+	defer cancel()
+	a.cfg.Log.Info("a service that was frozen to save the battery is thawed", "service", name)
+	if err := a.thjalfi.Thaw(ctx, name, resumer); err != nil && a.ctx.Err() == nil {
+		a.cfg.Log.Error("a service that was frozen to save the battery can not be thawed", "service", name, "error", err)
 	}
 }
 
@@ -299,6 +337,11 @@ func (a *Agent) savings() string {
 	if len(held) > 0 {
 		slices.SortFunc(held, byName)
 		text += fmt.Sprintf(" These services are stopped, and start again on AC: %v.", held)
+	}
+	spared := a.sacrifice(func(s *service.Status) bool { return s.Machine.Frozen && s.Machine.Spared })
+	if len(spared) > 0 {
+		slices.SortFunc(spared, byName)
+		text += fmt.Sprintf(" These services are frozen, and thawed on AC: %v.", spared)
 	}
 	return text
 }

@@ -70,6 +70,8 @@ func fromLimits(in *gladsheimv1.ResourceLimits, spec *service.Spec) (service.Lim
 		setText("cpuset_mems", service.CPUSetMems, in.CpusetMems)
 		setText("io_max", service.IOMax, in.IoMax)
 		setText("rlimits", service.Rlimits, in.Rlimits)
+		setText("hugetlb_max", service.HugetlbMax, in.HugetlbMax)
+		setText("io_device_weight", service.IODeviceWeight, in.IoDeviceWeight)
 		setWhole("memory_high_bytes", service.MemoryHigh, in.MemoryHighBytes)
 		setWhole("memory_swap_max_bytes", service.MemorySwapMax, in.MemorySwapMaxBytes)
 		setWhole("cpu_weight", service.CPUWeight, widen(in.CpuWeight))
@@ -154,6 +156,8 @@ func toLimits(applied service.Applied, st *service.Status) *gladsheimv1.Resource
 		CpusetMems:            holdsText(applied, service.CPUSetMems),
 		IoMax:                 holdsText(applied, service.IOMax),
 		Rlimits:               holdsText(applied, service.Rlimits),
+		HugetlbMax:            holdsText(applied, service.HugetlbMax),
+		IoDeviceWeight:        holdsText(applied, service.IODeviceWeight),
 		BestEffort:            &st.Spec.BestEffort,
 		Reports:               toReports(applied),
 	}

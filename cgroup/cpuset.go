@@ -105,13 +105,19 @@ type Lack struct {
 	Why      string
 }
 
-// Lacks finds the limits of l that ask for CPUs, memory nodes or disks which this host
-// has not.
+// Lacks finds the limits of l that ask for CPUs, memory nodes, disks or sizes of huge
+// pages which this host has not, and for weights of disks that have none.
 func (t Tree) Lacks(l service.Limits) (lacks []Lack) {
 	if q := l[service.IOMax]; q.Text != "" {
 		if _, _, err := byNumber(q); err != nil {
 			lacks = append(lacks, Lack{service.IOMax, fmt.Sprintf("%s: %v", service.IOMax, err)})
 		}
+	}
+	if why := t.lackOfWeights(l[service.IODeviceWeight]); why != "" {
+		lacks = append(lacks, Lack{service.IODeviceWeight, fmt.Sprintf("%s: %s", service.IODeviceWeight, why)})
+	}
+	if why := lackOfHugePages(l[service.HugetlbMax]); why != "" {
+		lacks = append(lacks, Lack{service.HugetlbMax, why})
 	}
 	for i, q := range l {
 		r := service.Resource(i)

@@ -80,40 +80,64 @@ func byNumber(q service.Quota) (limits []service.DeviceLimit, names map[string]s
 		return nil, names, err
 	}
 	for _, limit := range list {
-		disk, err := FindDisk(limit.Device)
-		if err != nil {
+		if limit.Device, err = noteDisk(names, limit.Device); err != nil {
 			return nil, names, err
 		}
-		if other, twice := names[disk.Number]; twice {
-			return nil, names, fmt.Errorf("%s and %s are the same disk, %s", other, limit.Device, disk.Node)
-		}
-		names[disk.Number] = limit.Device
-		limit.Device = disk.Number
 		limits = append(limits, limit)
 	}
 	return limits, names, nil
 }
 
+// noteDisk finds the number of the disk that device names, and refuses one that is among
+// names already.
+func noteDisk(names map[string]string, device string) (number string, err error) {
+	disk, err := FindDisk(device)
+	if err != nil {
+		return "", err
+	}
+	if other, twice := names[disk.Number]; twice {
+		return "", fmt.Errorf("%s and %s are the same disk, %s", other, device, disk.Node)
+	}
+	names[disk.Number] = device
+	return disk.Number, nil
+}
+
 // SameDisks tells whether two limits of devices are the same, however they name them.
-func SameDisks(q, other service.Quota) bool {
+func SameDisks(r service.Resource, q, other service.Quota) bool {
+	if r.Unit() == service.Weights {
+		one, _, err := weightsByNumber(q)
+		two, _, otherErr := weightsByNumber(other)
+		return err == nil && otherErr == nil && slices.Equal(one, two)
+	}
 	one, _, err := byNumber(q)
 	two, _, otherErr := byNumber(other)
 	return err == nil && otherErr == nil && slices.Equal(one, two)
 }
 
 // named gives disks the names that asked uses for them.
-func named(q, asked service.Quota) service.Quota {
+func named(r service.Resource, q, asked service.Quota) service.Quota {
+	if r.Unit() == service.Weights {
+		_, names, err := weightsByNumber(asked)
+		list, listErr := service.ParseDeviceWeights(q.Text)
+		return renamed(q, list, names, errors.Join(err, listErr), func(w *service.DeviceWeight) *string { return &w.Device }, service.OfDeviceWeights)
+	}
 	_, names, err := byNumber(asked)
 	list, listErr := service.ParseDevices(q.Text)
-	if err != nil || listErr != nil {
+	return renamed(q, list, names, errors.Join(err, listErr), func(l *service.DeviceLimit) *string { return &l.Device }, service.OfDevices)
+}
+
+// renamed is the quota of list, which was read from q, with other names for disks; q
+// itself after an error.
+func renamed[T any](q service.Quota, list []T, names map[string]string, err error, device func(*T) *string, of func([]T) (service.Quota, error)) service.Quota {
+	if err != nil {
 		return q
 	}
-	for i, limit := range list {
-		if name, ok := names[limit.Device]; ok {
-			list[i].Device = name
+	for i := range list {
+		if name, ok := names[*device(&list[i])]; ok {
+			*device(&list[i]) = name
 		}
 	}
-	out, err := service.OfDevices(list)
+	out, err := of(list)
 	if err != nil {
 		return q
 	}
@@ -206,9 +230,12 @@ func rateText(n uint64) string {
 	return strconv.FormatUint(n, 10)
 }
 
-// tighter is what holds of two limits of disks, by their numbers, and whether the
-// second makes a difference.
-func tighter(one, other service.Quota) (service.Quota, bool) {
+// tighter is what holds of two limits of disks, by their numbers, or of huge pages, and
+// whether the second makes a difference.
+func tighter(r service.Resource, one, other service.Quota) (service.Quota, bool) {
+	if r.Unit() == service.PerPage {
+		return fewerHugePages(one, other)
+	}
 	list, err := service.ParseDevices(one.Text)
 	more, moreErr := service.ParseDevices(other.Text)
 	if err != nil || moreErr != nil {

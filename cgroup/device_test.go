@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -83,4 +84,56 @@ func TestIOMax(t *testing.T) {
 
 	lacks := tree.Lacks(service.Limits{service.IOMax: service.OfText("254:0:read_bps=1 254:1:read_bps=2")})
 	require.Equal(t, []Lack{{service.IOMax, "io_max: 254:0 and 254:1 are the same disk, /dev/vda"}}, lacks)
+}
+
+func TestIODeviceWeight(t *testing.T) {
+	disks(t)
+	const r = service.IODeviceWeight
+	tree, root := fixture(t, map[string]string{
+		"io.cost.qos": "254:0 enable=1 ctrl=auto\n254:16 enable=0 ctrl=auto", "g/io.weight": "default 100\n254:0 50", "n/io.weight": "default 70", "bad/io.weight": "default 100\n254:0",
+	})
+	asked := service.Limits{r: service.OfText("254:1:50")}
+	a, err := tree.Group("/g").Limits(asked)
+	require.NoError(t, err)
+	require.Equal(t, service.LimitReport{Requested: asked[r], Applied: asked[r], Effective: asked[r], Enforced: true}, a[r], "by the name it was asked with")
+	require.Equal(t, service.Of(100), a[service.IOWeight].Applied)
+	a, err = tree.Group("/n").Limits(service.Limits{})
+	require.NoError(t, err)
+	require.Equal(t, service.Of(service.Unlimited), a[r].Applied)
+	require.Equal(t, service.Of(70), a[service.IOWeight].Applied)
+	_, err = tree.Group("/bad").Limits(service.Limits{})
+	require.ErrorContains(t, err, "bad/io.weight holds")
+
+	var lines []string
+	faulty := tree.WithFault(func(call, _ string) error {
+		if call == "write" {
+			lines = append(lines, content(t, root, "g/io.weight"))
+		}
+		return nil
+	})
+	require.Error(t, faulty.Group("/g").Apply(service.Limits{r: service.OfText("254:16:7")}), "a plain file keeps what was longer")
+	require.Len(t, lines, 2)
+	require.Contains(t, lines[1], "254:0 default")
+	require.Contains(t, content(t, root, "g/io.weight"), "254:16 7")
+
+	faulty = tree.WithFault(func(call, _ string) error {
+		if call == "write" {
+			return unix.EOPNOTSUPP
+		}
+		return nil
+	})
+	err = faulty.Group("/n").Apply(service.Limits{r: service.OfText("254:16:7")})
+	require.ErrorContains(t, err, `nothing shares 254:16 out by weight, enable iocost for it: write "254:16 enable=1" into`)
+	require.ErrorIs(t, err, unix.EOPNOTSUPP)
+
+	require.Empty(t, tree.Lacks(asked))
+	for text, why := range map[string]string{
+		"254:16:7":          `io_device_weight: nothing shares /dev/vdb out by weight, enable iocost for it: write "254:16 enable=1" into /sys/fs/cgroup/io.cost.qos`,
+		"254:0:1 254:1:2":   "io_device_weight: 254:0 and 254:1 are the same disk, /dev/vda",
+		"/none:5 254:1:100": "io_device_weight: /none: no such file or directory",
+	} {
+		require.Equal(t, []Lack{{r, why}}, tree.Lacks(service.Limits{r: service.OfText(text)}))
+	}
+	require.True(t, SameDisks(r, service.OfText("254:1:5"), service.OfText("254:0:5")))
+	require.False(t, SameDisks(r, service.OfText("254:1:5"), service.OfText("254:0:6")))
 }

@@ -319,14 +319,15 @@ func TestLimitsEffective(t *testing.T) {
 	require.NoError(t, err)
 	of := service.Of
 	require.Equal(t, service.Applied{
-		service.MemoryMax:     {Requested: of(2 << 30), Applied: of(2 << 30), Effective: of(1), SetBy: "/", Enforced: true},
-		service.MemoryHigh:    {Applied: of(256 << 20), Effective: of(256 << 20), Enforced: true},
-		service.MemorySwapMax: {Applied: of(service.Unlimited), Effective: of(0), SetBy: "/a", Enforced: true},
-		service.CPUMax:        {Applied: of(2_000_000), Effective: of(1_500_000), SetBy: "/a", Enforced: true},
-		service.CPUWeight:     {Applied: of(100), Effective: of(100), Enforced: true},
-		service.PidsMax:       {Applied: of(64), Effective: of(64), Enforced: true},
-		service.IOWeight:      {Applied: of(50), Effective: of(50), Enforced: true},
-		service.NoFile:        {Requested: of(99)},
+		service.MemoryMax:      {Requested: of(2 << 30), Applied: of(2 << 30), Effective: of(1), SetBy: "/", Enforced: true},
+		service.MemoryHigh:     {Applied: of(256 << 20), Effective: of(256 << 20), Enforced: true},
+		service.MemorySwapMax:  {Applied: of(service.Unlimited), Effective: of(0), SetBy: "/a", Enforced: true},
+		service.CPUMax:         {Applied: of(2_000_000), Effective: of(1_500_000), SetBy: "/a", Enforced: true},
+		service.CPUWeight:      {Applied: of(100), Effective: of(100), Enforced: true},
+		service.PidsMax:        {Applied: of(64), Effective: of(64), Enforced: true},
+		service.IOWeight:       {Applied: of(50), Effective: of(50), Enforced: true},
+		service.IODeviceWeight: {Applied: service.OfText("8:0:200"), Effective: service.OfText("8:0:200"), Enforced: true},
+		service.NoFile:         {Requested: of(99)},
 	}, a)
 
 	a, err = tree.Group("/same/n").Limits(service.Limits{})

@@ -38,6 +38,8 @@ var limitFiles = [service.NumResources]struct {
 	service.MemoryZswapMax: {"memory.zswap.max", "memory", false},
 	service.OOMGroup:       {oomGroup, "memory", true},
 	service.IOMax:          {"io.max", "io", false},
+	service.IODeviceWeight: {"io.weight", "io", true},
+	service.HugetlbMax:     {hugetlbFiles, "hugetlb", false},
 }
 
 // inTurn are the limits that have files, in the order in which they are written: what
@@ -62,7 +64,7 @@ var Wanted = []string{"cpu", "io", "memory", "pids"}
 
 // OnDemand are those that cost something, and limits need that few set: a group has
 // them once one beside it has asked for such a limit.
-var OnDemand = []string{"cpuset"}
+var OnDemand = []string{"cpuset", "hugetlb"}
 
 // Demanded are the controllers of OnDemand that l needs.
 func Demanded(l service.Limits) (controllers []string) {
@@ -96,7 +98,12 @@ func (g Group) Enforceable() ([service.NumResources]bool, error) {
 		if f.name == "" {
 			continue
 		}
-		if can[r], err = d.has(f.name); err != nil {
+		if service.Resource(r).Unit() == service.PerPage {
+			can[r], err = d.hasHugePages()
+		} else {
+			can[r], err = d.has(f.name)
+		}
+		if err != nil {
 			return can, err
 		}
 	}
@@ -148,8 +155,13 @@ func (g Group) hasNo(err error) bool {
 }
 
 func applyOne(d *dir, r service.Resource, q service.Quota) error {
-	if r.Unit() == service.Devices {
+	switch r.Unit() {
+	case service.Devices:
 		return setDevices(d, r, q)
+	case service.Weights:
+		return setWeights(d, q)
+	case service.PerPage:
+		return setHugePages(d, q)
 	}
 	text, want := encode(r, q)
 	file := limitFiles[r].name
@@ -232,9 +244,10 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 			return service.Applied{}, err
 		}
 	}
-	if asked := requested[service.IOMax]; asked.Text != "" {
-		report := &a[service.IOMax]
-		report.Applied, report.Effective = named(report.Applied, asked), named(report.Effective, asked)
+	for _, r := range []service.Resource{service.IOMax, service.IODeviceWeight} {
+		if asked := requested[r]; asked.Text != "" {
+			a[r].Applied, a[r].Effective = named(r, a[r].Applied, asked), named(r, a[r].Effective, asked)
+		}
 	}
 	for _, lack := range g.tree.Lacks(requested) {
 		a[lack.Resource].Enforced = false
@@ -278,8 +291,8 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			}
 		case own:
 			a[r].Applied, a[r].Effective, a[r].Enforced = q, q, true
-		case r.Unit() == service.Devices:
-			if both, differs := tighter(a[r].Effective, q); differs {
+		case r.Unit() == service.Devices || r.Unit() == service.PerPage:
+			if both, differs := tighter(r, a[r].Effective, q); differs {
 				a[r].Effective, a[r].SetBy = both, g.path
 			}
 		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
@@ -291,6 +304,9 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 
 // readLimit reads the file of r in the unit of r.
 func readLimit(d *dir, r service.Resource) (service.Quota, error) {
+	if r.Unit() == service.PerPage {
+		return readHugePages(d)
+	}
 	file := limitFiles[r].name
 	text, err := d.read(file)
 	if err != nil {
@@ -333,6 +349,8 @@ func decode(r service.Resource, text string) (service.Quota, error) {
 		return decodeList(text)
 	case service.Devices:
 		return decodeDevices(text)
+	case service.Weights:
+		return decodeWeights(text)
 	}
 	n, err := decodeNumber(r, text)
 	if err != nil {
@@ -385,7 +403,10 @@ func File(r service.Resource) string { return limitFiles[r].name }
 
 // Kept is what the kernel keeps of q; unset where it may keep that in other words.
 func Kept(r service.Resource, q service.Quota) service.Quota {
-	if r.Unit() == service.Devices || r.Unit() == service.List && q.Value == service.Unlimited {
+	switch unit := r.Unit(); {
+	case unit == service.PerPage:
+		return q
+	case unit == service.Devices, unit == service.Weights, unit == service.List && q.Value == service.Unlimited:
 		return service.Quota{}
 	}
 	_, want := encode(r, q)

@@ -98,17 +98,26 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"cpuset_mems": "3-1"}`, `limits.cpuset_mems: 3-1 ends before it begins`},
 		{`"limits": {"io_max": {"device": "/dev/vda"}}`, `limits.io_max: is an object; it wants an array`},
 		{`"limits": {"io_max": [{"device": "/dev/vda"}]}`, `limits.io_max: /dev/vda has no limit`},
-		{`"limits": {"io_max": [{"read_bps": 5}]}`, `limits.io_max: "" is neither an absolute path without blanks nor a number such as 8:0`},
+		{`"limits": {"io_max": [{"read_bps": 5}]}`, `limits.io_max[0].device: is required`},
 		{`"limits": {"io_max": [{"device": "/a", "read_bps": 5}, {"device": "/a", "read_iops": 5}]}`, `limits.io_max: /a is named twice`},
 		{`"limits": {"io_max": [{"device": "/a", "read_bps": 0}]}`, `limits.io_max[0].read_bps: is 0; the range is 1 to 1024TiB`},
 		{`"limits": {"io_max": [{"device": "/a", "read_iops": "5KiB"}]}`, `limits.io_max[0].read_iops: is a string; it wants a number`},
 		{`"limits": {"io_max": [{"device": "/a", "speed": 5}]}`, `limits.io_max[0].speed: is not a known key; known are device, read_bps, write_bps, read_iops, write_iops`},
 		{`"limits": {"rlimits": {"nofile": 5}}`, `limits.rlimits.nofile: nofile is a limit of its own: write limits.nofile`},
-		{`"limits": {"rlimits": {"rttime": 5}}`, `limits.rlimits.rttime: rttime can not be set: by it the agent finds the processes of services where there are no cgroups`},
+		{`"limits": {"hugetlb_max": {"2MiB": "4MiB"}}`, `limits.hugetlb_max: is an object; it wants an array`},
+		{`"limits": {"hugetlb_max": [{"page_size": "2MiB"}]}`, `limits.hugetlb_max[0].max: is required`},
+		{`"limits": {"hugetlb_max": [{"max": "2MiB"}]}`, `limits.hugetlb_max[0].page_size: is required`},
+		{`"limits": {"hugetlb_max": [{"page_size": "3MiB", "max": 0}]}`, `limits.hugetlb_max: 3MiB is no size of huge pages; write one as in 2MiB or 1GiB`},
+		{`"limits": {"hugetlb_max": [{"page_size": "2MiB", "max": "3MiB"}]}`, `limits.hugetlb_max: 3MiB is no whole number of pages of 2MiB`},
+		{`"limits": {"hugetlb_max": [{"page_size": "2MiB", "max": 0}, {"page_size": "2048KiB", "max": 0}]}`, `limits.hugetlb_max: pages of 2MiB are named twice`},
+		{`"limits": {"io_device_weight": [{"device": "/a"}]}`, `limits.io_device_weight[0].weight: is required`},
+		{`"limits": {"io_device_weight": [{"device": "/a", "weight": 10001}]}`, `limits.io_device_weight[0].weight: is 10001; the range is 1 to 10000`},
+		{`"limits": {"io_device_weight": [{"device": "a", "weight": 1}]}`, `limits.io_device_weight: "a" is neither an absolute path without blanks nor a number such as 8:0`},
+		{`"limits": {"io_device_weight": [{"device": "/a", "weight": 1}, {"device": "/a", "weight": 2}]}`, `limits.io_device_weight: /a is named twice`},
 		{`"limits": {"rlimits": {"stack": "9MiB:8MiB"}}`, `limits.rlimits.stack: is 9MiB:8MiB, and the hard limit is less`},
 		{`"limits": {"rlimits": {"stack": true}}`, `limits.rlimits.stack: is true or false; it wants a number, or a string such as "8MiB" or "1024:4096", soft and hard`},
 		{`"limits": {"rlimits": {"nproc": "5KiB"}}`, `limits.rlimits.nproc: "5KiB" is not a whole number`},
-		{`"limits": {"rlimits": {"x": 1}}`, `limits.rlimits.x: "x" is none of cpu, fsize, data, stack, core, rss, nproc, memlock, as, locks, sigpending, msgqueue, nice, rtprio`},
+		{`"limits": {"rlimits": {"x": 1}}`, `limits.rlimits.x: "x" is none of cpu, fsize, data, stack, core, rss, nproc, memlock, as, locks, sigpending, msgqueue, nice, rtprio, rttime`},
 		{`"limits": {"oom_group": "no"}`, `limits.oom_group: is the string "no"; it wants true or false`},
 		{`"limits": {"cpu_percent": 0}`, "limits.cpu_percent: is 0; it must be above 0"},
 		{`"limits": {"cpu_percent": 0.5}`, "limits.cpu_percent: is 0.5%; the range is 1% to 819200%"},
@@ -117,7 +126,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"pids_max": 0}`, "limits.pids_max: is 0; the range is 1 to 4194304"},
 		{`"limits": {"pids_max": 18446744073709551615}`, "limits.pids_max: is 18446744073709551615; it wants a whole number, the range is 1 to 4194304"},
 		{`"limits": {"io_weight": "100"}`, `limits.io_weight: is the string "100"; it wants a whole number`},
-		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, io_max, memory_zswap_max, oom_group, cpuset_cpus, cpuset_mems, nofile, rlimits, memory_warning_percent, cpu_warning_percent, memory_pressure_percent, cpu_pressure_percent, io_pressure_percent, drift, best_effort`},
+		{`"limits": {"ram": 1}`, `limits.ram: is not a known key; known are memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent, cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, io_max, io_device_weight, hugetlb_max, memory_zswap_max, oom_group, cpuset_cpus, cpuset_mems, nofile, rlimits, memory_warning_percent, cpu_warning_percent, memory_pressure_percent, cpu_pressure_percent, io_pressure_percent, drift, best_effort`},
 		{`"limits": {"memory_warning_percent": 0.5}`, "limits.memory_warning_percent: is 0.5; the range is 1 to 100"},
 		{`"limits": null`, "limits: is null; it wants an object, or leave the key out"},
 		{`"ready": {"type": "http"}`, "ready.url: is required by type http"},
@@ -145,6 +154,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
 		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
+		{`"low_battery": "freeze"`, `low_battery: freeze is for power deferrable, and this is normal`},
 		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
 		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
 		{`"priority": "high"`, "priority: is a string; it wants a number"},
@@ -170,7 +180,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, ready, health, restart, stop, requires, after, autostart, priority, power, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, ready, health, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -217,6 +227,18 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"limits": {"cpuset_mems": "max"}`, func(s *service.Spec) { s.Limits[service.CPUSetMems] = service.Of(service.Unlimited) }},
 		{`"limits": {"io_max": [{"device": "/b", "read_bps": "1MiB", "write_iops": 9}, {"device": "8:0", "write_bps": "max", "read_bps": 1000}]}`, func(s *service.Spec) {
 			s.Limits[service.IOMax] = service.OfText("/b:read_bps=1MiB,write_iops=9 8:0:read_bps=1000")
+		}},
+		{`"limits": {"hugetlb_max": [{"page_size": "1GiB", "max": 0}, {"page_size": 2097152, "max": "64MiB"}]}`, func(s *service.Spec) {
+			s.Limits[service.HugetlbMax] = service.OfText("2MiB:64MiB 1GiB:0")
+		}},
+		{`"limits": {"hugetlb_max": "max", "io_device_weight": []}`, func(s *service.Spec) {
+			s.Limits[service.HugetlbMax], s.Limits[service.IODeviceWeight] = service.Of(service.Unlimited), service.Of(service.Unlimited)
+		}},
+		{`"limits": {"io_device_weight": [{"device": "/b", "weight": 10}, {"device": "8:0", "weight": 10000}]}`, func(s *service.Spec) {
+			s.Limits[service.IODeviceWeight] = service.OfText("/b:10 8:0:10000")
+		}},
+		{`"limits": {"rlimits": {"rttime": "500000:1000000"}}`, func(s *service.Spec) {
+			s.Limits[service.Rlimits] = service.OfText("rttime=500000:1000000")
 		}},
 		{`"limits": {"io_max": []}`, func(s *service.Spec) { s.Limits[service.IOMax] = service.Of(service.Unlimited) }},
 		{`"limits": {"rlimits": {"stack": "8MiB:max", "core": 0}}`, func(s *service.Spec) {

@@ -79,8 +79,8 @@ func unlimitedDevice(device string) DeviceLimit {
 	return DeviceLimit{device, [NumRates]uint64{Unlimited, Unlimited, Unlimited, Unlimited}}
 }
 
-// maxDevices bounds a list of devices.
-const maxDevices = 64
+// MaxDevices bounds a list of devices.
+const MaxDevices = 64
 
 // ParseDevices reads limits as a person writes them, DEVICE:RATE=N,RATE=N for each
 // device, with blanks between. They come back in the order of their names, each named
@@ -121,18 +121,27 @@ func parseDevice(word string) (DeviceLimit, error) {
 // checkDevices sorts list, and tells what is wrong with it.
 func checkDevices(list []DeviceLimit) error {
 	slices.SortFunc(list, func(a, b DeviceLimit) int { return cmp.Compare(a.Device, b.Device) })
-	if len(list) > maxDevices {
-		return fmt.Errorf("names %d devices; at most %d are allowed", len(list), maxDevices)
+	if len(list) > MaxDevices {
+		return fmt.Errorf("names %d devices; at most %d are allowed", len(list), MaxDevices)
 	}
 	for i, d := range list {
+		if err := checkDevice(d.Device); err != nil {
+			return err
+		}
 		switch {
-		case !isDeviceNumber(d.Device) && (!strings.HasPrefix(d.Device, "/") || strings.ContainsFunc(d.Device, func(c rune) bool { return c <= ' ' })):
-			return fmt.Errorf("%.100q is neither an absolute path without blanks nor a number such as 8:0", d.Device)
 		case d == unlimitedDevice(d.Device):
 			return fmt.Errorf("%s has no limit", d.Device)
 		case i > 0 && list[i-1].Device == d.Device:
 			return fmt.Errorf("%s is named twice", d.Device)
 		}
+	}
+	return nil
+}
+
+// checkDevice tells why device can not name a disk, or nil.
+func checkDevice(device string) error {
+	if !isDeviceNumber(device) && (!strings.HasPrefix(device, "/") || strings.ContainsFunc(device, func(c rune) bool { return c <= ' ' })) {
+		return fmt.Errorf("%.100q is neither an absolute path without blanks nor a number such as 8:0", device)
 	}
 	return nil
 }

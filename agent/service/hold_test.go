@@ -40,3 +40,27 @@ func TestHoldAndTheUser(t *testing.T) {
 	n, _ := Next(Machine{State: Stopped}, Event{Kind: Hold})
 	require.Equal(t, Machine{State: Held, Up: true}, n, "a start that has to wait")
 }
+
+// TestSparedUntilThawed: what is frozen to save the battery is known as that until it is
+// thawed or ends, whoever does it, and what somebody else froze never is.
+func TestSparedUntilThawed(t *testing.T) {
+	next := func(m Machine, kinds ...EventKind) Machine {
+		for _, k := range kinds {
+			m, _ = Next(m, Event{Kind: k, Incarnation: m.Incarnation})
+		}
+		return m
+	}
+	running := next(Machine{}, Start, Launched, Ready)
+	spared := next(running, Spare, Froze)
+	require.True(t, spared.Spared)
+	require.True(t, spared.Frozen)
+	require.Equal(t, PublicRunning, spared.Public())
+	require.Equal(t, running, next(spared, Thawed))
+	require.False(t, next(running, Froze, Spare).Spared)
+	for _, k := range []EventKind{Stop, Kill, Restart, Exited, Hold} {
+		require.False(t, next(spared, k).Spared, "%v", k)
+	}
+	spared.State = Adopting
+	require.True(t, next(spared, Adopted).Spared)
+	require.False(t, next(spared, Adopted, Thawed).Spared)
+}

@@ -32,6 +32,8 @@ const (
 	OOMGroup                       // memory.oom.group: want of memory ends all of it
 	IOMax                          // io.max: how fast each disk may be used
 	Rlimits                        // of each process, setrlimit(2), but for NoFile
+	HugetlbMax                     // hugetlb.SIZE.max and its reservations: memory in huge pages of each size
+	IODeviceWeight                 // io.weight of some disks
 	NumResources
 )
 
@@ -47,6 +49,8 @@ const (
 	List                   // no amount: numbers of CPUs or nodes, in Quota.Text
 	Devices                // no amount: a DeviceLimit for each of several disks, in Quota.Text
 	PerProcess             // no amount: several Rlimit, in Quota.Text
+	PerPage                // no amount: HugePages for each of several sizes, in Quota.Text
+	Weights                // no amount: a DeviceWeight for each of several disks, in Quota.Text
 )
 
 // IsNumber tells whether quotas of this unit hold a Value, not a Text.
@@ -80,6 +84,8 @@ var resources = [NumResources]struct {
 	OOMGroup:       {"oom_group", YesNo, 0, 1, false},
 	IOMax:          {"io_max", Devices, 0, 1 << 50, true},
 	Rlimits:        {"rlimits", PerProcess, 0, 1 << 60, true},
+	HugetlbMax:     {"hugetlb_max", PerPage, 0, 1 << 50, true},
+	IODeviceWeight: {"io_device_weight", Weights, 1, 10000, true},
 }
 
 func (r Resource) String() string { return resources[r].name }
@@ -205,7 +211,8 @@ func (r Resource) checkText(q Quota) error {
 
 // Parse reads a quota as a person writes it: bytes as an integer or with KiB,
 // MiB, GiB, TiB; percent as a decimal; true or false; lists as ParseNumbers,
-// ParseDevices and ParseRlimits do; else an integer; "max" for Unlimited.
+// ParseDevices, ParseRlimits, ParseHugePages and ParseDeviceWeights do; else an integer;
+// "max" for Unlimited.
 // The result has passed Check.
 func (r Resource) Parse(text string) (Quota, error) {
 	q, err := r.parse(text)
@@ -240,33 +247,15 @@ func (r Resource) parse(text string) (Quota, error) {
 			return Of(0), nil
 		}
 		return Quota{}, fmt.Errorf("%s: %q is neither true nor false", r, text)
-	case List:
-		list, err := ParseNumbers(text)
-		if err == nil && len(list) == 0 {
+	case List, Devices, PerProcess, PerPage, Weights:
+		q, err := parseText(r.Unit(), text)
+		if err == nil && q.Value == Unlimited {
 			err = errNothing
 		}
 		if err != nil {
 			return Quota{}, fmt.Errorf("%s: %w", r, err)
 		}
-		return OfText(list.String()), nil
-	case Devices:
-		list, err := ParseDevices(text)
-		if err == nil && len(list) == 0 {
-			err = errNothing
-		}
-		if err != nil {
-			return Quota{}, fmt.Errorf("%s: %w", r, err)
-		}
-		return OfDevices(list)
-	case PerProcess:
-		list, err := ParseRlimits(text)
-		if err == nil && len(list) == 0 {
-			err = errNothing
-		}
-		if err != nil {
-			return Quota{}, fmt.Errorf("%s: %w", r, err)
-		}
-		return OfRlimits(list), nil
+		return q, nil
 	}
 	n, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {

@@ -35,13 +35,14 @@ const (
 	Froze                         // the kernel keeps it from running
 	Thawed                        // it runs on
 	Hold                          // the battery is low
+	Spare                         // the battery is low, and it is about to be frozen for that
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
-	"hold",
+	"hold", "spare",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -146,6 +147,7 @@ type Machine struct {
 	Failed      bool   // the present incarnation ended other than cleanly
 	Unready     bool   // the present incarnation has not been ready yet
 	Frozen      bool   // it is starting or running, and frozen: nothing is expected of it
+	Spared      bool   // it is frozen, or about to be, to save the battery
 	Unbegun     bool   // the launch of Incarnation could not be recorded: it is still to come
 	Failures    int    // in a row
 	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
@@ -183,7 +185,7 @@ var table = [numStates][numEvents]rule{
 		Hold: end(CauseHeld, DoAbort, DoTerminate),
 	},
 	Running: {
-		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable),
+		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable), Spare: unfrozen(spare),
 		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
 		Exceeded:  unfrozen(end(CauseExceeded, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
@@ -251,9 +253,16 @@ func thaw(do ...Effect) rule {
 		if !m.Frozen {
 			return m, nil
 		}
-		m.Frozen = false
+		m.Frozen, m.Spared = false, false
 		return m, do
 	}
+}
+
+// spare notes that it is going to be frozen to save the battery, so that it is known for
+// whom, also when the agent dies over it.
+func spare(m Machine, _ Event) (Machine, []Effect) {
+	m.Spared = true
+	return m, nil
 }
 
 // unfrozen lets nothing follow from what is said of one that is frozen: that it does
@@ -274,7 +283,7 @@ func keep(do ...Effect) rule {
 // end begins to end the incarnation; nothing follows unless the policy says so.
 func end(c Cause, do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.State, m.Cause, m.Again, m.Asked, m.Frozen = Stopping, c, false, false, false
+		m.State, m.Cause, m.Again, m.Asked, m.Frozen, m.Spared = Stopping, c, false, false, false, false
 		m.Up = m.Up && c != CauseAsked
 		return m, append([]Effect{Disarm}, do...)
 	}
@@ -347,7 +356,7 @@ func relaunch(m Machine, _ Event) (Machine, []Effect) {
 }
 
 func begin(m Machine) (Machine, []Effect) {
-	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready, m.Frozen = Launching, false, false, CauseNone, false, false, true, false
+	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready, m.Frozen, m.Spared = Launching, false, false, CauseNone, false, false, true, false, false
 	if !m.Unbegun {
 		m.Incarnation++
 	}
@@ -366,10 +375,10 @@ func adopt(m Machine, _ Event) (Machine, []Effect) {
 func resume(m Machine, _ Event) (Machine, []Effect) {
 	switch {
 	case m.Killing:
-		m.State, m.Frozen = Stopping, false
+		m.State, m.Frozen, m.Spared = Stopping, false, false
 		return m, []Effect{DoKill}
 	case m.Cause != CauseNone:
-		m.State, m.Frozen = Stopping, false
+		m.State, m.Frozen, m.Spared = Stopping, false, false
 		return m, []Effect{DoTerminate}
 	case m.Unready && m.Frozen:
 		m.State = Starting
@@ -401,7 +410,7 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 
 // clear begins to remove what is left of an incarnation whose main process ended.
 func clear(m Machine, ev Event) (Machine, []Effect) {
-	m.State, m.Failed, m.Frozen = Clearing, !ev.Exit.Clean(), false
+	m.State, m.Failed, m.Frozen, m.Spared = Clearing, !ev.Exit.Clean(), false, false
 	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
 }
 

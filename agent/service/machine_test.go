@@ -22,13 +22,13 @@ var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
 func kindsOf(s State) []Machine {
 	var out []Machine
 	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup, CauseHeld} {
-		for bits := range 1 << 8 {
+		for bits := range 1 << 9 {
 			is := func(bit int) bool { return bits>>bit&1 == 1 }
 			m := Machine{
 				State: s, Incarnation: 1, Up: true, Again: is(0), Asked: is(0), Cause: cause, Killing: is(1), Failed: is(2), Unready: is(3),
 				ForceKill: is(4), Policy: RestartPolicy{When: RestartOnFailure},
 			}
-			m.Frozen = is(7)
+			m.Frozen, m.Spared = is(7), is(8)
 			if is(5) {
 				m.Policy.MaxAttempts = 1
 			}
@@ -36,7 +36,7 @@ func kindsOf(s State) []Machine {
 				m.Policy.When = RestartAlways
 			}
 			if m.Again && cause != CauseAsked || !s.Alive() && (cause != CauseNone || m.Killing) ||
-				m.Frozen && s != Adopting && s != Starting && s != Running {
+				(m.Frozen || m.Spared) && s != Adopting && s != Starting && s != Running {
 				continue // no rule makes one
 			}
 			out = append(out, m)

@@ -58,3 +58,17 @@ const (
 var powerClassNames = [numPowerClasses]string{"normal", "essential", "deferrable"}
 
 func (c PowerClass) String() string { return powerClassNames[c] }
+
+// LowBattery is how a service is saved that is not to run while the battery is low.
+type LowBattery uint8
+
+// The ways.
+const (
+	LowBatteryStop   LowBattery = iota // it is stopped
+	LowBatteryFreeze                   // it is frozen, where that can be; its memory stays
+	numLowBatteries
+)
+
+var lowBatteryNames = [numLowBatteries]string{"stop", "freeze"}
+
+func (l LowBattery) String() string { return lowBatteryNames[l] }

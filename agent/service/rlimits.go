@@ -17,7 +17,7 @@ type Rlimit struct {
 // RlimitKind is the number of such a limit in the kernel.
 type RlimitKind uint8
 
-// Those that are set apart. The others have no name of their own here.
+// Those that somebody sets apart. The others have no name of their own here.
 const (
 	RlimitNoFile RlimitKind = 7
 	RlimitNice   RlimitKind = 13
@@ -47,11 +47,8 @@ func RlimitKinds() (kinds []RlimitKind) {
 
 // refusal tells why k can not be set among the others, or nil.
 func (k RlimitKind) refusal() error {
-	switch k {
-	case RlimitNoFile:
+	if k == RlimitNoFile {
 		return fmt.Errorf("nofile is a limit of its own: write limits.nofile")
-	case RlimitRTTime:
-		return fmt.Errorf("rttime can not be set: by it the agent finds the processes of services where there are no cgroups")
 	}
 	return nil
 }
@@ -72,7 +69,7 @@ func ParseRlimitKind(name string) (RlimitKind, error) {
 }
 
 // Parse reads a limit of k: bytes as ParseSize does, or a whole number, or "max"; one
-// for both, or SOFT:HARD. Those of cpu are seconds.
+// for both, or SOFT:HARD. Those of cpu are seconds, those of rttime microseconds.
 func (k RlimitKind) Parse(text string) (Rlimit, error) {
 	soft, hard, two := strings.Cut(text, ":")
 	if !two {

@@ -45,6 +45,7 @@ type Spec struct {
 	Autostart     bool
 	StartPriority int        // 0..1000: who starts first with the agent, and is stopped last for the battery
 	Power         PowerClass // what becomes of it then
+	LowBattery    LowBattery // of one that is deferrable: how
 	Log           LogSink
 	LogFull       LogFull     // of a log file
 	Rotation      LogRotation // of a log file
@@ -240,6 +241,9 @@ func (s *Spec) Validate() []Fault {
 		faults.add("restart.max_backoff", "%v is less than backoff, %v", s.Restart.MaxBackoff, s.Restart.Backoff)
 	}
 	faults.number("priority", s.StartPriority, 0, 1000)
+	if s.LowBattery != LowBatteryStop && s.Power != PowerClassDeferrable {
+		faults.add("low_battery", "%v is for power %v, and this is %v", s.LowBattery, PowerClassDeferrable, s.Power)
+	}
 	faults.duration("stop.timeout", s.Stop.Timeout, 0, time.Hour)
 	s.Rotation.validate(&faults)
 	if len(s.Custom) > maxCustom {

@@ -57,6 +57,18 @@ func (a *actor) still(freeze bool, actor string, reply chan<- error) {
 	})
 }
 
+// spare freezes the service to save the battery. That it is for this is on record before.
+func (a *actor) spare(actor string, reply chan<- error) {
+	if a.machine.Frozen {
+		reply <- nil
+		return
+	}
+	if a.machine, _ = service.Next(a.machine, a.event(service.Spare)); a.machine.Spared {
+		a.record() // what there is to tell comes with the freeze
+	}
+	a.still(true, actor, reply)
+}
+
 func stillOp(freeze bool) string {
 	if freeze {
 		return "freeze"

@@ -60,6 +60,9 @@ func (a *actor) recordNow() Record {
 // heldText is why a service that shall run does not, which is no failure.
 const heldText = "stopped to save the battery; it starts again on AC"
 
+// sparedText is why a service that runs does nothing.
+const sparedText = "frozen to save the battery; it is thawed on AC"
+
 // publish shows the present state to readers.
 func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 	m, ref, started, actor, frozenBy := a.machine, a.ref, a.started, a.actor, a.frozenBy
@@ -69,6 +72,9 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 	}
 	if m.State == service.Held {
 		failure = heldText
+	}
+	if m.Frozen && m.Spared {
+		failure = sparedText
 	}
 	var next time.Time
 	if m.State == service.Backoff {

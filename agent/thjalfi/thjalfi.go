@@ -323,6 +323,20 @@ func (t *Thjalfi) Freeze(ctx context.Context, name service.Name, actor string) e
 	return t.still(ctx, true, name, actor)
 }
 
+// Spare freezes a running service to save the battery; one that is frozen already is
+// left to who did that. It is known for what it was frozen (service.Machine, Spared)
+// until it is thawed or ends. What is not ready is not frozen (service.Conflict).
+func (t *Thjalfi) Spare(ctx context.Context, name service.Name, actor string) error {
+	const op = "freeze"
+	a, err := t.find(op, name)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, a, op, func(reply chan<- error) {
+		a.then(func(context.Context) func() { return func() { a.spare(actor, reply) } })
+	})
+}
+
 // Thaw lets it run on, whoever froze it.
 func (t *Thjalfi) Thaw(ctx context.Context, name service.Name, actor string) error {
 	return t.still(ctx, false, name, actor)

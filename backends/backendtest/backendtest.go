@@ -93,7 +93,7 @@ func laws() []law {
 	var all []law
 	for _, chapter := range [][]law{
 		launchLaws(), birthLaws(), refusalLaws(), exitLaws(), signalLaws(), killLaws(), releaseLaws(),
-		limitLaws(), lowerLaws(), driftLaws(), enforcementLaws(), cpusetLaws(), diskLaws(), rlimitLaws(), freezeLaws(), hearLaws(), usageLaws(), adoptLaws(), agentLaws(), leftoverLaws(), crowdLaws(),
+		limitLaws(), lowerLaws(), driftLaws(), enforcementLaws(), cpusetLaws(), diskLaws(), rlimitLaws(), hugetlbLaws(), weightLaws(), swapLaws(), freezeLaws(), hearLaws(), usageLaws(), adoptLaws(), agentLaws(), leftoverLaws(), crowdLaws(),
 		tortureLaws(),
 	} {
 		all = append(all, chapter...)

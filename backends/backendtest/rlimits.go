@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/stretchr/testify/require"
 
@@ -15,6 +16,7 @@ func rlimitLaws() []law {
 		{says: "rlimits hold from the first instruction, soft and hard", only: real, check: lawRlimitsHeld},
 		{says: "rlimits data has the kernel refuse memory", only: real, check: lawRlimitData},
 		{says: "rlimits as is less than the gate itself has, and the program starts", only: real, check: lawRlimitAS},
+		{says: "rlimits rttime ends who keeps the CPU in real time for longer, and is refused without cgroups", only: real, check: lawRlimitRTTime},
 		{says: "a change of rlimits reaches the running process and what it has forked", only: real, check: lawRlimitChange},
 	}
 }
@@ -61,6 +63,32 @@ func lawRlimitAS(b *bench) {
 	i := b.launch(l)
 	i.says("ready 65536")
 	i.lives()
+}
+
+func lawRlimitRTTime(b *bench) {
+	l := limited(b.plan("sleep"), service.Limits{service.Rlimits: service.OfText("rttime=200000:20000000")})
+	if b.CgroupRoot == "" {
+		_, err := b.agent.Launch(b.within(), l, nothingToIdentify)
+		b.wantError(err, service.Unenforceable)
+		require.ErrorContains(b, err, "finds the processes of services by their rttime")
+		b.nothingOf(l)
+		l.Spec.BestEffort = true
+		i := b.launch(l)
+		report := i.limits()[service.Rlimits]
+		require.Equal(b, []service.Resource{service.Rlimits}, i.limits().Unenforced())
+		require.Equal(b, l.Limits[service.Rlimits], report.Requested)
+		require.NotContains(b, report.Applied.Text, "rttime")
+		return
+	}
+	idle := b.launch(l)
+	require.Equal(b, []string{"200000", "20000000"}, b.rlimited(idle.Ref().PID, "Max realtime timeout"))
+	require.Equal(b, l.Limits[service.Rlimits], idle.limits()[service.Rlimits].Applied)
+
+	l = limited(b.plan("sleep"), l.Limits)
+	l.Spec.Scheduling, l.Spec.Priority = service.SchedulingRR, 1
+	l.Spec.Exec = []string{"/bin/sh", "-c", "echo ready; while :; do :; done # " + token(l)}
+	i := b.launch(l)
+	require.Equal(b, service.Exit{Signal: syscall.SIGXCPU}, i.exit())
 }
 
 func lawRlimitChange(b *bench) {

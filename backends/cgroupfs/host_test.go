@@ -116,6 +116,7 @@ func TestHostConformance(t *testing.T) {
 		everything.Limits[r] = true
 	}
 	everything.Limits[service.MemoryZswapMax] = backendtest.HasZswap()
+	everything.Limits[service.HugetlbMax] = !offers("systemd") // which passes the controller on to nobody
 	backendtest.Run(t, backendtest.Subject{
 		New:        func(t *testing.T) backends.Backend { return newBackend(t, config(t)) },
 		Workload:   backendtest.Workload(t),

@@ -93,6 +93,10 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	if missing := b.Enforces().Missing(l.Limits); len(missing) > 0 && !l.Spec.BestEffort {
 		return nil, unenforceable("start", l.Name, missing)
 	}
+	requested := l.Limits
+	if l.Limits = withoutRTTime(l.Limits); l.Limits != requested && !l.Spec.BestEffort {
+		return nil, refuseRTTime("start", l.Name)
+	}
 	if ctx.Err() != nil {
 		return nil, ended(ctx, "start", l.Name, errors.New("before its process was made"))
 	}
@@ -101,7 +105,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.AlreadyRunning, Reason: service.ReasonPreviousAlive,
 			Err: fmt.Errorf("incarnation %d was launched and is not released", l.Incarnation)}
 	}
-	h, err := b.launch(ctx, l, mark, identify)
+	h, err := b.launch(ctx, l, requested, mark, identify)
 	if err != nil {
 		b.forget(mark)
 		return nil, err
@@ -109,7 +113,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	return h, nil
 }
 
-func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, identify func(service.Ref) error) (*handle, error) {
+func (b *Backend) launch(ctx context.Context, l service.Launch, requested service.Limits, mark brand, identify func(service.Ref) error) (*handle, error) {
 	if err := b.refusePrevious(l, mark); err != nil {
 		return nil, err
 	}
@@ -123,7 +127,7 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, mark brand, iden
 		child.Abandon()
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
-	h := b.open(ref, mark, child.Process(), l.Limits)
+	h := b.open(ref, mark, child.Process(), requested)
 	return h, h.begin(ctx, child.Open)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +27,9 @@ func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
 	if missing := h.backend.Enforces().Missing(l); len(missing) > 0 {
 		return service.Applied{}, unenforceable("limit", h.ref.Name, missing)
+	}
+	if withoutRTTime(l) != l {
+		return service.Applied{}, refuseRTTime("limit", h.ref.Name)
 	}
 	done, err := h.take(ctx, "limit")
 	if err != nil {
@@ -62,13 +66,29 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	}
 	applied[service.Rlimits].Enforced = true
 	if h.main != nil && !over(h.exited) {
-		if now, err := rlimit.Report(h.main.PID(), h.requested[service.Rlimits]); err == nil && !over(h.exited) {
+		if now, err := rlimit.Report(h.main.PID(), withoutRTTime(h.requested)[service.Rlimits], service.RlimitRTTime); err == nil && !over(h.exited) {
+			now.Requested, now.Enforced = h.requested[service.Rlimits], withoutRTTime(h.requested) == h.requested
 			applied[service.Rlimits] = now
 		}
 	}
 	report := &applied[service.NoFile]
 	report.Applied, report.Effective, report.Enforced = service.Of(files), service.Of(files), true
 	return applied, nil
+}
+
+// withoutRTTime is l without rlimits' rttime, which is what brands processes here.
+func withoutRTTime(l service.Limits) service.Limits {
+	list, err := service.ParseRlimits(l[service.Rlimits].Text)
+	rest := slices.DeleteFunc(slices.Clone(list), func(r service.Rlimit) bool { return r.Kind == service.RlimitRTTime })
+	if err == nil && len(rest) < len(list) {
+		l[service.Rlimits] = service.OfRlimits(rest)
+	}
+	return l
+}
+
+func refuseRTTime(op string, name service.Name) error {
+	return &service.Error{Op: op, Service: name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
+		Err: errors.New("the exec backend, which uses no cgroups, finds the processes of services by their rttime, so that rlimits can not set it; remove it, or set best_effort to run without it")}
 }
 
 func (h *handle) pids() ([]int, error) {

@@ -257,6 +257,7 @@ var untouched = service.Limits{
 	service.CPUSetCPUs: service.Of(service.Unlimited), service.CPUSetMems: service.Of(service.Unlimited),
 	service.MemoryZswapMax: service.Of(service.Unlimited), service.OOMGroup: service.Of(1),
 	service.IOMax: service.Of(service.Unlimited), service.Rlimits: service.Of(service.Unlimited),
+	service.HugetlbMax: service.Of(service.Unlimited), service.IODeviceWeight: service.Of(service.Unlimited),
 }
 
 func (h *handle) applied() service.Applied {

@@ -165,12 +165,16 @@ func ended(p *process.Process) bool {
 	}
 }
 
+// delegated are the controllers that services in cgroups may need, but for those that
+// systemd does not know, such as hugetlb: it would refuse all of them.
+var delegated = append(slices.Clone(cgroup.Wanted), "cpuset")
+
 func anchorProperties(oomPolicy bool) []sd.Property {
 	properties := []sd.Property{
 		sd.PropDescription("Gladsheim services in cgroups of their own"),
 		sd.PropSlice(units.Slice),
 		property("CollectMode", "inactive-or-failed"),
-		property("DelegateControllers", slices.Concat(cgroup.Wanted, cgroup.OnDemand)), // and Delegate=yes with it
+		property("DelegateControllers", delegated), // and Delegate=yes with it
 		property("SendSIGHUP", false),
 		property("Before", []string{agentUnit}), // as scopes of services
 		property("TasksMax", uint64(math.MaxUint64)),

@@ -171,6 +171,7 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 			can.Limits[r] = slices.Contains(controllers, controller)
 		}
 	}
+	can.Limits[service.HugetlbMax] = false
 	if can.Freeze, err = tree.Group(looksAt).CanFreeze(); err != nil {
 		return can, err
 	}
@@ -183,6 +184,8 @@ func enforcement(tree cgroup.Tree) (service.Enforcement, error) {
 			return can, err
 		}
 	}
+	can.Why[service.HugetlbMax] = "systemd has no setting for huge pages, and never passes the controller hugetlb on: set launch to cgroup, " +
+		"write +hugetlb into cgroup.subtree_control of the root and of " + units.Slice + ", and restart the agent"
 	can.OOMVerdict = slices.Contains(controllers, "memory")
 	return can, nil
 }

@@ -38,3 +38,20 @@ func diskProperties(q service.Quota) (properties []sd.Property) {
 	}
 	return properties
 }
+
+// weightProperties give disks weights, an a(st) as well, and take back what was.
+func weightProperties(q service.Quota) []sd.Property {
+	const name = "IODeviceWeight"
+	list, _ := service.ParseDeviceWeights(q.Text)
+	var weights []deviceRate
+	for _, w := range list {
+		if disk, err := cgroup.FindDisk(w.Device); err == nil {
+			weights = append(weights, deviceRate{disk.Node, w.Weight})
+		}
+	}
+	properties := []sd.Property{property(name, []deviceRate{})}
+	if len(weights) > 0 {
+		properties = append(properties, property(name, weights))
+	}
+	return properties
+}

@@ -301,6 +301,9 @@ func (h *handle) complete(ctx context.Context, l service.Limits) error {
 	if err := h.scope.Apply(left(l)); err != nil {
 		return err
 	}
+	if err := h.cell.Apply(only(l, []service.Resource{service.IODeviceWeight})); err != nil {
+		return err
+	}
 	if cgroup.Protects(l) {
 		if err := h.b.Protect(ctx); err != nil {
 			return err

@@ -39,12 +39,12 @@ var limitProperties = [service.NumResources]string{
 }
 
 // unmanaged are the limits that systemd, or an older one, leaves alone: we write them
-// ourselves.
-var unmanaged = []service.Resource{service.CPUBurst, service.MemoryZswapMax, service.OOMGroup}
+// ourselves. A weight that a disk had systemd leaves in the kernel.
+var unmanaged = []service.Resource{service.CPUBurst, service.MemoryZswapMax, service.OOMGroup, service.IODeviceWeight}
 
 // among are the limits that count among siblings. A scope has none in its cell, so the
 // cell has them too. Its parent, the slice, has what its cells ask to be kept for them.
-var among = append([]service.Resource{service.CPUWeight, service.CPUIdle, service.IOWeight}, cgroup.Protections...)
+var among = append([]service.Resource{service.CPUWeight, service.CPUIdle, service.IOWeight, service.IODeviceWeight}, cgroup.Protections...)
 
 // agentUnit is what the agent is installed as.
 const agentUnit = "gladsheimd.service"
@@ -128,6 +128,8 @@ func limitsAsProperties(limits service.Limits, knows253 bool) []sd.Property {
 		switch name := limitProperties[r]; {
 		case q.Set && r.Unit() == service.Devices:
 			properties = append(properties, diskProperties(q)...)
+		case q.Set && r.Unit() == service.Weights:
+			properties = append(properties, weightProperties(q)...)
 		case !q.Set || name == "" || r == service.MemoryZswapMax && !knows253:
 		case r.Unit() == service.List:
 			properties = append(properties, property(name, mask(q)))

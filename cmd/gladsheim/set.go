@@ -27,8 +27,10 @@ memory_zswap_max (bytes, or with KiB, MiB, GiB), cpu_percent, cpu_burst_percent 
 core), cpu_weight, io_weight (1 to 10000), cpu_idle, oom_group (true or false),
 cpuset_cpus, cpuset_mems (numbers, such as 0-3,8), pids_max, nofile, io_max
 (DEVICE:RATE=N,RATE=N for each disk, with blanks between; RATE is read_bps, write_bps,
-read_iops or write_iops; a device is also any file on it) or rlimits (NAME=VALUE or
-NAME=SOFT:HARD for each, with blanks between, as in setrlimit(2)).
+read_iops or write_iops; a device is also any file on it), io_device_weight
+(DEVICE:WEIGHT for each disk, with blanks between), hugetlb_max (SIZE:BYTES for each
+size of huge pages, with blanks between) or rlimits (NAME=VALUE or NAME=SOFT:HARD for
+each, with blanks between, as in setrlimit(2)).
 "max" lifts a limit. memory_warning_percent and cpu_warning_percent (1 to 100) say
 from which share of a limit on it is a violation, memory_pressure_percent,
 cpu_pressure_percent and io_pressure_percent for which share of the time the service
@@ -193,6 +195,10 @@ func put(out *gladsheimv1.ResourceLimits, r service.Resource, q service.Quota) {
 		out.Rlimits = &text
 	case service.IOMax:
 		out.IoMax = &text
+	case service.IODeviceWeight:
+		out.IoDeviceWeight = &text
+	case service.HugetlbMax:
+		out.HugetlbMax = &text
 	case service.CPUSetMems:
 		out.CpusetMems = &text
 	case service.CPUBurst:

@@ -114,10 +114,26 @@ func TestTheBatteryRunsLow(t *testing.T) {
 				}))
 				byGRPC{p.world}.start(name)
 			}
+			p.register(workload(t, "cold", "cold", "fork", "1").with(fields{
+				"launch": mode, "power": "deferrable", "low_battery": "freeze", "priority": 900, "limits": limits(t, fields{}),
+			}))
+			cold := byGRPC{p.world}.start("cold").GetProcessId()
 			eventually(t, "it and its child run", func() bool { return len(marked(t, "web")) == 2 })
 			core := byGRPC{p.world}.status("core").GetProcessId()
 			p.becomes("Discharging", "14")
 			p.comesTo("held", "feed", "web")
+			frozen := func() {
+				t.Helper()
+				s := byGRPC{p.world}.status("cold")
+				if limited(t) {
+					require.True(t, s.GetFrozen())
+					require.Equal(t, cold, s.GetProcessId())
+					require.Equal(t, "frozen to save the battery; it is thawed on AC", s.GetErrorMessage())
+				} else { // nothing can be frozen
+					require.Equal(t, "held", s.GetPhase())
+				}
+			}
+			frozen()
 			require.Equal(t, "the agent, to save the battery", p.ended("web").GetRequestedBy())
 			s := byGRPC{p.world}.status("web")
 			require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, s.GetState())
@@ -132,6 +148,7 @@ func TestTheBatteryRunsLow(t *testing.T) {
 			p.begin()
 			require.Equal(t, "held", p.phase("web"))
 			require.Equal(t, "held", p.phase("feed"))
+			frozen()
 			require.Equal(t, core, byGRPC{p.world}.status("core").GetProcessId())
 
 			p.mustCLI("start", "feed")
@@ -140,7 +157,11 @@ func TestTheBatteryRunsLow(t *testing.T) {
 			require.Equal(t, "running", p.phase("feed"), "somebody wanted it")
 
 			p.becomes("Charging", "9")
-			p.comesTo("running", "web")
+			p.comesTo("running", "web", "cold")
+			if limited(t) {
+				eventually(t, "it is thawed", func() bool { return !byGRPC{p.world}.status("cold").GetFrozen() })
+				require.Equal(t, cold, byGRPC{p.world}.status("cold").GetProcessId())
+			}
 			require.Zero(t, byGRPC{p.world}.status("web").GetRestartCount())
 			require.Equal(t, core, byGRPC{p.world}.status("core").GetProcessId())
 			require.Equal(t, "full", p.power().GetLevel())

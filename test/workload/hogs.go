@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -59,10 +60,10 @@ func touch(total, step int) error {
 }
 
 // runCache reads files until they have filled the page cache, in the order of their
-// names. What is in the cache already is dropped first: it would be somebody else's.
+// names, or as much of a disk. What is in the cache already is dropped first: it would be somebody else's.
 func runCache(args []string) error {
 	if len(args) < 3 {
-		return errors.New("cache wants DIR SKIP BYTES [MEMORY]")
+		return errors.New("cache wants DIR|DISK SKIP BYTES [MEMORY]")
 	}
 	skip, err := number(args, 1)
 	if err != nil {
@@ -80,6 +81,9 @@ func runCache(args []string) error {
 		if err != nil {
 			return err
 		}
+	}
+	if info, err := os.Stat(args[0]); err == nil && info.Mode()&fs.ModeDevice != 0 {
+		return cacheDisk(args[0], skip, total)
 	}
 	passed := 0
 	err = filepath.WalkDir(args[0], func(path string, d fs.DirEntry, err error) error {
@@ -116,6 +120,67 @@ func runCache(args []string) error {
 		return fmt.Errorf("%s has %d bytes in all", args[0], passed)
 	}
 	ready(total)
+	forever()
+	return nil
+}
+
+// cacheDisk reads a part of a disk into the page cache. It keeps the disk open: what
+// is cached of one goes with the last who has it open.
+func cacheDisk(disk string, skip, total int) error {
+	f, err := os.Open(disk)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), int64(skip), int64(total), unix.FADV_DONTNEED); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, io.NewSectionReader(f, int64(skip), int64(total))); err != nil {
+		return err
+	}
+	ready(total)
+	forever()
+	return nil
+}
+
+// runHogNoise fills memory so that it compresses to a half, and no better.
+func runHogNoise(args []string) error {
+	total, err := number(args, 0)
+	if err != nil {
+		return err
+	}
+	const page = 4096
+	held, err := unix.Mmap(-1, 0, total, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	noise := rand.NewChaCha8([32]byte{})
+	for at := 0; at+page <= total; at += page {
+		_, _ = noise.Read(held[at : at+page/2]) // never fails
+	}
+	ready(total)
+	forever()
+	return nil
+}
+
+// runHogHuge maps huge pages one by one and touches each.
+func runHogHuge(args []string) error {
+	total, err := number(args, 0)
+	if err != nil {
+		return err
+	}
+	const page = 2 << 20 // that of the hosts; another size is refused (EINVAL)
+	held := 0
+	for ; held < total; held += page {
+		const size2MiB = 21 << unix.MAP_HUGE_SHIFT
+		chunk, err := unix.Mmap(-1, 0, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB|size2MiB)
+		if err != nil {
+			fmt.Printf("held %d of %d: %v\n", held, total, err)
+			break
+		}
+		chunk[0] = 1
+	}
+	ready(held)
 	forever()
 	return nil
 }

@@ -60,7 +60,7 @@ func (b *Baseline) Drifts(now service.Applied, repair func(service.Drift) bool) 
 	for i, was := range b.holds {
 		r := service.Resource(i)
 		is := now[r].Applied
-		if r.Unit() == service.Devices && cgroup.SameDisks(is, was) {
+		if unit := r.Unit(); (unit == service.Devices || unit == service.Weights) && cgroup.SameDisks(r, is, was) {
 			continue
 		}
 		if b.begun && was.Set && is.Set && is != was && cgroup.File(r) != "" {

@@ -26,6 +26,10 @@ func InUse(ctx context.Context, op string, name service.Name, err error) error {
 			Err: fmt.Errorf("%s of %s is too low for what it uses, so nothing was changed: %w; choose a higher one, have it use less, or force it, and the kernel kills it",
 				service.MemoryMax, service.MemoryMax.Format(service.Of(e.Max)), err)}
 	}
+	if e, ok := errors.AsType[*cgroup.HugePagesInUseError](err); ok {
+		return &service.Error{Op: op, Service: name, Kind: service.Conflict, Reason: service.ReasonLimitInUse,
+			Err: fmt.Errorf("%s: %w; the kernel takes none of them away: have it give them back, or restart it with the limit in its definition", service.HugetlbMax, e)}
+	}
 	switch ended := ctx.Err(); {
 	case ended == nil || !errors.Is(err, ended):
 		return nil

@@ -27,8 +27,9 @@ func read(pid int, kind service.RlimitKind) (service.Rlimit, error) {
 }
 
 // Report reads from the process pid what holds of service.Rlimits: those that were
-// asked for, or where none were those that limit it.
-func Report(pid int, asked service.Quota) (service.LimitReport, error) {
+// asked for, or where none were those that limit it; but for those in but, which are
+// somebody else's.
+func Report(pid int, asked service.Quota, but ...service.RlimitKind) (service.LimitReport, error) {
 	report := service.LimitReport{Requested: asked, Enforced: true}
 	wanted, err := service.ParseRlimits(asked.Text)
 	if err != nil {
@@ -36,7 +37,7 @@ func Report(pid int, asked service.Quota) (service.LimitReport, error) {
 	}
 	var holds []service.Rlimit
 	for _, kind := range service.RlimitKinds() {
-		if len(wanted) > 0 && !slices.ContainsFunc(wanted, func(l service.Rlimit) bool { return l.Kind == kind }) {
+		if slices.Contains(but, kind) || len(wanted) > 0 && !slices.ContainsFunc(wanted, func(l service.Rlimit) bool { return l.Kind == kind }) {
 			continue
 		}
 		l, err := read(pid, kind)

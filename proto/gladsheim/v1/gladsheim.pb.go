@@ -825,7 +825,8 @@ type ServiceStatus struct {
 	ResourceUsage *ResourceUsage `protobuf:"bytes,6,opt,name=resource_usage,json=resourceUsage,proto3,oneof" json:"resource_usage,omitempty"`
 	// The latest health verdict.
 	HealthStatus *ServiceHealth `protobuf:"bytes,7,opt,name=health_status,json=healthStatus,proto3,oneof" json:"health_status,omitempty"`
-	// Why it is not running though it should be; absent when all is well.
+	// Why it is not running though it should be, or is frozen to save the battery; absent
+	// when all is well.
 	ErrorMessage *string `protobuf:"bytes,8,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
 	// Automatic restarts since it was last started by request.
 	RestartCount uint32 `protobuf:"varint,9,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
@@ -2199,8 +2200,17 @@ type ResourceLimits struct {
 	CpuPressurePercent *float32 `protobuf:"fixed32,61,opt,name=cpu_pressure_percent,json=cpuPressurePercent,proto3,oneof" json:"cpu_pressure_percent,omitempty"`
 	// Likewise for disks.
 	IoPressurePercent *float32 `protobuf:"fixed32,62,opt,name=io_pressure_percent,json=ioPressurePercent,proto3,oneof" json:"io_pressure_percent,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Memory in huge pages: SIZE:BYTES for each size of pages, with blanks between, such
+	// as "2MiB:64MiB 1GiB:0". What is beyond it can not be mapped (ENOMEM), nor touched
+	// (hugetlb.SIZE.rsvd.max and hugetlb.SIZE.max). It replaces all that was set before;
+	// "max" limits none.
+	HugetlbMax *string `protobuf:"bytes,70,opt,name=hugetlb_max,json=hugetlbMax,proto3,oneof" json:"hugetlb_max,omitempty"`
+	// Shares of some disks against others, in the place of io_weight (io.weight):
+	// DEVICE:WEIGHT for each, with blanks between; DEVICE as in io_max, WEIGHT 1 to
+	// 10000. It replaces all that was set before; "max" is none.
+	IoDeviceWeight *string `protobuf:"bytes,71,opt,name=io_device_weight,json=ioDeviceWeight,proto3,oneof" json:"io_device_weight,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ResourceLimits) Reset() {
@@ -2422,6 +2432,20 @@ func (x *ResourceLimits) GetIoPressurePercent() float32 {
 	return 0
 }
 
+func (x *ResourceLimits) GetHugetlbMax() string {
+	if x != nil && x.HugetlbMax != nil {
+		return *x.HugetlbMax
+	}
+	return ""
+}
+
+func (x *ResourceLimits) GetIoDeviceWeight() string {
+	if x != nil && x.IoDeviceWeight != nil {
+		return *x.IoDeviceWeight
+	}
+	return ""
+}
+
 // LimitReport compares one limit asked for with what the kernel really does.
 //
 // Values are in the unit that belongs to the name: bytes for memory_*, percent of
@@ -2432,8 +2456,8 @@ type LimitReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// memory_max, memory_high, memory_low, memory_min, memory_swap_max, cpu_percent,
 	// cpu_burst_percent, cpu_weight, cpu_idle, pids_max, io_weight, nofile, cpuset_cpus,
-	// cpuset_mems, memory_zswap_max, oom_group, io_max or
-	// rlimits.
+	// cpuset_mems, memory_zswap_max, oom_group, io_max, rlimits, hugetlb_max or
+	// io_device_weight.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What the definition or a request asked for; absent when nobody did.
 	Requested *float64 `protobuf:"fixed64,2,opt,name=requested,proto3,oneof" json:"requested,omitempty"`
@@ -2856,7 +2880,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\ravg10_percent\x18\x01 \x01(\x01R\favg10Percent\x12#\n" +
 	"\ravg60_percent\x18\x02 \x01(\x01R\favg60Percent\x12\x1d\n" +
 	"\n" +
-	"total_usec\x18\x03 \x01(\x04R\ttotalUsec\"\xbb\f\n" +
+	"total_usec\x18\x03 \x01(\x04R\ttotalUsec\"\xb5\r\n" +
 	"\x0eResourceLimits\x12(\n" +
 	"\x10max_memory_bytes\x18\x01 \x01(\x04R\x0emaxMemoryBytes\x12&\n" +
 	"\x0fmax_cpu_percent\x18\x02 \x01(\x02R\rmaxCpuPercent\x12\"\n" +
@@ -2890,7 +2914,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"foughtOver\x12;\n" +
 	"\x17memory_pressure_percent\x18< \x01(\x02H\x13R\x15memoryPressurePercent\x88\x01\x01\x125\n" +
 	"\x14cpu_pressure_percent\x18= \x01(\x02H\x14R\x12cpuPressurePercent\x88\x01\x01\x123\n" +
-	"\x13io_pressure_percent\x18> \x01(\x02H\x15R\x11ioPressurePercent\x88\x01\x01B\x19\n" +
+	"\x13io_pressure_percent\x18> \x01(\x02H\x15R\x11ioPressurePercent\x88\x01\x01\x12$\n" +
+	"\vhugetlb_max\x18F \x01(\tH\x16R\n" +
+	"hugetlbMax\x88\x01\x01\x12-\n" +
+	"\x10io_device_weight\x18G \x01(\tH\x17R\x0eioDeviceWeight\x88\x01\x01B\x19\n" +
 	"\x17_memory_warning_percentB\x16\n" +
 	"\x14_cpu_warning_percentB\x18\n" +
 	"\x16_memory_swap_max_bytesB\v\n" +
@@ -2915,7 +2942,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\b_rlimitsB\x1a\n" +
 	"\x18_memory_pressure_percentB\x17\n" +
 	"\x15_cpu_pressure_percentB\x16\n" +
-	"\x14_io_pressure_percent\"\xa4\x04\n" +
+	"\x14_io_pressure_percentB\x0e\n" +
+	"\f_hugetlb_maxB\x13\n" +
+	"\x11_io_device_weight\"\xa4\x04\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +

@@ -27,7 +27,7 @@ func ownInit() error {
 			return err
 		}
 	}
-	if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+cpuset +cpu +io +memory +pids"), 0); err != nil {
+	if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+cpuset +cpu +io +memory +pids +hugetlb"), 0); err != nil {
 		return err
 	}
 	if err := keepQuota(); err != nil {

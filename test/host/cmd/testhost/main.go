@@ -88,6 +88,9 @@ func do(ctx context.Context, tree string, opts options.Options) (int, error) {
 	if err != nil {
 		return exitNoHost, fmt.Errorf("%s: %w", opts.Host.Name, err)
 	}
+	if opts.Disk == "" {
+		opts.Env = append([]string{"GLADSHEIM_TEST_DISK=" + machine.ScratchDisk}, opts.Env...)
+	}
 	code, err := runMachine(ctx, snapshot, opts)
 	return verdict(ctx, opts, code, err)
 }

@@ -60,7 +60,7 @@ var tools = []string{"mmdebstrap", "mke2fs", "dpkg-deb", "apt-get", "apt-config"
 
 // Recipe is all that decides what an image of this suite is like, but for the packages' versions.
 func Recipe(suite string) string {
-	return fmt.Sprint("image 2 ", suite, packages, excluded, noCluster, downloadKernel, makeDatabase, listPackages, ext4, Modules)
+	return fmt.Sprint("image 2 ", suite, packages, excluded, noCluster, downloadKernel, makeDatabase, listPackages, ext4, Modules) + moduleRecipe(suite)
 }
 
 // Make makes the image of a Debian suite in dir.
@@ -83,6 +83,9 @@ func Make(ctx context.Context, suite, dir string) error {
 	if err := install(ctx, suite, tree, debs, filepath.Join(dir, Packages)); err != nil {
 		return err
 	}
+	if err := addTestPower(ctx, suite, tree, debs, work); err != nil {
+		return err
+	}
 	if err := makeDisk(ctx, tree, filepath.Join(dir, Root)); err != nil {
 		return err
 	}
@@ -92,15 +95,22 @@ func Make(ctx context.Context, suite, dir string) error {
 // install fills tree with the suite's packages and debs with the kernel's.
 func install(ctx context.Context, suite, tree, debs, packageList string) error {
 	args := []string{
-		"--mode=root", "--variant=essential", "--format=directory", "--include=" + strings.Join(packages, ","),
-		"--dpkgopt=force-unsafe-io",
-		// A mirror that lags behind is good enough for a test; the signatures still count.
-		`--aptopt=Acquire::Check-Valid-Until "false"`,
+		"--variant=essential", "--include=" + strings.Join(packages, ","),
 		"--essential-hook=" + noCluster, "--customize-hook=" + downloadKernel, "--customize-hook=" + makeDatabase, "--customize-hook=" + listPackages,
 	}
 	for _, path := range excluded {
 		args = append(args, "--dpkgopt=path-exclude="+path)
 	}
+	return bootstrap(ctx, []string{"KERNEL_DIR=" + debs, "PACKAGES=" + packageList}, suite, tree, args...)
+}
+
+// bootstrap fills tree with packages of the suite, as args say.
+func bootstrap(ctx context.Context, env []string, suite, tree string, args ...string) error {
+	args = append([]string{
+		"--mode=root", "--format=directory", "--dpkgopt=force-unsafe-io",
+		// A mirror that lags behind is good enough for a test; the signatures still count.
+		`--aptopt=Acquire::Check-Valid-Until "false"`,
+	}, args...)
 	proxies, err := proxyOptions(ctx)
 	if err != nil {
 		return err
@@ -111,7 +121,7 @@ func install(ctx context.Context, suite, tree, debs, packageList string) error {
 	}
 	args = append(args, proxies...)
 	args = append(args, suite, tree, fmt.Sprintf("deb %s %s main", mirror, suite))
-	return runTool(ctx, []string{"KERNEL_DIR=" + debs, "PACKAGES=" + packageList}, "mmdebstrap", args...)
+	return runTool(ctx, env, "mmdebstrap", args...)
 }
 
 // ext4 are the options of a filesystem that is only read: no journal, no spare room.

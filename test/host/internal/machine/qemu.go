@@ -27,6 +27,10 @@ const (
 
 	// PayloadSize is the size of the payload disk. The machine learns it once, when it boots; it is mostly a hole.
 	PayloadSize = 4 << 30
+
+	// ScratchDisk is the disk that a test may write on, in the machine. It is mostly a hole as well.
+	ScratchDisk = "/dev/vdc"
+	scratchSize = 1 << 30
 )
 
 // hardware is what a machine is made of. The paths are its only differences between runs.
@@ -37,7 +41,7 @@ type hardware struct {
 	keepRAM              bool   // changes go to the file; otherwise they are this machine's own
 	boot                 string // kernel arguments
 	wake                 bool   // wait for the state of a frozen machine; otherwise boot
-	disk                 string // what it writes is kept there, if anywhere
+	disk                 string // what it may write on
 }
 
 // quiet are kernel arguments that save time: checks of the (emulated) hardware, mitigations for faults it does not have, security
@@ -70,10 +74,8 @@ func (h hardware) arguments() []string {
 		"-chardev", "socket,id=port,fd=4", "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=gladsheim",
 		"-drive", "file=" + escape(h.root) + ",format=raw,if=virtio,readonly=on",
 		"-drive", "file=" + escape(h.payload) + ",format=raw,if=virtio,readonly=on",
+		"-drive", "file=" + escape(h.disk) + ",format=raw,if=virtio",
 		"-kernel", h.kernel, "-initrd", h.initrd, "-append", quiet + " " + h.boot,
-	}
-	if h.disk != "" {
-		args = append(args, "-drive", "file="+escape(h.disk)+",format=raw,if=virtio")
 	}
 	if h.wake {
 		args = append(args, "-incoming", "defer")

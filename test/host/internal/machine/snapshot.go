@@ -92,7 +92,10 @@ func (m Maker) freeze(ctx context.Context, s Snapshot, dir string) error {
 	if err := writeInitrd(filepath.Join(dir, initrdName), m.Guest, s.image); err != nil {
 		return err
 	}
-	h := s.hardware(payload)
+	h, err := s.hardware(scratch, payload)
+	if err != nil {
+		return err
+	}
 	h.ram, h.initrd, h.keepRAM, h.wake = filepath.Join(dir, ramName), filepath.Join(dir, initrdName), true, false
 
 	machine, err := start(ctx, scratch, h)
@@ -132,7 +135,11 @@ func (m *Machine) save(path string) error {
 
 // Wake starts a machine from the snapshot, in the folder dir and with that payload disk.
 func (s Snapshot) Wake(ctx context.Context, dir, payload string) (*Machine, error) {
-	machine, err := start(ctx, dir, s.hardware(payload))
+	h, err := s.hardware(dir, payload)
+	if err != nil {
+		return nil, err
+	}
+	machine, err := start(ctx, dir, h)
 	if err != nil {
 		return nil, err
 	}
@@ -142,14 +149,18 @@ func (s Snapshot) Wake(ctx context.Context, dir, payload string) (*Machine, erro
 	return machine, nil
 }
 
-// Boot boots the machine from its beginning instead, and keeps what it writes on the disk, a file that is made if it is not there.
+// Boot boots the machine from its beginning instead, and keeps what it writes on the disk, a file that is made if it is not there, in the
+// place of the empty one.
 func (s Snapshot) Boot(ctx context.Context, dir, payload, disk string) (*Machine, error) {
 	if _, err := os.Stat(disk); errors.Is(err, fs.ErrNotExist) {
 		if err := makeDisk(ctx, disk); err != nil {
 			return nil, err
 		}
 	}
-	h := s.hardware(payload)
+	h, err := s.hardware(dir, payload)
+	if err != nil {
+		return nil, err
+	}
 	h.ram, h.wake, h.disk, h.boot = filepath.Join(dir, ramName), false, disk, s.boot+" testhost.disk=/dev/vdc"
 	if err := hole(h.ram, memorySize); err != nil {
 		return nil, err
@@ -181,12 +192,13 @@ func (m *Machine) load(path string) error {
 	return m.qmp.do("migrate-incoming", map[string]any{"uri": "exec:cat " + quote(path)})
 }
 
-// hardware of a machine woken from the snapshot.
-func (s Snapshot) hardware(payload string) hardware {
+// hardware of a machine woken from the snapshot, with an empty disk in the folder dir.
+func (s Snapshot) hardware(dir, payload string) (hardware, error) {
+	disk := filepath.Join(dir, "scratch")
 	return hardware{
 		kernel: s.image.Path(image.Kernel), root: s.image.Path(image.Root), initrd: s.frozen.Path(initrdName),
-		payload: payload, ram: s.frozen.Path(ramName), boot: s.boot, wake: true,
-	}
+		payload: payload, ram: s.frozen.Path(ramName), boot: s.boot, wake: true, disk: disk,
+	}, hole(disk, scratchSize)
 }
 
 // hole makes a file of that size which takes no room.
