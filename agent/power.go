@@ -175,27 +175,18 @@ func (a *Agent) stepPower() bool {
 	return true
 }
 
-// hold ends a service to save the battery. One that ends just now may come to wait for
-// its next attempt: then it waits on without one.
+// hold ends a service to save the battery.
 func (a *Agent) hold(name service.Name) {
 	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
 	defer cancel()
 	a.cfg.Log.Info("a service is stopped to save the battery", "service", name)
-	for range 2 {
-		err := a.thjalfi.Hold(ctx, name, nil, holder)
-		switch {
-		case a.ctx.Err() != nil:
-			return
-		case ctx.Err() != nil: // it goes on without us
-			a.cfg.Log.Warn("a service takes its time to stop; the next is not kept waiting", "service", name)
-			return
-		case err != nil:
-			a.cfg.Log.Error("a service can not be stopped to save the battery", "service", name, "error", err)
-			return
-		}
-		if s, known := a.registry.Get(name); !known || s.Machine.State != service.Backoff {
-			return
-		}
+	err := a.thjalfi.Hold(ctx, name, nil, holder)
+	switch {
+	case err == nil || a.ctx.Err() != nil:
+	case ctx.Err() != nil: // it goes on without us
+		a.cfg.Log.Warn("a service takes its time to stop; the next is not kept waiting", "service", name)
+	default:
+		a.cfg.Log.Error("a service can not be stopped to save the battery", "service", name, "error", err)
 	}
 }
 

@@ -45,13 +45,13 @@ func (a *Agent) tellDeaf(name service.Name, err error) {
 // enforce does what the monitor orders. That may take a while, so nobody waits for it.
 func (a *Agent) enforce(o byggvir.Order) {
 	a.background.Go(func() {
+		var overtaken bool
+		var err error
 		if o.Stop {
-			a.thjalfi.Exceed(o.Service, o.Incarnation, o.Why)
-			a.tellEnforced(o, nil)
-			o.Done(byggvir.Done)
-			return
+			err = a.thjalfi.Exceed(a.ctx, o.Service, o.Incarnation, o.Why)
+		} else {
+			overtaken, err = a.rein(a.ctx, o)
 		}
-		overtaken, err := a.rein(a.ctx, o)
 		switch {
 		case overtaken:
 			o.Done(byggvir.Overtaken)

@@ -164,16 +164,20 @@ func (w *watch) breakLivelock(s *service.Status, now time.Time, how service.OnLi
 		w.order(service.Livelock, Order{Limits: lift, Expected: expected, Why: "livelock: memory_high is lifted, memory_max decides"},
 			func() { r.held, r.spared = service.Limits{}, true })
 	default:
+		w.broken = now
 		w.stop(service.Livelock, "it got nothing done any more at its memory_high")
 	}
 }
 
+// stop has the service ended. If that fails, say because it was frozen meanwhile, it may
+// be ordered again.
 func (w *watch) stop(v service.Violation, why string) {
 	w.ended = true
-	w.monitor.cfg.Act(Order{Service: w.name, Incarnation: w.incarnation, Violation: v, Stop: true, Why: why, Done: func(Outcome) {}})
+	w.order(v, Order{Stop: true, Why: why}, func() {})
 }
 
-// order has limits set, and done run on the monitor's goroutine when they are.
+// order has limits set, or the service ended, and done run on the monitor's goroutine when
+// that is so.
 func (w *watch) order(v service.Violation, o Order, done func()) {
 	r := &w.reins[v]
 	m := w.monitor
@@ -192,6 +196,9 @@ func (w *watch) order(v service.Violation, o Order, done func()) {
 			r.outcome = func() { r.held, r.spared = service.Limits{}, true }
 		case Failed:
 			r.wait = time.Now().Add(retryAfter)
+			if o.Stop {
+				r.outcome = func() { w.ended = false }
+			}
 		}
 	}
 	m.cfg.Act(o)
