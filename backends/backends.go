@@ -148,7 +148,8 @@ type Handle interface {
 	// Limit changes limits of the running incarnation: those set in l; the
 	// others stay. Applied tells of every resource what was read back. A limit
 	// the host can not enforce is refused with service.Unenforceable before
-	// anything is changed. Nobody is killed for it: a MemoryMax below what is in use is
+	// anything is changed. What fails half way is set back, and the error tells what
+	// holds if that fails, too. Nobody is killed for it: a MemoryMax below what is in use is
 	// reached by reclaiming, which takes a second or more, and refused with
 	// service.Conflict and ReasonLimitInUse if that can not be, or would hurt. Then, and
 	// when ctx ends meanwhile, all is as before.

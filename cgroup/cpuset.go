@@ -109,7 +109,7 @@ type Lack struct {
 // has not.
 func (t Tree) Lacks(l service.Limits) (lacks []Lack) {
 	if q := l[service.IOMax]; q.Text != "" {
-		if _, _, err := byNumber(q); err != nil {
+		if _, err := byNumber(q); err != nil {
 			lacks = append(lacks, Lack{service.IOMax, fmt.Sprintf("%s: %v", service.IOMax, err)})
 		}
 	}

@@ -71,46 +71,58 @@ func FindDisk(device string) (Disk, error) {
 	return Disk{major + ":" + minor, "/dev/" + name}, nil
 }
 
-// byNumber turns limits of devices into those of disks by their numbers, and tells
-// which device each disk was named by.
-func byNumber(q service.Quota) (limits []service.DeviceLimit, names map[string]string, err error) {
-	names = map[string]string{}
+// byNumber turns limits of devices into those of disks by their numbers.
+func byNumber(q service.Quota) (limits []service.DeviceLimit, err error) {
+	names := map[string]string{}
 	list, err := service.ParseDevices(q.Text)
 	if err != nil {
-		return nil, names, err
+		return nil, err
 	}
 	for _, limit := range list {
 		disk, err := FindDisk(limit.Device)
 		if err != nil {
-			return nil, names, err
+			return nil, err
 		}
 		if other, twice := names[disk.Number]; twice {
-			return nil, names, fmt.Errorf("%s and %s are the same disk, %s", other, limit.Device, disk.Node)
+			return nil, fmt.Errorf("%s and %s are the same disk, %s", other, limit.Device, disk.Node)
 		}
 		names[disk.Number] = limit.Device
 		limit.Device = disk.Number
 		limits = append(limits, limit)
 	}
-	return limits, names, nil
+	return limits, nil
 }
 
-// SameDisks tells whether two limits of devices are the same, however they name them.
-func SameDisks(q, other service.Quota) bool {
-	one, _, err := byNumber(q)
-	two, _, otherErr := byNumber(other)
-	return err == nil && otherErr == nil && slices.Equal(one, two)
+// Numbered is q with disks by their numbers, which stay when their files do not; q itself
+// if one can not be found.
+func Numbered(q service.Quota) service.Quota {
+	if by, err := numbered(q); err == nil {
+		return by
+	}
+	return q
 }
 
-// named gives disks the names that asked uses for them.
+func numbered(q service.Quota) (service.Quota, error) {
+	list, err := byNumber(q)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	return service.OfDevices(list)
+}
+
+// named gives disks the names that asked uses for them, as far as those lead to them still.
 func named(q, asked service.Quota) service.Quota {
-	_, names, err := byNumber(asked)
-	list, listErr := service.ParseDevices(q.Text)
-	if err != nil || listErr != nil {
+	list, err := service.ParseDevices(q.Text)
+	wanted, wantedErr := service.ParseDevices(asked.Text)
+	if err != nil || wantedErr != nil {
 		return q
 	}
-	for i, limit := range list {
-		if name, ok := names[limit.Device]; ok {
-			list[i].Device = name
+	for _, want := range wanted {
+		disk, err := FindDisk(want.Device)
+		for i, limit := range list {
+			if err == nil && limit.Device == disk.Number {
+				list[i].Device = want.Device
+			}
 		}
 	}
 	out, err := service.OfDevices(list)
@@ -118,6 +130,33 @@ func named(q, asked service.Quota) service.Quota {
 		return q
 	}
 	return out
+}
+
+// lost tells whether a disk that asked limits is limited no more: its name leads nowhere,
+// and none that has another is limited so. Its file may go while the disk stays.
+func lost(held, asked service.Quota) bool {
+	list, err := service.ParseDevices(held.Text)
+	wanted, wantedErr := service.ParseDevices(asked.Text)
+	if err != nil || wantedErr != nil {
+		return true
+	}
+	var nameless []service.DeviceLimit
+	for _, want := range wanted {
+		disk, err := FindDisk(want.Device)
+		if err != nil {
+			nameless = append(nameless, want)
+			continue
+		}
+		list = slices.DeleteFunc(list, func(l service.DeviceLimit) bool { return l.Device == disk.Number })
+	}
+	for _, want := range nameless {
+		at := slices.IndexFunc(list, func(l service.DeviceLimit) bool { return l.Rates == want.Rates })
+		if at < 0 {
+			return true
+		}
+		list = slices.Delete(list, at, at+1)
+	}
+	return false
 }
 
 // rateKeys are the rates in io.max (cgroup-v2.rst).
@@ -154,7 +193,7 @@ func decodeDevices(text string) (service.Quota, error) {
 
 // setDevices limits the disks that q names and no others, and reads that back.
 func setDevices(d *dir, r service.Resource, q service.Quota) error {
-	want, _, err := byNumber(q)
+	want, err := byNumber(q)
 	if err != nil {
 		return err
 	}

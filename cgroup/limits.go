@@ -232,12 +232,14 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 			return service.Applied{}, err
 		}
 	}
+	for _, lack := range g.tree.Lacks(requested) {
+		if lack.Resource != service.IOMax || lost(a[service.IOMax].Applied, requested[service.IOMax]) {
+			a[lack.Resource].Enforced = false
+		}
+	}
 	if asked := requested[service.IOMax]; asked.Text != "" {
 		report := &a[service.IOMax]
 		report.Applied, report.Effective = named(report.Applied, asked), named(report.Effective, asked)
-	}
-	for _, lack := range g.tree.Lacks(requested) {
-		a[lack.Resource].Enforced = false
 	}
 	if a[service.CPUIdle].Applied == service.Of(1) { // the file of the weight says 0, which is none
 		weight := &a[service.CPUWeight]
@@ -385,7 +387,11 @@ func File(r service.Resource) string { return limitFiles[r].name }
 
 // Kept is what the kernel keeps of q; unset where it may keep that in other words.
 func Kept(r service.Resource, q service.Quota) service.Quota {
-	if r.Unit() == service.Devices || r.Unit() == service.List && q.Value == service.Unlimited {
+	if r.Unit() == service.Devices {
+		numbered, _ := numbered(q)
+		return numbered
+	}
+	if r.Unit() == service.List && q.Value == service.Unlimited {
 		return service.Quota{}
 	}
 	_, want := encode(r, q)

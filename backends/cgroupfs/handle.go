@@ -177,13 +177,10 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 	if err := h.place.Check(); err != nil {
 		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
-	if err := by(ctx, l, func(ctx context.Context) error { return h.apply(ctx, l) }); err != nil {
+	if err := place.Whole(ctx, h.group, l, by, h.change); err != nil {
 		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
 			return service.Applied{}, refusal
 		}
-		return service.Applied{}, h.fileError(op, err)
-	}
-	if err := rlimit.Set(h.group.Processes, l.OfProcesses()); err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
 	h.mu.Lock()
@@ -194,6 +191,25 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 		h.baseline.Set(l, applied)
 	}
 	return applied, err
+}
+
+// change limits the cgroup, and then the processes in it.
+func (h *handle) change(ctx context.Context, l service.Limits) error {
+	if err := h.apply(ctx, l); err != nil {
+		return err
+	}
+	return h.limitProcesses(l)
+}
+
+func (h *handle) limitProcesses(l service.Limits) error {
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	limits, err := rlimit.Wanted(l, requested)
+	if err != nil {
+		return err
+	}
+	return rlimit.Set(h.group.Processes, limits)
 }
 
 func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {

@@ -35,7 +35,14 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if _, err := h.noFile(); err != nil { // also tells whether anybody lives
 		return service.Applied{}, err
 	}
-	if err := rlimit.Set(h.pids, l.OfProcesses()); err != nil {
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	limits, err := rlimit.Wanted(l, requested)
+	if err == nil {
+		err = rlimit.Set(h.pids, limits)
+	}
+	if err != nil {
 		return service.Applied{}, h.limitFailure(err)
 	}
 	h.mu.Lock()

@@ -193,11 +193,10 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 	case <-turn.Done():
 		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", turn.Err()))
 	}
-	err := by(ctx, rounded(l), func(ctx context.Context) error {
-		ctx, cancel := bounded(ctx)
-		defer cancel()
-		return h.limit(ctx, rounded(l))
-	})
+	err := h.keepsOOMPolicy(turn, l)
+	if err == nil {
+		err = place.Whole(ctx, h.scope, rounded(l), by, h.limit)
+	}
 	if err != nil {
 		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
 			return service.Applied{}, refusal
@@ -212,7 +211,7 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 	h.mu.Unlock()
 	applied, err := h.Limits(ctx)
 	if err == nil {
-		h.baseline.Set(l, applied)
+		h.baseline.Set(rounded(l), applied)
 	}
 	return applied, err
 }
@@ -225,11 +224,7 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	case <-ctx.Done():
 		return nil, failure(op, h.ref.Name, ctx.Err())
 	}
-	drifts, err := h.baseline.Repair(ctx, h.scope, repair, func(ctx context.Context, back service.Limits) error {
-		ctx, cancel := bounded(ctx)
-		defer cancel()
-		return h.limit(ctx, back)
-	})
+	drifts, err := h.baseline.Repair(ctx, h.scope, repair, h.limit)
 	switch refusal := place.InUse(ctx, op, h.ref.Name, err); {
 	case err == nil:
 		return drifts, nil
@@ -243,11 +238,10 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 
 // limit changes limits and reads each back.
 func (h *handle) limit(ctx context.Context, l service.Limits) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	link, err := h.b.bus.link(ctx)
 	if err != nil {
-		return err
-	}
-	if err := h.keepsOOMPolicy(l, link); err != nil {
 		return err
 	}
 	if l[service.CPUMax].Set && l[service.CPUBurst].Set {
@@ -271,15 +265,25 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	if err := h.complete(ctx, l); err != nil {
 		return err
 	}
-	return rlimit.Set(h.cell.Processes, l.OfProcesses())
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	ofProcesses, err := rlimit.Wanted(l, requested)
+	if err != nil {
+		return err
+	}
+	return rlimit.Set(h.cell.Processes, ofProcesses)
 }
 
 // keepsOOMPolicy refuses to change oom_group of a scope that has an OOMPolicy: that is
 // set when it is made, and systemd goes by it whatever the kernel was told.
-func (h *handle) keepsOOMPolicy(l service.Limits, can *link) error {
+func (h *handle) keepsOOMPolicy(ctx context.Context, l service.Limits) error {
 	want := l[service.OOMGroup]
-	if !want.Set || !can.knows253 || want == h.oomGroup() {
+	if !want.Set || want == h.oomGroup() {
 		return nil
+	}
+	if can, err := h.b.bus.link(ctx); err != nil || !can.knows253 {
+		return err
 	}
 	return &service.Error{Op: "limit", Service: h.ref.Name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
 		Err: errors.New("oom_group of a scope is what it was when the scope was made; set it in the definition, and restart the service")}

@@ -26,29 +26,41 @@ func (b *Baseline) Begin(requested service.Limits, now service.Applied) {
 	}
 	b.begun = true
 	for i := range now {
-		r := service.Resource(i)
-		b.holds[r] = now[r].Applied
-		if !requested[r].Set || !now[r].Applied.Set || cgroup.File(r) == "" {
-			continue
+		b.hold(service.Resource(i), requested[i], now[i].Applied)
+	}
+}
+
+// Set takes what we have changed ourselves. What the kernel holds now besides may be
+// somebody else's.
+func (b *Baseline) Set(changed service.Limits, now service.Applied) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, q := range changed {
+		if q.Set {
+			b.hold(service.Resource(i), q, now[i].Applied)
 		}
-		if kept := cgroup.Kept(r, requested[r]); kept.Set {
-			b.holds[r] = kept
+	}
+	// They go by each other: what is idle has no weight, and a burst is told by the period
+	// of the quota.
+	for _, pair := range [][2]service.Resource{{service.CPUIdle, service.CPUWeight}, {service.CPUMax, service.CPUBurst}} {
+		if changed[pair[0]].Set && !changed[pair[1]].Set {
+			b.holds[pair[1]] = now[pair[1]].Applied
 		}
 	}
 }
 
-// Set takes what we have changed ourselves.
-func (b *Baseline) Set(changed service.Limits, now service.Applied) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for r, q := range changed {
-		if q.Set {
-			b.holds[r] = now[r].Applied
-		}
+// hold has r be what was asked for, as the kernel keeps that, or what is where nobody
+// asked or that can not be foretold.
+func (b *Baseline) hold(r service.Resource, asked, is service.Quota) {
+	b.holds[r] = is
+	if r.Unit() == service.Devices {
+		b.holds[r] = cgroup.Numbered(is)
 	}
-	// They go by each other: what is idle has no weight, a burst is told by the period of the quota.
-	for _, r := range []service.Resource{service.CPUWeight, service.CPUIdle, service.CPUBurst} {
-		b.holds[r] = now[r].Applied
+	if !asked.Set || !is.Set || cgroup.File(r) == "" {
+		return
+	}
+	if kept := cgroup.Kept(r, asked); kept.Set {
+		b.holds[r] = kept
 	}
 }
 
@@ -60,9 +72,6 @@ func (b *Baseline) Drifts(now service.Applied, repair func(service.Drift) bool) 
 	for i, was := range b.holds {
 		r := service.Resource(i)
 		is := now[r].Applied
-		if r.Unit() == service.Devices && cgroup.SameDisks(is, was) {
-			continue
-		}
 		if b.begun && was.Set && is.Set && is != was && cgroup.File(r) != "" {
 			d := service.Drift{Resource: r, File: cgroup.File(r), Was: was, Is: is}
 			drifts = append(drifts, d)

@@ -94,3 +94,42 @@ func TestReport(t *testing.T) {
 	require.NotContains(t, report.Applied.Text, "fsize", "what does not limit is left out")
 	require.NoError(t, service.Rlimits.Check(report.Applied))
 }
+
+// What can not be set as a whole is not set at all.
+func TestSetIsUndone(t *testing.T) {
+	pids := sleepers(t, 2)
+	before := map[int]service.LimitReport{}
+	for _, pid := range pids {
+		report, err := Report(pid, service.OfText("fsize=1MiB"))
+		require.NoError(t, err)
+		before[pid] = report
+	}
+	limits := append([]service.Rlimit{{Kind: unix.RLIMIT_FSIZE, Soft: 1 << 20, Hard: service.Unlimited}}, files(1<<40)...)
+	require.ErrorIs(t, Set(func() ([]int, error) { return pids, nil }, limits), unix.EPERM)
+	for _, pid := range pids {
+		report, err := Report(pid, service.OfText("fsize=1MiB"))
+		require.NoError(t, err)
+		require.Equal(t, before[pid], report)
+	}
+}
+
+// What is asked for no more becomes what the agent has itself.
+func TestWanted(t *testing.T) {
+	own, err := read(0, unix.RLIMIT_FSIZE)
+	require.NoError(t, err)
+	before := service.Limits{service.Rlimits: service.OfText("core=0 fsize=1MiB")}
+	for _, c := range []struct {
+		now  service.Limits
+		want []service.Rlimit
+	}{
+		{service.Limits{service.NoFile: service.Of(7)}, files(7)},
+		{service.Limits{service.Rlimits: service.OfText("core=0")}, []service.Rlimit{{Kind: unix.RLIMIT_CORE}, own}},
+	} {
+		got, err := Wanted(c.now, before)
+		require.NoError(t, err)
+		require.Equal(t, c.want, got)
+	}
+	all, err := Wanted(service.Limits{service.Rlimits: service.Of(service.Unlimited)}, before)
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+}
