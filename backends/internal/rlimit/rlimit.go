@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 )
 
 // NoFile is the soft limit on open files of the process pid, the one that holds.
@@ -53,8 +54,7 @@ func Report(pid int, asked service.Quota) (service.LimitReport, error) {
 }
 
 // Wanted lists what is to be set for l on processes that have the limits before: those
-// that were asked for then and are not any more become the agent's own, which is what a
-// start gives that nobody limits.
+// that were asked for then and are not any more become what a start gives.
 func Wanted(l, before service.Limits) ([]service.Rlimit, error) {
 	list := l.OfProcesses()
 	if !l[service.Rlimits].Set {
@@ -73,6 +73,7 @@ func Wanted(l, before service.Limits) ([]service.Rlimit, error) {
 		if err != nil {
 			return nil, err
 		}
+		own.Soft, own.Hard = gate.Unasked(int(old.Kind), own.Hard)
 		list = append(list, own)
 	}
 	return list, nil

@@ -113,23 +113,26 @@ func TestSetIsUndone(t *testing.T) {
 	}
 }
 
-// What is asked for no more becomes what the agent has itself.
+// What is asked for no more becomes what a start gives.
 func TestWanted(t *testing.T) {
-	own, err := read(0, unix.RLIMIT_FSIZE)
-	require.NoError(t, err)
-	before := service.Limits{service.Rlimits: service.OfText("core=0 fsize=1MiB")}
+	free := func(kind service.RlimitKind, soft uint64) service.Rlimit {
+		return service.Rlimit{Kind: kind, Soft: soft, Hard: service.Unlimited}
+	}
+	before := service.Limits{service.Rlimits: service.OfText("core=1MiB fsize=1MiB stack=1MiB")}
 	for _, c := range []struct {
 		now  service.Limits
 		want []service.Rlimit
 	}{
 		{service.Limits{service.NoFile: service.Of(7)}, files(7)},
-		{service.Limits{service.Rlimits: service.OfText("core=0")}, []service.Rlimit{{Kind: unix.RLIMIT_CORE}, own}},
+		{service.Limits{service.Rlimits: service.OfText("core=7")}, []service.Rlimit{
+			{Kind: unix.RLIMIT_CORE, Soft: 7, Hard: 7}, free(unix.RLIMIT_FSIZE, service.Unlimited), free(unix.RLIMIT_STACK, 8<<20),
+		}},
+		{service.Limits{service.Rlimits: service.Of(service.Unlimited)}, []service.Rlimit{
+			{Kind: unix.RLIMIT_CORE}, free(unix.RLIMIT_FSIZE, service.Unlimited), free(unix.RLIMIT_STACK, 8<<20),
+		}},
 	} {
 		got, err := Wanted(c.now, before)
 		require.NoError(t, err)
 		require.Equal(t, c.want, got)
 	}
-	all, err := Wanted(service.Limits{service.Rlimits: service.Of(service.Unlimited)}, before)
-	require.NoError(t, err)
-	require.Len(t, all, 2)
 }
