@@ -86,11 +86,11 @@ func (a *Agent) rein(ctx context.Context, o byggvir.Order) (overtaken bool, err 
 		return false, err
 	}
 	for r, q := range o.Limits {
-		if q.Set && now[r].Requested != o.Expected[r] {
+		if q.Set && (now[r].Requested != o.Seen[r].Requested || now[r].Instead != o.Seen[r].Instead) {
 			return true, nil
 		}
 	}
-	applied, err := h.Limit(ctx, o.Limits)
+	applied, err := h.Throttle(ctx, o.Limits)
 	if err != nil {
 		return false, err
 	}

@@ -40,6 +40,38 @@ func TestAThrottleIsNotKept(t *testing.T) {
 	})
 }
 
+// A throttle is not what somebody has asked for, and told apart from it, also when it is
+// over.
+func TestAThrottleIsNobodysWish(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, greedy)
+		began := time.Now()
+		h.host.Script(web, fake.Script{Usage: func(time.Duration) service.Usage {
+			u := uses90(0)
+			if time.Since(began) > time.Minute {
+				u.Memory = 10 << 20
+			}
+			return u
+		}})
+		h.start(web)
+		high := func() service.LimitReport {
+			applied, err := h.Limits(t.Context(), web)
+			require.NoError(t, err)
+			require.Equal(t, applied[service.MemoryHigh].Instead, h.status(web).Applied[service.MemoryHigh].Instead)
+			return applied[service.MemoryHigh]
+		}
+		pass(30 * time.Second)
+		level := service.Of(80 << 20)
+		require.Equal(t, service.LimitReport{Instead: level, Applied: level, Effective: level, Enforced: true}, high())
+		_, err := h.SetLimits(t.Context(), web, service.Limits{service.PidsMax: service.Of(7)}, service.Warnings{}, false, "dora")
+		require.NoError(t, err)
+		require.Equal(t, level, high().Instead, "somebody has set something else")
+		pass(time.Minute)
+		none := service.Of(service.Unlimited)
+		require.Equal(t, service.LimitReport{Applied: none, Effective: none, Enforced: true}, high())
+	})
+}
+
 // Who sets a limit that is throttled has his will, also while the throttle is on its way.
 func TestAThrottleYields(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
@@ -50,6 +82,8 @@ func TestAThrottleYields(t *testing.T) {
 		applied, err := h.SetLimits(t.Context(), web, service.Limits{service.MemoryHigh: service.Of(95 << 20)}, service.Warnings{}, false, "dora")
 		require.NoError(t, err)
 		require.Equal(t, service.Of(95<<20), applied[service.MemoryHigh].Applied)
+		require.Equal(t, service.Of(95<<20), applied[service.MemoryHigh].Requested)
+		require.False(t, applied[service.MemoryHigh].Instead.Set)
 		pass(10 * time.Minute)
 		require.Equal(t, service.Of(95<<20), h.status(web).Applied[service.MemoryHigh].Applied)
 		require.Len(t, h.reasons(web, service.NoticeEnforced), 1)

@@ -158,6 +158,12 @@ type Handle interface {
 	// Force is Limit without that care: what does not fit is killed by the kernel.
 	Force(ctx context.Context, l service.Limits) (service.Applied, error)
 
+	// Throttle is Limit for the agent's own sake: what was asked for stays Requested,
+	// and Instead tells what holds instead, until it is set back to the former, or to
+	// what limits nothing where nobody asked (service.Limits.Instead), or until Limit or
+	// Force change it.
+	Throttle(ctx context.Context, l service.Limits) (service.Applied, error)
+
 	// Drift compares the limits that are files with what they were when we last set
 	// or, at first, read them; after an adoption with what was requested. Those that
 	// repair wants are set back, as carefully as by Limit; the others are taken as

@@ -81,8 +81,10 @@ func looked(t *testing.T, f func(p *play)) {
 				outcome := p.outcome
 				for r, q := range o.Limits {
 					if q.Set && outcome == Done {
-						require.Equal(t, p.status.Applied[r].Requested, o.Expected[r], "it was seen")
-						p.status.Applied[r] = service.LimitReport{Requested: q, Applied: q, Effective: q, Enforced: true}
+						require.Equal(t, p.status.Applied[r], o.Seen[r], "it was seen")
+						asked := p.status.Applied[r].Requested
+						instead := o.Limits.Instead(one(service.Resource(r), asked))[r]
+						p.status.Applied[r] = service.LimitReport{Requested: asked, Instead: instead, Applied: q, Effective: q, Enforced: true}
 					}
 				}
 				defer o.Done(outcome)

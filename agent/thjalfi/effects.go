@@ -215,7 +215,7 @@ func (a *actor) adopt() {
 		if err == nil {
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited
 			if back := reined(ladder, limits, applied); back != (service.Limits{}) {
-				if given, err := h.Limit(ctx, back); err == nil { // else the look for drift tells
+				if given, err := h.Throttle(ctx, back); err == nil { // else the look for drift tells
 					applied = given
 				}
 			}

@@ -21,6 +21,7 @@ func limitLaws() []law {
 		{says: "what nobody asked for is not reported as requested, and still told", check: lawLimitsUnasked},
 		{says: "a limit changes while the service runs, and the others stay", check: lawLimitChange},
 		{says: "a limit can be lifted", check: lawLimitLift},
+		{says: "what the agent sets for its own sake is not what was asked for", check: lawThrottle},
 		{says: "a change that the kernel refuses half way leaves all as it was, and is no drift", only: caged, check: lawLimitWhole},
 		{says: "limits of processes are changed all or none, and with them the others", only: real, check: lawLimitWholeOfProcesses},
 		{says: "a change of the open files reaches the running process", only: real, check: lawLimitFiles},
@@ -180,6 +181,40 @@ func lawLimitLift(b *bench) {
 		require.NoError(b, err)
 		require.Equal(b, service.Of(service.Unlimited), applied[r].Applied, "%s", r)
 	}
+}
+
+func lawThrottle(b *bench) {
+	set := service.Limits{service.MemoryHigh: service.Of(40 * mebi), service.CPUMax: service.Of(20 * service.UsecPerPercent)}
+	asked := service.Limits{service.MemoryMax: service.Of(96 * mebi), service.CPUMax: service.Of(50 * service.UsecPerPercent)}
+	if len(b.agent.Enforces().Missing(set)) > 0 {
+		i := b.start("sleep")
+		_, err := i.Throttle(b.within(), set)
+		b.wantError(err, service.Unenforceable)
+		return
+	}
+	i := b.launch(limited(b.plan("sleep"), asked))
+	i.ready()
+	before := i.limits()
+	applied, err := i.Throttle(b.within(), set)
+	require.NoError(b, err)
+	require.Equal(b, applied, i.limits())
+	for _, r := range []service.Resource{service.MemoryHigh, service.CPUMax} {
+		require.Equal(b, asked[r], applied[r].Requested, r)
+		require.Equal(b, set[r], applied[r].Instead, r)
+		require.Equal(b, set[r], applied[r].Applied, r)
+	}
+	require.Empty(b, i.drift(always))
+	applied, err = i.Throttle(b.within(), service.Limits{service.MemoryHigh: service.Of(service.Unlimited), service.CPUMax: asked[service.CPUMax]})
+	require.NoError(b, err)
+	require.Equal(b, before, applied)
+
+	_, err = i.Throttle(b.within(), set)
+	require.NoError(b, err)
+	applied, err = i.Limit(b.within(), service.Limits{service.CPUMax: set[service.CPUMax]})
+	require.NoError(b, err)
+	require.Equal(b, set[service.CPUMax], applied[service.CPUMax].Requested)
+	require.False(b, applied[service.CPUMax].Instead.Set)
+	require.Equal(b, set[service.MemoryHigh], applied[service.MemoryHigh].Instead)
 }
 
 // lawLimitWhole asks for a burst above the quota, which the kernel refuses when the others

@@ -33,6 +33,7 @@ type handle struct {
 	mu        sync.Mutex
 	leftovers int
 	requested service.Limits
+	instead   service.Limits // of them: what the agent has set for now
 	baseline  place.Baseline
 	released  *service.Remains
 	finished  *service.Remains // with the turn
@@ -151,14 +152,32 @@ func (h *handle) remains() *service.Remains {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.limit(ctx, l, h.group.Lower)
+	return h.limit(ctx, l, h.group.Lower, h.asked)
 }
 
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.limit(ctx, l, place.AtOnce)
+	return h.limit(ctx, l, place.AtOnce, h.asked)
 }
 
-func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
+func (h *handle) Throttle(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.limit(ctx, l, h.group.Lower, h.throttled)
+}
+
+// asked notes what somebody has asked for, throttled what the agent has set instead.
+func (h *handle) asked(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.requested, h.instead = l.Over(h.requested), h.instead.Without(l)
+}
+
+func (h *handle) throttled(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.instead = l.Instead(h.requested).Over(h.instead.Without(l))
+}
+
+// limit changes limits, and has note know of it.
+func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering, note func(service.Limits)) (service.Applied, error) {
 	const op = "limit"
 	done, err := h.take(ctx, op)
 	if err != nil {
@@ -183,9 +202,7 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 		}
 		return service.Applied{}, h.fileError(op, err)
 	}
-	h.mu.Lock()
-	h.requested = l.Over(h.requested)
-	h.mu.Unlock()
+	note(l)
 	applied, err := h.Limits(context.WithoutCancel(ctx))
 	if err == nil {
 		h.baseline.Set(l, applied)
@@ -238,13 +255,14 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 		return service.Applied{}, err
 	}
 	h.mu.Lock()
-	requested := h.requested
+	requested, instead := h.requested, h.instead
 	h.mu.Unlock()
 	applied, err := h.group.Limits(requested)
 	if err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
 	h.baseline.Begin(requested, applied)
+	applied.Held(instead)
 	applied[service.NoFile].Enforced = true
 	applied.Offer(h.backend.enforces)
 	if h.mainEnded() {

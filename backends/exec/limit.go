@@ -22,6 +22,11 @@ func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, 
 	return h.Limit(ctx, l)
 }
 
+// Throttle refuses: what holds a service back is a matter of cgroups.
+func (h *handle) Throttle(_ context.Context, l service.Limits) (service.Applied, error) {
+	return service.Applied{}, unenforceable("throttle", h.ref.Name, h.backend.Enforces().Missing(l))
+}
+
 // Limit implements backends.Handle.
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
 	if missing := h.backend.Enforces().Missing(l); len(missing) > 0 {

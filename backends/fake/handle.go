@@ -22,7 +22,7 @@ type handle struct {
 	froze   <-chan struct{}
 	told    bool // the exit is told to us, because the process is our child
 
-	requested service.Limits // with the host locked
+	requested, instead service.Limits // with the host locked
 }
 
 func (h *handle) Ref() service.Ref        { return h.group.ref }
@@ -207,6 +207,14 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 }
 
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, func() { h.requested, h.instead = l.Over(h.requested), h.instead.Without(l) })
+}
+
+func (h *handle) Throttle(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, func() { h.instead = l.Instead(h.requested).Over(h.instead.Without(l)) })
+}
+
+func (h *handle) change(ctx context.Context, l service.Limits, note func()) (service.Applied, error) {
 	if err := h.begin(ctx, "limit"); err != nil {
 		return service.Applied{}, err
 	}
@@ -218,7 +226,8 @@ func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, 
 	if !g.main {
 		return service.Applied{}, h.notRunning("limit")
 	}
-	g.limits, h.requested = l.Over(g.limits), l.Over(h.requested)
+	g.limits = l.Over(g.limits)
+	note()
 	return h.applied(), nil
 }
 
@@ -268,6 +277,7 @@ func (h *handle) applied() service.Applied {
 			a[r].Applied, a[r].Effective = holds[r], holds[r]
 		}
 	}
+	a.Held(h.instead)
 	return a
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,7 +18,6 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
 	"github.com/gladsheim/gladsheim/cgroup"
-	"github.com/gladsheim/gladsheim/procfs"
 )
 
 // handle is one incarnation; see backends.Handle.
@@ -38,6 +36,7 @@ type handle struct {
 	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
 	requested service.Limits
+	instead   service.Limits // of them: what the agent has set for now
 	baseline  place.Baseline
 	leftovers int
 	throttled throttled
@@ -161,14 +160,32 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.change(ctx, l, h.scope.Lower)
+	return h.change(ctx, l, h.scope.Lower, h.asked)
 }
 
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.change(ctx, l, place.AtOnce)
+	return h.change(ctx, l, place.AtOnce, h.asked)
 }
 
-func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
+func (h *handle) Throttle(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, h.scope.Lower, h.heldTo)
+}
+
+// asked notes what somebody has asked for, heldTo what the agent has set instead.
+func (h *handle) asked(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.requested, h.instead = l.Over(h.requested), h.instead.Without(l)
+}
+
+func (h *handle) heldTo(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.instead = l.Instead(h.requested).Over(h.instead.Without(l))
+}
+
+// change changes limits, and has note know of it.
+func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering, note func(service.Limits)) (service.Applied, error) {
 	const op = "limit"
 	if h.ended() {
 		return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning,
@@ -206,9 +223,7 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 		}
 		return service.Applied{}, failure(op, h.ref.Name, err)
 	}
-	h.mu.Lock()
-	h.requested = l.Over(h.requested)
-	h.mu.Unlock()
+	note(l)
 	applied, err := h.Limits(ctx)
 	if err == nil {
 		h.baseline.Set(rounded(l), applied)
@@ -343,7 +358,7 @@ func holds(g cgroup.Group, l service.Limits) error {
 
 func (h *handle) Limits(context.Context) (service.Applied, error) {
 	h.mu.Lock()
-	requested := h.requested
+	requested, instead := h.requested, h.instead
 	h.mu.Unlock()
 	applied, err := h.scope.Limits(requested)
 	if err == nil {
@@ -356,6 +371,7 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 		return applied, failure("read limits of", h.ref.Name, err)
 	}
 	h.baseline.Begin(rounded(requested), applied)
+	applied.Held(instead)
 	soft, err := h.openFiles()
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
@@ -424,70 +440,6 @@ func (h *handle) readThrottled() (usec, periods service.Quota) {
 // gone tells whether err says that a cgroup is not there, or went while it was
 // read.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
-
-// Hear tells of the files of the cgroup.
-func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
-	dir, err := h.scope.OpenDir()
-	if err == nil {
-		defer dir.Close()
-		leave, err = h.b.watcher.Hear(dir, cgroup.Notified, tell)
-	}
-	if err != nil {
-		return nil, failure("hear", h.ref.Name, err)
-	}
-	return leave, nil
-}
-
-// Gauge opens the counters.
-func (h *handle) Gauge() (backends.Gauge, error) {
-	gauge, err := h.scope.Gauge()
-	if err != nil {
-		return nil, failure("measure", h.ref.Name, err)
-	}
-	return gauge, nil
-}
-
-// Tally reads the counters of the limits.
-func (h *handle) Tally() (service.Tally, error) {
-	tally, err := h.scope.Tally()
-	if err != nil {
-		return tally, failure("count the limits hit of", h.ref.Name, err)
-	}
-	return tally, nil
-}
-
-// Press watches a pressure file.
-func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
-	leave, err = place.Press(h.b.watcher, h.scope, of, full, share, window, tell)
-	if err != nil {
-		return nil, failure("watch the pressure on", h.ref.Name, err)
-	}
-	return leave, nil
-}
-
-func (h *handle) Processes(context.Context) ([]backends.Process, error) {
-	pids, err := h.cell.Processes()
-	if err != nil {
-		return nil, failure("list the processes of", h.ref.Name, err)
-	}
-	var found []backends.Process
-	for _, pid := range pids {
-		p, err := h.b.fs.Process(pid)
-		if errors.Is(err, procfs.ErrNoProcess) {
-			continue
-		}
-		if err != nil {
-			return nil, failure("list the processes of", h.ref.Name, err)
-		}
-		entry := backends.Process{PID: pid, Parent: p.PPID, Command: h.b.fs.Command(pid)}
-		if pid == h.ref.PID && p.Start == h.ref.StartTicks {
-			found = slices.Insert(found, 0, entry)
-		} else {
-			found = append(found, entry)
-		}
-	}
-	return found, nil
-}
 
 // Close lets go of the incarnation.
 func (h *handle) Close() error {

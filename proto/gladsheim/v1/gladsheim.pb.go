@@ -2462,6 +2462,9 @@ type LimitReport struct {
 	AtRestart *float64 `protobuf:"fixed64,23,opt,name=at_restart,json=atRestart,proto3,oneof" json:"at_restart,omitempty"`
 	// Likewise, of a limit that is no number.
 	AtRestartText *string `protobuf:"bytes,24,opt,name=at_restart_text,json=atRestartText,proto3,oneof" json:"at_restart_text,omitempty"`
+	// What the agent has set for now instead of requested, by the enforcement of the
+	// definition; absent where it has not.
+	Instead       *float64 `protobuf:"fixed64,80,opt,name=instead,proto3,oneof" json:"instead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2578,6 +2581,13 @@ func (x *LimitReport) GetAtRestartText() string {
 		return *x.AtRestartText
 	}
 	return ""
+}
+
+func (x *LimitReport) GetInstead() float64 {
+	if x != nil && x.Instead != nil {
+		return *x.Instead
+	}
+	return 0
 }
 
 // GladsheimError travels as a detail of every gRPC status that is not OK.
@@ -2915,7 +2925,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\b_rlimitsB\x1a\n" +
 	"\x18_memory_pressure_percentB\x17\n" +
 	"\x15_cpu_pressure_percentB\x16\n" +
-	"\x14_io_pressure_percent\"\xa4\x04\n" +
+	"\x14_io_pressure_percent\"\xcf\x04\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
@@ -2929,7 +2939,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x0eeffective_text\x18\x16 \x01(\tH\x05R\reffectiveText\x88\x01\x01\x12\"\n" +
 	"\n" +
 	"at_restart\x18\x17 \x01(\x01H\x06R\tatRestart\x88\x01\x01\x12+\n" +
-	"\x0fat_restart_text\x18\x18 \x01(\tH\aR\ratRestartText\x88\x01\x01B\f\n" +
+	"\x0fat_restart_text\x18\x18 \x01(\tH\aR\ratRestartText\x88\x01\x01\x12\x1d\n" +
+	"\ainstead\x18P \x01(\x01H\bR\ainstead\x88\x01\x01B\f\n" +
 	"\n" +
 	"_requestedB\n" +
 	"\n" +
@@ -2940,7 +2951,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\r_applied_textB\x11\n" +
 	"\x0f_effective_textB\r\n" +
 	"\v_at_restartB\x12\n" +
-	"\x10_at_restart_text\"\xa2\x01\n" +
+	"\x10_at_restart_textB\n" +
+	"\n" +
+	"\b_instead\"\xa2\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +
