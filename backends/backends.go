@@ -217,6 +217,10 @@ type Handle interface {
 // time. When the incarnation is no more, Read fails.
 type Gauge interface {
 	Read() (service.Gauge, error)
+	// Cache is how many bytes of the memory are page cache that the kernel takes back
+	// before anything else (inactive_file of memory.stat, cgroup-v2.rst); unset where it
+	// does not count them. It costs several times as much as Read.
+	Cache() (service.Quota, error)
 	Close() error
 }
 

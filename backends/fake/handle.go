@@ -61,6 +61,13 @@ func (x gauge) Read() (service.Gauge, error) {
 	return service.Gauge{Memory: service.Of(u.Memory), CPUTime: u.CPUTime, ThrottledPeriods: u.ThrottledPeriods}, nil
 }
 
+// Cache takes all of the page cache for unused.
+func (x gauge) Cache() (service.Quota, error) {
+	x.group.host.mu.Lock()
+	defer x.group.host.mu.Unlock()
+	return x.group.usage().File, nil
+}
+
 func (gauge) Close() error { return nil }
 
 // Tally reads what Host.Count says.
