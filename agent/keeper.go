@@ -29,6 +29,10 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 	}
 }
 
+func (k keeper) Show(name service.Name, change func(*service.Status)) {
+	k.registry.Update(name, skirnir.News{Silent: true}, change)
+}
+
 // Record writes what is, and then, if it changed, what is wanted: that a service was
 // begun in this boot is not on record before its launch is, whose record is missing
 // ever after only if it was lost.

@@ -165,11 +165,11 @@ type Handle interface {
 	Throttle(ctx context.Context, l service.Limits) (service.Applied, error)
 
 	// Drift compares the limits that are files with what they were when we last set
-	// or, at first, read them; after an adoption with what was requested. Those that
-	// repair wants are set back, as carefully as by Limit; the others are taken as
-	// they are from now on. It tells all that have changed, also with an error.
+	// or, at first, read them; after an adoption with what was requested. It does what
+	// answer says about each; what is to be set back is, as carefully as by Limit, and
+	// Drift.Fault tells of those that could not be. It tells all that have changed.
 	// Without a cgroup there are none.
-	Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error)
+	Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error)
 
 	// Limits reads the limits back without changing any.
 	Limits(ctx context.Context) (service.Applied, error)

@@ -54,6 +54,8 @@ type Record struct {
 type Keeper interface {
 	// Publish changes what readers see. It does no IO.
 	Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status))
+	// Show is Publish without a word.
+	Show(name service.Name, change func(*service.Status))
 	// Record returns when r will survive the agent. Calls for one service do
 	// not overlap.
 	Record(r Record) error

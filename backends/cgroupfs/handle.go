@@ -197,10 +197,7 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering,
 		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
 	if err := place.Whole(ctx, h.group, l, by, h.change); err != nil {
-		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
-			return service.Applied{}, refusal
-		}
-		return service.Applied{}, h.fileError(op, err)
+		return service.Applied{}, h.limitError(ctx, op, err)
 	}
 	note(l)
 	applied, err := h.Limits(context.WithoutCancel(ctx))
@@ -229,7 +226,7 @@ func (h *handle) limitProcesses(l service.Limits) error {
 	return rlimit.Set(h.group.Processes, limits)
 }
 
-func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	const op = "look after the limits of"
 	done, err := h.take(ctx, op)
 	if err != nil {
@@ -239,14 +236,15 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	if err := h.begin(ctx, op); err != nil {
 		return nil, err
 	}
-	drifts, err := h.baseline.Repair(ctx, h.group, repair, h.apply)
-	if err == nil {
-		return drifts, nil
-	}
+	return h.baseline.Repair(ctx, h.group, answer, h.apply, func(err error) error { return h.limitError(ctx, op, err) })
+}
+
+// limitError is why limits were not set.
+func (h *handle) limitError(ctx context.Context, op string, err error) error {
 	if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
-		return drifts, refusal
+		return refusal
 	}
-	return drifts, h.fileError(op, err)
+	return h.fileError(op, err)
 }
 
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {

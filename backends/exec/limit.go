@@ -13,7 +13,7 @@ import (
 )
 
 // Drift has no files of limits.
-func (h *handle) Drift(context.Context, func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(context.Context, func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	return nil, nil
 }
 

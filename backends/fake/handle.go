@@ -239,7 +239,7 @@ func (h *handle) change(ctx context.Context, l service.Limits, note func()) (ser
 }
 
 // Drift sees what Host.Change did.
-func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	if err := h.begin(ctx, "drift"); err != nil {
 		return nil, err
 	}
@@ -247,8 +247,15 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	defer g.host.mu.Unlock()
 	drifts := g.drifts
 	g.drifts = nil
-	for _, d := range drifts {
-		if repair(d) {
+	for i, d := range drifts {
+		todo := answer(d)
+		if todo == service.DriftBack {
+			drifts[i].Fault = h.backend.fault("repair", g.ref)
+		}
+		switch {
+		case todo == service.DriftLater || drifts[i].Fault != nil:
+			g.drifts = append(g.drifts, d)
+		case todo == service.DriftBack:
 			g.limits[d.Resource] = d.Was
 		}
 	}

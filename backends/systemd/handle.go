@@ -215,13 +215,7 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 		err = place.Whole(ctx, h.scope, rounded(l), by, h.limit)
 	}
 	if err != nil {
-		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
-			return service.Applied{}, refusal
-		}
-		if gone(err) || errorIs(err, noSuchUnit) {
-			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
-		}
-		return service.Applied{}, failure(op, h.ref.Name, err)
+		return service.Applied{}, h.limitError(ctx, op, err)
 	}
 	note(l)
 	applied, err := h.Limits(ctx)
@@ -231,7 +225,7 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 	return applied, err
 }
 
-func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	const op = "look after the limits of"
 	select {
 	case h.limiting <- struct{}{}:
@@ -239,16 +233,18 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	case <-ctx.Done():
 		return nil, failure(op, h.ref.Name, ctx.Err())
 	}
-	drifts, err := h.baseline.Repair(ctx, h.scope, repair, h.limit)
+	return h.baseline.Repair(ctx, h.scope, answer, h.limit, func(err error) error { return h.limitError(ctx, op, err) })
+}
+
+// limitError is why limits were not set.
+func (h *handle) limitError(ctx context.Context, op string, err error) error {
 	switch refusal := place.InUse(ctx, op, h.ref.Name, err); {
-	case err == nil:
-		return drifts, nil
 	case refusal != nil:
-		return drifts, refusal
+		return refusal
 	case gone(err) || errorIs(err, noSuchUnit):
-		return drifts, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
 	}
-	return drifts, failure(op, h.ref.Name, err)
+	return failure(op, h.ref.Name, err)
 }
 
 // limit changes limits and reads each back.
@@ -265,7 +261,11 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 			return err
 		}
 	}
-	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l, link.knows253)); err != nil {
+	told, err := h.withMemoryMax(l)
+	if err != nil {
+		return err
+	}
+	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(told, link.knows253)); err != nil {
 		return err
 	}
 	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(amongSiblings(l), true)); err != nil {
@@ -288,6 +288,18 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 		return err
 	}
 	return rlimit.Set(h.cell.Processes, ofProcesses)
+}
+
+// withMemoryMax adds to limits of which systemd is told the memory_max that holds. With
+// each property it writes all limits of the unit anew, and where somebody else has raised
+// memory.max since, the kernel would kill.
+func (h *handle) withMemoryMax(l service.Limits) (service.Limits, error) {
+	if l[service.MemoryMax].Set || len(limitsAsProperties(l, true)) == 0 {
+		return l, nil
+	}
+	now, err := h.scope.Limit(service.MemoryMax)
+	l[service.MemoryMax] = now
+	return l, err
 }
 
 // keepsOOMPolicy refuses to change oom_group of a scope that has an OOMPolicy: that is

@@ -64,36 +64,51 @@ func (b *Baseline) hold(r service.Resource, asked, is service.Quota) {
 	}
 }
 
-// Drifts are the limits that are not what they are to be. Those that repair does not
-// want back are to be as they are from now on. back is what to set.
-func (b *Baseline) Drifts(now service.Applied, repair func(service.Drift) bool) (drifts []service.Drift, back service.Limits) {
+// Drifts are the limits that are not what they are to be, and back is what to set of
+// them by the answers.
+func (b *Baseline) Drifts(now service.Applied, answer func(service.Drift) service.OnDrift) (drifts []service.Drift, back service.Limits) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, was := range b.holds {
-		r := service.Resource(i)
-		is := now[r].Applied
-		if b.begun && was.Set && is.Set && is != was && cgroup.File(r) != "" {
-			d := service.Drift{Resource: r, File: cgroup.File(r), Was: was, Is: is}
-			drifts = append(drifts, d)
-			if repair(d) {
-				back[r] = was
-			} else {
-				b.holds[r] = is
-			}
+		r, is := service.Resource(i), now[i].Applied
+		if !b.begun || !was.Set || !is.Set || is == was || cgroup.File(r) == "" {
+			continue
+		}
+		d := service.Drift{Resource: r, File: cgroup.File(r), Was: was, Is: is}
+		drifts = append(drifts, d)
+		switch answer(d) {
+		case service.DriftBack:
+			back[r] = was
+		case service.DriftStays:
+			b.holds[r] = is
 		}
 	}
 	return drifts, back
 }
 
-// Repair sets back what has drifted by set, carefully.
-func (b *Baseline) Repair(ctx context.Context, g cgroup.Group, repair func(service.Drift) bool, set func(context.Context, service.Limits) error) ([]service.Drift, error) {
+// Repair sets back what has drifted by set, carefully; explain says why that could not be
+// done. A memory_max that does not fit keeps none of the others from it.
+func (b *Baseline) Repair(ctx context.Context, g cgroup.Group, answer func(service.Drift) service.OnDrift,
+	set func(context.Context, service.Limits) error, explain func(error) error) ([]service.Drift, error) {
 	now, err := g.Limits(service.Limits{})
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
-	drifts, back := b.Drifts(now, repair)
-	if back == (service.Limits{}) {
-		return drifts, nil
+	drifts, back := b.Drifts(now, answer)
+	top := service.Limits{service.MemoryMax: back[service.MemoryMax]}
+	for _, part := range []service.Limits{back.Without(top), top} {
+		if part == (service.Limits{}) {
+			continue
+		}
+		err := g.Lower(ctx, part, func(ctx context.Context) error { return set(ctx, part) })
+		if err == nil {
+			continue
+		}
+		for i := range drifts {
+			if part[drifts[i].Resource].Set {
+				drifts[i].Fault = explain(err)
+			}
+		}
 	}
-	return drifts, g.Lower(ctx, back, func(ctx context.Context) error { return set(ctx, back) })
+	return drifts, nil
 }

@@ -119,7 +119,8 @@ func TestBaselineKeepsWhatIsWanted(t *testing.T) {
 	foreign := holds
 	foreign[service.CPUWeight], foreign[service.CPUBurst], foreign[service.PidsMax] = service.Of(1), service.Of(5000), service.Of(99)
 	b.Set(service.Limits{service.PidsMax: service.Of(55)}, applied(foreign)) // it was overwritten before it was read
-	drifts, back := b.Drifts(applied(foreign), func(service.Drift) bool { return true })
+	always := func(service.Drift) service.OnDrift { return service.DriftBack }
+	drifts, back := b.Drifts(applied(foreign), always)
 	require.Len(t, drifts, 3)
 	require.Equal(t, service.Limits{
 		service.PidsMax: service.Of(55), service.CPUWeight: service.Of(100), service.CPUBurst: service.Of(0),
@@ -129,6 +130,6 @@ func TestBaselineKeepsWhatIsWanted(t *testing.T) {
 	idle := back.Over(holds)
 	idle[service.CPUIdle], idle[service.CPUWeight] = service.Of(1), service.Quota{}
 	b.Set(service.Limits{service.CPUIdle: service.Of(1)}, applied(idle))
-	drifts, _ = b.Drifts(applied(idle), func(service.Drift) bool { return true })
+	drifts, _ = b.Drifts(applied(idle), always)
 	require.Empty(t, drifts)
 }
