@@ -228,6 +228,25 @@ func (a *Agent) postpone(name service.Name, options service.StartOptions) (postp
 	return true, a.thjalfi.Hold(a.ctx, name, &plan, holder)
 }
 
+// saved tells whether a service is not to run now, to save the battery.
+func (a *Agent) saved(name service.Name) bool {
+	level := a.PowerLevel()
+	s, known := a.registry.Get(name)
+	return known && s.Spec != nil && byggvir.Saves(level, s.Spec.Power)
+}
+
+// holdLate holds a service whose start was begun before the battery was low, and seen by
+// nobody who looked for those that run then; unless somebody has started it since.
+func (a *Agent) holdLate(name service.Name, starter string) {
+	if a.ctx.Err() != nil || !a.saved(name) {
+		return
+	}
+	s, known := a.registry.Get(name)
+	if known && s.LastActor == starter && (s.Machine.State.Alive() || s.Machine.State == service.Backoff) {
+		a.hold(name)
+	}
+}
+
 // savePower keeps how far the battery is saved for the next agent, once all that is done.
 func (a *Agent) savePower() {
 	level := a.PowerLevel()
