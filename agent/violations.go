@@ -3,6 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -33,7 +36,28 @@ func (a *Agent) tellViolation(n byggvir.News) {
 		return skirnir.News{Kind: kind, Reason: n.Violation.String(), Detail: n.Detail}
 	})
 	if told {
-		a.cfg.Log.Warn(kind.String(), "service", n.Service, "violation", n.Violation.String(), "detail", n.Detail)
+		a.logViolation(kind, n.Service, n.Violation, n.Detail)
+	}
+}
+
+func (a *Agent) logViolation(kind service.NoticeKind, name service.Name, v service.Violation, detail string) {
+	level := slog.LevelWarn
+	if kind == service.NoticeOver {
+		level = slog.LevelInfo
+	}
+	a.cfg.Log.Log(a.ctx, level, kind.String(), "service", name, "violation", v.String(), "detail", detail)
+}
+
+// endViolations tells of those that are over since the incarnation is.
+func (a *Agent) endViolations(name service.Name, open service.Violations) {
+	for i, since := range open {
+		if since.IsZero() {
+			continue
+		}
+		v := service.Violation(i)
+		detail := fmt.Sprintf("ended with the service, after %v", time.Since(since).Round(time.Second))
+		a.registry.Update(name, skirnir.News{Kind: service.NoticeOver, Reason: v.String(), Detail: detail}, func(*service.Status) {})
+		a.logViolation(service.NoticeOver, name, v, detail)
 	}
 }
 

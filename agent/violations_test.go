@@ -105,3 +105,31 @@ func TestWhoUsesTooMuchIsEnded(t *testing.T) {
 		require.Zero(t, s.Violations)
 	})
 }
+
+// What a service used too much of is over with its incarnation, which is told once, and
+// is no warning.
+func TestViolationsEndWithTheService(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"memory_max": "100MiB"}`)
+		h.host.Script(web, fake.Script{Usage: uses90}, fake.Script{Usage: uses90})
+		h.start(web)
+		pass(20 * time.Second)
+		require.Equal(t, []string{"memory-warning"}, h.reasons(web, service.NoticeViolation))
+		_, err := h.Restart(t.Context(), web, service.StopOptions{})
+		require.NoError(t, err)
+		require.Equal(t, []string{"memory-warning"}, h.reasons(web, service.NoticeOver))
+		pass(20 * time.Second)
+		require.Len(t, h.reasons(web, service.NoticeViolation), 2)
+		h.stop(web)
+		pass(time.Minute)
+		require.Len(t, h.reasons(web, service.NoticeOver), 2)
+		require.Zero(t, h.status(web).Violations)
+		for _, n := range h.Kept(0) {
+			if n.Kind == service.NoticeOver {
+				require.Contains(t, n.Detail, "ended with the service, after ")
+			}
+		}
+		require.Contains(t, h.log.String(), "level=WARN msg=violation service=web")
+		require.Contains(t, h.log.String(), "level=INFO msg=violation-over service=web")
+	})
+}

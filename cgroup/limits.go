@@ -284,6 +284,8 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			if both, differs := tighter(a[r].Effective, q); differs {
 				a[r].Effective, a[r].SetBy = both, g.path
 			}
+		case !a[r].Effective.Set && q == r.Free(): // nobody sets it
+			a[r].Effective = q
 		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
 			a[r].Effective, a[r].SetBy = q, g.path
 		}

@@ -433,7 +433,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 				x.Message += "; this record could not be written: " + err.Error()
 			}
 			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
-				s.LastExit = &x
+				s.LastExit, s.Violations = &x, service.Violations{}
 				if !s.Machine.State.Alive() {
 					s.Ended = x.Ended
 				}
