@@ -212,7 +212,9 @@ func (a *actor) adopt() {
 	a.then(func(ctx context.Context) func() {
 		h, err := backend.Adopt(ctx, ref, limits)
 		var applied service.Applied
+		var frozenBy string
 		if err == nil {
+			frozenBy, _ = h.FrozenBy()
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited
 			if back := reined(ladder, limits, applied); back != (service.Limits{}) {
 				if given, err := h.Throttle(ctx, back); err == nil { // else the look for drift tells
@@ -233,7 +235,7 @@ func (a *actor) adopt() {
 			default:
 				a.hold(h)
 				if a.machine.Frozen { // then that was told; else, or if it is no more, it is news
-					a.frozenBy = a.ref.Cgroup
+					a.frozenBy = cmp.Or(frozenBy, a.ref.Cgroup)
 				}
 				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
 				a.attend(false)
