@@ -33,6 +33,9 @@ func (a *Agent) tellViolation(n byggvir.News) {
 			return skirnir.News{Silent: true}
 		}
 		s.Violations[n.Violation], told = n.Began, true
+		if kind == service.NoticeViolation && (n.Violation == service.MemoryWarning || n.Violation == service.CPUWarning) {
+			s.Measures.Count(service.MeasureWarn)
+		}
 		return skirnir.News{Kind: kind, Reason: n.Violation.String(), Detail: n.Detail}
 	})
 	if told {
@@ -133,5 +136,9 @@ func (a *Agent) tellEnforced(o byggvir.Order, err error) {
 		detail += "; that failed: " + err.Error()
 	}
 	a.cfg.Log.Warn("enforced", "service", o.Service, "violation", o.Violation.String(), "detail", detail)
-	a.registry.Update(o.Service, skirnir.News{Kind: service.NoticeEnforced, Reason: o.Violation.String(), Detail: detail}, func(*service.Status) {})
+	a.registry.Update(o.Service, skirnir.News{Kind: service.NoticeEnforced, Reason: o.Violation.String(), Detail: detail}, func(s *service.Status) {
+		if err == nil {
+			s.Measures.Count(o.Measure)
+		}
+	})
 }

@@ -67,6 +67,7 @@ func TestAThrottleIsNobodysWish(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, level, high().Instead, "somebody has set something else")
 		pass(time.Minute)
+		require.EqualValues(t, 1, h.status(web).Measures[service.MeasureThrottle], "to give a limit back is none")
 		none := service.Of(service.Unlimited)
 		require.Equal(t, service.LimitReport{Applied: none, Effective: none, Enforced: true}, high())
 	})
@@ -93,7 +94,7 @@ func TestAThrottleYields(t *testing.T) {
 // One that stays above its level is ended, and begun again by its policy.
 func TestWhoUsesTooMuchIsEnded(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
-		h.register(web, `"limits": {"memory_max": "100MiB"}, "enforcement": {"memory": "stop", "stop_after": "20s"}`)
+		h.register(web, `"limits": {"memory_max": "100MiB"}, "enforcement": {"memory": "stop", "throttle_after": "5s", "stop_after": "20s"}`)
 		h.host.Script(web, fake.Script{Usage: uses90}, fake.Script{})
 		first := h.start(web).Machine.Incarnation
 		pass(2 * time.Minute)
@@ -102,6 +103,8 @@ func TestWhoUsesTooMuchIsEnded(t *testing.T) {
 		require.Equal(t, first+1, s.Machine.Incarnation)
 		require.Equal(t, service.VerdictExceeded, s.LastExit.Verdict)
 		require.Contains(t, s.LastExit.Message, "above its memory-warning level")
+		want := service.Measures{service.MeasureWarn: 1, service.MeasureThrottle: 1, service.MeasureStop: 1}
+		require.Equal(t, want, s.Measures, "each step counts")
 		require.Zero(t, s.Violations)
 	})
 }

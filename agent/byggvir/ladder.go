@@ -123,7 +123,7 @@ func (w *watch) tighten(s *service.Status, v service.Violation) {
 	base := s.Applied[of].Effective
 	r := &w.reins[v]
 	w.order(v, Order{
-		Limits: set, Seen: s.Applied, Why: fmt.Sprintf("%s: throttled to %s %s", v, limit, limit.Format(level)),
+		Limits: set, Seen: s.Applied, Measure: service.MeasureThrottle, Why: fmt.Sprintf("%s: throttled to %s %s", v, limit, limit.Format(level)),
 	}, func() { r.held, r.base = set, base })
 }
 
@@ -158,7 +158,7 @@ func (w *watch) breakLivelock(s *service.Status, now time.Time, how service.OnLi
 	case how == service.LivelockRaise && bounded(top.Effective) && top.SetBy == "" && w.broken.IsZero():
 		w.broken = now
 		lift := service.Limits{service.MemoryHigh: service.Of(service.Unlimited)}
-		w.order(service.Livelock, Order{Limits: lift, Seen: s.Applied, Why: "livelock: memory_high is lifted, memory_max decides"},
+		w.order(service.Livelock, Order{Limits: lift, Seen: s.Applied, Measure: service.MeasureLivelock, Why: "livelock: memory_high is lifted, memory_max decides"},
 			func() { r.held, r.spared = service.Limits{}, true })
 	default:
 		w.broken = now
@@ -170,7 +170,11 @@ func (w *watch) breakLivelock(s *service.Status, now time.Time, how service.OnLi
 // be ordered again.
 func (w *watch) stop(v service.Violation, why string) {
 	w.ended = true
-	w.order(v, Order{Stop: true, Why: why}, func() {})
+	measure := service.MeasureStop
+	if v == service.Livelock {
+		measure = service.MeasureLivelock
+	}
+	w.order(v, Order{Stop: true, Measure: measure, Why: why}, func() {})
 }
 
 // order has limits set, or the service ended, and done run on the monitor's goroutine when

@@ -169,6 +169,7 @@ func TestLivelock(t *testing.T) {
 				require.Equal(t, c.want.Limits, orders[0].Limits)
 				require.Equal(t, c.want.Stop, orders[0].Stop)
 				require.Equal(t, service.Livelock, orders[0].Violation)
+				require.Equal(t, service.MeasureLivelock, orders[0].Measure)
 				pass(time.Minute)
 				p.says("livelock", "livelock over")
 			})

@@ -50,6 +50,7 @@ type Order struct {
 	Limits      service.Limits    // to set, unless Stop
 	Seen        service.Applied   // what was told of them when that was decided; else somebody else was faster
 	Stop        bool              // end it
+	Measure     service.Measure   // what it counts as
 	Why         string
 	Done        func(Outcome) // to be called once, by any goroutine
 }

@@ -100,6 +100,9 @@ func TestLadder(t *testing.T) {
 		x := w.ended("fat")
 		require.Equal(t, gladsheimv1.Verdict_VERDICT_EXCEEDED, x.Verdict)
 		require.Contains(t, x.Message, "memory-warning")
+		for _, step := range []string{"warn", "throttle", "stop"} {
+			require.Contains(t, w.mustCLI("metrics"), fmt.Sprintf("gladsheim_service_enforcements_total{service=\"fat\",step=%q} 1\n", step))
+		}
 	})
 }
 
