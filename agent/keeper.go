@@ -23,10 +23,21 @@ import (
 type keeper struct{ *Agent }
 
 func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status)) {
-	s := k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, change)
+	var open service.Violations
+	s := k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, func(s *service.Status) {
+		open = s.Violations
+		if change(s); s.Violations == open {
+			open = service.Violations{}
+		}
+	})
+	k.endViolations(name, open)
 	if s != nil && s.Machine.State == service.Held { // it may be on AC by now
 		k.lookSoon()
 	}
+}
+
+func (k keeper) Show(name service.Name, change func(*service.Status)) {
+	k.registry.Update(name, skirnir.News{Silent: true}, change)
 }
 
 // Record writes what is, and then, if it changed, what is wanted: that a service was

@@ -181,8 +181,7 @@ func (a *Agent) stepPower() bool {
 	return true
 }
 
-// hold freezes or ends a service to save the battery. One that ends just now may come to
-// wait for its next attempt: then it waits on without one.
+// hold freezes or ends a service to save the battery.
 func (a *Agent) hold(name service.Name) {
 	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
 	defer cancel()
@@ -190,21 +189,13 @@ func (a *Agent) hold(name service.Name) {
 		return
 	}
 	a.cfg.Log.Info("a service is stopped to save the battery", "service", name)
-	for range 2 {
-		err := a.thjalfi.Hold(ctx, name, nil, holder)
-		switch {
-		case a.ctx.Err() != nil:
-			return
-		case ctx.Err() != nil: // it goes on without us
-			a.cfg.Log.Warn("a service takes its time to stop; the next is not kept waiting", "service", name)
-			return
-		case err != nil:
-			a.cfg.Log.Error("a service can not be stopped to save the battery", "service", name, "error", err)
-			return
-		}
-		if s, known := a.registry.Get(name); !known || s.Machine.State != service.Backoff {
-			return
-		}
+	err := a.thjalfi.Hold(ctx, name, nil, holder)
+	switch {
+	case err == nil || a.ctx.Err() != nil:
+	case ctx.Err() != nil: // it goes on without us
+		a.cfg.Log.Warn("a service takes its time to stop; the next is not kept waiting", "service", name)
+	default:
+		a.cfg.Log.Error("a service can not be stopped to save the battery", "service", name, "error", err)
 	}
 }
 
@@ -273,6 +264,25 @@ func (a *Agent) postpone(name service.Name, options service.StartOptions) (postp
 	defer admitted()
 	a.cfg.Log.Info("a service is not started, to save the battery", "service", name)
 	return true, a.thjalfi.Hold(a.ctx, name, &plan, holder)
+}
+
+// saved tells whether a service is not to run now, to save the battery.
+func (a *Agent) saved(name service.Name) bool {
+	level := a.PowerLevel()
+	s, known := a.registry.Get(name)
+	return known && s.Spec != nil && byggvir.Saves(level, s.Spec.Power)
+}
+
+// holdLate holds a service whose start was begun before the battery was low, and seen by
+// nobody who looked for those that run then; unless somebody has started it since.
+func (a *Agent) holdLate(name service.Name, starter string) {
+	if a.ctx.Err() != nil || !a.saved(name) {
+		return
+	}
+	s, known := a.registry.Get(name)
+	if known && s.LastActor == starter && (s.Machine.State.Alive() || s.Machine.State == service.Backoff) {
+		a.hold(name)
+	}
 }
 
 // savePower keeps how far the battery is saved for the next agent, once all that is done.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
 
@@ -418,6 +420,61 @@ func TestHeldWithoutADefinition(t *testing.T) {
 		h.reload()
 		h.is(web, service.Held)
 		require.Equal(t, sourceGone, h.status(web).Source)
+		h.plugged(10)
+		settle()
+		h.is(web, service.Running)
+	})
+}
+
+// On a low battery places go to those that are started, then to those that wait, each by
+// their priority.
+func TestPlacesOnALowBattery(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.settings.MaxServices = 2
+		for name, keys := range hall { // core, which is essential, has the lowest priority
+			h.define(name, keys, `"autostart": true`)
+		}
+		h.power.is(service.Power{Battery: true, Draining: true, Percent: 3}, nil)
+		h.open()
+		h.is(core, service.Running)
+		h.is(sync1, service.Held)
+		for _, name := range []service.Name{web, mail, feed} {
+			h.is(name, service.Stopped)
+			require.Contains(t, h.status(name).Error, "max_services")
+		}
+	})
+}
+
+// hesitant is a backend before which something happens when a launch is planned.
+type hesitant struct {
+	*fake.Backend
+	armed  atomic.Bool
+	before func()
+}
+
+func (b *hesitant) Enforces() service.Enforcement {
+	if b.armed.CompareAndSwap(true, false) {
+		b.before()
+	}
+	return b.Backend.Enforces()
+}
+
+// A battery that becomes low between the look at it and the start has the service held
+// all the same.
+func TestTheBatteryIsLowMeanwhile(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.define(web, hall[web], `"autostart": true`)
+		b := &hesitant{Backend: fake.New(fake.Config{Host: h.host}), before: func() {
+			h.power.is(service.Power{Battery: true, Draining: true, Percent: 10}, nil)
+			h.power.news <- struct{}{}
+			time.Sleep(time.Second) // until that is seen
+		}}
+		h.backends = []backends.Backend{b}
+		b.armed.Store(true)
+		h.open()
+		pass(2 * time.Second)
+		require.Equal(t, service.PowerLow, h.PowerLevel())
+		h.is(web, service.Held)
 		h.plugged(10)
 		settle()
 		h.is(web, service.Running)

@@ -63,9 +63,15 @@ func (a *Agent) withUnenforced(name service.Name, applied service.Applied) servi
 	return applied
 }
 
-// planned tells what the next start would ask for, with limits over it.
+// planned tells what the next start would ask for, with limits over it: what runs, or
+// comes back by itself, does so as it was started.
 func (a *Agent) planned(op string, name service.Name, limits service.Limits) (service.Applied, error) {
-	plan, err := a.launchPlan(op, name, service.StartOptions{Limits: limits})
+	var options service.StartOptions
+	if w := a.wantedOf(name); w.Up {
+		options = w.Options
+	}
+	options.Limits = limits.Over(options.Limits)
+	plan, err := a.launchPlan(op, name, options)
 	if err != nil {
 		return service.Applied{}, err
 	}

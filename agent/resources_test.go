@@ -313,3 +313,23 @@ func TestWarningsEndWithTheIncarnation(t *testing.T) {
 		require.Zero(t, h.status(web).Violations)
 	})
 }
+
+// A change is held against what the service was started with, and what it comes back with.
+func TestAChangeKnowsTheOptionsOfTheStart(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, `"limits": {"memory_max": "512MiB"}`)
+		_, err := h.Start(t.Context(), web, service.StartOptions{Actor: "alice", Limits: service.Limits{service.MemoryMax: service.Of(64 << 20)}})
+		require.NoError(t, err)
+		_, err = h.SetLimits(t.Context(), web, service.Limits{service.MemoryHigh: service.Of(100 << 20)}, service.Warnings{}, false, "alice")
+		refused(t, err, service.Invalid, "100MiB is above memory_max, 64MiB")
+		h.crash(web)
+		h.is(web, service.Backoff)
+		applied, err := h.Limits(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, service.Of(64<<20), applied[service.MemoryMax].Requested)
+		h.stop(web)
+		applied, err = h.Limits(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, service.Of(512<<20), applied[service.MemoryMax].Requested)
+	})
+}

@@ -95,14 +95,27 @@ func (a *Agent) Autostart() {
 	a.mu.Unlock()
 	a.pending = nil
 	a.background.Go(func() {
-		for _, p := range slices.Backward(slices.Sorted(maps.Keys(priorities))) {
-			var starts sync.WaitGroup
-			for _, name := range priorities[p] {
-				starts.Go(func() { a.autostart(name) })
-			}
-			starts.Wait() // until all are ready, or have failed
-		}
+		// Places are for those first that are started now.
+		a.autostartAll(a.autostartAll(priorities, a.saved), func(service.Name) bool { return false })
 	})
+}
+
+// autostartAll launches services, those of the highest priority first, all of one at once,
+// and gives back those that are to wait when it is their turn.
+func (a *Agent) autostartAll(priorities map[int][]service.Name, waits func(service.Name) bool) (waiting map[int][]service.Name) {
+	waiting = map[int][]service.Name{}
+	for _, p := range slices.Backward(slices.Sorted(maps.Keys(priorities))) {
+		var starts sync.WaitGroup
+		for _, name := range priorities[p] {
+			if waits(name) {
+				waiting[p] = append(waiting[p], name)
+				continue
+			}
+			starts.Go(func() { a.autostart(name) })
+		}
+		starts.Wait() // until all are ready, or have failed
+	}
+	return waiting
 }
 
 // hidden tells of a service without a definition that it has one, which can not
@@ -273,6 +286,7 @@ func (a *Agent) autostart(name service.Name) {
 	postponed, err := a.postpone(name, options)
 	if err == nil && !postponed {
 		_, err = a.Start(a.ctx, name, options)
+		a.holdLate(name, options.Actor)
 	}
 	if err == nil || a.ctx.Err() != nil {
 		return

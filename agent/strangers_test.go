@@ -472,7 +472,7 @@ type litter struct {
 
 func (l litter) Hear(func(string)) (func(), error) { return nil, backends.ErrDeaf }
 
-func (l litter) Drift(context.Context, func(service.Drift) bool) ([]service.Drift, error) {
+func (l litter) Drift(context.Context, func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	return nil, nil
 }
 

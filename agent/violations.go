@@ -3,6 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/byggvir"
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -30,10 +33,34 @@ func (a *Agent) tellViolation(n byggvir.News) {
 			return skirnir.News{Silent: true}
 		}
 		s.Violations[n.Violation], told = n.Began, true
+		if kind == service.NoticeViolation && (n.Violation == service.MemoryWarning || n.Violation == service.CPUWarning) {
+			s.Measures.Count(service.MeasureWarn)
+		}
 		return skirnir.News{Kind: kind, Reason: n.Violation.String(), Detail: n.Detail}
 	})
 	if told {
-		a.cfg.Log.Warn(kind.String(), "service", n.Service, "violation", n.Violation.String(), "detail", n.Detail)
+		a.logViolation(kind, n.Service, n.Violation, n.Detail)
+	}
+}
+
+func (a *Agent) logViolation(kind service.NoticeKind, name service.Name, v service.Violation, detail string) {
+	level := slog.LevelWarn
+	if kind == service.NoticeOver {
+		level = slog.LevelInfo
+	}
+	a.cfg.Log.Log(a.ctx, level, kind.String(), "service", name, "violation", v.String(), "detail", detail)
+}
+
+// endViolations tells of those that are over since the incarnation is.
+func (a *Agent) endViolations(name service.Name, open service.Violations) {
+	for i, since := range open {
+		if since.IsZero() {
+			continue
+		}
+		v := service.Violation(i)
+		detail := fmt.Sprintf("ended with the service, after %v", time.Since(since).Round(time.Second))
+		a.registry.Update(name, skirnir.News{Kind: service.NoticeOver, Reason: v.String(), Detail: detail}, func(*service.Status) {})
+		a.logViolation(service.NoticeOver, name, v, detail)
 	}
 }
 
@@ -45,13 +72,13 @@ func (a *Agent) tellDeaf(name service.Name, err error) {
 // enforce does what the monitor orders. That may take a while, so nobody waits for it.
 func (a *Agent) enforce(o byggvir.Order) {
 	a.background.Go(func() {
+		var overtaken bool
+		var err error
 		if o.Stop {
-			a.thjalfi.Exceed(o.Service, o.Incarnation, o.Why)
-			a.tellEnforced(o, nil)
-			o.Done(byggvir.Done)
-			return
+			err = a.thjalfi.Exceed(a.ctx, o.Service, o.Incarnation, o.Why)
+		} else {
+			overtaken, err = a.rein(a.ctx, o)
 		}
-		overtaken, err := a.rein(a.ctx, o)
 		switch {
 		case overtaken:
 			o.Done(byggvir.Overtaken)
@@ -86,11 +113,11 @@ func (a *Agent) rein(ctx context.Context, o byggvir.Order) (overtaken bool, err 
 		return false, err
 	}
 	for r, q := range o.Limits {
-		if q.Set && now[r].Requested != o.Expected[r] {
+		if q.Set && (now[r].Requested != o.Seen[r].Requested || now[r].Instead != o.Seen[r].Instead) {
 			return true, nil
 		}
 	}
-	applied, err := h.Limit(ctx, o.Limits)
+	applied, err := h.Throttle(ctx, o.Limits)
 	if err != nil {
 		return false, err
 	}
@@ -109,5 +136,9 @@ func (a *Agent) tellEnforced(o byggvir.Order, err error) {
 		detail += "; that failed: " + err.Error()
 	}
 	a.cfg.Log.Warn("enforced", "service", o.Service, "violation", o.Violation.String(), "detail", detail)
-	a.registry.Update(o.Service, skirnir.News{Kind: service.NoticeEnforced, Reason: o.Violation.String(), Detail: detail}, func(*service.Status) {})
+	a.registry.Update(o.Service, skirnir.News{Kind: service.NoticeEnforced, Reason: o.Violation.String(), Detail: detail}, func(s *service.Status) {
+		if err == nil {
+			s.Measures.Count(o.Measure)
+		}
+	})
 }

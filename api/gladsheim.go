@@ -158,7 +158,7 @@ const maxBrief = 256
 func brief(st *gladsheimv1.ServiceStatus) *gladsheimv1.ServiceStatus {
 	return &gladsheimv1.ServiceStatus{
 		ServiceName: st.ServiceName, State: st.State, ProcessId: st.ProcessId, StartTimeUnix: st.StartTimeUnix, StopTimeUnix: st.StopTimeUnix,
-		RestartCount: st.RestartCount, Incarnation: st.Incarnation, Phase: st.Phase, StartTimeUnixMs: st.StartTimeUnixMs,
+		RestartCount: st.RestartCount, Incarnation: st.Incarnation, Phase: st.Phase, StartTimeUnixMs: st.StartTimeUnixMs, Enforcements: st.Enforcements,
 	}
 }
 

@@ -227,7 +227,7 @@ func toReports(applied service.Applied) []*gladsheimv1.LimitReport {
 	for i, a := range applied {
 		r := service.Resource(i)
 		report := &gladsheimv1.LimitReport{
-			Name: r.String(), Requested: amount(r, a.Requested), Applied: amount(r, a.Applied),
+			Name: r.String(), Requested: amount(r, a.Requested), Applied: amount(r, a.Applied), Instead: amount(r, a.Instead),
 			Effective: amount(r, a.Effective), SetBy: utf8(a.SetBy), Enforced: a.Enforced, AtRestart: amount(r, a.AtRestart),
 			RequestedText: words(r, a.Requested), AppliedText: words(r, a.Applied), EffectiveText: words(r, a.Effective), AtRestartText: words(r, a.AtRestart),
 		}

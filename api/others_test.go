@@ -113,6 +113,9 @@ func TestLimitsAtRestart(t *testing.T) {
 	reports := toReports(applied)
 	require.InDelta(t, 25, reports[service.CPUMax].GetAtRestart(), 0)
 	require.Nil(t, reports[service.MemoryMax].AtRestart)
+	require.Nil(t, reports[service.CPUMax].Instead)
+	applied[service.CPUMax].Instead = service.Of(400_000)
+	require.InDelta(t, 40, toReports(applied)[service.CPUMax].GetInstead(), 0)
 }
 
 func TestHost(t *testing.T) {

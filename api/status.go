@@ -47,6 +47,11 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 			out.Violations = append(out.Violations, &gladsheimv1.Violation{Kind: service.Violation(v).String(), SinceUnixMs: millis(since)})
 		}
 	}
+	for m, n := range st.Measures {
+		if n > 0 {
+			out.Enforcements = append(out.Enforcements, &gladsheimv1.EnforcementCount{Step: service.Measure(m).String(), Count: n})
+		}
+	}
 	for _, r := range st.Applied.Unenforced() {
 		out.UnenforcedLimits = append(out.UnenforcedLimits, r.String())
 	}

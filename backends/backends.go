@@ -148,7 +148,8 @@ type Handle interface {
 	// Limit changes limits of the running incarnation: those set in l; the
 	// others stay. Applied tells of every resource what was read back. A limit
 	// the host can not enforce is refused with service.Unenforceable before
-	// anything is changed. Nobody is killed for it: a MemoryMax below what is in use is
+	// anything is changed. What fails half way is set back, and the error tells what
+	// holds if that fails, too. Nobody is killed for it: a MemoryMax below what is in use is
 	// reached by reclaiming, which takes a second or more, and refused with
 	// service.Conflict and ReasonLimitInUse if that can not be, or would hurt. Then, and
 	// when ctx ends meanwhile, all is as before.
@@ -157,12 +158,18 @@ type Handle interface {
 	// Force is Limit without that care: what does not fit is killed by the kernel.
 	Force(ctx context.Context, l service.Limits) (service.Applied, error)
 
+	// Throttle is Limit for the agent's own sake: what was asked for stays Requested,
+	// and Instead tells what holds instead, until it is set back to the former, or to
+	// what limits nothing where nobody asked (service.Limits.Instead), or until Limit or
+	// Force change it.
+	Throttle(ctx context.Context, l service.Limits) (service.Applied, error)
+
 	// Drift compares the limits that are files with what they were when we last set
-	// or, at first, read them; after an adoption with what was requested. Those that
-	// repair wants are set back, as carefully as by Limit; the others are taken as
-	// they are from now on. It tells all that have changed, also with an error.
+	// or, at first, read them; after an adoption with what was requested. It does what
+	// answer says about each; what is to be set back is, as carefully as by Limit, and
+	// Drift.Fault tells of those that could not be. It tells all that have changed.
 	// Without a cgroup there are none.
-	Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error)
+	Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error)
 
 	// Limits reads the limits back without changing any.
 	Limits(ctx context.Context) (service.Applied, error)
@@ -210,6 +217,10 @@ type Handle interface {
 // time. When the incarnation is no more, Read fails.
 type Gauge interface {
 	Read() (service.Gauge, error)
+	// Cache is how many bytes of the memory are page cache that the kernel takes back
+	// before anything else (inactive_file of memory.stat, cgroup-v2.rst); unset where it
+	// does not count them. It costs several times as much as Read.
+	Cache() (service.Quota, error)
 	Close() error
 }
 

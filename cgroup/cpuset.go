@@ -63,7 +63,7 @@ func checkEffective(d *dir, r service.Resource, q service.Quota) error {
 }
 
 // effective is what g may use of r, and the highest group that lets nobody have more;
-// "" if that is own, the limit of g itself.
+// "" if that is own, the limit of g itself, or all that the host has.
 func (g Group) effective(r service.Resource, own service.Quota) (q service.Quota, setBy string, err error) {
 	has, err := g.granted(r)
 	if err != nil {
@@ -83,11 +83,25 @@ func (g Group) effective(r service.Resource, own service.Quota) (q service.Quota
 		if err != nil {
 			return q, "", err
 		}
-		if there.String() == q.Text {
-			setBy = level.path
+		if there.String() != q.Text {
+			continue
+		}
+		setBy = level.path
+		if limits, err := level.limits(r); err == nil && !limits { // the root of the host
+			setBy = ""
 		}
 	}
 	return q, setBy, nil
+}
+
+// limits tells whether g can have a limit of r at all, which the root of the host can not.
+func (g Group) limits(r service.Resource) (bool, error) {
+	d, err := g.open()
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	return d.has(limitFiles[r].name)
 }
 
 func (g Group) granted(r service.Resource) (service.Numbers, error) {
@@ -109,7 +123,7 @@ type Lack struct {
 // pages which this host has not, and for weights of disks that have none.
 func (t Tree) Lacks(l service.Limits) (lacks []Lack) {
 	if q := l[service.IOMax]; q.Text != "" {
-		if _, _, err := byNumber(q); err != nil {
+		if _, err := byNumber(q); err != nil {
 			lacks = append(lacks, Lack{service.IOMax, fmt.Sprintf("%s: %v", service.IOMax, err)})
 		}
 	}

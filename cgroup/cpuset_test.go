@@ -19,6 +19,7 @@ func TestCPUSet(t *testing.T) {
 		"p/g/cpuset.cpus": "0-2", "p/g/cpuset.cpus.effective": "0-1",
 		"p/none/cpuset.cpus": "", "p/none/cpuset.cpus.effective": "0-1",
 		"p/own/cpuset.cpus": "1", "p/own/cpuset.cpus.effective": "1",
+		"all/cpuset.cpus": "", "all/cpuset.cpus.effective": "0-3",
 		"p/bad/cpuset.cpus": "1", "p/bad/cpuset.cpus.effective": "x",
 	})
 	report := func(group string) service.LimitReport {
@@ -30,6 +31,7 @@ func TestCPUSet(t *testing.T) {
 	require.Equal(t, service.LimitReport{
 		Applied: service.Of(service.Unlimited), Effective: service.OfText("0-1"), SetBy: "/p", Enforced: true,
 	}, report("/p/none"))
+	require.Equal(t, service.LimitReport{Applied: service.Of(service.Unlimited), Effective: service.OfText("0-3"), Enforced: true}, report("/all"), "nobody sets it")
 	require.Equal(t, service.LimitReport{Applied: service.OfText("1"), Effective: service.OfText("1"), Enforced: true}, report("/p/own"))
 	_, err := tree.Group("/p/bad").Limits(service.Limits{})
 	require.ErrorContains(t, err, `bad/cpuset.cpus.effective holds "x"`)

@@ -71,21 +71,20 @@ func FindDisk(device string) (Disk, error) {
 	return Disk{major + ":" + minor, "/dev/" + name}, nil
 }
 
-// byNumber turns limits of devices into those of disks by their numbers, and tells
-// which device each disk was named by.
-func byNumber(q service.Quota) (limits []service.DeviceLimit, names map[string]string, err error) {
-	names = map[string]string{}
+// byNumber turns limits of devices into those of disks by their numbers.
+func byNumber(q service.Quota) (limits []service.DeviceLimit, err error) {
+	names := map[string]string{}
 	list, err := service.ParseDevices(q.Text)
 	if err != nil {
-		return nil, names, err
+		return nil, err
 	}
 	for _, limit := range list {
 		if limit.Device, err = noteDisk(names, limit.Device); err != nil {
-			return nil, names, err
+			return nil, err
 		}
 		limits = append(limits, limit)
 	}
-	return limits, names, nil
+	return limits, nil
 }
 
 // noteDisk finds the number of the disk that device names, and refuses one that is among
@@ -102,39 +101,51 @@ func noteDisk(names map[string]string, device string) (number string, err error)
 	return disk.Number, nil
 }
 
-// SameDisks tells whether two limits of devices are the same, however they name them.
-func SameDisks(r service.Resource, q, other service.Quota) bool {
-	if r.Unit() == service.Weights {
-		one, _, err := weightsByNumber(q)
-		two, _, otherErr := weightsByNumber(other)
-		return err == nil && otherErr == nil && slices.Equal(one, two)
+// Numbered is q, limits or weights of disks, with disks by their numbers, which stay when
+// their files do not; q itself if one can not be found.
+func Numbered(r service.Resource, q service.Quota) service.Quota {
+	if by, err := numbered(r, q); err == nil {
+		return by
 	}
-	one, _, err := byNumber(q)
-	two, _, otherErr := byNumber(other)
-	return err == nil && otherErr == nil && slices.Equal(one, two)
+	return q
 }
 
-// named gives disks the names that asked uses for them.
+func numbered(r service.Resource, q service.Quota) (service.Quota, error) {
+	if r.Unit() == service.Weights {
+		list, err := weightsByNumber(q)
+		if err != nil {
+			return service.Quota{}, err
+		}
+		return service.OfDeviceWeights(list)
+	}
+	list, err := byNumber(q)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	return service.OfDevices(list)
+}
+
+// named gives disks the names that asked uses for them, as far as those lead to them still.
 func named(r service.Resource, q, asked service.Quota) service.Quota {
 	if r.Unit() == service.Weights {
-		_, names, err := weightsByNumber(asked)
-		list, listErr := service.ParseDeviceWeights(q.Text)
-		return renamed(q, list, names, errors.Join(err, listErr), func(w *service.DeviceWeight) *string { return &w.Device }, service.OfDeviceWeights)
+		return renamed(q, asked, service.ParseDeviceWeights, service.OfDeviceWeights, func(w *service.DeviceWeight) *string { return &w.Device })
 	}
-	_, names, err := byNumber(asked)
-	list, listErr := service.ParseDevices(q.Text)
-	return renamed(q, list, names, errors.Join(err, listErr), func(l *service.DeviceLimit) *string { return &l.Device }, service.OfDevices)
+	return renamed(q, asked, service.ParseDevices, service.OfDevices, func(l *service.DeviceLimit) *string { return &l.Device })
 }
 
-// renamed is the quota of list, which was read from q, with other names for disks; q
-// itself after an error.
-func renamed[T any](q service.Quota, list []T, names map[string]string, err error, device func(*T) *string, of func([]T) (service.Quota, error)) service.Quota {
-	if err != nil {
+func renamed[T any](q, asked service.Quota, parse func(string) ([]T, error), of func([]T) (service.Quota, error), device func(*T) *string) service.Quota {
+	list, err := parse(q.Text)
+	wanted, wantedErr := parse(asked.Text)
+	if err != nil || wantedErr != nil {
 		return q
 	}
-	for i := range list {
-		if name, ok := names[*device(&list[i])]; ok {
-			*device(&list[i]) = name
+	for i := range wanted {
+		name := *device(&wanted[i])
+		disk, err := FindDisk(name)
+		for j := range list {
+			if at := device(&list[j]); err == nil && *at == disk.Number {
+				*at = name
+			}
 		}
 	}
 	out, err := of(list)
@@ -142,6 +153,33 @@ func renamed[T any](q service.Quota, list []T, names map[string]string, err erro
 		return q
 	}
 	return out
+}
+
+// lost tells whether a disk that asked limits is limited no more: its name leads nowhere,
+// and none that has another is limited so. Its file may go while the disk stays.
+func lost(held, asked service.Quota) bool {
+	list, err := service.ParseDevices(held.Text)
+	wanted, wantedErr := service.ParseDevices(asked.Text)
+	if err != nil || wantedErr != nil {
+		return true
+	}
+	var nameless []service.DeviceLimit
+	for _, want := range wanted {
+		disk, err := FindDisk(want.Device)
+		if err != nil {
+			nameless = append(nameless, want)
+			continue
+		}
+		list = slices.DeleteFunc(list, func(l service.DeviceLimit) bool { return l.Device == disk.Number })
+	}
+	for _, want := range nameless {
+		at := slices.IndexFunc(list, func(l service.DeviceLimit) bool { return l.Rates == want.Rates })
+		if at < 0 {
+			return true
+		}
+		list = slices.Delete(list, at, at+1)
+	}
+	return false
 }
 
 // rateKeys are the rates in io.max (cgroup-v2.rst).
@@ -178,7 +216,7 @@ func decodeDevices(text string) (service.Quota, error) {
 
 // setDevices limits the disks that q names and no others, and reads that back.
 func setDevices(d *dir, r service.Resource, q service.Quota) error {
-	want, _, err := byNumber(q)
+	want, err := byNumber(q)
 	if err != nil {
 		return err
 	}

@@ -134,6 +134,29 @@ func TestIODeviceWeight(t *testing.T) {
 	} {
 		require.Equal(t, []Lack{{r, why}}, tree.Lacks(service.Limits{r: service.OfText(text)}))
 	}
-	require.True(t, SameDisks(r, service.OfText("254:1:5"), service.OfText("254:0:5")))
-	require.False(t, SameDisks(r, service.OfText("254:1:5"), service.OfText("254:0:6")))
+}
+
+// A disk whose device file is gone is limited all the same, and told so by its number; one
+// that is gone itself is not.
+func TestIOMaxOfADeviceFileThatIsGone(t *testing.T) {
+	disks(t)
+	tree, _ := fixture(t, map[string]string{"g/io.max": "254:0 rbps=1048576 wbps=max riops=max wiops=max\n254:16 rbps=7 wbps=max riops=max wiops=max"})
+	report := func(asked string) service.LimitReport {
+		a, err := tree.Group("/g").Limits(service.Limits{service.IOMax: service.OfText(asked)})
+		require.NoError(t, err)
+		return a[service.IOMax]
+	}
+	r := report("/dev/none:read_bps=1MiB 254:16:read_bps=7")
+	require.True(t, r.Enforced)
+	require.Equal(t, service.OfText("254:0:read_bps=1MiB 254:16:read_bps=7"), r.Applied)
+	require.False(t, report("/dev/none:read_bps=7 254:16:read_bps=7").Enforced, "that is the other's")
+	require.False(t, report("/dev/none:read_bps=2MiB").Enforced)
+}
+
+func TestNumbered(t *testing.T) {
+	disks(t)
+	require.Equal(t, service.OfText("254:0:read_bps=1"), Numbered(service.IOMax, service.OfText("254:1:read_bps=1")))
+	require.Equal(t, service.OfText("254:0:5"), Numbered(service.IODeviceWeight, service.OfText("254:1:5")))
+	require.Equal(t, service.OfText("/none:read_bps=1"), Numbered(service.IOMax, service.OfText("/none:read_bps=1")))
+	require.Equal(t, service.Of(service.Unlimited), Numbered(service.IOMax, service.Of(service.Unlimited)))
 }

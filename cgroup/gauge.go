@@ -17,9 +17,11 @@ import (
 // Gauge reads the counters of a group that are looked at often, through files that
 // stay open. It is for one goroutine at a time.
 type Gauge struct {
+	group  Group
 	memory *os.File // memory.current; nil where the kernel does not count it
 	cpu    *os.File // cpu.stat
-	text   [1024]byte
+	stat   *os.File // memory.stat; nil until somebody asks for the cache
+	text   [4096]byte
 }
 
 // Gauge opens the files. The error is fs.ErrNotExist when the group is not there.
@@ -29,7 +31,7 @@ func (g Group) Gauge() (*Gauge, error) {
 		return nil, err
 	}
 	defer d.Close()
-	x := &Gauge{}
+	x := &Gauge{group: g}
 	if x.cpu, err = d.openFile("cpu.stat", unix.O_RDONLY); err != nil {
 		return nil, err
 	}
@@ -85,7 +87,38 @@ func (x *Gauge) Read() (service.Gauge, error) {
 	return out, nil
 }
 
-// read reads a file from its beginning; ours are far shorter than the room for them.
+// Cache is inactive_file of memory.stat.
+func (x *Gauge) Cache() (service.Quota, error) {
+	if x.memory == nil {
+		return service.Quota{}, nil
+	}
+	if x.stat == nil {
+		d, err := x.group.open()
+		if err != nil {
+			return service.Quota{}, err
+		}
+		defer d.Close()
+		if x.stat, err = d.openFile("memory.stat", unix.O_RDONLY); err != nil {
+			return service.Quota{}, err
+		}
+	}
+	text, err := x.read(x.stat)
+	if err != nil {
+		return service.Quota{}, err
+	}
+	_, rest, found := bytes.Cut(text, []byte("\ninactive_file "))
+	value, _, whole := bytes.Cut(rest, []byte{'\n'})
+	if !found || !whole {
+		return service.Quota{}, fmt.Errorf("%s tells no inactive_file", x.stat.Name())
+	}
+	n, err := strconv.ParseUint(string(value), 10, 64)
+	if err != nil {
+		return service.Quota{}, fmt.Errorf("%s holds %q: %w", x.stat.Name(), value, err)
+	}
+	return service.Of(n), nil
+}
+
+// read reads a file from its beginning; what we want of ours is within the room for it.
 func (x *Gauge) read(f *os.File) ([]byte, error) {
 	n, err := f.ReadAt(x.text[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -97,8 +130,10 @@ func (x *Gauge) read(f *os.File) ([]byte, error) {
 // Close closes the files.
 func (x *Gauge) Close() error {
 	err := x.cpu.Close()
-	if x.memory != nil {
-		err = errors.Join(err, x.memory.Close())
+	for _, f := range []*os.File{x.memory, x.stat} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
 	}
 	return err
 }

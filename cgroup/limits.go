@@ -244,13 +244,15 @@ func (g Group) Limits(requested service.Limits) (service.Applied, error) {
 			return service.Applied{}, err
 		}
 	}
+	for _, lack := range g.tree.Lacks(requested) {
+		if lack.Resource != service.IOMax || lost(a[service.IOMax].Applied, requested[service.IOMax]) {
+			a[lack.Resource].Enforced = false
+		}
+	}
 	for _, r := range []service.Resource{service.IOMax, service.IODeviceWeight} {
 		if asked := requested[r]; asked.Text != "" {
 			a[r].Applied, a[r].Effective = named(r, a[r].Applied, asked), named(r, a[r].Effective, asked)
 		}
-	}
-	for _, lack := range g.tree.Lacks(requested) {
-		a[lack.Resource].Enforced = false
 	}
 	if a[service.CPUIdle].Applied == service.Of(1) { // the file of the weight says 0, which is none
 		weight := &a[service.CPUWeight]
@@ -295,6 +297,8 @@ func (g Group) addLimits(a *service.Applied, own bool) error {
 			if both, differs := tighter(r, a[r].Effective, q); differs {
 				a[r].Effective, a[r].SetBy = both, g.path
 			}
+		case !a[r].Effective.Set && q == r.Free(): // nobody sets it
+			a[r].Effective = q
 		case !a[r].Effective.Set || q.Value < a[r].Effective.Value:
 			a[r].Effective, a[r].SetBy = q, g.path
 		}
@@ -406,7 +410,10 @@ func Kept(r service.Resource, q service.Quota) service.Quota {
 	switch unit := r.Unit(); {
 	case unit == service.PerPage:
 		return q
-	case unit == service.Devices, unit == service.Weights, unit == service.List && q.Value == service.Unlimited:
+	case unit == service.Devices, unit == service.Weights:
+		numbered, _ := numbered(r, q)
+		return numbered
+	case unit == service.List && q.Value == service.Unlimited:
 		return service.Quota{}
 	}
 	_, want := encode(r, q)

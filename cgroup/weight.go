@@ -40,7 +40,7 @@ func decodeWeights(text string) (service.Quota, error) {
 // others.
 func setWeights(d *dir, q service.Quota) error {
 	r := service.IODeviceWeight
-	want, _, err := weightsByNumber(q)
+	want, err := weightsByNumber(q)
 	if err != nil {
 		return err
 	}
@@ -87,19 +87,19 @@ func setWeights(d *dir, q service.Quota) error {
 }
 
 // weightsByNumber is byNumber of weights.
-func weightsByNumber(q service.Quota) (weights []service.DeviceWeight, names map[string]string, err error) {
+func weightsByNumber(q service.Quota) (weights []service.DeviceWeight, err error) {
 	list, err := service.ParseDeviceWeights(q.Text)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	names = map[string]string{}
+	names := map[string]string{}
 	for i := range list {
 		if list[i].Device, err = noteDisk(names, list[i].Device); err != nil {
-			return nil, names, err
+			return nil, err
 		}
 	}
 	slices.SortFunc(list, func(a, b service.DeviceWeight) int { return strings.Compare(a.Device, b.Device) })
-	return list, names, nil
+	return list, nil
 }
 
 const costFile = "io.cost.qos"
@@ -112,7 +112,7 @@ func (t Tree) lackOfWeights(q service.Quota) string {
 	if q.Text == "" {
 		return ""
 	}
-	list, _, err := weightsByNumber(q)
+	list, err := weightsByNumber(q)
 	if err != nil {
 		return err.Error()
 	}

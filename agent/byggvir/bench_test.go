@@ -15,6 +15,7 @@ func (still) Hear(func(string)) (func(), error) { return func() {}, nil }
 func (still) Gauge() (backends.Gauge, error)    { return still{}, nil }
 func (still) Tally() (service.Tally, error)     { return service.Tally{}, nil }
 func (still) Read() (service.Gauge, error)      { return service.Gauge{Memory: service.Of(1 << 20)}, nil }
+func (still) Cache() (service.Quota, error)     { return service.Quota{}, nil }
 func (still) Close() error                      { return nil }
 
 func (still) Press(service.PressureOf, bool, time.Duration, time.Duration, func()) (func(), error) {

@@ -15,8 +15,7 @@ const retryAfter = 10 * time.Second
 type rein struct {
 	above   time.Duration  // that the use was above the level at each look
 	held    service.Limits // what was set for it, while it is throttled
-	before  service.Limits // what was asked for instead
-	base    service.Quota  // what held of the CPU then
+	base    service.Quota  // what held of the CPU before
 	ordered bool           // with the monitor's lock, as what follows
 	outcome func()         // what to take up from an order that is done
 	wait    time.Time      // before which nothing is ordered again
@@ -70,7 +69,7 @@ func (w *watch) yield(s *service.Status) {
 	for v := range w.reins {
 		r := &w.reins[v]
 		for _, resource := range reined[v] {
-			if r.held[resource].Set && s.Applied[resource].Requested != r.held[resource] {
+			if r.held[resource].Set && s.Applied[resource].Instead != r.held[resource] {
 				r.held, r.spared = service.Limits{}, true
 				break
 			}
@@ -94,7 +93,7 @@ func (w *watch) step(s *service.Status, now time.Time, passed time.Duration, v s
 	switch {
 	case busy || w.ended:
 	case w.lasting[v].IsZero():
-		w.loosen(v)
+		w.loosen(s, v)
 	case most == service.StepStop && r.above >= s.Spec.Ladder.StopAfter:
 		w.stop(v, fmt.Sprintf("it was above its %s level for %v", v, r.above.Round(time.Second)))
 	case most >= service.StepThrottle && r.above >= s.Spec.Ladder.ThrottleAfter && !r.throttled() && !r.spared:
@@ -114,38 +113,38 @@ func (w *watch) tighten(s *service.Status, v service.Violation) {
 	if now := s.Applied[limit].Effective; bounded(now) && now.Value <= level.Value {
 		return
 	}
-	var set, before service.Limits
+	var set service.Limits
 	for _, r := range reined[v] {
 		// What is saved up is no more than the quota.
 		if r == limit || s.Applied[r].Applied.Value > level.Value {
-			set[r], before[r] = level, s.Applied[r].Requested
+			set[r] = level
 		}
 	}
 	base := s.Applied[of].Effective
 	r := &w.reins[v]
 	w.order(v, Order{
-		Limits: set, Expected: before, Why: fmt.Sprintf("%s: throttled to %s %s", v, limit, limit.Format(level)),
-	}, func() { r.held, r.before, r.base = set, before, base })
+		Limits: set, Seen: s.Applied, Measure: service.MeasureThrottle, Why: fmt.Sprintf("%s: throttled to %s %s", v, limit, limit.Format(level)),
+	}, func() { r.held, r.base = set, base })
 }
 
 // loosen gives back what was taken.
-func (w *watch) loosen(v service.Violation) {
+func (w *watch) loosen(s *service.Status, v service.Violation) {
 	r := &w.reins[v]
 	if !r.throttled() {
 		return
 	}
-	back := r.before
+	var back service.Limits
 	for i, q := range r.held {
-		if q.Set && !back[i].Set {
-			back[i] = service.Of(service.Unlimited)
-			if service.Resource(i) == service.CPUBurst {
-				back[i] = service.Of(0)
-			}
+		if !q.Set {
+			continue
+		}
+		if back[i] = s.Applied[i].Requested; !back[i].Set {
+			back[i] = service.Resource(i).Free()
 		}
 	}
 	limit := reined[v][0]
 	w.order(v, Order{
-		Limits: back, Expected: r.held, Why: fmt.Sprintf("%s is over: %s is %s again", v, limit, limit.Format(back[limit])),
+		Limits: back, Seen: s.Applied, Why: fmt.Sprintf("%s is over: %s is %s again", v, limit, limit.Format(back[limit])),
 	}, func() { r.held = service.Limits{} })
 }
 
@@ -158,22 +157,28 @@ func (w *watch) breakLivelock(s *service.Status, now time.Time, how service.OnLi
 	case w.ended || how == service.LivelockWarn:
 	case how == service.LivelockRaise && bounded(top.Effective) && top.SetBy == "" && w.broken.IsZero():
 		w.broken = now
-		asked := s.Applied[service.MemoryHigh].Requested
-		var lift, expected service.Limits
-		lift[service.MemoryHigh], expected[service.MemoryHigh] = service.Of(service.Unlimited), asked
-		w.order(service.Livelock, Order{Limits: lift, Expected: expected, Why: "livelock: memory_high is lifted, memory_max decides"},
+		lift := service.Limits{service.MemoryHigh: service.Of(service.Unlimited)}
+		w.order(service.Livelock, Order{Limits: lift, Seen: s.Applied, Measure: service.MeasureLivelock, Why: "livelock: memory_high is lifted, memory_max decides"},
 			func() { r.held, r.spared = service.Limits{}, true })
 	default:
+		w.broken = now
 		w.stop(service.Livelock, "it got nothing done any more at its memory_high")
 	}
 }
 
+// stop has the service ended. If that fails, say because it was frozen meanwhile, it may
+// be ordered again.
 func (w *watch) stop(v service.Violation, why string) {
 	w.ended = true
-	w.monitor.cfg.Act(Order{Service: w.name, Incarnation: w.incarnation, Violation: v, Stop: true, Why: why, Done: func(Outcome) {}})
+	measure := service.MeasureStop
+	if v == service.Livelock {
+		measure = service.MeasureLivelock
+	}
+	w.order(v, Order{Stop: true, Measure: measure, Why: why}, func() {})
 }
 
-// order has limits set, and done run on the monitor's goroutine when they are.
+// order has limits set, or the service ended, and done run on the monitor's goroutine when
+// that is so.
 func (w *watch) order(v service.Violation, o Order, done func()) {
 	r := &w.reins[v]
 	m := w.monitor
@@ -192,6 +197,9 @@ func (w *watch) order(v service.Violation, o Order, done func()) {
 			r.outcome = func() { r.held, r.spared = service.Limits{}, true }
 		case Failed:
 			r.wait = time.Now().Add(retryAfter)
+			if o.Stop {
+				r.outcome = func() { w.ended = false }
+			}
 		}
 	}
 	m.cfg.Act(o)

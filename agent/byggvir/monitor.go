@@ -48,8 +48,9 @@ type Order struct {
 	Incarnation uint64
 	Violation   service.Violation // that it is done for
 	Limits      service.Limits    // to set, unless Stop
-	Expected    service.Limits    // that are asked for until then, of those in Limits; else somebody else was faster
+	Seen        service.Applied   // what was told of them when that was decided; else somebody else was faster
 	Stop        bool              // end it
+	Measure     service.Measure   // what it counts as
 	Why         string
 	Done        func(Outcome) // to be called once, by any goroutine
 }

@@ -32,6 +32,8 @@ type play struct {
 	full    bool // there is no room for a watch
 	open    int  // of what has to be closed
 	reads   int
+	cache   uint64 // bytes of its memory
+	sorted  int    // times that it was asked for that
 	told    []string
 	outcome Outcome // of orders
 	orders  []Order
@@ -81,8 +83,10 @@ func looked(t *testing.T, f func(p *play)) {
 				outcome := p.outcome
 				for r, q := range o.Limits {
 					if q.Set && outcome == Done {
-						require.Equal(t, p.status.Applied[r].Requested, o.Expected[r], "it was seen")
-						p.status.Applied[r] = service.LimitReport{Requested: q, Applied: q, Effective: q, Enforced: true}
+						require.Equal(t, p.status.Applied[r], o.Seen[r], "it was seen")
+						asked := p.status.Applied[r].Requested
+						instead := o.Limits.Instead(one(service.Resource(r), asked))[r]
+						p.status.Applied[r] = service.LimitReport{Requested: asked, Instead: instead, Applied: q, Effective: q, Enforced: true}
 					}
 				}
 				defer o.Done(outcome)
@@ -152,6 +156,13 @@ func (p meterOf) Read() (service.Gauge, error) {
 	}
 	p.spend()
 	return p.gauge, nil
+}
+
+func (p meterOf) Cache() (service.Quota, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sorted++
+	return service.Of(p.cache), nil
 }
 
 func (p meterOf) Close() error {
@@ -232,6 +243,39 @@ func TestWarningsDoNotFlap(t *testing.T) {
 		p.says()
 		pass(3 * time.Second)
 		p.says("memory-warning over")
+	})
+}
+
+// Page cache that the kernel takes back is no use, and is asked for only near a level.
+func TestCacheIsNoUse(t *testing.T) {
+	looked(t, func(p *play) {
+		p.use(50, 0)
+		pass(time.Minute)
+		require.Zero(t, p.sorted)
+		p.change(func() { p.cache = 98 << 20 })
+		p.use(99, 0)
+		pass(time.Minute)
+		p.count(service.Tally{MemoryMax: service.Of(10)})
+		pass(time.Minute)
+		p.says()
+		require.NotZero(t, p.sorted)
+		p.change(func() { p.sorted = 0 })
+		pass(time.Hour)
+		require.LessOrEqual(t, p.sorted, int(time.Hour/latest)+1, "it is far from its level")
+
+		p.change(func() { p.cache = 15 << 20 })
+		pass(latest)
+		p.says("memory-warning")
+		p.change(func() { p.cache = 1 << 20 })
+		p.count(service.Tally{MemoryMax: service.Of(20)})
+		pass(gather)
+		p.says("memory-exceeded")
+		p.change(func() { p.cache = 98 << 20 })
+		pass(time.Minute)
+		p.says("memory-warning over", "memory-exceeded over")
+		p.count(service.Tally{MemoryMax: service.Of(30), OOM: service.Of(1)})
+		pass(gather)
+		p.says("memory-exceeded")
 	})
 }
 
@@ -382,6 +426,8 @@ type counted struct {
 func (c *counted) Hear(func(string)) (func(), error) { return func() {}, nil }
 func (c *counted) Gauge() (backends.Gauge, error)    { return c, nil }
 func (c *counted) Close() error                      { return nil }
+
+func (c *counted) Cache() (service.Quota, error) { return service.Quota{}, nil }
 
 func (c *counted) Read() (service.Gauge, error) {
 	c.mu.Lock()

@@ -53,6 +53,7 @@ type watch struct {
 	presses    [service.NumViolations]press
 	gauge      backends.Gauge
 	last       seen
+	used       uint64  // bytes of memory; where that is near a level without the cache
 	rate       float64 // CPU time, in microseconds per second
 	heldBack   bool    // since the reading before
 	tally      *service.Tally
@@ -207,11 +208,8 @@ func (w *watch) measure(s *service.Status, now time.Time) {
 	if !memory && !cpu && w.presses[service.Livelock].share == 0 {
 		return
 	}
-	if w.gauge == nil {
-		var err error
-		if w.gauge, err = w.subject.Gauge(); err != nil {
-			return
-		}
+	if !w.gauged() {
+		return
 	}
 	g, err := w.gauge.Read()
 	if err != nil {
@@ -226,6 +224,37 @@ func (w *watch) measure(s *service.Status, now time.Time) {
 	}
 	w.heldBack = g.ThrottledPeriods.Value > w.last.ThrottledPeriods.Value && !w.last.at.IsZero()
 	w.last = seen{now, g}
+	w.used = g.Memory.Value
+	if top := s.Applied[service.MemoryMax].Effective; memory && percentOf(float64(w.used), float64(top.Value)) >= s.Warnings.Memory-slack {
+		w.used -= min(w.used, w.cache())
+	}
+}
+
+// gauged tells whether there is a gauge.
+func (w *watch) gauged() bool {
+	if w.gauge == nil {
+		var err error
+		if w.gauge, err = w.subject.Gauge(); err != nil {
+			w.gauge = nil
+		}
+	}
+	return w.gauge != nil
+}
+
+// cache is how many bytes of its memory it does not miss when they are taken back.
+func (w *watch) cache() uint64 {
+	c, err := w.gauge.Cache()
+	if err != nil { // it is ending
+		return 0
+	}
+	return c.Value
+}
+
+// ample tells whether it has page cache to give back at its own memory_max: then to run
+// into that harms nothing, and whoever reads large files does so all the time.
+func (w *watch) ample(s *service.Status) bool {
+	top := s.Applied[service.MemoryMax].Applied
+	return bounded(top) && w.gauged() && percentOf(float64(w.cache()), float64(top.Value)) >= slack
 }
 
 // judge finds out which violations there are.
@@ -236,10 +265,9 @@ func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [servi
 	}
 	memory, cpu := measured(s)
 	top := s.Applied[service.MemoryMax].Effective
-	used := w.last.Memory.Value
-	part := percentOf(float64(used), float64(top.Value))
+	part := percentOf(float64(w.used), float64(top.Value))
 	w.mark(service.MemoryWarning, now, memory && part >= w.level(service.MemoryWarning, s.Warnings.Memory), !memory || part < s.Warnings.Memory-slack, func() string {
-		return fmt.Sprintf("%s of memory, %.0f%% of %s", service.FormatSize(used), part, service.MemoryMax.Format(top))
+		return fmt.Sprintf("%s of memory, %.0f%% of %s", service.FormatSize(w.used), part, service.MemoryMax.Format(top))
 	})
 	quota := w.quota(s)
 	share := percentOf(w.rate, float64(quota.Value))
@@ -249,7 +277,7 @@ func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [servi
 	w.mark(service.CPUWarning, now, cpu && share >= w.level(service.CPUWarning, s.Warnings.CPU), !cpu || share < s.Warnings.CPU-slack, busy)
 	held := cpu && w.heldBack && share >= 100-slack
 	w.mark(service.CPUExceeded, now, held, !held, busy)
-	w.mark(service.MemoryExceeded, now, hit.memory, true, func() string {
+	w.mark(service.MemoryExceeded, now, hit.oom || hit.memory && !w.ample(s), true, func() string {
 		return "it ran into " + service.MemoryMax.Format(top)
 	})
 	w.mark(service.PidsExceeded, now, hit.pids, true, func() string {
@@ -263,7 +291,7 @@ func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [servi
 	}
 	w.mark(service.Livelock, now, w.livelocked(s, now, pushed[service.Livelock]), true, func() string {
 		return fmt.Sprintf("held up at memory_high %s for %v, with %s in use", service.MemoryHigh.Format(s.Applied[service.MemoryHigh].Effective),
-			now.Sub(w.stuck).Round(time.Second), service.FormatSize(used))
+			now.Sub(w.stuck).Round(time.Second), service.FormatSize(w.last.Memory.Value))
 	})
 }
 
@@ -291,7 +319,7 @@ func percentOf(used, limit float64) float64 {
 }
 
 // hits are the limits that were run into.
-type hits struct{ memory, pids bool }
+type hits struct{ memory, oom, pids bool }
 
 // count finds out which limits were run into since the count before. Of one that was
 // taken up nobody knows what was before.
@@ -301,7 +329,7 @@ func (w *watch) count() (hit hits) {
 		return hit
 	}
 	if w.tally != nil {
-		hit.memory = t.MemoryMax.Value > w.tally.MemoryMax.Value || t.OOM.Value > w.tally.OOM.Value
+		hit.memory, hit.oom = t.MemoryMax.Value > w.tally.MemoryMax.Value, t.OOM.Value > w.tally.OOM.Value
 		hit.pids = t.PidsMax.Value > w.tally.PidsMax.Value
 	}
 	w.tally = &t
@@ -372,7 +400,7 @@ func (w *watch) soon(s *service.Status) time.Duration {
 	}
 	near := 0.0 // how much of the way to a level it has gone
 	if memory {
-		near = percentOf(float64(w.last.Memory.Value), float64(s.Applied[service.MemoryMax].Effective.Value)) / s.Warnings.Memory
+		near = percentOf(float64(w.used), float64(s.Applied[service.MemoryMax].Effective.Value)) / s.Warnings.Memory
 	}
 	if cpu {
 		near = max(near, percentOf(w.rate, float64(w.quota(s).Value))/s.Warnings.CPU)

@@ -11,7 +11,7 @@ import (
 func TestHoldIsNoFailure(t *testing.T) {
 	for _, policy := range policies {
 		walk(policy, 7, func(m Machine) {
-			if m.State == Stopped || m.Cause != CauseNone || table[m.State][Hold] == nil {
+			if m.State == Stopped || m.State == Clearing || m.Cause != CauseNone || table[m.State][Hold] == nil {
 				return
 			}
 			n, do := Next(m, Event{Kind: Hold})
@@ -26,6 +26,39 @@ func TestHoldIsNoFailure(t *testing.T) {
 			n, _ = Next(n, Event{Kind: Stop})
 			require.Equal(t, Stopped, n.State)
 			require.False(t, n.Up, "and what is stopped meanwhile stays so")
+		})
+	}
+}
+
+// TestHoldDuringAnEnd: whatever has a service end already, once it is held nothing is
+// launched by itself; the end is what it was, and what would not have come back does not.
+func TestHoldDuringAnEnd(t *testing.T) {
+	for _, policy := range policies {
+		walk(policy, 8, func(m Machine) {
+			if m.State != Stopping && m.State != Clearing && (m.State != Adopting || m.Cause == CauseNone) {
+				return
+			}
+			n, do := Next(m, Event{Kind: Hold})
+			require.Equal(t, m.Up, n.Up)
+			without := m
+			without.Again = false
+			end, held := oblige(t, without, nil), oblige(t, n, do)
+			want := end.State
+			if want == Backoff || m.Again {
+				want = Held
+			}
+			require.Equal(t, want, held.State, "%+v", m)
+			require.Equal(t, m.Incarnation, held.Incarnation)
+			require.False(t, held.Holding)
+			if !m.Again {
+				require.Equal(t, end.Failures, held.Failures, "%+v", m)
+			}
+			for kind, state := range map[EventKind]State{Start: Running, Restart: Running, Stop: Stopped, Kill: Stopped} {
+				if n.Refuses(kind) == nil {
+					wish, do := Next(n, Event{Kind: kind})
+					require.Equal(t, state, oblige(t, wish, do).State, "%v in %+v", kind, n)
+				}
+			}
 		})
 	}
 }

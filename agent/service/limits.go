@@ -138,6 +138,21 @@ func (l Limits) Over(base Limits) Limits {
 	return base
 }
 
+// Instead is what of l is not what was asked for, or, where nobody asked, what limits
+// nothing.
+func (l Limits) Instead(asked Limits) (instead Limits) {
+	for i, q := range l {
+		want := asked[i]
+		if !want.Set {
+			want = Resource(i).Free()
+		}
+		if q.Set && q != want {
+			instead[i] = q
+		}
+	}
+	return instead
+}
+
 // Without is l without what is set in other.
 func (l Limits) Without(other Limits) Limits {
 	for r, q := range other {
@@ -178,6 +193,18 @@ func (l Limits) Conflicts() (faults []Fault) {
 func (r Resource) Range() (low, high uint64, unlimited bool) {
 	row := resources[r]
 	return row.low, row.high, row.unlimited
+}
+
+// Free is the quota of r that limits nothing; unset where each limits something, as
+// weights do.
+func (r Resource) Free() Quota {
+	switch _, _, unlimited := r.Range(); {
+	case r == CPUBurst, r == MemoryLow, r == MemoryMin:
+		return Of(0)
+	case unlimited:
+		return Of(Unlimited)
+	}
+	return Quota{}
 }
 
 // Check tells why q can not be a limit of r, or nil. An unset quota is fine.
@@ -339,43 +366,6 @@ func FormatSize(n uint64) string {
 		}
 	}
 	return strconv.FormatUint(n, 10)
-}
-
-// LimitReport tells what became of one requested limit.
-type LimitReport struct {
-	Requested Quota  // as asked for
-	Applied   Quota  // read back from the kernel after its rounding
-	Effective Quota  // the minimum of Applied and every ancestor's; of a list what is in all of them
-	SetBy     string // the cgroup (relative to the root) whose value is Effective, "" when it is the service's own
-	Enforced  bool   // the host enforces it
-	AtRestart Quota  // as a restart would ask for, unset where that is Requested or nobody looked
-}
-
-// Applied holds one LimitReport for each Resource; those of resources that
-// nobody asked for have Requested unset and still tell what holds.
-type Applied [NumResources]LimitReport
-
-// Offer adds the limits that the kernel would enforce, had anybody asked for them:
-// their files are there only then, and nothing limits until then.
-func (a *Applied) Offer(e Enforcement) {
-	for r := range a {
-		rep := &a[r]
-		asked := rep.Requested.Set && rep.Requested.Value != Unlimited
-		if _, _, unlimited := Resource(r).Range(); !rep.Enforced && e.Limits[r] && !asked && unlimited {
-			rep.Applied, rep.Effective, rep.Enforced = Of(Unlimited), Of(Unlimited), true
-		}
-	}
-}
-
-// Unenforced lists the requested limits that the host does not enforce.
-func (a Applied) Unenforced() []Resource {
-	var out []Resource
-	for r, rep := range a {
-		if rep.Requested.Set && !rep.Enforced {
-			out = append(out, Resource(r))
-		}
-	}
-	return out
 }
 
 // Warnings are the levels at which use of a resource is worth a word. A level of 0

@@ -148,6 +148,7 @@ type Machine struct {
 	Unready     bool   // the present incarnation has not been ready yet
 	Frozen      bool   // it is starting or running, and frozen: nothing is expected of it
 	Spared      bool   // it is frozen, or about to be, to save the battery
+	Holding     bool   // it is ending for another reason, and the battery is low: what would follow waits
 	Unbegun     bool   // the launch of Incarnation could not be recorded: it is still to come
 	Failures    int    // in a row
 	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
@@ -195,11 +196,11 @@ var table = [numStates][numEvents]rule{
 		// A launch that could not be given up in time.
 		Launched: killing(keep(DoKill)), LaunchFailed: unlaunched,
 		Exited: clear, GraceOver: graceOver, RetryOver: keep(DoKill),
-		Stop: becauseAsked(), Kill: killing(becauseAsked(Disarm, DoKill)), Start: again(), Restart: again(),
+		Stop: becauseAsked(), Kill: killing(becauseAsked(Disarm, DoKill)), Start: again(), Restart: again(), Hold: holdAfter,
 	},
 	Clearing: {
 		Cleared: cleared, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
-		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(),
+		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(), Hold: holdAfter,
 	},
 }
 
@@ -302,7 +303,7 @@ func endAgain(do ...Effect) rule {
 // was to follow does not (invariant I5).
 func becauseAsked(do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.Up, m.Cause, m.Again, m.Asked = false, CauseAsked, false, false
+		m.Up, m.Cause, m.Again, m.Asked, m.Holding = false, CauseAsked, false, false, false
 		return m, do
 	}
 }
@@ -310,7 +311,7 @@ func becauseAsked(do ...Effect) rule {
 // again notes that somebody wants a fresh incarnation after the end under way.
 func again() rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.Up, m.Cause, m.Again, m.Asked = true, CauseAsked, true, true
+		m.Up, m.Cause, m.Again, m.Asked, m.Holding = true, CauseAsked, true, true, false
 		return m, nil
 	}
 }
@@ -336,9 +337,23 @@ func postpone(m Machine, _ Event) (Machine, []Effect) {
 }
 
 // becauseHeld has what is to be adopted end, unless something else has it end already.
-func becauseHeld(m Machine, _ Event) (Machine, []Effect) {
-	if m.Cause == CauseNone {
-		m.Cause = CauseHeld
+func becauseHeld(m Machine, ev Event) (Machine, []Effect) {
+	if m.Cause != CauseNone {
+		return holdAfter(m, ev)
+	}
+	m.Cause = CauseHeld
+	return m, nil
+}
+
+// holdAfter leaves an end that is under way what it is, a failure or none, and has what
+// would follow it wait until the battery is not low any more. What somebody has stopped
+// stays so.
+func holdAfter(m Machine, _ Event) (Machine, []Effect) {
+	switch {
+	case m.Again:
+		m.Cause, m.Again, m.Asked = CauseHeld, false, false
+	case m.Cause != CauseAsked && m.Cause != CauseHeld:
+		m.Holding = true
 	}
 	return m, nil
 }
@@ -417,8 +432,12 @@ func clear(m Machine, ev Event) (Machine, []Effect) {
 // cutOff begins again what the end of an earlier agent kept from being
 // launched: that is no failure of the service.
 func cutOff(m Machine, ev Event) (Machine, []Effect) {
-	if m.Cause != CauseNone {
+	switch {
+	case m.Cause != CauseNone:
 		return unlaunched(m, ev)
+	case m.Holding:
+		m.State, m.Holding = Held, false
+		return m, []Effect{Disarm}
 	}
 	return begin(m)
 }
@@ -427,7 +446,7 @@ func cutOff(m Machine, ev Event) (Machine, []Effect) {
 func unlaunched(m Machine, ev Event) (Machine, []Effect) {
 	m.Failed = true
 	if ev.Permanent && m.Cause == CauseNone {
-		m.State = Crashed
+		m.State, m.Holding = Crashed, false
 		m.Failures++
 		return m, []Effect{Disarm}
 	}
@@ -453,6 +472,8 @@ func cleared(m Machine, ev Event) (Machine, []Effect) {
 
 // settle decides what follows an incarnation of which nothing is left.
 func settle(m Machine, _ Event) (Machine, []Effect) {
+	holding := m.Holding
+	m.Holding = false
 	switch {
 	case m.Again && m.Asked:
 		return launch(m, Event{})
@@ -475,6 +496,10 @@ func settle(m Machine, _ Event) (Machine, []Effect) {
 	}
 	if m.Policy.When == RestartNever || m.Failures > m.Policy.MaxAttempts {
 		m.State = Crashed
+		return m, []Effect{Disarm}
+	}
+	if holding {
+		m.State = Held
 		return m, []Effect{Disarm}
 	}
 	m.State = Backoff

@@ -15,6 +15,7 @@ type Status struct {
 	Applied     Applied            // limits of the present incarnation
 	Warnings    Warnings           // levels of use worth a word
 	Violations  Violations         // what the present incarnation does too much
+	Measures    Measures           // what was done about such, since this agent knows of the service
 	Fought      [NumResources]bool // limits that somebody else changes again and again, so that they are not repaired
 	Log         string             // where its output goes: a file, "journal" or "null"; "" if nobody knows
 	LogTrouble  LogTrouble         // that its log can not be written; zero when all is well

@@ -338,6 +338,7 @@ func (a *actor) attend(fresh bool) {
 
 func (a *actor) letGo() {
 	a.guard.leave()
+	a.guard.stop()
 	if a.handle != nil {
 		a.end()
 		a.unwatch()

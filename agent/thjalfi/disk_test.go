@@ -22,8 +22,9 @@ type disk struct {
 	passed  map[service.Name]*[2][]service.State // shown to readers, written
 	lost    []string                             // identities of what is alive that were on disk, and then no more
 	notices []string                             // reasons
-	fails   func(Record) error                   // nil for never
-	buries  func() error                         // nil for always well
+	details map[service.NoticeKind][]string
+	fails   func(Record) error // nil for never
+	buries  func() error       // nil for always well
 	breathe func() error
 	alive   func(service.Name) int // incarnations on the host
 }
@@ -31,7 +32,7 @@ type disk struct {
 func newDisk() *disk {
 	return &disk{
 		records: map[service.Name]Record{}, exits: map[service.Name][]service.ExitRecord{},
-		shown: map[service.Name]service.Status{}, passed: map[service.Name]*[2][]service.State{},
+		shown: map[service.Name]service.Status{}, passed: map[service.Name]*[2][]service.State{}, details: map[service.NoticeKind][]string{},
 	}
 }
 
@@ -41,10 +42,18 @@ func (d *disk) Publish(name service.Name, kind service.NoticeKind, reason, detai
 	s := d.shown[name]
 	change(&s)
 	d.shown[name] = s
-	d.notices = append(d.notices, reason)
+	d.notices, d.details[kind] = append(d.notices, reason), append(d.details[kind], detail)
 	if kind == service.NoticeState {
 		d.pass(name, 0, s.Machine.State)
 	}
+}
+
+func (d *disk) Show(name service.Name, change func(*service.Status)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.shown[name]
+	change(&s)
+	d.shown[name] = s
 }
 
 func (d *disk) Record(r Record) error {

@@ -2,6 +2,8 @@ package thjalfi
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +18,13 @@ const (
 	fight       = time.Minute
 )
 
+// What can not be set back, say since more is in use by now, is no fight: it is tried
+// again after firstRepair, then less and less often, up to once in lastRepair.
+const (
+	firstRepair = 10 * time.Second
+	lastRepair  = 5 * time.Minute
+)
+
 // guard is what is known of the limits of an incarnation that others change.
 type guard struct {
 	leave   func()
@@ -23,6 +32,14 @@ type guard struct {
 	again   bool // and another one after it
 	repairs [service.NumResources][]time.Time
 	lost    [service.NumResources]bool // somebody fights over it
+	owed    [service.NumResources]debt
+	timer   *time.Timer // of the next look at what is owed
+}
+
+// debt is a repair that failed: how long it waits, and until when. The zero value is none.
+type debt struct {
+	wait time.Duration
+	due  time.Time
 }
 
 // watchLimits has the kernel tell of writes to the files of limits, our own as well.
@@ -63,28 +80,23 @@ func (a *actor) lookForDrift(when string) {
 		return
 	}
 	a.guard.looking, a.guard.again = true, false
-	policy, ending := a.plan.Spec.Drift, a.ending
-	var seen [service.NumResources]int
-	now := time.Now()
-	for r, times := range a.guard.repairs {
-		for _, at := range times {
-			if now.Sub(at) < fight {
-				seen[r]++
-			}
+	answer, ending := a.onDrift(), a.ending
+	a.then(func(ctx context.Context) func() {
+		drifts, err := h.Drift(ending, answer)
+		var now service.Applied
+		if err == nil && len(drifts) > 0 {
+			now, err = h.Limits(ctx)
 		}
-	}
-	repaired := func(d service.Drift) bool {
-		return policy == service.DriftRepair && seen[d.Resource] < mostRepairs
-	}
-	a.then(func(context.Context) func() {
-		drifts, err := h.Drift(ending, repaired)
 		return func() {
 			if a.handle != h {
 				return
 			}
 			a.guard.looking = false
-			for _, d := range drifts {
-				a.drifted(d, repaired(d), when, err)
+			if ending.Err() == nil { // else it gave up, which is no news
+				for _, d := range drifts {
+					a.drifted(d, answer(d), when, now, err)
+				}
+				a.lookAgain(drifts)
 			}
 			if a.guard.again {
 				a.lookForDrift("")
@@ -93,42 +105,108 @@ func (a *actor) lookForDrift(when string) {
 	})
 }
 
-// drifted tells of a limit that somebody changed; of one that is fought over, once.
-func (a *actor) drifted(d service.Drift, repaired bool, when string, err error) {
+// onDrift is what is done about drifts that a look finds which begins now.
+func (a *actor) onDrift() func(service.Drift) service.OnDrift {
+	var answers [service.NumResources]service.OnDrift
+	now := time.Now()
+	for r := range answers {
+		seen := 0
+		for _, at := range a.guard.repairs[r] {
+			if now.Sub(at) < fight {
+				seen++
+			}
+		}
+		switch {
+		case a.plan.Spec.Drift != service.DriftRepair || seen >= mostRepairs:
+			answers[r] = service.DriftStays
+		case now.Before(a.guard.owed[r].due):
+			answers[r] = service.DriftLater
+		default:
+			answers[r] = service.DriftBack
+		}
+	}
+	return func(d service.Drift) service.OnDrift { return answers[d.Resource] }
+}
+
+// drifted tells of a limit that somebody changed, and what holds now; of one that is
+// fought over, or can not be repaired, once.
+func (a *actor) drifted(d service.Drift, answer service.OnDrift, when string, now service.Applied, err error) {
 	detail := d.String() + when
-	fought := !repaired && a.plan.Spec.Drift == service.DriftRepair
+	fought := answer == service.DriftStays && a.plan.Spec.Drift == service.DriftRepair
+	owed, known := &a.guard.owed[d.Resource], false
 	switch {
-	case fought && a.guard.lost[d.Resource]:
+	case answer == service.DriftLater:
 		return
 	case fought:
-		a.guard.lost[d.Resource] = true
+		known, a.guard.lost[d.Resource] = a.guard.lost[d.Resource], true
 		detail += "; somebody fights over it, so it stays as it is until limits are set or the service is started anew"
-	case !repaired:
+	case answer == service.DriftStays:
 		detail += "; it stays as it is, as the definition wants"
-	case err != nil:
-		detail += "; it could not be repaired: " + err.Error()
+	case d.Fault != nil:
+		known = owed.wait > 0
+		owed.wait = min(max(2*owed.wait, firstRepair), lastRepair)
+		owed.due = time.Now().Add(owed.wait)
+		detail += fmt.Sprintf("; it could not be repaired, and is tried again in %v: %v", owed.wait, d.Fault)
 	default:
+		*owed = debt{}
 		detail += "; it is what it was again"
-	}
-	if repaired {
 		a.guard.repairs[d.Resource] = append(a.guard.repairs[d.Resource], time.Now())
 		if n := len(a.guard.repairs[d.Resource]); n > mostRepairs {
 			a.guard.repairs[d.Resource] = a.guard.repairs[d.Resource][n-mostRepairs:]
 		}
 	}
-	a.cfg.Keeper.Publish(a.name, service.NoticeDrift, d.Resource.String(), detail, func(s *service.Status) {
+	show := func(s *service.Status) {
 		s.Fought[d.Resource] = fought
-		if !repaired {
-			s.Applied[d.Resource].Applied = d.Is
+		for r, report := range now {
+			if err == nil && report.Enforced {
+				s.Applied[r] = report
+			}
+		}
+	}
+	if known {
+		a.cfg.Keeper.Show(a.name, show)
+		return
+	}
+	a.cfg.Keeper.Publish(a.name, service.NoticeDrift, d.Resource.String(), detail, show)
+}
+
+// lookAgain looks again when the next repair is due that failed. What has not drifted any
+// more is owed no more.
+func (a *actor) lookAgain(drifts []service.Drift) {
+	a.guard.stop()
+	var next time.Time
+	for r := range a.guard.owed {
+		owed := &a.guard.owed[r]
+		if !slices.ContainsFunc(drifts, func(d service.Drift) bool { return int(d.Resource) == r }) {
+			*owed = debt{}
+		}
+		if !owed.due.IsZero() && (next.IsZero() || owed.due.Before(next)) {
+			next = owed.due
+		}
+	}
+	if next.IsZero() {
+		return
+	}
+	written := a.written
+	a.guard.timer = time.AfterFunc(time.Until(next), func() {
+		select {
+		case written <- struct{}{}:
+		default:
 		}
 	})
+}
+
+func (g *guard) stop() {
+	if g.timer != nil {
+		g.timer.Stop()
+	}
 }
 
 // settleLimits begins anew for limits that we have set.
 func (a *actor) settleLimits(l service.Limits) {
 	for r, q := range l {
 		if q.Set {
-			a.guard.repairs[r], a.guard.lost[r] = nil, false
+			a.guard.repairs[r], a.guard.lost[r], a.guard.owed[r] = nil, false, debt{}
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package thjalfi
 
 import (
+	"errors"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +25,13 @@ func (s *stage) pidsMax() service.Quota {
 	return applied[service.PidsMax].Applied
 }
 
+// told are the details of what was told of that kind.
+func (s *stage) told(kind service.NoticeKind) []string {
+	s.disk.mu.Lock()
+	defer s.disk.mu.Unlock()
+	return slices.Clone(s.disk.details[kind])
+}
+
 func TestDriftIsRepaired(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.running(func(d *service.Spec) { d.Limits = pids(10) })
@@ -39,6 +49,7 @@ func TestDriftIsToldOnly(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, service.Of(999), s.pidsMax())
 		require.Equal(t, service.Of(999), s.status().Applied[service.PidsMax].Applied)
+		require.Equal(t, service.Of(999), s.status().Applied[service.PidsMax].Effective)
 		require.False(t, s.status().Fought[service.PidsMax])
 	})
 }
@@ -64,6 +75,12 @@ func TestAFightIsLeft(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, service.Of(999), s.pidsMax())
 		require.True(t, s.status().Fought[service.PidsMax])
+		require.Equal(t, service.Of(999), s.status().Applied[service.PidsMax].Effective)
+		told := len(s.told(service.NoticeDrift))
+		s.host.Change(web, pids(777))
+		synctest.Wait()
+		require.Equal(t, service.Of(777), s.status().Applied[service.PidsMax].Effective)
+		require.Len(t, s.told(service.NoticeDrift), told, "that is known")
 
 		_, err := s.SetLimits(t.Context(), web, pids(20), false, "dora")
 		require.NoError(t, err)
@@ -71,5 +88,48 @@ func TestAFightIsLeft(t *testing.T) {
 		s.host.Change(web, pids(999))
 		synctest.Wait()
 		require.Equal(t, service.Of(20), s.pidsMax())
+	})
+}
+
+// What can not be set back is told once, is no fight, and is tried again less and less
+// often, until it can be.
+func TestARepairThatFailsIsTriedAgain(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running(func(d *service.Spec) { d.Limits = pids(10) })
+		var repairs atomic.Int32
+		var fits atomic.Bool
+		s.fault = func(operation string) error {
+			if operation != "repair" {
+				return nil
+			}
+			repairs.Add(1)
+			if !fits.Load() {
+				return errors.New("it does not fit")
+			}
+			return nil
+		}
+		s.host.Change(web, pids(999))
+		synctest.Wait()
+		require.Equal(t, service.Of(999), s.status().Applied[service.PidsMax].Effective, "what holds is told")
+		for range 100 { // somebody writes all the time, as we do when memory is reclaimed
+			s.host.Write(web, "file")
+			pass(time.Second)
+		}
+		require.InDelta(t, 4, repairs.Load(), 1)
+		pass(time.Hour)
+		require.InDelta(t, 4+2+11, repairs.Load(), 2)
+		require.False(t, s.status().Fought[service.PidsMax])
+		told := s.told(service.NoticeDrift)
+		require.Len(t, told, 1)
+		require.Contains(t, told[0], "it could not be repaired, and is tried again in 10s: it does not fit")
+
+		fits.Store(true)
+		pass(lastRepair)
+		require.Equal(t, service.Of(10), s.pidsMax())
+		require.Equal(t, service.Of(10), s.status().Applied[service.PidsMax].Applied)
+		require.Contains(t, s.told(service.NoticeDrift)[1], "it is what it was again")
+		repairs.Store(0)
+		pass(time.Hour)
+		require.Zero(t, repairs.Load())
 	})
 }

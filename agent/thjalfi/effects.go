@@ -212,10 +212,12 @@ func (a *actor) adopt() {
 	a.then(func(ctx context.Context) func() {
 		h, err := backend.Adopt(ctx, ref, limits)
 		var applied service.Applied
+		var frozenBy string
 		if err == nil {
+			frozenBy, _ = h.FrozenBy()
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited
 			if back := reined(ladder, limits, applied); back != (service.Limits{}) {
-				if given, err := h.Limit(ctx, back); err == nil { // else the look for drift tells
+				if given, err := h.Throttle(ctx, back); err == nil { // else the look for drift tells
 					applied = given
 				}
 			}
@@ -233,7 +235,7 @@ func (a *actor) adopt() {
 			default:
 				a.hold(h)
 				if a.machine.Frozen { // then that was told; else, or if it is no more, it is news
-					a.frozenBy = a.ref.Cgroup
+					a.frozenBy = cmp.Or(frozenBy, a.ref.Cgroup)
 				}
 				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "adopted", "", func(s *service.Status) { s.Applied = applied })
 				a.attend(false)
@@ -433,7 +435,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 				x.Message += "; this record could not be written: " + err.Error()
 			}
 			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
-				s.LastExit = &x
+				s.LastExit, s.Violations = &x, service.Violations{}
 				if !s.Machine.State.Alive() {
 					s.Ended = x.Ended
 				}

@@ -278,3 +278,18 @@ func TestSignalToTheFrozen(t *testing.T) {
 		require.Equal(t, "fred", s.lastExit().RequestedBy)
 	})
 }
+
+// The next agent does not tell again who froze it, be it a cgroup above.
+func TestFrozenByOthersOutlivesTheAgent(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.host.Freeze(web, "/gladsheim.slice")
+		s.frozen("/gladsheim.slice")
+		s.succeed(forEver)
+		s.frozen("/gladsheim.slice")
+		require.NotContains(t, s.disk.told(), "outside")
+		s.host.Thaw(web)
+		s.frozen("")
+		require.Contains(t, s.disk.told(), "outside")
+	})
+}

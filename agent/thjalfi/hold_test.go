@@ -131,3 +131,48 @@ func TestHoldWhileAdopting(t *testing.T) {
 		s.isHeld()
 	})
 }
+
+// What fails and ends for that when the battery becomes low is not begun again; nor is
+// what somebody restarts, who hears of it.
+func TestHoldDuringAFailureAndARestart(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true}, fake.Script{Stubborn: true})
+		s.running()
+		s.prober.sicken()
+		s.is(service.Stopping)
+		hold := s.hold()
+		pass(10 * time.Second)
+		s.ok(hold)
+		s.is(service.Held)
+		require.Equal(t, 1, s.status().Machine.Failures)
+		require.Equal(t, service.VerdictUnhealthy, s.lastExit().Verdict)
+
+		s.ok(s.start())
+		restart := s.restart()
+		s.is(service.Stopping)
+		hold = s.hold()
+		pass(10 * time.Second)
+		s.ok(hold)
+		s.is(service.Held)
+		s.refused(restart, service.Conflict, "CONFLICT")
+		require.Equal(t, 2, s.host.Launches(web))
+	})
+}
+
+// An order to end what ends already, or is frozen, is not taken, and whoever gave it is
+// told.
+func TestExceedThatComesToNothing(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		s.running()
+		exceed := func() error { return s.Exceed(t.Context(), web, 1, "too much") }
+		require.NoError(t, s.Freeze(t.Context(), web, "dora"))
+		require.Equal(t, service.Conflict, service.KindOf(exceed()))
+		require.NoError(t, s.Thaw(t.Context(), web, "dora"))
+		stop := s.stop()
+		require.Equal(t, service.NotRunning, service.KindOf(exceed()))
+		pass(10 * time.Second)
+		s.ok(stop)
+		require.Equal(t, service.VerdictStopped, s.lastExit().Verdict)
+	})
+}

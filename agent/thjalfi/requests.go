@@ -47,8 +47,8 @@ func (a *actor) take(r request) {
 	a.accept(r)
 }
 
-// need answers a Hold that there is no need for now, or has it wait for the end that
-// is under way already.
+// need answers a Hold that there is no need for now, or has it wait for an end that
+// nothing is to follow.
 func (a *actor) need(r request) bool {
 	switch s := a.machine.State; {
 	case s == service.Stopped && r.plan != nil:
@@ -56,6 +56,9 @@ func (a *actor) need(r request) bool {
 	case s == service.Stopped, s == service.Crashed, s == service.Held, r.plan != nil:
 		r.reply <- nil
 	case s == service.Stopping, s == service.Clearing:
+		if after, _ := service.Next(a.machine, a.event(service.Hold)); after != a.machine {
+			return false
+		}
 		r.incarnation = a.machine.Incarnation
 		a.waiters = append(a.waiters, r)
 	default:
@@ -122,7 +125,7 @@ func (a *actor) accept(r request) {
 	}
 	if r.stop.Timeout != nil {
 		a.grace = *r.stop.Timeout
-	} else if a.plan != nil && r.kind != service.Start {
+	} else if a.plan != nil && r.kind != service.Start && (r.kind != service.Hold || a.machine.State != service.Stopping) {
 		a.grace = a.plan.Spec.Stop.Timeout
 	}
 	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver && !a.machine.Killing

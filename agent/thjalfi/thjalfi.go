@@ -54,6 +54,8 @@ type Record struct {
 type Keeper interface {
 	// Publish changes what readers see. It does no IO.
 	Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status))
+	// Show is Publish without a word.
+	Show(name service.Name, change func(*service.Status))
 	// Record returns when r will survive the agent. Calls for one service do
 	// not overlap.
 	Record(r Record) error
@@ -276,8 +278,8 @@ func (t *Thjalfi) Stop(ctx context.Context, name service.Name, opts service.Stop
 // Hold ends a service that runs, or is about to, because the battery is low, and
 // returns when nothing of it is left, or at once where nothing is to be done. It shall
 // run all the same, and a start brings it back. With plan it does so for one that does
-// not run, instead of a start. What is ended otherwise already is waited for and not
-// held; it may be tried again then.
+// not run, instead of a start. What ends for another reason already ends for that, and is
+// held where it would be begun again.
 func (t *Thjalfi) Hold(ctx context.Context, name service.Name, plan *Plan, actor string) error {
 	return t.request(ctx, name, request{kind: service.Hold, plan: plan, actor: actor})
 }
@@ -353,16 +355,31 @@ func (t *Thjalfi) still(ctx context.Context, freeze bool, name service.Name, act
 	})
 }
 
-// Exceed ends an incarnation that used too much for too long, unless it ends already;
-// what follows is for its policy to say. It returns when the actor knows.
-func (t *Thjalfi) Exceed(name service.Name, incarnation uint64, why string) {
-	a, err := t.find("end", name)
+// Exceed ends an incarnation that used too much for too long; what follows is for its
+// policy to say. It returns when that has begun. One that ends already, or is no more, is
+// service.NotRunning, and one that is frozen service.Conflict: what that has is not its
+// doing.
+func (t *Thjalfi) Exceed(ctx context.Context, name service.Name, incarnation uint64, why string) error {
+	const op = "end"
+	a, err := t.find(op, name)
 	if err != nil {
-		return
+		return err
 	}
-	a.tell(a.ctx, func() {
-		a.excess = why
+	return ask(ctx, a, op, func(reply chan<- error) {
+		if !a.sawExit() {
+			a.hearFreeze()
+		}
+		before := a.machine
 		a.happen(service.Event{Kind: service.Exceeded, Incarnation: incarnation})
+		switch {
+		case a.machine != before:
+			a.excess = why
+			reply <- nil
+		case a.machine.Frozen && a.machine.Incarnation == incarnation:
+			reply <- &service.Error{Op: op, Service: name, Kind: service.Conflict, Err: errors.New("it is frozen")}
+		default:
+			reply <- notRunning(op, name)
+		}
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -18,6 +19,7 @@ func diskLaws() []law {
 	return []law{
 		{says: "io_max makes reads of a disk take their time", only: real, check: lawIOMax},
 		{says: "io_max changes and is lifted while the service runs", only: caged, check: lawIOMaxChange},
+		{says: "io_max of a disk named by its file is no drift, and holds when that file is gone", only: caged, check: lawIOMaxByPath},
 		{says: "a disk that the host has not is refused by its name", only: caged, check: lawIOMaxRefused},
 	}
 }
@@ -82,6 +84,34 @@ func lawIOMaxChange(b *bench) {
 	applied, err := i.Limit(b.within(), service.Limits{service.IOMax: service.Of(service.Unlimited)})
 	require.NoError(b, err)
 	require.Equal(b, service.Of(service.Unlimited), applied[service.IOMax].Applied)
+}
+
+func lawIOMaxByPath(b *bench) {
+	if !b.agent.Enforces().Limits[service.IOMax] {
+		return
+	}
+	var st unix.Stat_t
+	require.NoError(b, unix.Stat(Disk(b), &st))
+	node := filepath.Join(b.TempDir(), "disk")
+	require.NoError(b, unix.Mknod(node, unix.S_IFBLK|0o600, int(st.Rdev)))
+	i := b.start("sleep")
+	i.limits()
+	asked := service.OfText(node + ":read_bps=1MiB")
+	_, err := i.Limit(b.within(), service.Limits{service.IOMax: asked})
+	require.NoError(b, err)
+	require.Empty(b, i.drift(always))
+	require.Equal(b, asked, i.limits()[service.IOMax].Applied)
+
+	require.NoError(b, os.Remove(node))
+	require.Empty(b, i.drift(always))
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	holds := service.OfText(number + ":read_bps=1MiB")
+	report := i.limits()[service.IOMax]
+	require.Equal(b, service.LimitReport{Requested: asked, Applied: holds, Effective: holds, Enforced: true}, report)
+
+	i.scribble("io.max", number+" rbps=max wbps=max riops=max wiops=max")
+	require.Len(b, i.drift(always), 1)
+	require.Equal(b, report, i.limits()[service.IOMax])
 }
 
 func lawIOMaxRefused(b *bench) {

@@ -135,8 +135,14 @@ func lawGauge(b *bench) {
 		require.NoError(b, err)
 		return now.CPUTime > first.CPUTime && now.Periods.Value > first.Periods.Value && now.ThrottledPeriods.Value > first.ThrottledPeriods.Value
 	}, "its CPU time is not counted")
+	cache, err := gauge.Cache()
+	require.NoError(b, err)
+	require.True(b, cache.Set)
+	require.LessOrEqual(b, cache.Value, i.usage().Memory+mebi)
 	i.release()
 	_, err = gauge.Read()
+	require.Error(b, err)
+	_, err = gauge.Cache()
 	require.Error(b, err)
 	require.NoError(b, gauge.Close())
 }

@@ -1,10 +1,12 @@
 package backendtest
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/stretchr/testify/require"
 
@@ -19,6 +21,9 @@ func limitLaws() []law {
 		{says: "what nobody asked for is not reported as requested, and still told", check: lawLimitsUnasked},
 		{says: "a limit changes while the service runs, and the others stay", check: lawLimitChange},
 		{says: "a limit can be lifted", check: lawLimitLift},
+		{says: "what the agent sets for its own sake is not what was asked for", check: lawThrottle},
+		{says: "a change that the kernel refuses half way leaves all as it was, and is no drift", only: caged, check: lawLimitWhole},
+		{says: "limits of processes are changed all or none, and with them the others", only: real, check: lawLimitWholeOfProcesses},
 		{says: "a change of the open files reaches the running process", only: real, check: lawLimitFiles},
 		{says: "a change that the host can not enforce is refused before anything is changed", check: lawLimitRefused},
 		{says: "a launch with a limit that the host can not enforce is refused and leaves nothing", check: lawLimitUnlaunchable},
@@ -175,6 +180,93 @@ func lawLimitLift(b *bench) {
 		applied, err := i.Limit(b.within(), lifted)
 		require.NoError(b, err)
 		require.Equal(b, service.Of(service.Unlimited), applied[r].Applied, "%s", r)
+	}
+}
+
+func lawThrottle(b *bench) {
+	set := service.Limits{service.MemoryHigh: service.Of(40 * mebi), service.CPUMax: service.Of(20 * service.UsecPerPercent)}
+	asked := service.Limits{service.MemoryMax: service.Of(96 * mebi), service.CPUMax: service.Of(50 * service.UsecPerPercent)}
+	if len(b.agent.Enforces().Missing(set)) > 0 {
+		i := b.start("sleep")
+		_, err := i.Throttle(b.within(), set)
+		b.wantError(err, service.Unenforceable)
+		return
+	}
+	i := b.launch(limited(b.plan("sleep"), asked))
+	i.ready()
+	before := i.limits()
+	applied, err := i.Throttle(b.within(), set)
+	require.NoError(b, err)
+	require.Equal(b, applied, i.limits())
+	for _, r := range []service.Resource{service.MemoryHigh, service.CPUMax} {
+		require.Equal(b, asked[r], applied[r].Requested, r)
+		require.Equal(b, set[r], applied[r].Instead, r)
+		require.Equal(b, set[r], applied[r].Applied, r)
+	}
+	require.Empty(b, i.drift(always))
+	applied, err = i.Throttle(b.within(), service.Limits{service.MemoryHigh: service.Of(service.Unlimited), service.CPUMax: asked[service.CPUMax]})
+	require.NoError(b, err)
+	require.Equal(b, before, applied)
+
+	_, err = i.Throttle(b.within(), set)
+	require.NoError(b, err)
+	applied, err = i.Limit(b.within(), service.Limits{service.CPUMax: set[service.CPUMax]})
+	require.NoError(b, err)
+	require.Equal(b, set[service.CPUMax], applied[service.CPUMax].Requested)
+	require.False(b, applied[service.CPUMax].Instead.Set)
+	require.Equal(b, set[service.MemoryHigh], applied[service.MemoryHigh].Instead)
+}
+
+// lawLimitWhole asks for a burst above the quota, which the kernel refuses when the others
+// are written already.
+func lawLimitWhole(b *bench) {
+	l := limited(b.plan("sleep"), service.Limits{
+		service.MemoryMax: service.Of(96 * mebi), service.CPUMax: service.Of(50 * service.UsecPerPercent), service.CPUBurst: service.Of(10 * service.UsecPerPercent),
+	})
+	if !b.enforces(l) {
+		return
+	}
+	i := b.launch(l)
+	i.ready()
+	before := i.limits()
+	files := []string{"memory.max", "memory.high", "memory.low", "cpu.max", "cpu.max.burst", "cpu.weight", "cpu.idle", "pids.max"}
+	held := map[string]string{}
+	for _, file := range files {
+		held[file] = b.cgroupFile(i.Ref(), file)
+	}
+	for _, apply := range []func(context.Context, service.Limits) (service.Applied, error){i.Limit, i.Force} {
+		_, err := apply(b.within(), service.Limits{
+			service.MemoryMax: service.Of(48 * mebi), service.MemoryHigh: service.Of(40 * mebi), service.MemoryLow: service.Of(8 * mebi), service.PidsMax: service.Of(33),
+			service.CPUMax: service.Of(20 * service.UsecPerPercent), service.CPUBurst: service.Of(40 * service.UsecPerPercent),
+			service.CPUWeight: service.Of(333),
+		})
+		require.ErrorIs(b, err, syscall.EINVAL)
+		require.ErrorContains(b, err, "all is as before again")
+		for _, file := range files {
+			require.Equal(b, held[file], b.cgroupFile(i.Ref(), file), file)
+		}
+		require.Equal(b, before, i.limits())
+		require.Empty(b, i.drift(never))
+	}
+	i.lives()
+}
+
+// lawLimitWholeOfProcesses asks for more open files than any process may have (proc(5),
+// nr_open).
+func lawLimitWholeOfProcesses(b *bench) {
+	i := b.start("fork", "3")
+	before, files := i.limits(), b.rlimited(i.Ref().PID, "Max file size")
+	change := service.Limits{service.NoFile: service.Of(1 << 30), service.Rlimits: service.OfText("fsize=1GiB:max")}
+	if b.agent.Enforces().Limits[service.PidsMax] {
+		change[service.PidsMax] = service.Of(99)
+	}
+	_, err := i.Limit(b.within(), change)
+	require.ErrorIs(b, err, syscall.EPERM)
+	require.Equal(b, before, i.limits())
+	processes, err := i.Processes(b.within())
+	require.NoError(b, err)
+	for _, p := range processes {
+		require.Equal(b, files, b.rlimited(p.PID, "Max file size"))
 	}
 }
 

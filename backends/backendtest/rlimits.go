@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -18,6 +19,7 @@ func rlimitLaws() []law {
 		{says: "rlimits as is less than the gate itself has, and the program starts", only: real, check: lawRlimitAS},
 		{says: "rlimits rttime ends who keeps the CPU in real time for longer, and is refused without cgroups", only: real, check: lawRlimitRTTime},
 		{says: "a change of rlimits reaches the running process and what it has forked", only: real, check: lawRlimitChange},
+		{says: "rlimits that are lifted are lifted from who runs", only: real, check: lawRlimitLift},
 	}
 }
 
@@ -106,4 +108,35 @@ func lawRlimitChange(b *bench) {
 		require.Equal(b, []string{"1048576", "2097152"}, b.rlimited(p.PID, "Max file size"))
 		require.Equal(b, []string{"3000", "3000"}, b.rlimited(p.PID, "Max processes"))
 	}
+}
+
+// mayRaise tells whether we may raise hard limits (CAP_SYS_RESOURCE).
+func (b *bench) mayRaise() bool {
+	var sets [2]unix.CapUserData
+	require.NoError(b, unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &sets[0]))
+	return sets[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
+
+// Who may not raise a hard limit is refused, with that reason, and all is as before.
+func lawRlimitLift(b *bench) {
+	const files, processes = "Max file size", "Max processes"
+	free := b.start("sleep")
+	own := b.rlimited(free.Ref().PID, files)
+	i := b.launch(limited(b.plan("sleep"), service.Limits{service.Rlimits: service.OfText("fsize=1MiB nproc=3000")}))
+	i.ready()
+	require.Equal(b, []string{"1048576", "1048576"}, b.rlimited(i.Ref().PID, files))
+	_, err := i.Limit(b.within(), service.Limits{service.Rlimits: service.OfText("nproc=3000")})
+	if !b.mayRaise() {
+		require.ErrorIs(b, err, unix.EPERM)
+		require.Equal(b, []string{"1048576", "1048576"}, b.rlimited(i.Ref().PID, files))
+		return
+	}
+	require.NoError(b, err)
+	require.Equal(b, own, b.rlimited(i.Ref().PID, files))
+	require.Equal(b, []string{"3000", "3000"}, b.rlimited(i.Ref().PID, processes))
+
+	applied, err := i.Limit(b.within(), service.Limits{service.Rlimits: service.Of(service.Unlimited)})
+	require.NoError(b, err)
+	require.Equal(b, b.rlimited(free.Ref().PID, processes), b.rlimited(i.Ref().PID, processes))
+	require.Equal(b, free.limits()[service.Rlimits].Applied, applied[service.Rlimits].Applied)
 }

@@ -33,6 +33,7 @@ type handle struct {
 	mu        sync.Mutex
 	leftovers int
 	requested service.Limits
+	instead   service.Limits // of them: what the agent has set for now
 	baseline  place.Baseline
 	released  *service.Remains
 	finished  *service.Remains // with the turn
@@ -151,14 +152,32 @@ func (h *handle) remains() *service.Remains {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.limit(ctx, l, h.group.Lower)
+	return h.limit(ctx, l, h.group.Lower, h.asked)
 }
 
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.limit(ctx, l, place.AtOnce)
+	return h.limit(ctx, l, place.AtOnce, h.asked)
 }
 
-func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
+func (h *handle) Throttle(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.limit(ctx, l, h.group.Lower, h.throttled)
+}
+
+// asked notes what somebody has asked for, throttled what the agent has set instead.
+func (h *handle) asked(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.requested, h.instead = l.Over(h.requested), h.instead.Without(l)
+}
+
+func (h *handle) throttled(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.instead = l.Instead(h.requested).Over(h.instead.Without(l))
+}
+
+// limit changes limits, and has note know of it.
+func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering, note func(service.Limits)) (service.Applied, error) {
 	const op = "limit"
 	done, err := h.take(ctx, op)
 	if err != nil {
@@ -177,18 +196,10 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 	if err := h.place.Check(); err != nil {
 		return service.Applied{}, failure(op, h.ref.Name, service.Unenforceable, err)
 	}
-	if err := by(ctx, l, func(ctx context.Context) error { return h.apply(ctx, l) }); err != nil {
-		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
-			return service.Applied{}, refusal
-		}
-		return service.Applied{}, h.fileError(op, err)
+	if err := place.Whole(ctx, h.group, l, by, h.change); err != nil {
+		return service.Applied{}, h.limitError(ctx, op, err)
 	}
-	if err := rlimit.Set(h.group.Processes, l.OfProcesses()); err != nil {
-		return service.Applied{}, h.fileError(op, err)
-	}
-	h.mu.Lock()
-	h.requested = l.Over(h.requested)
-	h.mu.Unlock()
+	note(l)
 	applied, err := h.Limits(context.WithoutCancel(ctx))
 	if err == nil {
 		h.baseline.Set(l, applied)
@@ -196,7 +207,26 @@ func (h *handle) limit(ctx context.Context, l service.Limits, by place.Lowering)
 	return applied, err
 }
 
-func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+// change limits the cgroup, and then the processes in it.
+func (h *handle) change(ctx context.Context, l service.Limits) error {
+	if err := h.apply(ctx, l); err != nil {
+		return err
+	}
+	return h.limitProcesses(l)
+}
+
+func (h *handle) limitProcesses(l service.Limits) error {
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	limits, err := rlimit.Wanted(l, requested)
+	if err != nil {
+		return err
+	}
+	return rlimit.Set(h.group.Processes, limits)
+}
+
+func (h *handle) Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	const op = "look after the limits of"
 	done, err := h.take(ctx, op)
 	if err != nil {
@@ -206,14 +236,15 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	if err := h.begin(ctx, op); err != nil {
 		return nil, err
 	}
-	drifts, err := h.baseline.Repair(ctx, h.group, repair, h.apply)
-	if err == nil {
-		return drifts, nil
-	}
+	return h.baseline.Repair(ctx, h.group, answer, h.apply, func(err error) error { return h.limitError(ctx, op, err) })
+}
+
+// limitError is why limits were not set.
+func (h *handle) limitError(ctx context.Context, op string, err error) error {
 	if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
-		return drifts, refusal
+		return refusal
 	}
-	return drifts, h.fileError(op, err)
+	return h.fileError(op, err)
 }
 
 func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
@@ -222,13 +253,14 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 		return service.Applied{}, err
 	}
 	h.mu.Lock()
-	requested := h.requested
+	requested, instead := h.requested, h.instead
 	h.mu.Unlock()
 	applied, err := h.group.Limits(requested)
 	if err != nil {
 		return service.Applied{}, h.fileError(op, err)
 	}
 	h.baseline.Begin(requested, applied)
+	applied.Held(instead)
 	applied[service.NoFile].Enforced = true
 	applied.Offer(h.backend.enforces)
 	if h.mainEnded() {

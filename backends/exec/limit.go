@@ -14,13 +14,18 @@ import (
 )
 
 // Drift has no files of limits.
-func (h *handle) Drift(context.Context, func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(context.Context, func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	return nil, nil
 }
 
 // Force is Limit, which kills nobody here.
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
 	return h.Limit(ctx, l)
+}
+
+// Throttle refuses: what holds a service back is a matter of cgroups.
+func (h *handle) Throttle(_ context.Context, l service.Limits) (service.Applied, error) {
+	return service.Applied{}, unenforceable("throttle", h.ref.Name, h.backend.Enforces().Missing(l))
 }
 
 // Limit implements backends.Handle.
@@ -39,7 +44,14 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 	if _, err := h.noFile(); err != nil { // also tells whether anybody lives
 		return service.Applied{}, err
 	}
-	if err := rlimit.Set(h.pids, l.OfProcesses()); err != nil {
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	limits, err := rlimit.Wanted(l, requested)
+	if err == nil {
+		err = rlimit.Set(h.pids, limits)
+	}
+	if err != nil {
 		return service.Applied{}, h.limitFailure(err)
 	}
 	h.mu.Lock()

@@ -34,7 +34,7 @@ type Config struct {
 	Program func(service.Launch) Script
 	// Fault, when not nil, is called before each operation ("launch",
 	// "adopt", "signal", "kill", "limit", "limits", "usage", "processes", "freeze",
-	// "thaw", "finish", "release"); an error is returned at once and nothing else happens.
+	// "thaw", "finish", "release", "drift", "repair"); an error is returned at once and nothing else happens.
 	Fault func(operation string, ref service.Ref) error
 }
 

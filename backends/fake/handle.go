@@ -22,7 +22,7 @@ type handle struct {
 	froze   <-chan struct{}
 	told    bool // the exit is told to us, because the process is our child
 
-	requested service.Limits // with the host locked
+	requested, instead service.Limits // with the host locked
 }
 
 func (h *handle) Ref() service.Ref        { return h.group.ref }
@@ -59,6 +59,13 @@ func (x gauge) Read() (service.Gauge, error) {
 	}
 	u := x.group.usage()
 	return service.Gauge{Memory: service.Of(u.Memory), CPUTime: u.CPUTime, ThrottledPeriods: u.ThrottledPeriods}, nil
+}
+
+// Cache takes all of the page cache for unused.
+func (x gauge) Cache() (service.Quota, error) {
+	x.group.host.mu.Lock()
+	defer x.group.host.mu.Unlock()
+	return x.group.usage().File, nil
 }
 
 func (gauge) Close() error { return nil }
@@ -207,6 +214,14 @@ func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, 
 }
 
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, func() { h.requested, h.instead = l.Over(h.requested), h.instead.Without(l) })
+}
+
+func (h *handle) Throttle(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, func() { h.instead = l.Instead(h.requested).Over(h.instead.Without(l)) })
+}
+
+func (h *handle) change(ctx context.Context, l service.Limits, note func()) (service.Applied, error) {
 	if err := h.begin(ctx, "limit"); err != nil {
 		return service.Applied{}, err
 	}
@@ -218,12 +233,13 @@ func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, 
 	if !g.main {
 		return service.Applied{}, h.notRunning("limit")
 	}
-	g.limits, h.requested = l.Over(g.limits), l.Over(h.requested)
+	g.limits = l.Over(g.limits)
+	note()
 	return h.applied(), nil
 }
 
 // Drift sees what Host.Change did.
-func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	if err := h.begin(ctx, "drift"); err != nil {
 		return nil, err
 	}
@@ -231,8 +247,15 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	defer g.host.mu.Unlock()
 	drifts := g.drifts
 	g.drifts = nil
-	for _, d := range drifts {
-		if repair(d) {
+	for i, d := range drifts {
+		todo := answer(d)
+		if todo == service.DriftBack {
+			drifts[i].Fault = h.backend.fault("repair", g.ref)
+		}
+		switch {
+		case todo == service.DriftLater || drifts[i].Fault != nil:
+			g.drifts = append(g.drifts, d)
+		case todo == service.DriftBack:
 			g.limits[d.Resource] = d.Was
 		}
 	}
@@ -269,6 +292,7 @@ func (h *handle) applied() service.Applied {
 			a[r].Applied, a[r].Effective = holds[r], holds[r]
 		}
 	}
+	a.Held(h.instead)
 	return a
 }
 

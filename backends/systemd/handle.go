@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -19,7 +18,6 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
 	"github.com/gladsheim/gladsheim/cgroup"
-	"github.com/gladsheim/gladsheim/procfs"
 )
 
 // handle is one incarnation; see backends.Handle.
@@ -38,6 +36,7 @@ type handle struct {
 	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
 	requested service.Limits
+	instead   service.Limits // of them: what the agent has set for now
 	baseline  place.Baseline
 	leftovers int
 	throttled throttled
@@ -161,14 +160,32 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 }
 
 func (h *handle) Limit(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.change(ctx, l, h.scope.Lower)
+	return h.change(ctx, l, h.scope.Lower, h.asked)
 }
 
 func (h *handle) Force(ctx context.Context, l service.Limits) (service.Applied, error) {
-	return h.change(ctx, l, place.AtOnce)
+	return h.change(ctx, l, place.AtOnce, h.asked)
 }
 
-func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering) (service.Applied, error) {
+func (h *handle) Throttle(ctx context.Context, l service.Limits) (service.Applied, error) {
+	return h.change(ctx, l, h.scope.Lower, h.heldTo)
+}
+
+// asked notes what somebody has asked for, heldTo what the agent has set instead.
+func (h *handle) asked(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.requested, h.instead = l.Over(h.requested), h.instead.Without(l)
+}
+
+func (h *handle) heldTo(l service.Limits) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.instead = l.Instead(h.requested).Over(h.instead.Without(l))
+}
+
+// change changes limits, and has note know of it.
+func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering, note func(service.Limits)) (service.Applied, error) {
 	const op = "limit"
 	if h.ended() {
 		return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning,
@@ -193,31 +210,22 @@ func (h *handle) change(ctx context.Context, l service.Limits, by place.Lowering
 	case <-turn.Done():
 		return service.Applied{}, failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", turn.Err()))
 	}
-	err := by(ctx, rounded(l), func(ctx context.Context) error {
-		ctx, cancel := bounded(ctx)
-		defer cancel()
-		return h.limit(ctx, rounded(l))
-	})
-	if err != nil {
-		if refusal := place.InUse(ctx, op, h.ref.Name, err); refusal != nil {
-			return service.Applied{}, refusal
-		}
-		if gone(err) || errorIs(err, noSuchUnit) {
-			return service.Applied{}, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
-		}
-		return service.Applied{}, failure(op, h.ref.Name, err)
+	err := h.keepsOOMPolicy(turn, l)
+	if err == nil {
+		err = place.Whole(ctx, h.scope, rounded(l), by, h.limit)
 	}
-	h.mu.Lock()
-	h.requested = l.Over(h.requested)
-	h.mu.Unlock()
+	if err != nil {
+		return service.Applied{}, h.limitError(ctx, op, err)
+	}
+	note(l)
 	applied, err := h.Limits(ctx)
 	if err == nil {
-		h.baseline.Set(l, applied)
+		h.baseline.Set(rounded(l), applied)
 	}
 	return applied, err
 }
 
-func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]service.Drift, error) {
+func (h *handle) Drift(ctx context.Context, answer func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	const op = "look after the limits of"
 	select {
 	case h.limiting <- struct{}{}:
@@ -225,29 +233,26 @@ func (h *handle) Drift(ctx context.Context, repair func(service.Drift) bool) ([]
 	case <-ctx.Done():
 		return nil, failure(op, h.ref.Name, ctx.Err())
 	}
-	drifts, err := h.baseline.Repair(ctx, h.scope, repair, func(ctx context.Context, back service.Limits) error {
-		ctx, cancel := bounded(ctx)
-		defer cancel()
-		return h.limit(ctx, back)
-	})
+	return h.baseline.Repair(ctx, h.scope, answer, h.limit, func(err error) error { return h.limitError(ctx, op, err) })
+}
+
+// limitError is why limits were not set.
+func (h *handle) limitError(ctx context.Context, op string, err error) error {
 	switch refusal := place.InUse(ctx, op, h.ref.Name, err); {
-	case err == nil:
-		return drifts, nil
 	case refusal != nil:
-		return drifts, refusal
+		return refusal
 	case gone(err) || errorIs(err, noSuchUnit):
-		return drifts, &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
+		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: err}
 	}
-	return drifts, failure(op, h.ref.Name, err)
+	return failure(op, h.ref.Name, err)
 }
 
 // limit changes limits and reads each back.
 func (h *handle) limit(ctx context.Context, l service.Limits) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	link, err := h.b.bus.link(ctx)
 	if err != nil {
-		return err
-	}
-	if err := h.keepsOOMPolicy(l, link); err != nil {
 		return err
 	}
 	if l[service.CPUMax].Set && l[service.CPUBurst].Set {
@@ -256,7 +261,11 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 			return err
 		}
 	}
-	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(l, link.knows253)); err != nil {
+	told, err := h.withMemoryMax(l)
+	if err != nil {
+		return err
+	}
+	if err := h.b.bus.set(ctx, h.ref.Unit, limitsAsProperties(told, link.knows253)); err != nil {
 		return err
 	}
 	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(amongSiblings(l), true)); err != nil {
@@ -271,15 +280,37 @@ func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	if err := h.complete(ctx, l); err != nil {
 		return err
 	}
-	return rlimit.Set(h.cell.Processes, l.OfProcesses())
+	h.mu.Lock()
+	requested := h.requested
+	h.mu.Unlock()
+	ofProcesses, err := rlimit.Wanted(l, requested)
+	if err != nil {
+		return err
+	}
+	return rlimit.Set(h.cell.Processes, ofProcesses)
+}
+
+// withMemoryMax adds to limits of which systemd is told the memory_max that holds. With
+// each property it writes all limits of the unit anew, and where somebody else has raised
+// memory.max since, the kernel would kill.
+func (h *handle) withMemoryMax(l service.Limits) (service.Limits, error) {
+	if l[service.MemoryMax].Set || len(limitsAsProperties(l, true)) == 0 {
+		return l, nil
+	}
+	now, err := h.scope.Limit(service.MemoryMax)
+	l[service.MemoryMax] = now
+	return l, err
 }
 
 // keepsOOMPolicy refuses to change oom_group of a scope that has an OOMPolicy: that is
 // set when it is made, and systemd goes by it whatever the kernel was told.
-func (h *handle) keepsOOMPolicy(l service.Limits, can *link) error {
+func (h *handle) keepsOOMPolicy(ctx context.Context, l service.Limits) error {
 	want := l[service.OOMGroup]
-	if !want.Set || !can.knows253 || want == h.oomGroup() {
+	if !want.Set || want == h.oomGroup() {
 		return nil
+	}
+	if can, err := h.b.bus.link(ctx); err != nil || !can.knows253 {
+		return err
 	}
 	return &service.Error{Op: "limit", Service: h.ref.Name, Kind: service.Unenforceable, Reason: service.ReasonLimitUnenforceable,
 		Err: errors.New("oom_group of a scope is what it was when the scope was made; set it in the definition, and restart the service")}
@@ -342,7 +373,7 @@ func holds(g cgroup.Group, l service.Limits) error {
 
 func (h *handle) Limits(context.Context) (service.Applied, error) {
 	h.mu.Lock()
-	requested := h.requested
+	requested, instead := h.requested, h.instead
 	h.mu.Unlock()
 	applied, err := h.scope.Limits(requested)
 	if err == nil {
@@ -355,6 +386,7 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 		return applied, failure("read limits of", h.ref.Name, err)
 	}
 	h.baseline.Begin(rounded(requested), applied)
+	applied.Held(instead)
 	soft, err := h.openFiles()
 	if err != nil {
 		return applied, failure("read limits of", h.ref.Name, err)
@@ -423,70 +455,6 @@ func (h *handle) readThrottled() (usec, periods service.Quota) {
 // gone tells whether err says that a cgroup is not there, or went while it was
 // read.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
-
-// Hear tells of the files of the cgroup.
-func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
-	dir, err := h.scope.OpenDir()
-	if err == nil {
-		defer dir.Close()
-		leave, err = h.b.watcher.Hear(dir, cgroup.Notified, tell)
-	}
-	if err != nil {
-		return nil, failure("hear", h.ref.Name, err)
-	}
-	return leave, nil
-}
-
-// Gauge opens the counters.
-func (h *handle) Gauge() (backends.Gauge, error) {
-	gauge, err := h.scope.Gauge()
-	if err != nil {
-		return nil, failure("measure", h.ref.Name, err)
-	}
-	return gauge, nil
-}
-
-// Tally reads the counters of the limits.
-func (h *handle) Tally() (service.Tally, error) {
-	tally, err := h.scope.Tally()
-	if err != nil {
-		return tally, failure("count the limits hit of", h.ref.Name, err)
-	}
-	return tally, nil
-}
-
-// Press watches a pressure file.
-func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
-	leave, err = place.Press(h.b.watcher, h.scope, of, full, share, window, tell)
-	if err != nil {
-		return nil, failure("watch the pressure on", h.ref.Name, err)
-	}
-	return leave, nil
-}
-
-func (h *handle) Processes(context.Context) ([]backends.Process, error) {
-	pids, err := h.cell.Processes()
-	if err != nil {
-		return nil, failure("list the processes of", h.ref.Name, err)
-	}
-	var found []backends.Process
-	for _, pid := range pids {
-		p, err := h.b.fs.Process(pid)
-		if errors.Is(err, procfs.ErrNoProcess) {
-			continue
-		}
-		if err != nil {
-			return nil, failure("list the processes of", h.ref.Name, err)
-		}
-		entry := backends.Process{PID: pid, Parent: p.PPID, Command: h.b.fs.Command(pid)}
-		if pid == h.ref.PID && p.Start == h.ref.StartTicks {
-			found = slices.Insert(found, 0, entry)
-		} else {
-			found = append(found, entry)
-		}
-	}
-	return found, nil
-}
 
 // Close lets go of the incarnation.
 func (h *handle) Close() error {

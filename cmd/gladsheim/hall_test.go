@@ -85,6 +85,8 @@ func billing() *apitest.Service {
 	}
 	held(service.MemoryMax, 128*mebibyte)
 	held(service.MemoryHigh, 112*mebibyte)
+	st.Applied[service.MemoryHigh].Requested, st.Applied[service.MemoryHigh].Instead = service.Quota{}, service.Of(112*mebibyte)
+	st.Measures = service.Measures{service.MeasureWarn: 3, service.MeasureThrottle: 1}
 	held(service.PidsMax, 64)
 	st.Applied[service.CPUMax] = service.LimitReport{Requested: service.Of(4_000_000), Applied: service.Of(4_000_000),
 		Effective: service.Of(2_000_000), SetBy: "/gladsheim.slice", Enforced: true}

@@ -17,8 +17,10 @@ func (a *app) limitsCommand() *cobra.Command {
 		Long: `Show what limits services have, as the kernel holds them.
 
 ASKED is what the definition or a request wants, HELD what was read back from the
-kernel, and EFFECTIVE the tightest of it and of everything above it. AT RESTART is there
-when a restart would ask for something else: the definition or the defaults have changed.`,
+kernel, and EFFECTIVE the tightest of it and of everything above it. INSTEAD is there when
+the agent holds a service to something else for now, by the enforcement of its definition.
+AT RESTART is there when a restart would ask for something else: the definition or the
+defaults have changed.`,
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -70,15 +72,20 @@ func (a *app) headings(names []string) func(string) {
 func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]bool) error {
 	t := &table{style: a.style}
 	differs := slices.ContainsFunc(reports, func(r *gladsheimv1.LimitReport) bool { return r.AtRestart != nil || r.AtRestartText != nil })
-	row := func(s sign, restart string, cells ...string) {
+	shown := func(r *gladsheimv1.LimitReport) bool { return only == nil || only[r.GetName()] }
+	throttled := slices.ContainsFunc(reports, func(r *gladsheimv1.LimitReport) bool { return shown(r) && r.Instead != nil })
+	row := func(s sign, instead, restart string, cells ...string) {
+		if throttled {
+			cells = append(cells, instead)
+		}
 		if differs {
 			cells = append(cells, restart)
 		}
 		t.add(s, cells...)
 	}
-	row(noSign, "AT RESTART", "LIMIT", "ASKED", "HELD", "EFFECTIVE", "SET BY", "ENFORCED")
+	row(noSign, "INSTEAD", "AT RESTART", "LIMIT", "ASKED", "HELD", "EFFECTIVE", "SET BY", "ENFORCED")
 	for _, r := range reports {
-		if only != nil && !only[r.GetName()] {
+		if !shown(r) {
 			continue
 		}
 		name, enforced := r.GetName(), "yes"
@@ -88,7 +95,7 @@ func (a *app) limitTable(reports []*gladsheimv1.LimitReport, only map[string]boo
 				s, enforced = signBad, "no: "+r.GetReason()
 			}
 		}
-		row(s, limit(name, r.AtRestart)+r.GetAtRestartText(), name, limit(name, r.Requested)+r.GetRequestedText(), limit(name, r.Applied)+r.GetAppliedText(),
+		row(s, limit(name, r.Instead), limit(name, r.AtRestart)+r.GetAtRestartText(), name, limit(name, r.Requested)+r.GetRequestedText(), limit(name, r.Applied)+r.GetAppliedText(),
 			limit(name, r.Effective)+r.GetEffectiveText(), r.GetSetBy(), enforced) // one of each two is absent
 	}
 	return t.write(a.out)

@@ -126,7 +126,7 @@ services it is the highest of theirs.`,
 	add(groupLook, a.statusCommand(), a.listCommand(), a.healthCommand(), a.usageCommand(), a.limitsCommand(),
 		a.eventsCommand(), a.logsCommand(), a.historyCommand(), a.definitionCommand())
 	add(groupChange, a.setCommand(), a.registerCommand(), a.unregisterCommand(), a.applyCommand())
-	add(groupHost, a.systemCommand(), a.statsCommand(), a.doctorCommand(), a.fsckCommand(), a.configCommand(), a.versionCommand())
+	add(groupHost, a.systemCommand(), a.statsCommand(), a.metricsCommand(), a.doctorCommand(), a.fsckCommand(), a.configCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID(groupHost)
 	root.SetCompletionCommandGroupID(groupHost)
 	root.InitDefaultCompletionCmd()

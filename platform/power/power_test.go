@@ -1,11 +1,13 @@
 package power
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -156,7 +158,7 @@ func TestOnlyTheKernelIsHeard(t *testing.T) {
 	u, err := hear()
 	require.NoError(t, err)
 	told, ended := make(chan struct{}, 10), make(chan struct{})
-	go func() { defer close(ended); u.tell(func() { told <- struct{}{} }) }()
+	go func() { defer close(ended); u.tell(func() { told <- struct{}{} }, slog.New(slog.DiscardHandler)) }()
 	bySomebody(t, fd, uevent("power_supply"))
 	byKernel(t, fd, uevent("net"))
 	byKernel(t, fd, uevent("power_supply"))
@@ -219,4 +221,58 @@ func TestSourceTellsOfChanges(t *testing.T) {
 	p, err := s.Read()
 	require.NoError(t, err)
 	require.Equal(t, 39.0, p.Percent)
+}
+
+// Whoever hears too late is told that something was lost.
+func TestLostUevents(t *testing.T) {
+	fd := sender(t)
+	u, err := hear()
+	require.NoError(t, err)
+	require.NoError(t, u.conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) }))
+	require.NoError(t, err)
+	for range 200 {
+		byKernel(t, fd, uevent("net"))
+	}
+	told, ended := make(chan struct{}, 1000), make(chan struct{})
+	go func() { defer close(ended); u.tell(func() { told <- struct{}{} }, slog.New(slog.DiscardHandler)) }()
+	select {
+	case <-told:
+	case <-time.After(10 * time.Second):
+		t.Fatal("what was lost was not told")
+	}
+	u.close()
+	<-ended
+}
+
+// An error has it looked at anew, once a second at most, and is no end of the news.
+func TestUeventsThatCanNotBeReceived(t *testing.T) {
+	fd := sender(t)
+	u, err := hear()
+	require.NoError(t, err)
+	var failures atomic.Int32
+	u.receive = func(fd int, p []byte, flags int) (int, unix.Sockaddr, error) {
+		if failures.Add(1) <= 1 {
+			return 0, nil, unix.ENOMEM
+		}
+		return unix.Recvfrom(fd, p, flags)
+	}
+	var log bytes.Buffer
+	told, ended := make(chan struct{}, 10), make(chan struct{})
+	go func() {
+		defer close(ended)
+		u.tell(func() { told <- struct{}{} }, slog.New(slog.NewTextHandler(&log, nil)))
+	}()
+	hears := func() {
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Fatal("it is deaf")
+		}
+	}
+	hears() // of the error
+	byKernel(t, fd, uevent("power_supply"))
+	hears()
+	u.close()
+	<-ended
+	require.Contains(t, log.String(), "cannot allocate memory")
 }

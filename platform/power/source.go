@@ -36,8 +36,15 @@ func open(root, bus string, log *slog.Logger) *Source {
 		return s
 	}
 	s.from = from
-	s.wg.Go(func() { from.tell(s.tell) })
+	s.wg.Go(func() { from.tell(s.changed, log) })
 	return s
+}
+
+// changed takes that the kernel tells of a change: UPower is asked as well, which may have
+// got stuck, and say no more.
+func (s *Source) changed() {
+	s.upower.ask()
+	s.tell()
 }
 
 // tell leaves one piece of news, however many there are.

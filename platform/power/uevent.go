@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,11 +17,19 @@ const (
 	longest     = 8 << 10 // of a message: the kernel's are at most 2 KiB of text and a header
 )
 
+// How long to wait after an error, which is doubled while it lasts.
+const (
+	soonAgain = time.Second
+	lateAgain = time.Minute
+)
+
 // uevents hears what the kernel says of power supplies (netlink(7),
 // NETLINK_KOBJECT_UEVENT).
 type uevents struct {
-	file *os.File
-	conn syscall.RawConn
+	file    *os.File
+	conn    syscall.RawConn
+	closing chan struct{}
+	receive func(fd int, p []byte, flags int) (int, unix.Sockaddr, error) // recvfrom(2)
 }
 
 func hear() (*uevents, error) {
@@ -37,17 +47,17 @@ func hear() (*uevents, error) {
 		file.Close()
 		return nil, fmt.Errorf("cannot wait for uevents: %w", err)
 	}
-	return &uevents{file, conn}, nil
+	return &uevents{file, conn, make(chan struct{}), unix.Recvfrom}, nil
 }
 
-// tell calls f for each message about a power supply, and when messages were lost,
-// until the socket is closed.
-func (u *uevents) tell(f func()) {
+// tell calls f for each message about a power supply, and when messages were lost or can
+// not be received, until the socket is closed.
+func (u *uevents) tell(f func(), log *slog.Logger) {
 	buf := make([]byte, longest)
-	for {
+	for wait := time.Duration(0); ; {
 		n, from, err := 0, unix.Sockaddr(nil), error(nil)
 		closed := u.conn.Read(func(fd uintptr) bool {
-			n, from, err = unix.Recvfrom(int(fd), buf, 0)
+			n, from, err = u.receive(int(fd), buf, 0)
 			return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
 		})
 		switch {
@@ -55,15 +65,40 @@ func (u *uevents) tell(f func()) {
 			return
 		case errors.Is(err, unix.ENOBUFS): // nobody knows what was lost
 			f()
-		case err != nil:
-			return // as when the socket is shut down
-		case fromKernel(from) && ofPower(buf[:n]):
+		case err != nil: // such as ENOMEM
+			if wait == 0 {
+				log.Warn("changes of the power supply can not be heard; it is tried again", "error", err)
+			}
+			wait = min(max(2*wait, soonAgain), lateAgain)
 			f()
+			if !u.pause(wait) {
+				return
+			}
+		default:
+			wait = 0
+			if fromKernel(from) && ofPower(buf[:n]) {
+				f()
+			}
 		}
 	}
 }
 
-func (u *uevents) close() { u.file.Close() }
+// pause waits, and tells whether the socket is open still.
+func (u *uevents) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-u.closing:
+		return false
+	}
+}
+
+func (u *uevents) close() {
+	close(u.closing)
+	u.file.Close()
+}
 
 // fromKernel: anybody with the privilege may send to the group, but only the kernel
 // has port 0.

@@ -37,7 +37,7 @@ type upower struct {
 	address string
 	told    func()                        // after a change
 	now     atomic.Pointer[service.Power] // nil while it says nothing
-	again   chan struct{}                 // full when somebody looks, and may want a lost bus back
+	again   chan struct{}                 // full when it is to be asked anew, or a lost bus may be wanted back
 }
 
 // follow keeps up with UPower until ctx ends. A bus that is not there or lost is tried
@@ -60,16 +60,26 @@ func (u *upower) follow(ctx context.Context) {
 func (u *upower) read() *service.Power {
 	now := u.now.Load()
 	if now == nil {
-		select {
-		case u.again <- struct{}{}:
-		default:
-		}
+		u.ask()
 	}
 	return now
 }
 
-// listen reads anew with every signal of UPower, until the bus is lost.
+// ask has it asked anew.
+func (u *upower) ask() {
+	select {
+	case u.again <- struct{}{}:
+	default:
+	}
+}
+
+// listen reads anew with every signal of UPower, and whenever it is told to, until the bus
+// is lost. A bus that does not answer is none.
 func (u *upower) listen(ctx context.Context) error {
+	ctx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	patience := time.AfterFunc(answerTime, giveUp)
+	defer patience.Stop()
 	conn, err := dbus.Connect(u.address, dbus.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("cannot reach the bus: %w", err)
@@ -85,6 +95,7 @@ func (u *upower) listen(ctx context.Context) error {
 			return fmt.Errorf("cannot listen to UPower: %w", err)
 		}
 	}
+	patience.Stop()
 	for {
 		before, now := u.now.Load(), ask(ctx, conn)
 		u.now.Store(now)
@@ -95,6 +106,7 @@ func (u *upower) listen(ctx context.Context) error {
 		case <-conn.Context().Done():
 			return conn.Context().Err()
 		case <-signals:
+		case <-u.again:
 		}
 	}
 }

@@ -2,8 +2,12 @@ package power
 
 import (
 	"bufio"
+	"errors"
+	"io"
 	"log/slog"
+	"net"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -119,4 +123,50 @@ func TestUPowerWithoutABus(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, service.Power{}, now)
 	}
+}
+
+// stuck takes calls and answers none until it is let.
+type stuck struct{ until chan struct{} }
+
+func (s stuck) GetAll(string) (map[string]dbus.Variant, *dbus.Error) {
+	<-s.until
+	return nil, dbus.MakeFailedError(errors.New("late"))
+}
+
+// An UPower that got stuck is not believed for ever: what the kernel tells counts.
+func TestUPowerIsStuck(t *testing.T) {
+	fd := sender(t)
+	address, _ := aBus(t)
+	root := sysfs(t, supplies{"BAT0": {"type": "Battery", "status": "Discharging", "capacity": "12"}})
+	f := onTheBus(t, address, true, 80, stateCharging, false)
+	s := open(root, address, slog.New(slog.DiscardHandler))
+	defer s.Close()
+	// By a look, so that nobody has it asked once more.
+	require.Eventually(t, func() bool { return s.upower.now.Load() != nil }, 10*time.Second, time.Millisecond)
+	comesTo(t, s, service.Power{Battery: true, Percent: 80, Source: "upower"})
+
+	hung := stuck{make(chan struct{})}
+	defer close(hung.until)
+	require.NoError(t, f.conn.Export(hung, displayDevice, "org.freedesktop.DBus.Properties"))
+	byKernel(t, fd, uevent("power_supply"))
+	comesTo(t, s, service.Power{Battery: true, Draining: true, Percent: 12, Source: "sysfs"})
+}
+
+// A bus that takes a connection and says nothing is given up, and holds up nobody.
+func TestTheBusIsStuck(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "bus")
+	bus, err := net.Listen("unix", at)
+	require.NoError(t, err)
+	defer bus.Close()
+	s := open(t.TempDir(), "unix:path="+at, slog.New(slog.DiscardHandler))
+	defer s.Close()
+	conn, err := bus.Accept()
+	require.NoError(t, err)
+	defer conn.Close()
+	now, err := s.Read()
+	require.NoError(t, err)
+	require.Equal(t, service.Power{}, now)
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	_, err = io.Copy(io.Discard, conn)
+	require.NoError(t, err, "it is not given up")
 }

@@ -55,6 +55,33 @@ func TestViolations(t *testing.T) {
 	})
 }
 
+// TestCacheIsNoUse: whoever fills its memory_max with the files that it reads is not warned
+// of, and whoever does so with memory of its own is.
+func TestCacheIsNoUse(t *testing.T) {
+	oneOfAKind(t)
+	def := workload(t, "reader", "reader", "cache", "/usr", "0", fmt.Sprint(160*mebibyte)).with(fields{
+		"limits": fields{"memory_max": "64MiB", "memory_swap_max": "0"},
+	})
+	if !needsLimits(t, def) {
+		return
+	}
+	eachMode(t, func(t *testing.T, w *world, mode string) {
+		w.register(def.with(fields{"launch": mode}))
+		w.register(workload(t, "fat", "fat", "cache", "/usr", "0", fmt.Sprint(mebibyte), fmt.Sprint(56*mebibyte)).with(fields{"launch": mode, "limits": def["limits"]}))
+		w.mustCLI("start", "reader")
+		var memory, file uint64
+		eventually(t, "the cache fills the limit", func() bool {
+			u := byGRPC{w}.usage("reader")
+			memory, file = u.GetMemoryBytes(), u.GetMemoryFileBytes()
+			return memory > 60*mebibyte
+		})
+		require.Greater(t, file, uint64(48*mebibyte))
+		w.mustCLI("start", "fat")
+		eventually(t, "memory is warned of", func() bool { return w.violates("fat", "memory-warning") })
+		require.NotContains(t, w.mustCLI("events", "reader"), "memory-")
+	})
+}
+
 // TestLadder: a service that stays above its level is throttled, then ended.
 func TestLadder(t *testing.T) {
 	oneOfAKind(t)
@@ -73,6 +100,9 @@ func TestLadder(t *testing.T) {
 		x := w.ended("fat")
 		require.Equal(t, gladsheimv1.Verdict_VERDICT_EXCEEDED, x.Verdict)
 		require.Contains(t, x.Message, "memory-warning")
+		for _, step := range []string{"warn", "throttle", "stop"} {
+			require.Contains(t, w.mustCLI("metrics"), fmt.Sprintf("gladsheim_service_enforcements_total{service=\"fat\",step=%q} 1\n", step))
+		}
 	})
 }
 

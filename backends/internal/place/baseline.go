@@ -26,65 +26,89 @@ func (b *Baseline) Begin(requested service.Limits, now service.Applied) {
 	}
 	b.begun = true
 	for i := range now {
-		r := service.Resource(i)
-		b.holds[r] = now[r].Applied
-		if !requested[r].Set || !now[r].Applied.Set || cgroup.File(r) == "" {
-			continue
-		}
-		if kept := cgroup.Kept(r, requested[r]); kept.Set {
-			b.holds[r] = kept
-		}
+		b.hold(service.Resource(i), requested[i], now[i].Applied)
 	}
 }
 
-// Set takes what we have changed ourselves.
+// Set takes what we have changed ourselves. What the kernel holds now besides may be
+// somebody else's.
 func (b *Baseline) Set(changed service.Limits, now service.Applied) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for r, q := range changed {
+	for i, q := range changed {
 		if q.Set {
-			b.holds[r] = now[r].Applied
+			b.hold(service.Resource(i), q, now[i].Applied)
 		}
 	}
-	// They go by each other: what is idle has no weight, a burst is told by the period of the quota.
-	for _, r := range []service.Resource{service.CPUWeight, service.CPUIdle, service.CPUBurst} {
-		b.holds[r] = now[r].Applied
+	// They go by each other: what is idle has no weight, and a burst is told by the period
+	// of the quota.
+	for _, pair := range [][2]service.Resource{{service.CPUIdle, service.CPUWeight}, {service.CPUMax, service.CPUBurst}} {
+		if changed[pair[0]].Set && !changed[pair[1]].Set {
+			b.holds[pair[1]] = now[pair[1]].Applied
+		}
 	}
 }
 
-// Drifts are the limits that are not what they are to be. Those that repair does not
-// want back are to be as they are from now on. back is what to set.
-func (b *Baseline) Drifts(now service.Applied, repair func(service.Drift) bool) (drifts []service.Drift, back service.Limits) {
+// hold has r be what was asked for, as the kernel keeps that, or what is where nobody
+// asked or that can not be foretold.
+func (b *Baseline) hold(r service.Resource, asked, is service.Quota) {
+	b.holds[r] = is
+	if unit := r.Unit(); unit == service.Devices || unit == service.Weights {
+		b.holds[r] = cgroup.Numbered(r, is)
+	}
+	if !asked.Set || !is.Set || cgroup.File(r) == "" {
+		return
+	}
+	if kept := cgroup.Kept(r, asked); kept.Set {
+		b.holds[r] = kept
+	}
+}
+
+// Drifts are the limits that are not what they are to be, and back is what to set of
+// them by the answers.
+func (b *Baseline) Drifts(now service.Applied, answer func(service.Drift) service.OnDrift) (drifts []service.Drift, back service.Limits) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i, was := range b.holds {
-		r := service.Resource(i)
-		is := now[r].Applied
-		if unit := r.Unit(); (unit == service.Devices || unit == service.Weights) && cgroup.SameDisks(r, is, was) {
+		r, is := service.Resource(i), now[i].Applied
+		if !b.begun || !was.Set || !is.Set || is == was || cgroup.File(r) == "" {
 			continue
 		}
-		if b.begun && was.Set && is.Set && is != was && cgroup.File(r) != "" {
-			d := service.Drift{Resource: r, File: cgroup.File(r), Was: was, Is: is}
-			drifts = append(drifts, d)
-			if repair(d) {
-				back[r] = was
-			} else {
-				b.holds[r] = is
-			}
+		d := service.Drift{Resource: r, File: cgroup.File(r), Was: was, Is: is}
+		drifts = append(drifts, d)
+		switch answer(d) {
+		case service.DriftBack:
+			back[r] = was
+		case service.DriftStays:
+			b.holds[r] = is
 		}
 	}
 	return drifts, back
 }
 
-// Repair sets back what has drifted by set, carefully.
-func (b *Baseline) Repair(ctx context.Context, g cgroup.Group, repair func(service.Drift) bool, set func(context.Context, service.Limits) error) ([]service.Drift, error) {
+// Repair sets back what has drifted by set, carefully; explain says why that could not be
+// done. A memory_max that does not fit keeps none of the others from it.
+func (b *Baseline) Repair(ctx context.Context, g cgroup.Group, answer func(service.Drift) service.OnDrift,
+	set func(context.Context, service.Limits) error, explain func(error) error) ([]service.Drift, error) {
 	now, err := g.Limits(service.Limits{})
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
-	drifts, back := b.Drifts(now, repair)
-	if back == (service.Limits{}) {
-		return drifts, nil
+	drifts, back := b.Drifts(now, answer)
+	top := service.Limits{service.MemoryMax: back[service.MemoryMax]}
+	for _, part := range []service.Limits{back.Without(top), top} {
+		if part == (service.Limits{}) {
+			continue
+		}
+		err := g.Lower(ctx, part, func(ctx context.Context) error { return set(ctx, part) })
+		if err == nil {
+			continue
+		}
+		for i := range drifts {
+			if part[drifts[i].Resource].Set {
+				drifts[i].Fault = explain(err)
+			}
+		}
 	}
-	return drifts, g.Lower(ctx, back, func(ctx context.Context) error { return set(ctx, back) })
+	return drifts, nil
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 )
 
 // NoFile is the soft limit on open files of the process pid, the one that holds.
@@ -53,6 +54,32 @@ func Report(pid int, asked service.Quota, but ...service.RlimitKind) (service.Li
 	return report, nil
 }
 
+// Wanted lists what is to be set for l on processes that have the limits before: those
+// that were asked for then and are not any more become what a start gives.
+func Wanted(l, before service.Limits) ([]service.Rlimit, error) {
+	list := l.OfProcesses()
+	if !l[service.Rlimits].Set {
+		return list, nil
+	}
+	had, err := service.ParseRlimits(before[service.Rlimits].Text)
+	if err != nil {
+		return nil, err
+	}
+	const ourselves = 0
+	for _, old := range had {
+		if slices.ContainsFunc(list, func(l service.Rlimit) bool { return l.Kind == old.Kind }) {
+			continue
+		}
+		own, err := read(ourselves, old.Kind)
+		if err != nil {
+			return nil, err
+		}
+		own.Soft, own.Hard = gate.Unasked(int(old.Kind), own.Hard)
+		list = append(list, own)
+	}
+	return list, nil
+}
+
 // passes is how often Set looks for processes that were forked by one
 // which it had not reached yet. Each pass reaches a whole generation.
 const passes = 100
@@ -60,77 +87,122 @@ const passes = 100
 // Set gives every process that members lists these limits, until it finds none with
 // others, so that what is forked meanwhile has them
 // too. Raising a hard limit needs CAP_SYS_RESOURCE. A process that ends
-// meanwhile is passed over.
+// meanwhile is passed over. When one can not be set, those that were are set to what they
+// were, and the error tells which could not be: those that were lowered, without
+// CAP_SYS_RESOURCE.
 func Set(members func() ([]int, error), limits []service.Rlimit) error {
 	if len(limits) == 0 {
 		return nil
 	}
+	s := &setting{pidfds: map[int]int{}}
+	defer s.close()
 	for range passes {
-		changed, err := setAll(members, limits)
-		if err != nil || changed == 0 {
-			return err
+		changed, err := s.all(members, limits)
+		if err != nil {
+			return errors.Join(err, s.undo())
+		}
+		if changed == 0 {
+			return nil
 		}
 	}
-	return errors.New("processes are forked faster than their limits can be set")
+	return errors.Join(errors.New("processes are forked faster than their limits can be set"), s.undo())
 }
 
-func setAll(members func() ([]int, error), limits []service.Rlimit) (changed int, err error) {
+// setting is what a Set has done so far. prlimit takes a number: a pidfd that was opened
+// before the number was seen among the members tells whether it still is that member's.
+type setting struct {
+	pidfds map[int]int
+	done   []done
+}
+
+type done struct {
+	pid, pidfd int
+	kind       service.RlimitKind
+	was        unix.Rlimit
+}
+
+func (s *setting) close() {
+	for _, fd := range s.pidfds {
+		unix.Close(fd)
+	}
+}
+
+func lives(pidfd int) bool { return unix.PidfdSendSignal(pidfd, 0, nil, 0) == nil }
+
+// hold opens the process that has a number now, unless it is held already.
+func (s *setting) hold(pid int) error {
+	if fd, held := s.pidfds[pid]; held {
+		if lives(fd) {
+			return nil
+		}
+		unix.Close(fd)
+		delete(s.pidfds, pid)
+		s.done = slices.DeleteFunc(s.done, func(d done) bool { return d.pidfd == fd })
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil // it has ended; EINVAL when its session lives on
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd_open %d: %w", pid, err)
+	}
+	s.pidfds[pid] = fd
+	return nil
+}
+
+func (s *setting) all(members func() ([]int, error), limits []service.Rlimit) (changed int, err error) {
 	pids, err := members()
 	if err != nil {
 		return 0, err
 	}
-	// prlimit takes a number. A pidfd that was opened before the number was
-	// seen among the members tells whether it still is that member's.
-	pidfds := make(map[int]int, len(pids))
-	defer func() {
-		for _, fd := range pidfds {
-			unix.Close(fd)
-		}
-	}()
 	for _, pid := range pids {
-		fd, err := unix.PidfdOpen(pid, 0)
-		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-			continue // it has ended; EINVAL when its session lives on
+		if err := s.hold(pid); err != nil {
+			return 0, err
 		}
-		if err != nil {
-			return changed, fmt.Errorf("pidfd_open %d: %w", pid, err)
-		}
-		pidfds[pid] = fd
 	}
 	still, err := members()
 	if err != nil {
-		return changed, err
+		return 0, err
 	}
-	for pid, fd := range pidfds {
-		if !slices.Contains(still, pid) || unix.PidfdSendSignal(fd, 0, nil, 0) != nil {
+	before := len(s.done)
+	for pid, fd := range s.pidfds {
+		if !slices.Contains(still, pid) || !lives(fd) {
 			continue
 		}
 		for _, limit := range limits {
-			set, err := setOne(pid, limit)
-			if err != nil {
-				return changed, err
-			}
-			if set {
-				changed++
+			if err := s.one(pid, fd, limit); err != nil {
+				return 0, err
 			}
 		}
 	}
-	return changed, nil
+	return len(s.done) - before, nil
 }
 
-func setOne(pid int, limit service.Rlimit) (changed bool, err error) {
+func (s *setting) one(pid, pidfd int, limit service.Rlimit) error {
 	want := unix.Rlimit{Cur: limit.Soft, Max: limit.Hard}
 	var now unix.Rlimit
-	err = unix.Prlimit(pid, int(limit.Kind), nil, &now)
+	err := unix.Prlimit(pid, int(limit.Kind), nil, &now)
 	if err == nil && now != want {
-		changed = true
-		err = unix.Prlimit(pid, int(limit.Kind), &want, nil)
+		if err = unix.Prlimit(pid, int(limit.Kind), &want, nil); err == nil {
+			s.done = append(s.done, done{pid, pidfd, limit.Kind, now})
+		}
 	}
-	if errors.Is(err, unix.ESRCH) {
-		return false, nil
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("set the limit %s of process %d to %s: %w", limit.Kind, pid, limit.Value(), err)
 	}
-	if err != nil {
-		return false, fmt.Errorf("set the limit %s of process %d to %s: %w", limit.Kind, pid, limit.Value(), err)
+	return nil
+}
+
+// undo sets what was set to what it was.
+func (s *setting) undo() error {
+	var failed []error
+	for _, d := range slices.Backward(s.done) {
+		if !lives(d.pidfd) {
+			continue
+		}
+		if err := unix.Prlimit(d.pid, int(d.kind), &d.was, nil); err != nil && !errors.Is(err, unix.ESRCH) {
+			failed = append(failed, fmt.Errorf("the limit %s of process %d stays changed: %w", d.kind, d.pid, err))
+		}
 	}
-	return changed, nil
+	return errors.Join(failed...)
 }

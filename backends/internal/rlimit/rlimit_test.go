@@ -94,3 +94,45 @@ func TestReport(t *testing.T) {
 	require.NotContains(t, report.Applied.Text, "fsize", "what does not limit is left out")
 	require.NoError(t, service.Rlimits.Check(report.Applied))
 }
+
+// What can not be set as a whole is not set at all.
+func TestSetIsUndone(t *testing.T) {
+	pids := sleepers(t, 2)
+	before := map[int]service.LimitReport{}
+	for _, pid := range pids {
+		report, err := Report(pid, service.OfText("fsize=1MiB"))
+		require.NoError(t, err)
+		before[pid] = report
+	}
+	limits := append([]service.Rlimit{{Kind: unix.RLIMIT_FSIZE, Soft: 1 << 20, Hard: service.Unlimited}}, files(1<<40)...)
+	require.ErrorIs(t, Set(func() ([]int, error) { return pids, nil }, limits), unix.EPERM)
+	for _, pid := range pids {
+		report, err := Report(pid, service.OfText("fsize=1MiB"))
+		require.NoError(t, err)
+		require.Equal(t, before[pid], report)
+	}
+}
+
+// What is asked for no more becomes what a start gives.
+func TestWanted(t *testing.T) {
+	free := func(kind service.RlimitKind, soft uint64) service.Rlimit {
+		return service.Rlimit{Kind: kind, Soft: soft, Hard: service.Unlimited}
+	}
+	before := service.Limits{service.Rlimits: service.OfText("core=1MiB fsize=1MiB stack=1MiB")}
+	for _, c := range []struct {
+		now  service.Limits
+		want []service.Rlimit
+	}{
+		{service.Limits{service.NoFile: service.Of(7)}, files(7)},
+		{service.Limits{service.Rlimits: service.OfText("core=7")}, []service.Rlimit{
+			{Kind: unix.RLIMIT_CORE, Soft: 7, Hard: 7}, free(unix.RLIMIT_FSIZE, service.Unlimited), free(unix.RLIMIT_STACK, 8<<20),
+		}},
+		{service.Limits{service.Rlimits: service.Of(service.Unlimited)}, []service.Rlimit{
+			{Kind: unix.RLIMIT_CORE}, free(unix.RLIMIT_FSIZE, service.Unlimited), free(unix.RLIMIT_STACK, 8<<20),
+		}},
+	} {
+		got, err := Wanted(c.now, before)
+		require.NoError(t, err)
+		require.Equal(t, c.want, got)
+	}
+}

@@ -886,7 +886,10 @@ type ServiceStatus struct {
 	// file system. Empty when it is not frozen.
 	FrozenBy string `protobuf:"bytes,42,opt,name=frozen_by,json=frozenBy,proto3" json:"frozen_by,omitempty"`
 	// What the present instance uses too much of.
-	Violations    []*Violation `protobuf:"bytes,45,rep,name=violations,proto3" json:"violations,omitempty"`
+	Violations []*Violation `protobuf:"bytes,45,rep,name=violations,proto3" json:"violations,omitempty"`
+	// What the agent has done about violations since it began; steps that were never
+	// taken are left out.
+	Enforcements  []*EnforcementCount `protobuf:"bytes,50,rep,name=enforcements,proto3" json:"enforcements,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1152,6 +1155,13 @@ func (x *ServiceStatus) GetViolations() []*Violation {
 	return nil
 }
 
+func (x *ServiceStatus) GetEnforcements() []*EnforcementCount {
+	if x != nil {
+		return x.Enforcements
+	}
+	return nil
+}
+
 // Violation is a use of a resource that is worth a word. It lasts at least 10 s, so
 // that it does not flap.
 type Violation struct {
@@ -1211,6 +1221,62 @@ func (x *Violation) GetSinceUnixMs() int64 {
 	return 0
 }
 
+// EnforcementCount is how often one step of the enforcement of a definition was taken.
+type EnforcementCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// warn (a warning level was reached), throttle (it was held to that), stop (it was
+	// ended), livelock (a livelock was broken). More may come.
+	Step string `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	// How often.
+	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnforcementCount) Reset() {
+	*x = EnforcementCount{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnforcementCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnforcementCount) ProtoMessage() {}
+
+func (x *EnforcementCount) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnforcementCount.ProtoReflect.Descriptor instead.
+func (*EnforcementCount) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *EnforcementCount) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *EnforcementCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // LogTrouble is that a log can not be written, as when its disk is full, of a
 // service whose definition says what is to be done then (log_full).
 type LogTrouble struct {
@@ -1229,7 +1295,7 @@ type LogTrouble struct {
 
 func (x *LogTrouble) Reset() {
 	*x = LogTrouble{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1307,7 @@ func (x *LogTrouble) String() string {
 func (*LogTrouble) ProtoMessage() {}
 
 func (x *LogTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1320,7 @@ func (x *LogTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTrouble.ProtoReflect.Descriptor instead.
 func (*LogTrouble) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogTrouble) GetReason() string {
@@ -1301,7 +1367,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1313,7 +1379,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1326,7 +1392,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Process) GetPid() int32 {
@@ -1370,7 +1436,7 @@ type ServiceList struct {
 
 func (x *ServiceList) Reset() {
 	*x = ServiceList{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1448,7 @@ func (x *ServiceList) String() string {
 func (*ServiceList) ProtoMessage() {}
 
 func (x *ServiceList) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1461,7 @@ func (x *ServiceList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceList.ProtoReflect.Descriptor instead.
 func (*ServiceList) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServiceList) GetServices() []*ServiceStatus {
@@ -1461,7 +1527,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1539,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1552,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServiceHealth) GetServiceName() string {
@@ -1568,7 +1634,7 @@ type HealthUpdate struct {
 
 func (x *HealthUpdate) Reset() {
 	*x = HealthUpdate{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1646,7 @@ func (x *HealthUpdate) String() string {
 func (*HealthUpdate) ProtoMessage() {}
 
 func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1659,7 @@ func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthUpdate.ProtoReflect.Descriptor instead.
 func (*HealthUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HealthUpdate) GetHealth() *ServiceHealth {
@@ -1677,7 +1743,7 @@ type ResourceUsage struct {
 
 func (x *ResourceUsage) Reset() {
 	*x = ResourceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1755,7 @@ func (x *ResourceUsage) String() string {
 func (*ResourceUsage) ProtoMessage() {}
 
 func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1768,7 @@ func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceUsage.ProtoReflect.Descriptor instead.
 func (*ResourceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResourceUsage) GetMemoryBytes() uint64 {
@@ -1891,7 +1957,7 @@ type IOUsage struct {
 
 func (x *IOUsage) Reset() {
 	*x = IOUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +1969,7 @@ func (x *IOUsage) String() string {
 func (*IOUsage) ProtoMessage() {}
 
 func (x *IOUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +1982,7 @@ func (x *IOUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOUsage.ProtoReflect.Descriptor instead.
 func (*IOUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *IOUsage) GetReadBytes() uint64 {
@@ -1960,7 +2026,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2038,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2051,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeviceUsage) GetDevice() string {
@@ -2017,7 +2083,7 @@ type Pressure struct {
 
 func (x *Pressure) Reset() {
 	*x = Pressure{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2095,7 @@ func (x *Pressure) String() string {
 func (*Pressure) ProtoMessage() {}
 
 func (x *Pressure) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2108,7 @@ func (x *Pressure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
 func (*Pressure) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Pressure) GetSome() *Stall {
@@ -2074,7 +2140,7 @@ type Stall struct {
 
 func (x *Stall) Reset() {
 	*x = Stall{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2152,7 @@ func (x *Stall) String() string {
 func (*Stall) ProtoMessage() {}
 
 func (x *Stall) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2165,7 @@ func (x *Stall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stall.ProtoReflect.Descriptor instead.
 func (*Stall) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Stall) GetAvg10Percent() float64 {
@@ -2215,7 +2281,7 @@ type ResourceLimits struct {
 
 func (x *ResourceLimits) Reset() {
 	*x = ResourceLimits{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +2293,7 @@ func (x *ResourceLimits) String() string {
 func (*ResourceLimits) ProtoMessage() {}
 
 func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +2306,7 @@ func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLimits.ProtoReflect.Descriptor instead.
 func (*ResourceLimits) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResourceLimits) GetMaxMemoryBytes() uint64 {
@@ -2486,13 +2552,16 @@ type LimitReport struct {
 	AtRestart *float64 `protobuf:"fixed64,23,opt,name=at_restart,json=atRestart,proto3,oneof" json:"at_restart,omitempty"`
 	// Likewise, of a limit that is no number.
 	AtRestartText *string `protobuf:"bytes,24,opt,name=at_restart_text,json=atRestartText,proto3,oneof" json:"at_restart_text,omitempty"`
+	// What the agent has set for now instead of requested, by the enforcement of the
+	// definition; absent where it has not.
+	Instead       *float64 `protobuf:"fixed64,80,opt,name=instead,proto3,oneof" json:"instead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LimitReport) Reset() {
 	*x = LimitReport{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2573,7 @@ func (x *LimitReport) String() string {
 func (*LimitReport) ProtoMessage() {}
 
 func (x *LimitReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2586,7 @@ func (x *LimitReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitReport.ProtoReflect.Descriptor instead.
 func (*LimitReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LimitReport) GetName() string {
@@ -2604,6 +2673,13 @@ func (x *LimitReport) GetAtRestartText() string {
 	return ""
 }
 
+func (x *LimitReport) GetInstead() float64 {
+	if x != nil && x.Instead != nil {
+		return *x.Instead
+	}
+	return 0
+}
+
 // GladsheimError travels as a detail of every gRPC status that is not OK.
 type GladsheimError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2622,7 +2698,7 @@ type GladsheimError struct {
 
 func (x *GladsheimError) Reset() {
 	*x = GladsheimError{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2710,7 @@ func (x *GladsheimError) String() string {
 func (*GladsheimError) ProtoMessage() {}
 
 func (x *GladsheimError) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2723,7 @@ func (x *GladsheimError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GladsheimError.ProtoReflect.Descriptor instead.
 func (*GladsheimError) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GladsheimError) GetCode() string {
@@ -2730,8 +2806,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xf1\n" +
-	"\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xb5\v\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -2772,7 +2847,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\tfrozen_by\x18* \x01(\tR\bfrozenBy\x127\n" +
 	"\n" +
 	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
-	"violationsB\x11\n" +
+	"violations\x12B\n" +
+	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcementsB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +
@@ -2782,7 +2858,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\f_log_trouble\"C\n" +
 	"\tViolation\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\"\n" +
-	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"\x82\x01\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"<\n" +
+	"\x10EnforcementCount\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x82\x01\n" +
 	"\n" +
 	"LogTrouble\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
@@ -2944,7 +3023,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x15_cpu_pressure_percentB\x16\n" +
 	"\x14_io_pressure_percentB\x0e\n" +
 	"\f_hugetlb_maxB\x13\n" +
-	"\x11_io_device_weight\"\xa4\x04\n" +
+	"\x11_io_device_weight\"\xcf\x04\n" +
 	"\vLimitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\trequested\x18\x02 \x01(\x01H\x00R\trequested\x88\x01\x01\x12\x1d\n" +
@@ -2958,7 +3037,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x0eeffective_text\x18\x16 \x01(\tH\x05R\reffectiveText\x88\x01\x01\x12\"\n" +
 	"\n" +
 	"at_restart\x18\x17 \x01(\x01H\x06R\tatRestart\x88\x01\x01\x12+\n" +
-	"\x0fat_restart_text\x18\x18 \x01(\tH\aR\ratRestartText\x88\x01\x01B\f\n" +
+	"\x0fat_restart_text\x18\x18 \x01(\tH\aR\ratRestartText\x88\x01\x01\x12\x1d\n" +
+	"\ainstead\x18P \x01(\x01H\bR\ainstead\x88\x01\x01B\f\n" +
 	"\n" +
 	"_requestedB\n" +
 	"\n" +
@@ -2969,7 +3049,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\r_applied_textB\x11\n" +
 	"\x0f_effective_textB\r\n" +
 	"\v_at_restartB\x12\n" +
-	"\x10_at_restart_text\"\xa2\x01\n" +
+	"\x10_at_restart_textB\n" +
+	"\n" +
+	"\b_instead\"\xa2\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +
@@ -3017,7 +3099,7 @@ func file_gladsheim_v1_gladsheim_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_gladsheim_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(ServiceState)(0),              // 0: gladsheim.v1.ServiceState
 	(HealthStatus)(0),              // 1: gladsheim.v1.HealthStatus
@@ -3033,72 +3115,74 @@ var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(*ServiceRequest)(nil),         // 11: gladsheim.v1.ServiceRequest
 	(*ServiceStatus)(nil),          // 12: gladsheim.v1.ServiceStatus
 	(*Violation)(nil),              // 13: gladsheim.v1.Violation
-	(*LogTrouble)(nil),             // 14: gladsheim.v1.LogTrouble
-	(*Process)(nil),                // 15: gladsheim.v1.Process
-	(*ServiceList)(nil),            // 16: gladsheim.v1.ServiceList
-	(*ServiceHealth)(nil),          // 17: gladsheim.v1.ServiceHealth
-	(*HealthUpdate)(nil),           // 18: gladsheim.v1.HealthUpdate
-	(*ResourceUsage)(nil),          // 19: gladsheim.v1.ResourceUsage
-	(*IOUsage)(nil),                // 20: gladsheim.v1.IOUsage
-	(*DeviceUsage)(nil),            // 21: gladsheim.v1.DeviceUsage
-	(*Pressure)(nil),               // 22: gladsheim.v1.Pressure
-	(*Stall)(nil),                  // 23: gladsheim.v1.Stall
-	(*ResourceLimits)(nil),         // 24: gladsheim.v1.ResourceLimits
-	(*LimitReport)(nil),            // 25: gladsheim.v1.LimitReport
-	(*GladsheimError)(nil),         // 26: gladsheim.v1.GladsheimError
-	nil,                            // 27: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	(*ExitRecord)(nil),             // 28: gladsheim.v1.ExitRecord
+	(*EnforcementCount)(nil),       // 14: gladsheim.v1.EnforcementCount
+	(*LogTrouble)(nil),             // 15: gladsheim.v1.LogTrouble
+	(*Process)(nil),                // 16: gladsheim.v1.Process
+	(*ServiceList)(nil),            // 17: gladsheim.v1.ServiceList
+	(*ServiceHealth)(nil),          // 18: gladsheim.v1.ServiceHealth
+	(*HealthUpdate)(nil),           // 19: gladsheim.v1.HealthUpdate
+	(*ResourceUsage)(nil),          // 20: gladsheim.v1.ResourceUsage
+	(*IOUsage)(nil),                // 21: gladsheim.v1.IOUsage
+	(*DeviceUsage)(nil),            // 22: gladsheim.v1.DeviceUsage
+	(*Pressure)(nil),               // 23: gladsheim.v1.Pressure
+	(*Stall)(nil),                  // 24: gladsheim.v1.Stall
+	(*ResourceLimits)(nil),         // 25: gladsheim.v1.ResourceLimits
+	(*LimitReport)(nil),            // 26: gladsheim.v1.LimitReport
+	(*GladsheimError)(nil),         // 27: gladsheim.v1.GladsheimError
+	nil,                            // 28: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	(*ExitRecord)(nil),             // 29: gladsheim.v1.ExitRecord
 }
 var file_gladsheim_v1_gladsheim_proto_depIdxs = []int32{
-	27, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	24, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
+	28, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	25, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 2: gladsheim.v1.ListServicesRequest.filter_states:type_name -> gladsheim.v1.ServiceState
-	24, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
+	25, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 4: gladsheim.v1.ServiceStatus.state:type_name -> gladsheim.v1.ServiceState
-	19, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
-	17, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
-	28, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
-	15, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
-	25, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
-	14, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
+	20, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
+	18, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
+	29, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
+	16, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
+	26, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
+	15, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
 	13, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
-	12, // 12: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
-	1,  // 13: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
-	17, // 14: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
-	20, // 15: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
-	21, // 16: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
-	22, // 17: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
-	22, // 18: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
-	22, // 19: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
-	20, // 20: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
-	23, // 21: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
-	23, // 22: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
-	25, // 23: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
-	2,  // 24: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
-	3,  // 25: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
-	4,  // 26: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
-	5,  // 27: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
-	6,  // 28: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
-	7,  // 29: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
-	8,  // 30: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
-	9,  // 31: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
-	10, // 32: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
-	11, // 33: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
-	12, // 34: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 35: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 36: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 37: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
-	16, // 38: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
-	17, // 39: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
-	18, // 40: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
-	19, // 41: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
-	24, // 42: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	24, // 43: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	34, // [34:44] is the sub-list for method output_type
-	24, // [24:34] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	14, // 12: gladsheim.v1.ServiceStatus.enforcements:type_name -> gladsheim.v1.EnforcementCount
+	12, // 13: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
+	1,  // 14: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
+	18, // 15: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
+	21, // 16: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
+	22, // 17: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
+	23, // 18: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
+	23, // 19: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
+	23, // 20: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
+	21, // 21: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
+	24, // 22: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
+	24, // 23: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
+	26, // 24: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
+	2,  // 25: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
+	3,  // 26: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
+	4,  // 27: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
+	5,  // 28: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
+	6,  // 29: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
+	7,  // 30: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
+	8,  // 31: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
+	9,  // 32: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
+	10, // 33: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
+	11, // 34: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
+	12, // 35: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 36: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 37: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 38: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
+	17, // 39: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
+	18, // 40: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
+	19, // 41: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
+	20, // 42: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
+	25, // 43: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	25, // 44: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_gladsheim_proto_init() }
@@ -3111,18 +3195,18 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[2].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[17].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[18].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[22].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[19].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[23].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[24].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_gladsheim_proto_rawDesc), len(file_gladsheim_v1_gladsheim_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -168,6 +168,24 @@ var startLimits = [numRlimits]struct {
 	rlimitRTTime:       {infinity, false},
 }
 
+// Unasked is the soft and the hard limit that a program gets of a resource when nobody
+// asked for one, and hard is that of the agent. To raise that may be refused, and then is
+// not done.
+func Unasked(resource int, hard uint64) (soft, most uint64) {
+	start := startLimits[resource]
+	switch {
+	case resource == rlimitCore:
+		return 0, 0
+	case resource == rlimitNice || resource == rlimitRTPriority:
+		return 0, hard
+	case start.unbounded:
+		return start.soft, infinity
+	case start.soft == 0:
+		return hard, hard
+	}
+	return min(start.soft, hard), hard
+}
+
 type rlimit struct{ soft, hard uint64 }
 
 func setRlimits(p *Plan) (Step, syscall.Errno) {
@@ -176,15 +194,10 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 		if _, _, errno := prlimit(resource, nil, &limit); errno != 0 {
 			return StepRlimits, errno
 		}
-		start := startLimits[resource]
 		asked, wanted := p.rlimit(resource)
 		switch {
 		case wanted && !late(resource):
 			limit = asked
-		case resource == rlimitCore:
-			limit = rlimit{}
-		case resource == rlimitNice || resource == rlimitRTPriority:
-			limit.soft = 0
 		case resource == rlimitRTTime && p.Brand != 0:
 			self, errno := ownSelf()
 			if errno != 0 {
@@ -193,15 +206,14 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 			limit = rlimit{self, p.Brand}
 		case resource == rlimitNoFile && p.NoFile != 0:
 			limit = rlimit{p.NoFile, p.NoFile}
-		case start.unbounded:
-			if _, _, errno := prlimit(resource, &rlimit{start.soft, infinity}, nil); errno == 0 {
-				continue
-			}
-			limit.soft = min(start.soft, limit.hard)
-		case start.soft == 0:
-			limit.soft = limit.hard
 		default:
-			limit.soft = min(start.soft, limit.hard)
+			soft, hard := Unasked(resource, limit.hard)
+			if hard > limit.hard {
+				if _, _, errno := prlimit(resource, &rlimit{soft, hard}, nil); errno == 0 {
+					continue
+				}
+			}
+			limit = rlimit{min(soft, limit.hard), min(hard, limit.hard)}
 		}
 		if resource == rlimitNoFile {
 			// Through package syscall, or its Exec would restore the limit that

@@ -1,0 +1,78 @@
+package systemd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
+	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/procfs"
+)
+
+// Hear tells of the files of the cgroup.
+func (h *handle) Hear(tell func(file string)) (leave func(), err error) {
+	dir, err := h.scope.OpenDir()
+	if err == nil {
+		defer dir.Close()
+		leave, err = h.b.watcher.Hear(dir, cgroup.Notified, tell)
+	}
+	if err != nil {
+		return nil, failure("hear", h.ref.Name, err)
+	}
+	return leave, nil
+}
+
+// Gauge opens the counters.
+func (h *handle) Gauge() (backends.Gauge, error) {
+	gauge, err := h.scope.Gauge()
+	if err != nil {
+		return nil, failure("measure", h.ref.Name, err)
+	}
+	return gauge, nil
+}
+
+// Tally reads the counters of the limits.
+func (h *handle) Tally() (service.Tally, error) {
+	tally, err := h.scope.Tally()
+	if err != nil {
+		return tally, failure("count the limits hit of", h.ref.Name, err)
+	}
+	return tally, nil
+}
+
+// Press watches a pressure file.
+func (h *handle) Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error) {
+	leave, err = place.Press(h.b.watcher, h.scope, of, full, share, window, tell)
+	if err != nil {
+		return nil, failure("watch the pressure on", h.ref.Name, err)
+	}
+	return leave, nil
+}
+
+func (h *handle) Processes(context.Context) ([]backends.Process, error) {
+	pids, err := h.cell.Processes()
+	if err != nil {
+		return nil, failure("list the processes of", h.ref.Name, err)
+	}
+	var found []backends.Process
+	for _, pid := range pids {
+		p, err := h.b.fs.Process(pid)
+		if errors.Is(err, procfs.ErrNoProcess) {
+			continue
+		}
+		if err != nil {
+			return nil, failure("list the processes of", h.ref.Name, err)
+		}
+		entry := backends.Process{PID: pid, Parent: p.PPID, Command: h.b.fs.Command(pid)}
+		if pid == h.ref.PID && p.Start == h.ref.StartTicks {
+			found = slices.Insert(found, 0, entry)
+		} else {
+			found = append(found, entry)
+		}
+	}
+	return found, nil
+}
