@@ -1,6 +1,7 @@
 package byggvir
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -16,6 +17,8 @@ func (still) Gauge() (backends.Gauge, error)    { return still{}, nil }
 func (still) Tally() (service.Tally, error)     { return service.Tally{}, nil }
 func (still) Read() (service.Gauge, error)      { return service.Gauge{Memory: service.Of(1 << 20)}, nil }
 func (still) Close() error                      { return nil }
+
+func (still) Usage(context.Context) (service.Usage, error) { return service.Usage{}, nil }
 
 func (still) Press(service.PressureOf, bool, time.Duration, time.Duration, func()) (func(), error) {
 	return func() {}, nil
@@ -39,7 +42,7 @@ func BenchmarkLooks(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for now := time.Now(); b.Loop(); now = now.Add(latest) {
-		due, _ := m.due(now.Add(time.Hour))
+		due, _, _ := m.due(now.Add(time.Hour))
 		for _, w := range due {
 			w.look(now)
 		}

@@ -1,6 +1,7 @@
 package byggvir
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"sync"
@@ -32,9 +33,11 @@ type play struct {
 	full    bool // there is no room for a watch
 	open    int  // of what has to be closed
 	reads   int
-	told    []string
-	outcome Outcome // of orders
-	orders  []Order
+	// Of whole readings.
+	readings int
+	told     []string
+	outcome  Outcome // of orders
+	orders   []Order
 }
 
 type pressing struct {
@@ -138,6 +141,17 @@ func (p *play) Press(of service.PressureOf, full bool, _, _ time.Duration, tell 
 	p.open++
 	p.pressed[pressing{of, full}] = tell
 	return func() { p.open--; delete(p.pressed, pressing{of, full}) }, nil
+}
+
+func (p *play) Usage(context.Context) (service.Usage, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.readings++
+	if p.gone {
+		return service.Usage{}, fs.ErrNotExist
+	}
+	p.spend()
+	return service.Usage{Source: "cgroup", Memory: p.gauge.Memory.Value, CPUTime: p.gauge.CPUTime}, nil
 }
 
 // meterOf is the gauge.
