@@ -43,7 +43,6 @@ type figures uint32
 
 const (
 	countsMemory figures = 1 << iota
-	countsHeld
 	countsCPU
 	countsPeriods
 	countsPids
@@ -122,12 +121,11 @@ func checkRoom(room io.ReaderAt) error {
 func (c *cell) add(p cell) {
 	c.Covered += p.Covered
 	if p.Counted.has(countsMemory) {
-		c.Memory, c.MemoryPeak = p.Memory, max(c.MemoryPeak, p.MemoryPeak)
+		c.Memory, c.MemoryPeak, c.Held = p.Memory, max(c.MemoryPeak, p.MemoryPeak), max(c.Held, p.Held)
 	}
 	if p.Counted.has(countsPids) {
 		c.Pids, c.PidsPeak = p.Pids, max(c.PidsPeak, p.PidsPeak)
 	}
-	c.Held = max(c.Held, p.Held)
 	c.CPU += p.CPU
 	c.CPUPeak = max(c.CPUPeak, p.CPUPeak)
 	for i := range c.Stalled {
@@ -158,7 +156,7 @@ func (c *cell) sample(began time.Time, step time.Duration) service.Sample {
 	}
 	s := service.Sample{
 		Began: began, Step: step, Measured: covered,
-		Memory: of(countsMemory, c.Memory), MemoryPeak: of(countsMemory, c.MemoryPeak), Held: of(countsHeld, c.Held),
+		Memory: of(countsMemory, c.Memory), MemoryPeak: of(countsMemory, c.MemoryPeak), Held: of(countsMemory, c.Held),
 		CPU:       share(countsCPU, c.CPU, c.Covered),
 		CPUPeak:   service.Share{Percent: float64(c.CPUPeak), Set: c.Counted.has(countsCPU)},
 		Throttled: share(countsPeriods, uint64(c.Throttled), uint64(c.Periods)),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -28,6 +29,9 @@ const (
 	HistorySize = (5*60 + 6*60 + 24*60) * cellSize
 	// Remembered is how far it goes back.
 	Remembered = 24 * time.Hour
+	// mostInMemory is of how many services the history may be in memory, for want of
+	// other room.
+	mostInMemory = 64
 )
 
 // Room is what the history of a service is kept in: HistorySize bytes, zero at first.
@@ -44,17 +48,20 @@ type HistoryConfig struct {
 	SinceBoot func() time.Duration
 	// Open gives the room of a service, which an earlier agent of this boot may have
 	// filled; check tells what is wrong with it. It is nil when there is none and make
-	// is false, and when the service is not known.
-	Open func(name service.Name, check func(io.ReaderAt) error, make bool) Room
-	// Lost is told that a room can not be used any more. Like Open it must not call the
-	// History.
-	Lost func(service.Name, error)
+	// is false, and when the service is not one to be remembered.
+	Open func(name service.Name, check func(io.ReaderAt) error, make bool) (Room, error)
+	// Lost is told why a service has no room, or can not use it any more, and whether
+	// it is remembered all the same, until this process ends. Like Open it must not
+	// call the History.
+	Lost func(name service.Name, inMemory bool, why error)
 }
 
 // History remembers what services used, in steps that are the longer the longer ago it
 // was. Its methods may be called by many goroutines at once.
 type History struct {
 	cfg HistoryConfig
+
+	inMemory atomic.Int32 // rooms
 
 	mu    sync.Mutex
 	rings map[service.Name]*ring
@@ -94,35 +101,87 @@ func (h *History) leave(name service.Name) {
 		delete(h.rings, name)
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		_ = r.room.Close() // each write was looked at
+		h.drop(r)
 		r.room = noRoom{}
 	}
 }
 
+func (h *History) drop(r *ring) {
+	if _, is := r.room.(memory); is {
+		h.inMemory.Add(-1)
+	}
+	_ = r.room.Close() // each write was looked at
+}
+
 // ring finds what is known of a service, nil for nothing.
-func (h *History) ring(name service.Name, make bool) *ring {
+func (h *History) ring(name service.Name, make bool) (*ring, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r := h.rings[name]; r != nil {
-		return r
+		return r, nil
 	}
-	room := h.cfg.Open(name, checkRoom, make)
-	if room == nil {
-		return nil
+	room, err := h.cfg.Open(name, checkRoom, make)
+	r := &ring{room: noRoom{}}
+	if room != nil {
+		r.room = room
+		err = r.recall()
 	}
-	r := &ring{room: room}
-	if err := r.recall(); err != nil {
+	switch {
+	case err != nil && !make:
+		h.drop(r)
+		return nil, err
+	case err != nil:
 		h.lose(name, r, err)
+	case room == nil:
+		return nil, nil
 	}
 	h.rings[name] = r
-	return r
+	return r, nil
 }
 
-// lose has a service whose room is of no use go on in memory.
+// lose has a service whose room is of no use go on in memory, with what can be read of
+// it, if not too many do.
 func (h *History) lose(name service.Name, r *ring, why error) {
-	_ = r.room.Close()
-	r.room = NewRoom()
-	h.cfg.Lost(name, why)
+	kept := NewRoom()
+	copyRoom(kept, r.room)
+	h.drop(r)
+	inMemory := h.inMemory.Add(1) <= mostInMemory
+	r.room = kept
+	if !inMemory {
+		h.inMemory.Add(-1)
+		r.room = noRoom{}
+	}
+	h.cfg.Lost(name, inMemory, why)
+}
+
+// copyRoom copies what can be read and is as it should be.
+func copyRoom(to, from Room) {
+	var b [cellSize]byte
+	for at := int64(0); at < HistorySize; at += cellSize {
+		if _, err := from.ReadAt(b[:], at); err != nil {
+			continue
+		}
+		if c, err := decode(b[:]); err == nil && c.Number != 0 {
+			_, _ = to.WriteAt(b[:], at) // of a file that is lost, too, the next write tells
+		}
+	}
+}
+
+// Renew has what is remembered kept anew: what it was kept in may be gone.
+func (h *History) Renew() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, r := range h.rings {
+		room, err := h.cfg.Open(name, checkRoom, true)
+		if err != nil || room == nil {
+			continue // it goes on as it does
+		}
+		r.mu.Lock()
+		copyRoom(room, r.room)
+		h.drop(r)
+		r.room = room
+		r.mu.Unlock()
+	}
 }
 
 // recall finds the latest cells.
@@ -144,15 +203,13 @@ func (r *ring) recall() error {
 // add notes what a service has used up to now.
 func (h *History) add(name service.Name, used cell) {
 	at := h.cfg.SinceBoot()
-	r := h.ring(name, true)
-	if r == nil {
-		return
+	if r, _ := h.ring(name, true); r != nil {
+		r.mu.Lock()
+		if err := r.add(at, used); err != nil && !errors.Is(err, errNoRoom) {
+			h.lose(name, r, err)
+		}
+		r.mu.Unlock()
 	}
-	r.mu.Lock()
-	if err := r.add(at, used); err != nil && !errors.Is(err, errNoRoom) {
-		h.lose(name, r, err)
-	}
-	r.mu.Unlock()
 	h.show(name, at, used)
 }
 
@@ -176,7 +233,10 @@ func (r *ring) add(at time.Duration, used cell) error {
 // least step, or, for 0, in the shortest that are kept of all of that. Steps in which it
 // was not looked at are left out.
 func (h *History) Samples(name service.Name, since, step time.Duration) ([]service.Sample, error) {
-	r := h.ring(name, false)
+	r, err := h.ring(name, false)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read what is kept of it: %w", err)
+	}
 	if r == nil {
 		return nil, nil
 	}
@@ -250,10 +310,10 @@ func (m memory) ReadAt(b []byte, at int64) (int, error)  { return copy(b, m[at:]
 func (m memory) WriteAt(b []byte, at int64) (int, error) { return copy(m[at:], b), nil }
 func (m memory) Close() error                            { return nil }
 
-// noRoom is that of a service that was forgotten.
+// noRoom is that of a service that was forgotten, or that there is no room for.
 type noRoom struct{}
 
-var errNoRoom = errors.New("the service was forgotten")
+var errNoRoom = errors.New("there is no room for it")
 
 func (noRoom) ReadAt([]byte, int64) (int, error)  { return 0, errNoRoom }
 func (noRoom) WriteAt([]byte, int64) (int, error) { return 0, errNoRoom }

@@ -37,8 +37,8 @@ func TestEveryTierAgreesWithAReference(t *testing.T) {
 		room := NewRoom()
 		h := NewHistory(HistoryConfig{
 			SinceBoot: func() time.Duration { return at },
-			Open:      func(service.Name, func(io.ReaderAt) error, bool) Room { return room },
-			Lost:      func(_ service.Name, err error) { t.Fatal(err) },
+			Open:      func(service.Name, func(io.ReaderAt) error, bool) (Room, error) { return room, nil },
+			Lost:      func(_ service.Name, _ bool, err error) { t.Fatal(err) },
 		})
 		type point struct {
 			at time.Duration
@@ -96,8 +96,8 @@ func TestOnlyWhoAsksIsRead(t *testing.T) {
 		began := time.Now()
 		h := NewHistory(HistoryConfig{
 			SinceBoot: func() time.Duration { return time.Since(began) },
-			Open:      func(service.Name, func(io.ReaderAt) error, bool) Room { return NewRoom() },
-			Lost:      func(_ service.Name, err error) { t.Error(err) },
+			Open:      func(service.Name, func(io.ReaderAt) error, bool) (Room, error) { return NewRoom(), nil },
+			Lost:      func(_ service.Name, _ bool, err error) { t.Error(err) },
 		})
 		defer h.Close()
 		p := &play{t: t, began: began, pressed: map[pressing]func(){}}

@@ -120,7 +120,7 @@ func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh
 	w := &watch{monitor: m, name: name, incarnation: incarnation, subject: s, period: soonest}
 	if fresh {
 		w.tally = &service.Tally{}
-		w.used.MemoryPeak, w.used.PidsPeak = service.Of(0), service.Of(0)
+		w.used = used{at: time.Now(), Usage: service.Usage{MemoryPeak: service.Of(0), PidsPeak: service.Of(0)}}
 	}
 	m.mu.Lock()
 	m.watches[w] = true
@@ -135,11 +135,12 @@ func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh
 	}
 }
 
-// Revise looks at a service soon: its limits or levels have changed.
-func (m *Monitor) Revise(name service.Name) {
+// Revise looks at services soon, at all if none is named: their limits or levels have
+// changed, or who wants to know what they use.
+func (m *Monitor) Revise(names ...service.Name) {
 	m.mu.Lock()
 	for w := range m.watches {
-		if w.name == name {
+		if len(names) == 0 || slices.Contains(names, w.name) {
 			w.due = time.Now()
 		}
 	}

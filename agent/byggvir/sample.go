@@ -45,8 +45,11 @@ func (w *watch) sample(ctx context.Context) {
 	if passed < shortest {
 		return
 	}
+	if passed > longest { // nobody knows when in between it was
+		w.used = used{}
+	}
 	c := there(w.used.Usage, u)
-	if passed <= longest {
+	if !w.used.at.IsZero() {
 		c.since(w.used.Usage, u, passed)
 	}
 	w.used = used{now, u}
@@ -59,10 +62,7 @@ func there(before, now service.Usage) (c cell) {
 	if now.Memory > 0 || now.MemoryPeak.Set {
 		c.Counted |= countsMemory
 		c.Memory, c.MemoryPeak = now.Memory, rise(now.Memory, before.MemoryPeak, now.MemoryPeak)
-	}
-	if now.Anon.Set {
-		c.Counted |= countsHeld
-		c.Held = now.Memory - min(now.Memory, now.File.Value)
+		c.Held = max(without(now.Memory, now.Inactive.Value), without(c.MemoryPeak, max(before.Inactive.Value, now.Inactive.Value)))
 	}
 	if now.Pids.Set {
 		c.Counted |= countsPids
@@ -70,6 +70,9 @@ func there(before, now service.Usage) (c cell) {
 	}
 	return c
 }
+
+// without is what of some memory is no cache that the kernel would take back at no cost.
+func without(memory, cache uint64) uint64 { return memory - min(memory, cache) }
 
 // rise is the most there was since a peak was read before.
 func rise(now uint64, before, peak service.Quota) uint64 {

@@ -1,26 +1,19 @@
 package byggvir
 
 import (
-	"context"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// Shown is what one service used since it was shown before.
-type Shown struct {
-	Service service.Name
-	service.Sample
-}
-
 // queueShown is how many wait for whoever looks on. One who is slower gets longer steps.
-const queueShown = 64
+const queueShown = 256
 
 // view is somebody who looks on.
 type view struct {
 	names    map[service.Name]bool // none: all
 	interval time.Duration
-	shown    chan Shown
+	shown    chan service.Used
 	used     map[service.Name]*since // not shown yet
 }
 
@@ -32,24 +25,25 @@ type since struct {
 
 func (v *view) wants(name service.Name) bool { return len(v.names) == 0 || v.names[name] }
 
-// Watch gives what services use, of each after about an interval; of all if none is
-// named. Until ctx ends, when the channel is closed, they are looked at for it: the
-// Monitor has to be told by Revise.
-func (h *History) Watch(ctx context.Context, interval time.Duration, names ...service.Name) <-chan Shown {
-	v := &view{names: map[service.Name]bool{}, interval: interval, shown: make(chan Shown, queueShown), used: map[service.Name]*since{}}
+// Watch gives what services use, of each at the first look and then after about an
+// interval; of all if none is named. They are looked at for it until leave is called,
+// which closes the channel: the Monitor has to be told of either by Revise.
+func (h *History) Watch(interval time.Duration, names ...service.Name) (shown <-chan service.Used, leave func()) {
+	v := &view{names: map[service.Name]bool{}, interval: interval, shown: make(chan service.Used, queueShown), used: map[service.Name]*since{}}
 	for _, name := range names {
 		v.names[name] = true
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.views[v] = true
-	context.AfterFunc(ctx, func() {
+	return v.shown, func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.views, v)
-		close(v.shown)
-	})
-	return v.shown
+		if h.views[v] {
+			delete(h.views, v)
+			close(v.shown)
+		}
+	}
 }
 
 // wants tells whether a service is to be remembered.
@@ -75,18 +69,18 @@ func (h *History) show(name service.Name, now time.Duration, used cell) {
 		if !v.wants(name) {
 			continue
 		}
-		s := v.used[name]
+		s, first := v.used[name], false
 		if s == nil {
-			s = &since{at: now - time.Duration(used.Covered)*time.Microsecond}
+			s, first = &since{at: now - time.Duration(used.Covered)*time.Microsecond}, true
 			v.used[name] = s
 		}
 		s.add(used)
 		passed := now - s.at
-		if passed < v.interval-soonest/2 || s.Covered == 0 {
+		if passed < v.interval-soonest/2 && !first {
 			continue
 		}
 		select {
-		case v.shown <- Shown{name, s.sample(time.Now().Add(-passed), passed)}:
+		case v.shown <- service.Used{Service: name, Sample: s.sample(time.Now().Add(-passed), passed)}:
 			*s = since{at: now}
 		default: // the next has more to tell
 		}

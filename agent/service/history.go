@@ -12,7 +12,7 @@ type Sample struct {
 
 	Memory     Quota // bytes, at the last look
 	MemoryPeak Quota // bytes, the most; between looks too, where the kernel keeps a peak and it rose
-	Held       Quota // bytes that are no page cache, at a look, the most
+	Held       Quota // likewise, of what is no cache that the kernel takes back at no cost (Usage.Inactive)
 	CPU        Share // of one core, the mean
 	CPUPeak    Share // of one core, from one look to the next, the most
 	Throttled  Share // of the periods of cpu.max in which it wanted to run, those in which it was held back
@@ -23,6 +23,15 @@ type Sample struct {
 	OOMKills   Quota // processes the OOM killer took, in this step
 
 	Pressure [NumPressures]Share // of the time, that for which some task was held up
+}
+
+// Ended is when the step does.
+func (s Sample) Ended() time.Time { return s.Began.Add(s.Step) }
+
+// Used is what one service used since that was told before.
+type Used struct {
+	Service Name
+	Sample
 }
 
 // Share is an amount in percent, which may be absent.
