@@ -91,10 +91,10 @@ func (a *Agent) sweepHistories(faults config.Faults) {
 	}
 }
 
-// UsageHistory tells what a service used since a time ago, oldest first, in steps of at
+// UsageHistory tells what a service used since a time, oldest first, in steps of at
 // least step, and at most as many samples as most, 0 for any number. That its definition
 // does not ask for it is an error of Kind Conflict.
-func (a *Agent) UsageHistory(name service.Name, since, step time.Duration, most int) ([]service.Sample, error) {
+func (a *Agent) UsageHistory(name service.Name, since time.Time, step time.Duration, most int) ([]service.Sample, error) {
 	const op = "tell the usage history of"
 	if _, err := a.Status(name); err != nil {
 		return nil, err
@@ -103,10 +103,11 @@ func (a *Agent) UsageHistory(name service.Name, since, step time.Duration, most 
 		return nil, &service.Error{Op: op, Service: name, Kind: service.Conflict, Reason: service.ReasonNoHistory,
 			Err: errors.New("it is not remembered what it uses")}
 	}
-	samples, err := a.history.Samples(name, since, step)
+	ago := time.Since(since)
+	samples, err := a.history.Samples(name, ago, step)
 	if err == nil && most > 0 && len(samples) > most {
 		span := samples[len(samples)-1].Ended().Sub(samples[0].Began)
-		samples, err = a.history.Samples(name, since, max(step, (span+time.Duration(most)-1)/time.Duration(most)))
+		samples, err = a.history.Samples(name, ago, max(step, (span+time.Duration(most)-1)/time.Duration(most)))
 		samples = samples[max(0, len(samples)-most):] // steps begin at times of their own
 	}
 	if err != nil {

@@ -33,7 +33,7 @@ func (h *house) sawtooth() *atomic.Int64 {
 
 func (h *house) used(name service.Name) []service.Sample {
 	h.t.Helper()
-	samples, err := h.UsageHistory(name, 24*time.Hour, 0, 0)
+	samples, err := h.UsageHistory(name, time.Time{}, 0, 0)
 	require.NoError(h.t, err)
 	return samples
 }
@@ -55,7 +55,7 @@ func TestHistoryOutlivesTheAgent(t *testing.T) {
 		require.InDelta(t, 25, last.CPU.Percent, 0.5)
 		require.Equal(t, service.Of(3), last.PidsPeak)
 		require.WithinDuration(t, time.Now(), last.Ended(), 2*time.Second)
-		_, err := h.UsageHistory(db, time.Hour, 0, 0)
+		_, err := h.UsageHistory(db, time.Time{}, 0, 0)
 		refused(t, err, service.Conflict, "not remembered")
 		require.Equal(t, service.ReasonNoHistory, service.ReasonOf(err))
 		require.NoFileExists(t, h.path("run/usage/db.ring"))
@@ -64,7 +64,7 @@ func TestHistoryOutlivesTheAgent(t *testing.T) {
 		require.Equal(t, before[:len(before)-1], h.used(web)[:len(before)-1])
 		pass(time.Minute)
 		require.InDelta(t, 180, len(h.used(web)), 4)
-		few, err := h.UsageHistory(web, time.Hour, 0, 10)
+		few, err := h.UsageHistory(web, time.Now().Add(-time.Hour), 0, 10)
 		require.NoError(t, err)
 		require.InDelta(t, 9, len(few), 1)
 
@@ -202,7 +202,7 @@ func TestWatchUsage(t *testing.T) {
 		all := h.WatchUsage(ctx, time.Second)
 		synctest.Wait()
 		require.ElementsMatch(t, []service.Name{web, db}, []service.Name{(<-all).Service, (<-all).Service})
-		_, err := h.UsageHistory(web, time.Hour, 0, 0)
+		_, err := h.UsageHistory(web, time.Now().Add(-time.Hour), 0, 0)
 		refused(t, err, service.Conflict)
 		pass(time.Hour) // nobody takes them: they are not piled up
 		cancel()

@@ -37,7 +37,9 @@ func hall(logDir string) *apitest.Agent {
 	}
 	a.Config = []byte("{\n  \"gladsheim\": {}\n}\n")
 	a.Older = []service.OlderDefault{{Service: service.MustName("api"), Limit: service.MemoryMax, Has: service.Of(512 * mebibyte), Now: service.Of(256 * mebibyte)}}
-	a.Put(running("api", 4121, 74*time.Hour))
+	api := running("api", 4121, 74*time.Hour)
+	api.History = daily()
+	a.Put(api)
 	a.Put(billing())
 	a.Put(stopped("batch"))
 	a.Put(crashed("mailer"))
@@ -69,6 +71,23 @@ func running(name string, pid int, up time.Duration) *apitest.Service {
 			CPUPercent: 12.4, CPUTime: 4100 * time.Millisecond, Throttled: service.Of(0), Pids: service.Of(38), OOMKills: service.Of(0)},
 		Processes: []service.Process{{PID: pid, Parent: 1, Command: "/usr/bin/" + name}},
 	}
+}
+
+// daily is a history of an hour up to now that goes up to 391 MiB and 80 % of a core,
+// with a hole of ten minutes in its middle.
+func daily() (samples []service.Sample) {
+	for i := range 60 {
+		if i/10 == 3 {
+			continue
+		}
+		memory := uint64(i+1) * 391 * mebibyte / 60
+		samples = append(samples, service.Sample{
+			Began: now.Add(time.Duration(i-60) * time.Minute), Step: time.Minute, Measured: time.Minute,
+			Memory: service.Of(memory - mebibyte), MemoryPeak: service.Of(memory), Held: service.Of(memory / 2), Pids: service.Of(38), PidsPeak: service.Of(40),
+			CPU: service.Share{Percent: float64(i % 10 * 8), Set: true}, CPUPeak: service.Share{Percent: float64(i%10*8 + 8), Set: true},
+		})
+	}
+	return samples
 }
 
 func billing() *apitest.Service {

@@ -326,6 +326,449 @@ func (x *ExitHistory) GetExits() []*ExitRecord {
 	return nil
 }
 
+// GetUsageHistoryRequest says of what time, and how fine.
+type GetUsageHistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// Nothing from before then, milliseconds since 1970; 0: all that is remembered.
+	SinceUnixMs int64 `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	// Nothing that began then or later; 0: up to now.
+	UntilUnixMs int64 `protobuf:"varint,3,opt,name=until_unix_ms,json=untilUnixMs,proto3" json:"until_unix_ms,omitempty"`
+	// Samples of at least that length; 0: as fine as all of the time asked for is
+	// remembered.
+	StepMs uint64 `protobuf:"varint,4,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// So many samples at most, which are made longer for that; 0: any number.
+	MaxSamples    uint32 `protobuf:"varint,5,opt,name=max_samples,json=maxSamples,proto3" json:"max_samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageHistoryRequest) Reset() {
+	*x = GetUsageHistoryRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageHistoryRequest) ProtoMessage() {}
+
+func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
+func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GetUsageHistoryRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *GetUsageHistoryRequest) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+func (x *GetUsageHistoryRequest) GetUntilUnixMs() int64 {
+	if x != nil {
+		return x.UntilUnixMs
+	}
+	return 0
+}
+
+func (x *GetUsageHistoryRequest) GetStepMs() uint64 {
+	if x != nil {
+		return x.StepMs
+	}
+	return 0
+}
+
+func (x *GetUsageHistoryRequest) GetMaxSamples() uint32 {
+	if x != nil {
+		return x.MaxSamples
+	}
+	return 0
+}
+
+// UsageHistory is the answer of GetUsageHistory.
+type UsageHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// The samples, oldest first. Of times in which the service was not looked at,
+	// because it or the agent did not run, there are none.
+	Samples       []*UsageSample `protobuf:"bytes,2,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageHistory) Reset() {
+	*x = UsageHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageHistory) ProtoMessage() {}
+
+func (x *UsageHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
+func (*UsageHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UsageHistory) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *UsageHistory) GetSamples() []*UsageSample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+// UsageSample is what a service used in one step of time. What the host does not
+// count, or nobody could know in this step, is absent, which is not zero.
+type UsageSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the step began, milliseconds since 1970, as the clock is set now.
+	BeganUnixMs int64 `protobuf:"varint,1,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	// How long it is.
+	StepMs uint64 `protobuf:"varint,2,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// For how much of it the service was looked at. Percentages are of this.
+	MeasuredMs uint64 `protobuf:"varint,3,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"`
+	// Memory at the end.
+	MemoryBytes *uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
+	// The most memory in it, between the looks of each second, too, where the kernel
+	// keeps a peak and it rose (memory.peak).
+	MemoryPeakBytes *uint64 `protobuf:"varint,5,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3,oneof" json:"memory_peak_bytes,omitempty"`
+	// The same without page cache that the kernel takes back first, at no cost
+	// (inactive_file).
+	MemoryHeldBytes *uint64 `protobuf:"varint,6,opt,name=memory_held_bytes,json=memoryHeldBytes,proto3,oneof" json:"memory_held_bytes,omitempty"`
+	// CPU time, in percent of one core, on average.
+	CpuPercent *float64 `protobuf:"fixed64,7,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	// The most from one look to the next.
+	CpuPeakPercent *float64 `protobuf:"fixed64,8,opt,name=cpu_peak_percent,json=cpuPeakPercent,proto3,oneof" json:"cpu_peak_percent,omitempty"`
+	// Of the scheduling periods in which it wanted to run, those in which its CPU limit
+	// held it back, in percent.
+	ThrottledPercent *float64 `protobuf:"fixed64,9,opt,name=throttled_percent,json=throttledPercent,proto3,oneof" json:"throttled_percent,omitempty"`
+	// Processes and threads at the end.
+	Pids *uint64 `protobuf:"varint,10,opt,name=pids,proto3,oneof" json:"pids,omitempty"`
+	// The most of them.
+	PidsPeak *uint64 `protobuf:"varint,11,opt,name=pids_peak,json=pidsPeak,proto3,oneof" json:"pids_peak,omitempty"`
+	// Bytes read from block devices.
+	ReadBytes *uint64 `protobuf:"varint,12,opt,name=read_bytes,json=readBytes,proto3,oneof" json:"read_bytes,omitempty"`
+	// Bytes written to block devices.
+	WriteBytes *uint64 `protobuf:"varint,13,opt,name=write_bytes,json=writeBytes,proto3,oneof" json:"write_bytes,omitempty"`
+	// Processes that were killed for want of memory.
+	OomKills *uint64 `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	// Percent of the time in which some task waited for memory (PSI).
+	MemoryPressurePercent *float64 `protobuf:"fixed64,15,opt,name=memory_pressure_percent,json=memoryPressurePercent,proto3,oneof" json:"memory_pressure_percent,omitempty"`
+	// The same of the CPU.
+	CpuPressurePercent *float64 `protobuf:"fixed64,16,opt,name=cpu_pressure_percent,json=cpuPressurePercent,proto3,oneof" json:"cpu_pressure_percent,omitempty"`
+	// The same of block devices.
+	IoPressurePercent *float64 `protobuf:"fixed64,17,opt,name=io_pressure_percent,json=ioPressurePercent,proto3,oneof" json:"io_pressure_percent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *UsageSample) Reset() {
+	*x = UsageSample{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageSample) ProtoMessage() {}
+
+func (x *UsageSample) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
+func (*UsageSample) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UsageSample) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.BeganUnixMs
+	}
+	return 0
+}
+
+func (x *UsageSample) GetStepMs() uint64 {
+	if x != nil {
+		return x.StepMs
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMeasuredMs() uint64 {
+	if x != nil {
+		return x.MeasuredMs
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryBytes() uint64 {
+	if x != nil && x.MemoryBytes != nil {
+		return *x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryPeakBytes() uint64 {
+	if x != nil && x.MemoryPeakBytes != nil {
+		return *x.MemoryPeakBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryHeldBytes() uint64 {
+	if x != nil && x.MemoryHeldBytes != nil {
+		return *x.MemoryHeldBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetCpuPercent() float64 {
+	if x != nil && x.CpuPercent != nil {
+		return *x.CpuPercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetCpuPeakPercent() float64 {
+	if x != nil && x.CpuPeakPercent != nil {
+		return *x.CpuPeakPercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetThrottledPercent() float64 {
+	if x != nil && x.ThrottledPercent != nil {
+		return *x.ThrottledPercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetPids() uint64 {
+	if x != nil && x.Pids != nil {
+		return *x.Pids
+	}
+	return 0
+}
+
+func (x *UsageSample) GetPidsPeak() uint64 {
+	if x != nil && x.PidsPeak != nil {
+		return *x.PidsPeak
+	}
+	return 0
+}
+
+func (x *UsageSample) GetReadBytes() uint64 {
+	if x != nil && x.ReadBytes != nil {
+		return *x.ReadBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetWriteBytes() uint64 {
+	if x != nil && x.WriteBytes != nil {
+		return *x.WriteBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetOomKills() uint64 {
+	if x != nil && x.OomKills != nil {
+		return *x.OomKills
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryPressurePercent() float64 {
+	if x != nil && x.MemoryPressurePercent != nil {
+		return *x.MemoryPressurePercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetCpuPressurePercent() float64 {
+	if x != nil && x.CpuPressurePercent != nil {
+		return *x.CpuPressurePercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetIoPressurePercent() float64 {
+	if x != nil && x.IoPressurePercent != nil {
+		return *x.IoPressurePercent
+	}
+	return 0
+}
+
+// WatchUsageRequest says whom to watch.
+type WatchUsageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which services; none for all. At most 1024.
+	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
+	// How often each is told of, from 1,000 to 3,600,000; less counts as 1,000.
+	IntervalMs    uint32 `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchUsageRequest) Reset() {
+	*x = WatchUsageRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchUsageRequest) ProtoMessage() {}
+
+func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
+func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WatchUsageRequest) GetServiceNames() []string {
+	if x != nil {
+		return x.ServiceNames
+	}
+	return nil
+}
+
+func (x *WatchUsageRequest) GetIntervalMs() uint32 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
+// UsageUpdate is what a service used since it was told of before.
+type UsageUpdate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// What it used.
+	Usage         *UsageSample `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageUpdate) Reset() {
+	*x = UsageUpdate{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageUpdate) ProtoMessage() {}
+
+func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
+func (*UsageUpdate) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UsageUpdate) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *UsageUpdate) GetUsage() *UsageSample {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 var File_gladsheim_v1_runtime_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_runtime_proto_rawDesc = "" +
@@ -346,13 +789,73 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
 	"\vExitHistory\x12.\n" +
-	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits2\xe0\x02\n" +
+	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"\xbd\x01\n" +
+	"\x16GetUsageHistoryRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\x12\"\n" +
+	"\runtil_unix_ms\x18\x03 \x01(\x03R\vuntilUnixMs\x12\x17\n" +
+	"\astep_ms\x18\x04 \x01(\x04R\x06stepMs\x12\x1f\n" +
+	"\vmax_samples\x18\x05 \x01(\rR\n" +
+	"maxSamples\"f\n" +
+	"\fUsageHistory\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x123\n" +
+	"\asamples\x18\x02 \x03(\v2\x19.gladsheim.v1.UsageSampleR\asamples\"\xd5\a\n" +
+	"\vUsageSample\x12\"\n" +
+	"\rbegan_unix_ms\x18\x01 \x01(\x03R\vbeganUnixMs\x12\x17\n" +
+	"\astep_ms\x18\x02 \x01(\x04R\x06stepMs\x12\x1f\n" +
+	"\vmeasured_ms\x18\x03 \x01(\x04R\n" +
+	"measuredMs\x12&\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04H\x00R\vmemoryBytes\x88\x01\x01\x12/\n" +
+	"\x11memory_peak_bytes\x18\x05 \x01(\x04H\x01R\x0fmemoryPeakBytes\x88\x01\x01\x12/\n" +
+	"\x11memory_held_bytes\x18\x06 \x01(\x04H\x02R\x0fmemoryHeldBytes\x88\x01\x01\x12$\n" +
+	"\vcpu_percent\x18\a \x01(\x01H\x03R\n" +
+	"cpuPercent\x88\x01\x01\x12-\n" +
+	"\x10cpu_peak_percent\x18\b \x01(\x01H\x04R\x0ecpuPeakPercent\x88\x01\x01\x120\n" +
+	"\x11throttled_percent\x18\t \x01(\x01H\x05R\x10throttledPercent\x88\x01\x01\x12\x17\n" +
+	"\x04pids\x18\n" +
+	" \x01(\x04H\x06R\x04pids\x88\x01\x01\x12 \n" +
+	"\tpids_peak\x18\v \x01(\x04H\aR\bpidsPeak\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"read_bytes\x18\f \x01(\x04H\bR\treadBytes\x88\x01\x01\x12$\n" +
+	"\vwrite_bytes\x18\r \x01(\x04H\tR\n" +
+	"writeBytes\x88\x01\x01\x12 \n" +
+	"\toom_kills\x18\x0e \x01(\x04H\n" +
+	"R\boomKills\x88\x01\x01\x12;\n" +
+	"\x17memory_pressure_percent\x18\x0f \x01(\x01H\vR\x15memoryPressurePercent\x88\x01\x01\x125\n" +
+	"\x14cpu_pressure_percent\x18\x10 \x01(\x01H\fR\x12cpuPressurePercent\x88\x01\x01\x123\n" +
+	"\x13io_pressure_percent\x18\x11 \x01(\x01H\rR\x11ioPressurePercent\x88\x01\x01B\x0f\n" +
+	"\r_memory_bytesB\x14\n" +
+	"\x12_memory_peak_bytesB\x14\n" +
+	"\x12_memory_held_bytesB\x0e\n" +
+	"\f_cpu_percentB\x13\n" +
+	"\x11_cpu_peak_percentB\x14\n" +
+	"\x12_throttled_percentB\a\n" +
+	"\x05_pidsB\f\n" +
+	"\n" +
+	"_pids_peakB\r\n" +
+	"\v_read_bytesB\x0e\n" +
+	"\f_write_bytesB\f\n" +
+	"\n" +
+	"_oom_killsB\x1a\n" +
+	"\x18_memory_pressure_percentB\x17\n" +
+	"\x15_cpu_pressure_percentB\x16\n" +
+	"\x14_io_pressure_percent\"Y\n" +
+	"\x11WatchUsageRequest\x12#\n" +
+	"\rservice_names\x18\x01 \x03(\tR\fserviceNames\x12\x1f\n" +
+	"\vinterval_ms\x18\x02 \x01(\rR\n" +
+	"intervalMs\"a\n" +
+	"\vUsageUpdate\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12/\n" +
+	"\x05usage\x18\x02 \x01(\v2\x19.gladsheim.v1.UsageSampleR\x05usage2\x81\x04\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
-	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistoryB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
+	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12S\n" +
+	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
+	"\n" +
+	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
 	file_gladsheim_v1_runtime_proto_rawDescOnce sync.Once
@@ -366,34 +869,45 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_gladsheim_v1_runtime_proto_rawDescData
 }
 
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
-	(*KillRequest)(nil),      // 0: gladsheim.v1.KillRequest
-	(*SignalRequest)(nil),    // 1: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),    // 2: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),      // 3: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil), // 4: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),      // 5: gladsheim.v1.ExitHistory
-	(*ExitRecord)(nil),       // 6: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),    // 7: gladsheim.v1.ServiceStatus
+	(*KillRequest)(nil),            // 0: gladsheim.v1.KillRequest
+	(*SignalRequest)(nil),          // 1: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 2: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 3: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 4: gladsheim.v1.ListExitsRequest
+	(*ExitHistory)(nil),            // 5: gladsheim.v1.ExitHistory
+	(*GetUsageHistoryRequest)(nil), // 6: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 7: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 8: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 9: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 10: gladsheim.v1.UsageUpdate
+	(*ExitRecord)(nil),             // 11: gladsheim.v1.ExitRecord
+	(*ServiceStatus)(nil),          // 12: gladsheim.v1.ServiceStatus
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	6, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	0, // 1: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	1, // 2: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	2, // 3: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	3, // 4: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	4, // 5: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7, // 6: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	7, // 7: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	7, // 8: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	7, // 9: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	5, // 10: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	6, // [6:11] is the sub-list for method output_type
-	1, // [1:6] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	11, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	8,  // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	8,  // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 3: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	1,  // 4: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	2,  // 5: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	3,  // 6: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	4,  // 7: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	6,  // 8: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	9,  // 9: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	12, // 10: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	12, // 11: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	12, // 12: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	12, // 13: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	5,  // 14: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	7,  // 15: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	10, // 16: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	10, // [10:17] is the sub-list for method output_type
+	3,  // [3:10] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -403,13 +917,14 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
+	file_gladsheim_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
