@@ -95,7 +95,10 @@ func (a *Agent) sweepHistories(faults config.Faults) {
 // least step, and at most as many samples as most, 0 for any number. That its definition
 // does not ask for it is an error of Kind Conflict.
 func (a *Agent) UsageHistory(name service.Name, since time.Time, step time.Duration, most int) ([]service.Sample, error) {
-	const op = "tell the usage history of"
+	return a.samples("tell the usage history of", name, since, step, most)
+}
+
+func (a *Agent) samples(op string, name service.Name, since time.Time, step time.Duration, most int) ([]service.Sample, error) {
 	if _, err := a.Status(name); err != nil {
 		return nil, err
 	}
@@ -114,6 +117,32 @@ func (a *Agent) UsageHistory(name service.Name, since time.Time, step time.Durat
 		return nil, &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: err}
 	}
 	return samples, nil
+}
+
+// Recommend tells what limits would fit what a service used since a time. That too little
+// is known of it is an error of Kind Conflict.
+func (a *Agent) Recommend(ctx context.Context, name service.Name, since time.Time) (service.Advice, error) {
+	const op = "recommend limits for"
+	samples, err := a.samples(op, name, since, 0, 0)
+	if err != nil {
+		return service.Advice{}, err
+	}
+	holds, err := a.Limits(ctx, name)
+	if err != nil {
+		return service.Advice{}, err
+	}
+	host, err := a.capacity()
+	if err != nil {
+		return service.Advice{}, &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: err}
+	}
+	advice, err := byggvir.Advise(samples, holds, host.SystemUsage)
+	if err != nil {
+		return service.Advice{}, &service.Error{Op: op, Service: name, Kind: service.Conflict, Reason: service.ReasonNoHistory, Err: err}
+	}
+	if u, _, err := a.Usage(ctx, name); err == nil { // else it does not run
+		advice.Evidence.KernelPeak = u.MemoryPeak
+	}
+	return advice, nil
 }
 
 // WatchUsage gives what services use until ctx ends, of each at once and then after

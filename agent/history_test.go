@@ -216,6 +216,41 @@ func TestWatchUsage(t *testing.T) {
 	})
 }
 
+// What is recommended fits what a service does, and is refused while too little is known.
+func TestRecommend(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.sawtooth()
+		h.open()
+		h.register(web, remembered, `"limits": {"cpu_percent": 50}`)
+		h.register(db)
+		h.start(web)
+		_, err := h.Recommend(t.Context(), db, time.Time{})
+		refused(t, err, service.Conflict, "cannot recommend limits for db", "not remembered")
+		pass(30 * time.Second)
+		_, err = h.Recommend(t.Context(), web, time.Time{})
+		refused(t, err, service.Conflict, "no advice before 1m0s")
+		require.Equal(t, service.ReasonNoHistory, service.ReasonOf(err))
+		pass(30 * time.Minute)
+		a, err := h.Recommend(t.Context(), web, time.Time{})
+		require.NoError(t, err)
+		require.Equal(t, service.ConfidenceLow, a.Confidence)
+		advised := map[service.Resource]service.LimitAdvice{}
+		for _, l := range a.Limits {
+			advised[l.Resource] = l
+		}
+		require.InEpsilon(t, 100<<20, advised[service.MemoryMax].Advised.Value, 0.1)
+		require.Equal(t, service.Of(28*service.UsecPerPercent), advised[service.CPUMax].Advised)
+		require.Equal(t, service.Of(50*service.UsecPerPercent), advised[service.CPUMax].Now)
+		require.Equal(t, service.Of(19), advised[service.PidsMax].Advised)
+		h.stop(web)
+		_, err = h.Recommend(t.Context(), web, time.Time{})
+		require.NoError(t, err, "of what has ended it is known, too")
+		pass(10 * time.Minute)
+		_, err = h.Recommend(t.Context(), web, time.Now().Add(-5*time.Minute))
+		refused(t, err, service.Conflict, "looked at for 0s")
+	})
+}
+
 // Nothing stays open of an agent that has left.
 func TestHistoriesAreClosed(t *testing.T) {
 	inside(t, func(t *testing.T, h *house) {

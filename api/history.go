@@ -101,3 +101,40 @@ func toPercent(s service.Share) *float64 {
 	}
 	return &s.Percent
 }
+
+func (r *runtime) Recommend(ctx context.Context, req *gladsheimv1.RecommendRequest) (*gladsheimv1.Recommendation, error) {
+	st, err := r.find(req.GetServiceName())
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.agent.Recommend(ctx, st.Name, sinceTime(req.GetSinceUnixMs()))
+	if err != nil {
+		return nil, err
+	}
+	e := a.Evidence
+	out := &gladsheimv1.Recommendation{
+		ServiceName: st.Name.String(), SinceUnixMs: millis(a.Since), WatchedMs: uint64(a.Watched.Milliseconds()),
+		Samples: uint32(a.Samples), StepMs: uint64(a.Step.Milliseconds()), Confidence: gladsheimv1.Confidence(a.Confidence), Doubt: a.Doubt,
+		Evidence: &gladsheimv1.UsageEvidence{
+			MemoryPeakBytes:       optional(e.MemoryPeak),
+			KernelPeakBytes:       optional(e.KernelPeak),
+			HeldPeakBytes:         optional(e.HeldPeak),
+			HeldP95Bytes:          optional(e.HeldP95),
+			CpuPercent:            toPercent(e.CPUMean),
+			CpuP95Percent:         toPercent(e.CPUP95),
+			CpuPeakPercent:        toPercent(e.CPUPeak),
+			ThrottledPercent:      toPercent(e.Throttled),
+			PidsPeak:              optional(e.PidsPeak),
+			OomKills:              optional(e.OOMKills),
+			MemoryPressurePercent: toPercent(e.Pressure[service.MemoryPressure]),
+			CpuPressurePercent:    toPercent(e.Pressure[service.CPUPressure]),
+			IoPressurePercent:     toPercent(e.Pressure[service.IOPressure]),
+		},
+	}
+	for _, l := range a.Limits {
+		out.Limits = append(out.Limits, &gladsheimv1.LimitRecommendation{
+			Name: l.Resource.String(), Current: amount(l.Resource, l.Now), Recommended: *amount(l.Resource, l.Advised), Value: l.Resource.Format(l.Advised), Why: l.Why,
+		})
+	}
+	return out, nil
+}

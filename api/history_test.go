@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"math"
 	"testing"
 	"time"
 
@@ -90,4 +91,34 @@ func TestWatchUsage(t *testing.T) {
 		_, err = s.Recv()
 		refused(t, err, tt.code, tt.reason)
 	}
+}
+
+func TestRecommend(t *testing.T) {
+	f := newFixture(t)
+	f.put("web", service.Running).Advice = &service.Advice{
+		Since: testTime, Watched: time.Hour, Step: time.Minute, Samples: 60, Confidence: service.ConfidenceMedium, Doubt: "a day is longer",
+		Evidence: service.Evidence{HeldPeak: service.Of(100 << 20), CPUP95: service.Share{Percent: 12.5, Set: true}},
+		Limits: []service.LimitAdvice{
+			{Resource: service.MemoryMax, Now: service.Of(service.Unlimited), Advised: service.Of(105 << 20), Why: "so"},
+			{Resource: service.CPUMax, Advised: service.Of(14 * service.UsecPerPercent), Why: "so"},
+		},
+	}
+	runtime := gladsheimv1.NewRuntimeServiceClient(f.conn)
+	r, err := runtime.Recommend(callContext(t), &gladsheimv1.RecommendRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.Confidence_CONFIDENCE_MEDIUM, r.GetConfidence())
+	require.EqualValues(t, 100<<20, r.GetEvidence().GetHeldPeakBytes())
+	require.Nil(t, r.GetEvidence().MemoryPeakBytes, "absent is not zero")
+	memory, cpu := r.GetLimits()[0], r.GetLimits()[1]
+	require.True(t, math.IsInf(memory.GetCurrent(), 1))
+	require.EqualValues(t, 105<<20, memory.GetRecommended())
+	require.Equal(t, "105MiB", memory.GetValue())
+	require.Nil(t, cpu.Current)
+	require.EqualValues(t, 14, cpu.GetRecommended())
+	require.Equal(t, "14%", cpu.GetValue())
+
+	_, err = runtime.Recommend(callContext(t), &gladsheimv1.RecommendRequest{ServiceName: "db"})
+	refused(t, err, codes.FailedPrecondition, service.ReasonNoHistory)
+	_, err = runtime.Recommend(callContext(t), &gladsheimv1.RecommendRequest{ServiceName: "nobody"})
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
 }

@@ -54,6 +54,7 @@ var methods = map[string]method{
 
 	gladsheimv1.RuntimeService_GetUsageHistory_FullMethodName: question,
 	gladsheimv1.RuntimeService_WatchUsage_FullMethodName:      stream,
+	gladsheimv1.RuntimeService_Recommend_FullMethodName:       question,
 
 	gladsheimv1.CatalogService_Register_FullMethodName:        order,
 	gladsheimv1.CatalogService_Unregister_FullMethodName:      order,

@@ -124,3 +124,26 @@ func TestOnlyWhoAsksIsRead(t *testing.T) {
 		p.change(func() { require.InDelta(t, 15, p.readings, 2) })
 	})
 }
+
+// The kernel's peak counts where it rose, and cache that is taken back at no cost does
+// not, be it there at the one look or the other.
+func TestWhatWasHeld(t *testing.T) {
+	of := service.Of
+	for name, tt := range map[string]struct {
+		before, now        service.Usage
+		memory, peak, held uint64
+	}{
+		"nothing was known before": {service.Usage{}, service.Usage{Memory: 50, MemoryPeak: of(90)}, 50, 50, 50},
+		"no peak is counted":       {service.Usage{Memory: 70}, service.Usage{Memory: 50}, 50, 50, 50},
+		"it rose no further":       {service.Usage{MemoryPeak: of(90)}, service.Usage{Memory: 50, MemoryPeak: of(90)}, 50, 50, 50},
+		"it rose between":          {service.Usage{MemoryPeak: of(60)}, service.Usage{Memory: 50, MemoryPeak: of(90)}, 50, 90, 90},
+		"some is cache":            {service.Usage{MemoryPeak: of(90), Inactive: of(20)}, service.Usage{Memory: 80, MemoryPeak: of(90), Inactive: of(30)}, 80, 80, 50},
+		"cache grew":               {service.Usage{MemoryPeak: of(60)}, service.Usage{Memory: 90, MemoryPeak: of(100), Inactive: of(60)}, 90, 100, 40},
+		"cache was dropped":        {service.Usage{MemoryPeak: of(90), Inactive: of(80)}, service.Usage{Memory: 20, MemoryPeak: of(100)}, 20, 100, 20},
+		"cache made place":         {service.Usage{MemoryPeak: of(90), Inactive: of(80)}, service.Usage{Memory: 95, MemoryPeak: of(100), Inactive: of(5)}, 95, 100, 90},
+	} {
+		c := there(tt.before, tt.now)
+		require.Equal(t, []uint64{tt.memory, tt.peak, tt.held}, []uint64{c.Memory, c.MemoryPeak, c.Held}, name)
+	}
+	require.Zero(t, there(service.Usage{}, service.Usage{}).Counted, "absent is not zero")
+}

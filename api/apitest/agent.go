@@ -28,6 +28,7 @@ type Service struct {
 	Exits     []service.ExitRecord
 	Outputs   []service.Output
 	History   []service.Sample // nil: it does not ask for it
+	Advice    *service.Advice  // nil: too little is known of it
 }
 
 // Before is the sequence before the first notice: an agent counts on from those

@@ -32,6 +32,20 @@ func (a *Agent) UsageHistory(name service.Name, since time.Time, _ time.Duration
 	return out, nil
 }
 
+// Recommend tells what Service.Advice holds.
+func (a *Agent) Recommend(ctx context.Context, name service.Name, _ time.Time) (service.Advice, error) {
+	s, err := a.of(ctx, "Recommend", name)
+	if err != nil {
+		return service.Advice{}, err
+	}
+	defer a.mu.Unlock()
+	if s.Advice == nil {
+		return service.Advice{}, &service.Error{Op: "recommend limits for", Service: name, Kind: service.Conflict, Reason: service.ReasonNoHistory,
+			Err: errors.New("it is not remembered what it uses")}
+	}
+	return *s.Advice, nil
+}
+
 // WatchUsage gives what Service.History holds, once, and then nothing until ctx ends.
 func (a *Agent) WatchUsage(ctx context.Context, _ time.Duration, names ...service.Name) <-chan service.Used {
 	if a.enter(ctx, "WatchUsage") != nil {

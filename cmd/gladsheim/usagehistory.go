@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,7 +152,7 @@ func (a *app) watchUsage(ctx context.Context, names []string, interval time.Dura
 				return a.printLine(u)
 			}
 			s := u.GetUsage()
-			dash := func(text string) string { return other(text, "-") }
+			dash := func(text string) string { return cmp.Or(text, "-") }
 			_, err := fmt.Fprintf(a.out, columns+"\n", clock(endOf(s)), plain(u.GetServiceName()), dash(maybe(s.CpuPercent, percent)),
 				dash(maybe(s.MemoryBytes, bytesOf)), dash(maybe(s.MemoryHeldBytes, bytesOf)), dash(maybe(s.Pids, number)),
 				dash(maybe(s.MemoryPressurePercent, percent)), dash(maybe(s.ThrottledPercent, percent)))

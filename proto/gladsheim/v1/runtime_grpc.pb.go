@@ -28,6 +28,7 @@ const (
 	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
+	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
 )
 
 // RuntimeServiceClient is the client API for RuntimeService service.
@@ -85,6 +86,12 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. INVALID_ARGUMENT: too many are named, or the
 	// interval is above an hour. RESOURCE_EXHAUSTED: too many streams are open.
 	WatchUsage(ctx context.Context, in *WatchUsageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UsageUpdate], error)
+	// Recommend tells which limits would fit what a service used, and what it goes by.
+	// It changes nothing.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
+	// definition has no usage_history, or it was looked at for less than a minute.
+	Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error)
 }
 
 type runtimeServiceClient struct {
@@ -174,6 +181,16 @@ func (c *runtimeServiceClient) WatchUsage(ctx context.Context, in *WatchUsageReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RuntimeService_WatchUsageClient = grpc.ServerStreamingClient[UsageUpdate]
 
+func (c *runtimeServiceClient) Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Recommendation)
+	err := c.cc.Invoke(ctx, RuntimeService_Recommend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RuntimeServiceServer is the server API for RuntimeService service.
 // All implementations must embed UnimplementedRuntimeServiceServer
 // for forward compatibility.
@@ -229,6 +246,12 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. INVALID_ARGUMENT: too many are named, or the
 	// interval is above an hour. RESOURCE_EXHAUSTED: too many streams are open.
 	WatchUsage(*WatchUsageRequest, grpc.ServerStreamingServer[UsageUpdate]) error
+	// Recommend tells which limits would fit what a service used, and what it goes by.
+	// It changes nothing.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
+	// definition has no usage_history, or it was looked at for less than a minute.
+	Recommend(context.Context, *RecommendRequest) (*Recommendation, error)
 	mustEmbedUnimplementedRuntimeServiceServer()
 }
 
@@ -259,6 +282,9 @@ func (UnimplementedRuntimeServiceServer) GetUsageHistory(context.Context, *GetUs
 }
 func (UnimplementedRuntimeServiceServer) WatchUsage(*WatchUsageRequest, grpc.ServerStreamingServer[UsageUpdate]) error {
 	return status.Error(codes.Unimplemented, "method WatchUsage not implemented")
+}
+func (UnimplementedRuntimeServiceServer) Recommend(context.Context, *RecommendRequest) (*Recommendation, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recommend not implemented")
 }
 func (UnimplementedRuntimeServiceServer) mustEmbedUnimplementedRuntimeServiceServer() {}
 func (UnimplementedRuntimeServiceServer) testEmbeddedByValue()                        {}
@@ -400,6 +426,24 @@ func _RuntimeService_WatchUsage_Handler(srv interface{}, stream grpc.ServerStrea
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RuntimeService_WatchUsageServer = grpc.ServerStreamingServer[UsageUpdate]
 
+func _RuntimeService_Recommend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecommendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).Recommend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_Recommend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).Recommend(ctx, req.(*RecommendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RuntimeService_ServiceDesc is the grpc.ServiceDesc for RuntimeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -430,6 +474,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetUsageHistory",
 			Handler:    _RuntimeService_GetUsageHistory_Handler,
+		},
+		{
+			MethodName: "Recommend",
+			Handler:    _RuntimeService_Recommend_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
