@@ -124,13 +124,13 @@ func (a *advice) memory() {
 		return
 	}
 	most := max(mebibytes(more(peak, memoryMargin)), leastMemory)
-	a.advise(service.MemoryMax, min(most, a.allMemory()), "it held %s at most, cache that is taken back at no cost left out, and %d %% more", service.FormatSize(peak), memoryMargin)
+	a.advise(service.MemoryMax, min(most, a.allMemory()), "it held %s at most, cache that is taken back at no cost left out, and %d %% more", service.FormatSize(mebibytes(peak)), memoryMargin)
 	if peak > more(usual, spike) {
-		a.advise(service.MemoryHigh, service.Unlimited, "it held %s or less in 95 of 100 samples, but needs far more at times, when it would be held up", service.FormatSize(usual))
+		a.advise(service.MemoryHigh, service.Unlimited, "it held %s or less in 95 of 100 samples, but needs far more at times, when it would be held up", service.FormatSize(mebibytes(usual)))
 		return
 	}
 	a.advise(service.MemoryHigh, min(max(mebibytes(max(peak, more(usual, memoryMargin))), leastMemory), most, a.allMemory()),
-		"it held %s or less in 95 of 100 samples, and not much more in the others: above it cache is given up", service.FormatSize(usual))
+		"it held %s or less in 95 of 100 samples, and not much more in the others: above it cache is given up", service.FormatSize(mebibytes(usual)))
 }
 
 // shortOfMemory says how it shows that the service would have used more, "" when it does
@@ -143,7 +143,7 @@ func (a *advice) shortOfMemory() string {
 	case e.Pressure[service.MemoryPressure].Percent >= shortPressure:
 		return fmt.Sprintf("it waited for memory for %.1f %% of the time", e.Pressure[service.MemoryPressure].Percent)
 	case limit > 0 && e.HeldPeak.Value >= limit/100*shortOfMemory:
-		return fmt.Sprintf("it held %s, which is all that it may", service.FormatSize(e.HeldPeak.Value))
+		return fmt.Sprintf("it held %s, which is all that it may", service.FormatSize(mebibytes(e.HeldPeak.Value)))
 	}
 	return ""
 }

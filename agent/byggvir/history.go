@@ -73,6 +73,7 @@ type ring struct {
 	mu     sync.Mutex
 	room   Room
 	latest [len(tiers)]cell // of each tier, also in room
+	memory [cellSize]byte   // to write one
 }
 
 // NewHistory returns a History of what is kept, opened when it is wanted.
@@ -214,15 +215,14 @@ func (h *History) add(name service.Name, used cell) {
 }
 
 func (r *ring) add(at time.Duration, used cell) error {
-	var memory [cellSize]byte
 	for tier, t := range tiers {
 		c := &r.latest[tier]
 		if number := uint64(at/t.step) + 1; c.Number != number {
 			*c = cell{Number: number}
 		}
 		c.add(used)
-		c.encode(memory[:])
-		if _, err := r.room.WriteAt(memory[:], place(tier, c.Number)); err != nil {
+		c.encode(r.memory[:])
+		if _, err := r.room.WriteAt(r.memory[:], place(tier, c.Number)); err != nil {
 			return err
 		}
 	}

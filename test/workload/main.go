@@ -36,6 +36,7 @@ func modes() map[string]mode {
 		"stop-self":    {"send itself SIGSTOP", runStopSelf},
 		"hold":         {"PID: keep the process PID from ending, even by SIGKILL, until the end of this one", runHold},
 		"hog-memory":   {"BYTES [STEP [CHILDREN]]: have CHILDREN that sleep, and touch BYTES of memory, STEP at a time", runHogMemory},
+		"sawtooth":     {"BYTES PERIOD: hold ever more memory, BYTES for the last third of PERIOD, let go of it, again and again", runSawtooth},
 		"cache":        {"DIR SKIP BYTES [MEMORY]: fill the page cache with BYTES of the files below DIR, but for the first SKIP, and touch MEMORY bytes", runCache},
 		"read-disk":    {"DEVICE BYTES: read BYTES of DEVICE past the page cache", runReadDisk},
 		"pulse":        {"BUSY IDLE: be busy for a time, sleep for another, again and again", runPulse},
