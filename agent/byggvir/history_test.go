@@ -87,11 +87,9 @@ func TestEveryTierAgreesWithAReference(t *testing.T) {
 	})
 }
 
-func TestOnlyWhoAsksIsRead(t *testing.T) {
-	looked(t, func(p *play) {
-		pass(time.Minute)
-		require.Zero(t, p.readings)
-	})
+// watched has f play a service that is remembered.
+func watched(t *testing.T, f func(*play, *Monitor, *History)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		h := NewHistory(HistoryConfig{
@@ -104,6 +102,16 @@ func TestOnlyWhoAsksIsRead(t *testing.T) {
 		s := &service.Status{Name: web, Spec: &service.Spec{UsageHistory: true}, Machine: service.Machine{State: service.Running, Incarnation: 1}}
 		m := NewMonitor(MonitorConfig{Status: func(service.Name) (*service.Status, bool) { return s, true }, History: h})
 		defer m.Close()
+		f(p, m, h)
+	})
+}
+
+func TestOnlyWhoAsksIsRead(t *testing.T) {
+	looked(t, func(p *play) {
+		pass(time.Minute)
+		require.Zero(t, p.readings)
+	})
+	watched(t, func(p *play, m *Monitor, h *History) {
 		p.use(10, 50)
 		defer m.Attend(web, 1, p, true)()
 		pass(time.Minute + 500*time.Millisecond)
@@ -146,4 +154,21 @@ func TestWhatWasHeld(t *testing.T) {
 		require.Equal(t, []uint64{tt.memory, tt.peak, tt.held}, []uint64{c.Memory, c.MemoryPeak, c.Held}, name)
 	}
 	require.Zero(t, there(service.Usage{}, service.Usage{}).Counted, "absent is not zero")
+}
+
+// Where a reading takes long, readings do not take all the time there is.
+func TestSlowReadings(t *testing.T) {
+	watched(t, func(p *play, m *Monitor, h *History) {
+		p.reading = 700 * time.Millisecond
+		defer m.Attend(web, 1, p, true)()
+		pass(10 * time.Minute)
+		p.change(func() { require.InDelta(t, 600/7, p.readings, 5) })
+		samples, err := h.Samples(web, Remembered, 0)
+		require.NoError(t, err)
+		measured := time.Duration(0)
+		for _, s := range samples {
+			measured += s.Measured
+		}
+		require.InDelta(t, 600, measured.Seconds(), 10, "no time is missing")
+	})
 }

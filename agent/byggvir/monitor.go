@@ -94,7 +94,8 @@ type Monitor struct {
 
 	mu      sync.Mutex
 	watches map[*watch]bool
-	slower  int // times
+	slower  int       // times
+	rested  time.Time // when the next round of readings may begin
 }
 
 // NewMonitor begins; Close ends it.
@@ -212,7 +213,7 @@ func (m *Monitor) due(now time.Time) (due, history, left []*watch) {
 		if !w.due.After(now) {
 			due = append(due, w)
 		}
-		if w.remembered && !w.sampleDue.After(now) {
+		if w.remembered && !w.sampleDue.After(now) && !m.rested.After(now) {
 			w.sampleDue = m.grid(now, soonest*time.Duration(m.slower))
 			history = append(history, w)
 		}
@@ -228,7 +229,7 @@ func (m *Monitor) next(now time.Time) time.Duration {
 	for w := range m.watches {
 		wait = min(wait, max(w.due.Sub(now), 0))
 		if w.remembered {
-			wait = min(wait, max(w.sampleDue.Sub(now), 0))
+			wait = min(wait, max(w.sampleDue.Sub(now), m.rested.Sub(now), 0))
 		}
 	}
 	return wait

@@ -35,6 +35,7 @@ type play struct {
 	reads   int
 	// Of whole readings.
 	readings int
+	reading  time.Duration // that one takes
 	told     []string
 	outcome  Outcome // of orders
 	orders   []Order
@@ -144,6 +145,7 @@ func (p *play) Press(of service.PressureOf, full bool, _, _ time.Duration, tell 
 }
 
 func (p *play) Usage(context.Context) (service.Usage, error) {
+	time.Sleep(p.reading)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.readings++

@@ -11,6 +11,10 @@ import (
 // down to the step of the later one.
 const longest = time.Minute
 
+// rest is how many times as long as a round of readings takes passes before the next
+// at least: where there are no cgroups each is a look at all processes of the host.
+const rest = 10
+
 // used is the latest reading of an incarnation for its history.
 type used struct {
 	at time.Time
@@ -26,6 +30,12 @@ func (m *Monitor) sample(ctx context.Context, due []*watch) {
 	}
 	m.samplers.Go(func() {
 		defer m.sampling.Store(false)
+		began := time.Now()
+		defer func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.rested = began.Add(rest * time.Since(began))
+		}()
 		for _, w := range due {
 			if ctx.Err() != nil {
 				return
