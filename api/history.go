@@ -133,7 +133,7 @@ func (r *runtime) Recommend(ctx context.Context, req *gladsheimv1.RecommendReque
 	}
 	for _, l := range a.Limits {
 		out.Limits = append(out.Limits, &gladsheimv1.LimitRecommendation{
-			Name: l.Resource.String(), Current: amount(l.Resource, l.Now), Recommended: *amount(l.Resource, l.Advised), Value: l.Resource.Format(l.Advised), Why: l.Why,
+			Name: l.Resource.String(), Current: amount(l.Resource, l.Now), Recommended: *amount(l.Resource, l.Advised), Value: l.Resource.Format(l.Advised), Enforced: l.Enforced, Why: l.Why,
 		})
 	}
 	return out, nil

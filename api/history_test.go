@@ -99,7 +99,7 @@ func TestRecommend(t *testing.T) {
 		Since: testTime, Watched: time.Hour, Step: time.Minute, Samples: 60, Confidence: service.ConfidenceMedium, Doubt: "a day is longer",
 		Evidence: service.Evidence{HeldPeak: service.Of(100 << 20), CPUP95: service.Share{Percent: 12.5, Set: true}},
 		Limits: []service.LimitAdvice{
-			{Resource: service.MemoryMax, Now: service.Of(service.Unlimited), Advised: service.Of(105 << 20), Why: "so"},
+			{Resource: service.MemoryMax, Now: service.Of(service.Unlimited), Advised: service.Of(105 << 20), Enforced: true, Why: "so"},
 			{Resource: service.CPUMax, Advised: service.Of(14 * service.UsecPerPercent), Why: "so"},
 		},
 	}
@@ -114,6 +114,8 @@ func TestRecommend(t *testing.T) {
 	require.EqualValues(t, 105<<20, memory.GetRecommended())
 	require.Equal(t, "105MiB", memory.GetValue())
 	require.Nil(t, cpu.Current)
+	require.True(t, memory.GetEnforced())
+	require.False(t, cpu.GetEnforced())
 	require.EqualValues(t, 14, cpu.GetRecommended())
 	require.Equal(t, "14%", cpu.GetValue())
 

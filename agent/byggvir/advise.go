@@ -90,7 +90,7 @@ func (a *advice) doubt(c service.Confidence, format string, args ...any) {
 
 // advise notes what a limit would be.
 func (a *advice) advise(r service.Resource, value uint64, format string, args ...any) {
-	a.Limits = append(a.Limits, service.LimitAdvice{Resource: r, Now: a.own(r), Advised: service.Of(value), Why: fmt.Sprintf(format, args...)})
+	a.Limits = append(a.Limits, service.LimitAdvice{Resource: r, Now: a.own(r), Advised: service.Of(value), Enforced: a.holds[r].Enforced, Why: fmt.Sprintf(format, args...)})
 }
 
 // own is the service's own limit.

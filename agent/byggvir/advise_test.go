@@ -104,6 +104,7 @@ func TestAdvice(t *testing.T) {
 			require.NoError(t, l.Resource.Check(l.Advised), tt.name)
 			if n := tt.holds[l.Resource]; n != 0 {
 				require.Equal(t, service.Of(n), l.Now, tt.name)
+				require.True(t, l.Enforced)
 			}
 		}
 	}

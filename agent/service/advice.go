@@ -17,7 +17,7 @@ type Advice struct {
 // Evidence is what was seen. What is not Set was not counted.
 type Evidence struct {
 	MemoryPeak Quota // bytes, page cache included
-	KernelPeak Quota // bytes, as the kernel has it for the instance that runs (memory.peak), page cache included
+	KernelPeak Quota // bytes, of the instance that runs, as the kernel has it (memory.peak), page cache included
 	HeldPeak   Quota // bytes, without the cache that the kernel takes back at no cost
 	HeldP95    Quota // bytes that it held at most in 95 of 100 samples
 
@@ -37,6 +37,7 @@ type LimitAdvice struct {
 	Resource Resource
 	Now      Quota // what holds, or would at the next start; not Set when nobody knows
 	Advised  Quota
+	Enforced bool // by this host
 	Why      string
 }
 

@@ -85,9 +85,9 @@ func advised() *service.Advice {
 			Pressure: [service.NumPressures]service.Share{share(0), share(1.25), share(0.5)},
 		},
 		Limits: []service.LimitAdvice{
-			{Resource: service.MemoryMax, Now: service.Of(512 * mebibyte), Advised: service.Of(206 * mebibyte), Why: "it held 196MiB at most, and 5 % more"},
-			{Resource: service.MemoryHigh, Advised: service.Of(service.Unlimited), Why: "it needs far more at times"},
-			{Resource: service.CPUMax, Now: service.Of(service.Unlimited), Advised: service.Of(88 * service.UsecPerPercent), Why: "10 % more"},
+			{Resource: service.MemoryMax, Now: service.Of(512 * mebibyte), Advised: service.Of(206 * mebibyte), Enforced: true, Why: "it held 196MiB at most, and 5 % more"},
+			{Resource: service.MemoryHigh, Advised: service.Of(service.Unlimited), Enforced: true, Why: "it needs far more at times"},
+			{Resource: service.CPUMax, Now: service.Of(service.Unlimited), Advised: service.Of(88 * service.UsecPerPercent), Enforced: true, Why: "10 % more"},
 			{Resource: service.PidsMax, Now: service.Of(60), Advised: service.Of(60), Why: "it had 40 at most, and 20 more"},
 		},
 	}

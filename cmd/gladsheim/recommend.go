@@ -59,10 +59,13 @@ func (a *app) showRecommendation(r *gladsheimv1.Recommendation) error {
 	fmt.Fprintf(a.out, "Confidence: %s\n", plain(and(word(r.GetConfidence(), "CONFIDENCE_"), in(r.GetDoubt()))))
 	t := &table{style: a.style}
 	t.add(noSign, "LIMIT", "NOW", "RECOMMENDED", "WHY")
-	var pairs []string
+	var pairs, lacking []string
 	for _, l := range r.GetLimits() {
 		now := limit(l.GetName(), l.Current)
-		if now != l.GetValue() && !(now == "" && l.GetValue() == "max") {
+		switch {
+		case !l.GetEnforced():
+			lacking = append(lacking, l.GetName())
+		case now != l.GetValue() && !(now == "" && l.GetValue() == "max"):
 			pairs = append(pairs, l.GetName()+"="+l.GetValue())
 		}
 		t.add(noSign, l.GetName(), now, l.GetValue(), l.GetWhy())
@@ -73,12 +76,16 @@ func (a *app) showRecommendation(r *gladsheimv1.Recommendation) error {
 	if err := a.showEvidence(r.GetEvidence()); err != nil {
 		return err
 	}
-	text := "It is as recommended."
-	if len(pairs) > 0 {
-		text = fmt.Sprintf("To set it until the definition changes: gladsheim set %s %s", r.GetServiceName(), strings.Join(pairs, " "))
+	switch {
+	case len(pairs) > 0:
+		fmt.Fprintf(a.out, "To set it until the definition changes: gladsheim set %s %s\n", plain(r.GetServiceName()), plain(strings.Join(pairs, " ")))
+	case len(lacking) == 0:
+		fmt.Fprintln(a.out, "It is as recommended.")
 	}
-	_, err := fmt.Fprintln(a.out, plain(text))
-	return err
+	if len(lacking) > 0 {
+		fmt.Fprintf(a.out, "Not enforced by this host: %s\n", plain(strings.Join(lacking, ", ")))
+	}
+	return nil
 }
 
 func (a *app) showEvidence(e *gladsheimv1.UsageEvidence) error {
@@ -95,7 +102,7 @@ func (a *app) showEvidence(e *gladsheimv1.UsageEvidence) error {
 		}
 	}
 	seen("memory held", "peak", maybe(e.HeldPeakBytes, bytesOf), "p95", maybe(e.HeldP95Bytes, bytesOf))
-	seen("with all page cache", "peak", maybe(e.MemoryPeakBytes, bytesOf), "memory.peak of the instance", maybe(e.KernelPeakBytes, bytesOf))
+	seen("with all page cache", "peak", maybe(e.MemoryPeakBytes, bytesOf), "the kernel's of this instance", maybe(e.KernelPeakBytes, bytesOf))
 	seen("CPU", "mean", maybe(e.CpuPercent, percent), "busiest second p95", maybe(e.CpuP95Percent, percent), "peak", maybe(e.CpuPeakPercent, percent),
 		"throttled", maybe(e.ThrottledPercent, percent))
 	seen("tasks", "peak", maybe(e.PidsPeak, number))

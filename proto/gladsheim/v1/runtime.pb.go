@@ -1007,8 +1007,9 @@ type UsageEvidence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The most memory, page cache included.
 	MemoryPeakBytes *uint64 `protobuf:"varint,1,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3,oneof" json:"memory_peak_bytes,omitempty"`
-	// The same as the kernel has it of the instance that runs now (memory.peak), since
-	// that began; absent when none runs.
+	// The same as the kernel has it of the instance that runs now, since that began
+	// (memory.peak; without cgroups the most that one of its processes ever had, or all
+	// of them now); absent when none runs.
 	KernelPeakBytes *uint64 `protobuf:"varint,2,opt,name=kernel_peak_bytes,json=kernelPeakBytes,proto3,oneof" json:"kernel_peak_bytes,omitempty"`
 	// The most memory without page cache that the kernel takes back first, at no cost.
 	HeldPeakBytes *uint64 `protobuf:"varint,3,opt,name=held_peak_bytes,json=heldPeakBytes,proto3,oneof" json:"held_peak_bytes,omitempty"`
@@ -1171,7 +1172,9 @@ type LimitRecommendation struct {
 	// The same as gladsheim set takes it: "264MiB", "88%" or "max".
 	Value string `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
 	// Why, with the margin that is in it.
-	Why           string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	Why string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	// Whether this host enforces the limit.
+	Enforced      bool `protobuf:"varint,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1239,6 +1242,13 @@ func (x *LimitRecommendation) GetWhy() string {
 		return x.Why
 	}
 	return ""
+}
+
+func (x *LimitRecommendation) GetEnforced() bool {
+	if x != nil {
+		return x.Enforced
+	}
+	return false
 }
 
 var File_gladsheim_v1_runtime_proto protoreflect.FileDescriptor
@@ -1366,13 +1376,14 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"_oom_killsB\x1a\n" +
 	"\x18_memory_pressure_percentB\x17\n" +
 	"\x15_cpu_pressure_percentB\x16\n" +
-	"\x14_io_pressure_percent\"\x9e\x01\n" +
+	"\x14_io_pressure_percent\"\xba\x01\n" +
 	"\x13LimitRecommendation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
 	"\acurrent\x18\x02 \x01(\x01H\x00R\acurrent\x88\x01\x01\x12 \n" +
 	"\vrecommended\x18\x03 \x01(\x01R\vrecommended\x12\x14\n" +
 	"\x05value\x18\x04 \x01(\tR\x05value\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03whyB\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x1a\n" +
+	"\benforced\x18\x06 \x01(\bR\benforcedB\n" +
 	"\n" +
 	"\b_current*h\n" +
 	"\n" +
