@@ -65,7 +65,9 @@ type History struct {
 
 	mu    sync.Mutex
 	rings map[service.Name]*ring
-	views map[*view]bool
+
+	viewing sync.Mutex // apart: the Monitor is not to wait for a file
+	views   map[*view]bool
 }
 
 // ring is what is known of one service.
@@ -93,8 +95,13 @@ func (h *History) Close() {
 // Forget lets go of the room of one service.
 func (h *History) Forget(name service.Name) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.leave(name)
+	h.mu.Unlock()
+	h.viewing.Lock()
+	defer h.viewing.Unlock()
+	for v := range h.views {
+		delete(v.used, name)
+	}
 }
 
 func (h *History) leave(name service.Name) {

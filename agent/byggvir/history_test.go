@@ -172,3 +172,28 @@ func TestSlowReadings(t *testing.T) {
 		require.InDelta(t, 600, measured.Seconds(), 10, "no time is missing")
 	})
 }
+
+// Of a service that was away for long, who looks on is not told of a long step.
+func TestAViewOverAPause(t *testing.T) {
+	watched(t, func(p *play, m *Monitor, h *History) {
+		shown, leave := h.Watch(time.Second, web)
+		defer leave()
+		away := m.Attend(web, 1, p, true)
+		pass(10 * time.Second)
+		away()
+		for len(shown) > 0 {
+			<-shown
+		}
+		pass(time.Hour)
+		defer m.Attend(web, 1, p, true)()
+		pass(10 * time.Second)
+		require.NotEmpty(t, shown)
+		for len(shown) > 0 {
+			require.LessOrEqual(t, (<-shown).Step, 3*time.Second)
+		}
+		h.Forget(web)
+		for v := range h.views {
+			require.Empty(t, v.used)
+		}
+	})
+}

@@ -33,12 +33,12 @@ func (h *History) Watch(interval time.Duration, names ...service.Name) (shown <-
 	for _, name := range names {
 		v.names[name] = true
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.viewing.Lock()
+	defer h.viewing.Unlock()
 	h.views[v] = true
 	return v.shown, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
+		h.viewing.Lock()
+		defer h.viewing.Unlock()
 		if h.views[v] {
 			delete(h.views, v)
 			close(v.shown)
@@ -51,8 +51,8 @@ func (h *History) wants(s *service.Status) bool {
 	if s.Spec != nil && s.Spec.UsageHistory {
 		return true
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.viewing.Lock()
+	defer h.viewing.Unlock()
 	for v := range h.views {
 		if v.wants(s.Name) {
 			return true
@@ -63,25 +63,28 @@ func (h *History) wants(s *service.Status) bool {
 
 // show has those who look on see what was used until now.
 func (h *History) show(name service.Name, now time.Duration, used cell) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.viewing.Lock()
+	defer h.viewing.Unlock()
 	for v := range h.views {
 		if !v.wants(name) {
 			continue
 		}
-		s, first := v.used[name], false
-		if s == nil {
-			s, first = &since{at: now - time.Duration(used.Covered)*time.Microsecond}, true
+		s, known := v.used[name]
+		if !known {
+			s = &since{}
 			v.used[name] = s
+		}
+		if s.Counted == 0 { // all of it was shown, maybe long ago
+			s.at = now - time.Duration(used.Covered)*time.Microsecond
 		}
 		s.add(used)
 		passed := now - s.at
-		if passed < v.interval-soonest/2 && !first {
+		if known && passed < v.interval-soonest/2 {
 			continue
 		}
 		select {
 		case v.shown <- service.Used{Service: name, Sample: s.sample(time.Now().Add(-passed), passed)}:
-			*s = since{at: now}
+			*s = since{}
 		default: // the next has more to tell
 		}
 	}

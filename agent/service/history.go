@@ -8,7 +8,7 @@ import "time"
 type Sample struct {
 	Began    time.Time     // of the step, by the wall clock as it is now
 	Step     time.Duration // its length
-	Measured time.Duration // for how much of it the service was looked at
+	Measured time.Duration // that it tells of: less when it was not looked at all the time, more when a look was late
 
 	Memory     Quota // bytes, at the last look
 	MemoryPeak Quota // bytes, the most; between looks too, where the kernel keeps a peak and it rose

@@ -531,7 +531,9 @@ type UsageSample struct {
 	BeganUnixMs int64 `protobuf:"varint,1,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
 	// How long it is.
 	StepMs uint64 `protobuf:"varint,2,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
-	// For how much of it the service was looked at. Percentages are of this.
+	// How much time what it tells is of; percentages are of this. It is less than the
+	// step where the service was not looked at all the time, and more where a look came
+	// late, since what was used counts for the step in which that is seen.
 	MeasuredMs uint64 `protobuf:"varint,3,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"`
 	// Memory at the end.
 	MemoryBytes *uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
