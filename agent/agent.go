@@ -70,6 +70,7 @@ type Agent struct {
 	meter       *byggvir.Meter
 	together    *byggvir.Meter // of all services
 	monitor     *byggvir.Monitor
+	history     *byggvir.History // of those who ask for it
 
 	ctx        context.Context // ends when the agent leaves
 	leave      context.CancelFunc
@@ -93,6 +94,7 @@ type Agent struct {
 	looked      map[service.Name]bool          // whether that is known of a service all the same
 	unwritten   map[service.Name]error         // why the latest record of a service is not on disk
 	unburied    map[service.Name]bool          // whose exit records are not
+	unkept      map[service.Name]lostHistory   // whose history has no file
 	starting    map[service.Name]reservation   // of starts and restarts under way
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
@@ -116,7 +118,7 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]reservation{},
-		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
+		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, unkept: map[service.Name]lostHistory{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 		power:   supply{look: make(chan struct{}, 1), tried: map[service.Name]bool{}},
 		outputs: outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},
 	}
@@ -163,7 +165,8 @@ func (a *Agent) open(ctx context.Context) error {
 		a.scar("the events before this agent could not be read", fault, "nothing has to be done; whoever follows them is told that some are missing")
 	}
 	a.roskva = roskva.New(a.keepHealth)
-	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf})
+	a.history = byggvir.NewHistory(byggvir.HistoryConfig{SinceBoot: a.cfg.SinceBoot, Open: a.openHistory, Lost: a.tellLostHistory})
+	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, History: a.history})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
 	})
@@ -189,6 +192,7 @@ func (a *Agent) Close() {
 	a.thjalfi.Close()
 	a.monitor.Close()
 	a.background.Wait()
+	a.history.Close()
 	a.roskva.Close()
 	if err := a.registry.Close(); err != nil {
 		a.cfg.Log.Error("cannot let go of the events", "error", err)

@@ -143,8 +143,15 @@ func (a *Agent) plan(op string, spec service.Spec) (service.Change, error) {
 	if len(fields) == 0 {
 		return service.Change{Service: spec.Name, Action: service.ActionUnchanged, Effect: service.ReachNone}, nil
 	}
-	return service.Change{Service: spec.Name, Action: service.ActionChanged, Fields: fields, Effect: service.ReachNextStart}, nil
+	effect := service.ReachNextStart
+	if !slices.ContainsFunc(fields, func(field string) bool { return !slices.Contains(live, field) }) {
+		effect = service.ReachLive
+	}
+	return service.Change{Service: spec.Name, Action: service.ActionChanged, Fields: fields, Effect: effect}, nil
 }
+
+// live are the fields of a definition that what runs follows at once.
+var live = []string{"usage_history"}
 
 // room refuses changes that would register more than the configuration allows.
 func (a *Agent) room(op string, changes ...service.Change) error {
@@ -243,6 +250,7 @@ func (a *Agent) know(d *definition, reason, actor string) {
 		}
 	})
 	a.thjalfi.Add(d.Name, restored)
+	a.reviseHistory(d.Name)
 }
 
 // remembered is the status of a service that does not run, as its exit records
@@ -303,6 +311,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	a.mu.Unlock()
 	a.registry.Remove(name, skirnir.News{Kind: service.NoticeUnregistered, Reason: "asked", Detail: "by " + actor})
 	a.forgetOutputs(name)
+	a.forgetHistory(name)
 	a.meter.Forget(name)
 	a.cfg.Logs.Forget(a.logPath(name))
 	return nil

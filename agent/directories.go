@@ -102,6 +102,7 @@ func (a *Agent) writeAnew() {
 		}
 	}
 	a.writing.Unlock()
+	a.history.Renew()
 	a.recordAll(a.ctx, names)
 }
 

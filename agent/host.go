@@ -129,6 +129,9 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 	for _, name := range slices.SortedFunc(maps.Keys(a.strangers), byName) {
 		findings = append(findings, a.strangers[name].finding())
 	}
+	for _, name := range slices.SortedFunc(maps.Keys(a.unkept), byName) {
+		findings = append(findings, a.unkept[name].finding(name))
+	}
 	known := slices.Collect(maps.Keys(a.definitions))
 	a.mu.Unlock()
 	findings = append(findings, a.unclaimed(ctx, known)...)

@@ -74,6 +74,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 		a.definitions[name] = d
 		statuses, restored = append(statuses, status), append(restored, rest)
 	}
+	a.sweepHistories(faults)
 	a.registry.Add(statuses...)
 	a.catchUp()
 	a.watchLogs()

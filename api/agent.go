@@ -57,6 +57,17 @@ type Resources interface {
 	// Usage measures, and tells when. Of a service that does not run it says
 	// service.NotRunning.
 	Usage(context.Context, service.Name) (service.Usage, time.Time, error)
+	// UsageHistory tells what a service used since a time, oldest first, in steps of at
+	// least step, and at most as many as most, 0 for any number. That its
+	// definition does not ask for it is an error of Kind Conflict.
+	UsageHistory(name service.Name, since time.Time, step time.Duration, most int) ([]service.Sample, error)
+	// Recommend tells what limits would fit what a service used since a time. That too
+	// little is known of it is an error of Kind Conflict.
+	Recommend(ctx context.Context, name service.Name, since time.Time) (service.Advice, error)
+	// WatchUsage gives what services use until ctx ends and the channel is closed, of
+	// each at once and then after about an interval; of all that run if none is named.
+	// For a reader that is too slow there are fewer, each of a longer time.
+	WatchUsage(ctx context.Context, interval time.Duration, names ...service.Name) <-chan service.Used
 	// Limits verifies what holds now; of a stopped service it tells what its
 	// definition asks for.
 	Limits(context.Context, service.Name) (service.Applied, error)

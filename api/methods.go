@@ -52,6 +52,10 @@ var methods = map[string]method{
 	gladsheimv1.RuntimeService_Thaw_FullMethodName:      order,
 	gladsheimv1.RuntimeService_ListExits_FullMethodName: question,
 
+	gladsheimv1.RuntimeService_GetUsageHistory_FullMethodName: question,
+	gladsheimv1.RuntimeService_WatchUsage_FullMethodName:      stream,
+	gladsheimv1.RuntimeService_Recommend_FullMethodName:       question,
+
 	gladsheimv1.CatalogService_Register_FullMethodName:        order,
 	gladsheimv1.CatalogService_Unregister_FullMethodName:      order,
 	gladsheimv1.CatalogService_GetDefinition_FullMethodName:   question,

@@ -26,6 +26,9 @@ func TestWordsHaveTheWiresNumbers(t *testing.T) {
 	for r := service.Reach(1); r < service.NumReaches; r++ {
 		require.Equal(t, "EFFECT_"+upper(r.String()), gladsheimv1.DefinitionChange_Effect_name[int32(r)])
 	}
+	for c := service.Confidence(1); c < service.NumConfidences; c++ {
+		require.Equal(t, "CONFIDENCE_"+upper(c.String()), gladsheimv1.Confidence_name[int32(c)])
+	}
 	for s := service.Severity(1); s < service.NumSeverities; s++ {
 		require.Equal(t, "LEVEL_"+upper(s.String()), gladsheimv1.Finding_Level_name[int32(s)])
 	}

@@ -19,7 +19,7 @@ func TestUsage(t *testing.T) {
 		"g/memory.current":      "1000",
 		"g/memory.peak":         "2000",
 		"g/memory.swap.current": "30",
-		"g/memory.stat":         "anon 600\nfile 300\nkernel 101\nkernel_stack 100",
+		"g/memory.stat":         "anon 600\nfile 300\nkernel 101\nkernel_stack 100\ninactive_file 200\nactive_file 100",
 		"g/memory.events":       "low 0\nhigh 0\nmax 4\noom 3\noom_kill 2\noom_group_kill 1",
 		"g/memory.pressure":     "some avg10=1.50 avg60=0.25 avg300=9.00 total=3000000\nfull avg10=0.50 avg60=0.00 avg300=9.00 total=1",
 		"g/cpu.pressure":        "some avg10=0.00 avg60=0.00 avg300=0.00 total=5",
@@ -39,7 +39,7 @@ func TestUsage(t *testing.T) {
 	u, err := tree.Group("/g").Usage()
 	require.NoError(t, err)
 	require.Equal(t, service.Usage{
-		Source: "cgroup", Memory: 1000, MemoryPeak: of(2000), Swap: of(30), Anon: of(600), File: of(300), Kernel: of(101),
+		Source: "cgroup", Memory: 1000, MemoryPeak: of(2000), Swap: of(30), Anon: of(600), File: of(300), Inactive: of(200), Kernel: of(101),
 		CPUTime: 5 * time.Second, User: of(4_000_000), System: of(1_000_000), Throttled: of(6000), ThrottledPeriods: of(7), Periods: of(9),
 		IO: service.IO{ReadBytes: of(101), WriteBytes: of(22), Reads: of(4), Writes: of(5)},
 		Devices: []service.DeviceIO{

@@ -30,7 +30,8 @@ func (g Group) Usage() (service.Usage, error) {
 		CPUPressure:    r.pressure("cpu.pressure"),
 		IOPressure:     r.pressure("io.pressure"),
 	}
-	r.keys("memory.stat", field{"anon", &u.Anon}, field{"file", &u.File}, field{"kernel", &u.Kernel})
+	r.keys("memory.stat", field{"anon", &u.Anon}, field{"file", &u.File}, field{"kernel", &u.Kernel},
+		field{"inactive_file", &u.Inactive})
 	r.keys("memory.events", field{"oom_kill", &u.OOMKills})
 	u.IO, u.Devices = r.devices("io.stat")
 	// The counters of the quota come with the cpu controller, those of the time are

@@ -1,6 +1,11 @@
 package byggvir
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -17,6 +22,8 @@ func (still) Tally() (service.Tally, error)     { return service.Tally{}, nil }
 func (still) Read() (service.Gauge, error)      { return service.Gauge{Memory: service.Of(1 << 20)}, nil }
 func (still) Cache() (service.Quota, error)     { return service.Quota{}, nil }
 func (still) Close() error                      { return nil }
+
+func (still) Usage(context.Context) (service.Usage, error) { return service.Usage{}, nil }
 
 func (still) Press(service.PressureOf, bool, time.Duration, time.Duration, func()) (func(), error) {
 	return func() {}, nil
@@ -40,10 +47,46 @@ func BenchmarkLooks(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for now := time.Now(); b.Loop(); now = now.Add(latest) {
-		due, _ := m.due(now.Add(time.Hour))
+		due, _, _ := m.due(now.Add(time.Hour))
 		for _, w := range due {
 			w.look(now)
 		}
 		m.next(now)
+	}
+}
+
+// BenchmarkSamplingRound is one reading of each of a thousand services with a history,
+// of which there is one a second, into files (beside the reading of a dozen files of
+// each, see BenchmarkHostUsage of package cgroup).
+func BenchmarkSamplingRound(b *testing.B) {
+	dir, booted := b.TempDir(), time.Now()
+	h := NewHistory(HistoryConfig{
+		SinceBoot: func() time.Duration { return time.Since(booted) },
+		Open: func(name service.Name, _ func(io.ReaderAt) error, _ bool) (Room, error) {
+			f, err := os.Create(filepath.Join(dir, name.String()))
+			if err == nil {
+				err = f.Truncate(HistorySize)
+			}
+			return f, err
+		},
+		Lost: func(_ service.Name, _ bool, err error) { b.Error(err) },
+	})
+	defer h.Close()
+	m := NewMonitor(MonitorConfig{Status: func(service.Name) (*service.Status, bool) { return nil, false }, History: h})
+	m.Close() // the rounds are ours
+	var all []*watch
+	for i := range 1000 {
+		all = append(all, &watch{monitor: m, name: service.MustName(fmt.Sprintf("s%d", i)), incarnation: 1, subject: still{}})
+	}
+	round := func() {
+		for _, w := range all {
+			w.used.at = time.Now().Add(-time.Second) // it passes faster here
+			w.sample(b.Context())
+		}
+	}
+	round() // opens the files
+	b.ReportAllocs()
+	for b.Loop() {
+		round()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -17,6 +18,7 @@ type Subject interface {
 	Gauge() (backends.Gauge, error)
 	Tally() (service.Tally, error)
 	Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error)
+	Usage(ctx context.Context) (service.Usage, error)
 }
 
 // MonitorConfig is what a Monitor needs of the rest of the agent.
@@ -31,6 +33,8 @@ type MonitorConfig struct {
 	// Deaf is told why the kernel can not be heard about a service, although it tells
 	// of such, say because there are too many watches; likewise.
 	Deaf func(service.Name, error)
+	// History gets what services use, once in soonest, of those that it wants.
+	History *History
 }
 
 // News is that a violation has begun, or is over.
@@ -86,9 +90,13 @@ type Monitor struct {
 	leave context.CancelFunc
 	done  chan struct{}
 
+	sampling atomic.Bool // somebody reads for the history
+	samplers sync.WaitGroup
+
 	mu      sync.Mutex
 	watches map[*watch]bool
-	slower  int // times
+	slower  int       // times
+	rested  time.Time // when the next round of readings may begin
 }
 
 // NewMonitor begins; Close ends it.
@@ -101,10 +109,11 @@ func NewMonitor(cfg MonitorConfig) *Monitor {
 	return m
 }
 
-// Close ends the goroutine and waits for it.
+// Close ends its goroutines and waits for them.
 func (m *Monitor) Close() {
 	m.leave()
 	<-m.done
+	m.samplers.Wait()
 }
 
 // Attend looks at one incarnation until leave is called. fresh says that it was
@@ -113,6 +122,7 @@ func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh
 	w := &watch{monitor: m, name: name, incarnation: incarnation, subject: s, period: soonest}
 	if fresh {
 		w.tally = &service.Tally{}
+		w.used = used{at: time.Now(), Usage: service.Usage{MemoryPeak: service.Of(0), PidsPeak: service.Of(0)}}
 	}
 	m.mu.Lock()
 	m.watches[w] = true
@@ -127,11 +137,12 @@ func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh
 	}
 }
 
-// Revise looks at a service soon: its limits or levels have changed.
-func (m *Monitor) Revise(name service.Name) {
+// Revise looks at services soon, at all if none is named: their limits or levels have
+// changed, or who wants to know what they use.
+func (m *Monitor) Revise(names ...service.Name) {
 	m.mu.Lock()
 	for w := range m.watches {
-		if w.name == name {
+		if len(names) == 0 || slices.Contains(names, w.name) {
 			w.due = time.Now()
 		}
 	}
@@ -166,13 +177,14 @@ func (m *Monitor) run(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		now := time.Now()
-		due, left := m.due(now)
+		due, history, left := m.due(now)
 		for _, w := range left {
 			w.close()
 		}
 		for _, w := range due {
 			w.look(now)
 		}
+		m.sample(ctx, history)
 		timer.Reset(m.next(time.Now()))
 		select {
 		case <-timer.C:
@@ -189,20 +201,25 @@ func (m *Monitor) run(ctx context.Context) {
 	}
 }
 
-// due lists who is to be looked at now, and who has left.
-func (m *Monitor) due(now time.Time) (due, left []*watch) {
+// due lists who is to be looked at now, for whose histories, and who has left.
+func (m *Monitor) due(now time.Time) (due, history, left []*watch) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for w := range m.watches {
-		switch {
-		case w.left:
+		if w.left {
 			delete(m.watches, w)
 			left = append(left, w)
-		case !w.due.After(now):
+			continue
+		}
+		if !w.due.After(now) {
 			due = append(due, w)
 		}
+		if w.remembered && !w.sampleDue.After(now) && !m.rested.After(now) {
+			w.sampleDue = m.grid(now, soonest*time.Duration(m.slower))
+			history = append(history, w)
+		}
 	}
-	return due, left
+	return due, history, left
 }
 
 // next is how long nobody is to be looked at.
@@ -212,6 +229,9 @@ func (m *Monitor) next(now time.Time) time.Duration {
 	wait := time.Hour
 	for w := range m.watches {
 		wait = min(wait, max(w.due.Sub(now), 0))
+		if w.remembered {
+			wait = min(wait, max(w.sampleDue.Sub(now), m.rested.Sub(now), 0))
+		}
 	}
 	return wait
 }

@@ -1,6 +1,7 @@
 package byggvir
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"sync"
@@ -34,9 +35,12 @@ type play struct {
 	reads   int
 	cache   uint64 // bytes of its memory
 	sorted  int    // times that it was asked for that
-	told    []string
-	outcome Outcome // of orders
-	orders  []Order
+	// Of whole readings.
+	readings int
+	reading  time.Duration // that one takes
+	told     []string
+	outcome  Outcome // of orders
+	orders   []Order
 }
 
 type pressing struct {
@@ -142,6 +146,18 @@ func (p *play) Press(of service.PressureOf, full bool, _, _ time.Duration, tell 
 	p.open++
 	p.pressed[pressing{of, full}] = tell
 	return func() { p.open--; delete(p.pressed, pressing{of, full}) }, nil
+}
+
+func (p *play) Usage(context.Context) (service.Usage, error) {
+	time.Sleep(p.reading)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.readings++
+	if p.gone {
+		return service.Usage{}, fs.ErrNotExist
+	}
+	p.spend()
+	return service.Usage{Source: "cgroup", Memory: p.gauge.Memory.Value, CPUTime: p.gauge.CPUTime}, nil
 }
 
 // meterOf is the gauge.

@@ -41,10 +41,15 @@ type watch struct {
 	subject     Subject
 
 	// With the monitor's lock.
-	due    time.Time
-	left   bool
-	news   bool                        // the kernel has counted something
-	pushed [service.NumViolations]bool // by pressure, since the last look
+	due  time.Time
+	left bool
+	// Whether it is read for its history, and when.
+	remembered bool
+	sampleDue  time.Time
+	news       bool                        // the kernel has counted something
+	pushed     [service.NumViolations]bool // by pressure, since the last look
+
+	used used // of whoever reads for the history
 
 	// Of the monitor's goroutine.
 	opened     bool
@@ -89,8 +94,8 @@ func (w *watch) look(now time.Time) {
 	news, pushed := w.news, w.pushed
 	w.news, w.pushed = false, [service.NumViolations]bool{}
 	m.mu.Unlock()
-	w.takeUp()        // before the status is read, which tells what was done
-	period := soonest // it is about to be known, or to leave
+	w.takeUp()                           // before the status is read, which tells what was done
+	period, remembered := soonest, false // it is about to be known, or to leave
 	s, known := m.cfg.Status(w.name)
 	switch {
 	case !known || s.Machine.Incarnation != w.incarnation || !s.Machine.State.Alive():
@@ -104,10 +109,15 @@ func (w *watch) look(now time.Time) {
 		w.judge(s, now, news || first, pushed)
 		w.climb(s, now, now.Sub(w.looked))
 		period = w.soon(s)
+		remembered = m.cfg.History != nil && m.cfg.History.wants(s)
 	}
 	w.period, w.looked = period, now
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if remembered && !w.remembered {
+		w.sampleDue = now
+	}
+	w.remembered = remembered
 	if period > soonest {
 		period *= time.Duration(m.slower)
 	}

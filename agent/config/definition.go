@@ -53,6 +53,8 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		limits, func(s *service.Spec) *service.Spec { return s }),
 	at("enforcement", "What is done about a service that uses too much for too long.",
 		enforcement, func(s *service.Spec) *service.Ladder { return &s.Ladder }),
+	at("usage_history", "Remember what the service uses for a day: 5 minutes by the second, an hour by 10 seconds, the rest by the minute. Without it what it uses is read for those who ask.",
+		yesNo{}, func(s *service.Spec) *bool { return &s.UsageHistory }),
 	at("ready", "How to tell that a start succeeded.",
 		readiness, func(s *service.Spec) *service.Check { return &s.Ready }),
 	at("health", "How to tell that the service is well.",

@@ -180,7 +180,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, ready, health, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -247,6 +247,7 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"limits": {"rlimits": {}}`, func(s *service.Spec) { s.Limits[service.Rlimits] = service.Of(service.Unlimited) }},
 		{`"limits": {"oom_group": false}`, func(s *service.Spec) { s.Limits[service.OOMGroup] = service.Of(0) }},
 		{`"limits": {"memory_zswap_max": 0}`, func(s *service.Spec) { s.Limits[service.MemoryZswapMax] = service.Of(0) }},
+		{`"usage_history": true`, func(s *service.Spec) { s.UsageHistory = true }},
 		{`"limits": {"best_effort": true}`, func(s *service.Spec) { s.BestEffort = true }},
 		{`"restart": {"backoff": "2m"}`, func(s *service.Spec) { s.Restart.Backoff, s.Restart.MaxBackoff = 2*time.Minute, 2*time.Minute }},
 		{`"restart": {"backoff": "0"}`, func(s *service.Spec) { s.Restart.Backoff = 0 }},

@@ -37,6 +37,8 @@ type Spec struct {
 	Drift      DriftPolicy
 	BestEffort bool // run even where a limit can not be enforced
 
+	UsageHistory bool // what it uses is remembered for a day
+
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
 	Health  Check // how to tell that it is well
 	Restart RestartPolicy

@@ -13,6 +13,7 @@ type Usage struct {
 	Swap       Quota  // bytes
 	Anon       Quota  // bytes of Memory that are anonymous
 	File       Quota  // bytes of Memory that are page cache
+	Inactive   Quota  // bytes of File that were not read again: the first that the kernel takes back, at no cost
 	Kernel     Quota  // bytes of Memory that the kernel holds for it: page tables, stacks, slabs
 
 	CPUTime          time.Duration // user + system since the incarnation began

@@ -27,6 +27,8 @@ type Service struct {
 	Processes []service.Process
 	Exits     []service.ExitRecord
 	Outputs   []service.Output
+	History   []service.Sample // nil: it does not ask for it
+	Advice    *service.Advice  // nil: too little is known of it
 }
 
 // Before is the sequence before the first notice: an agent counts on from those
@@ -48,12 +50,13 @@ type Agent struct {
 	// the method's. It may block or panic.
 	Before func(ctx context.Context, method string) error
 
-	mu       sync.Mutex
-	services map[service.Name]*Service
-	notices  []service.Notice
-	sequence uint64 // beyond Before
-	watchers map[chan service.Notice]bool
-	calls    []any
+	mu            sync.Mutex
+	services      map[service.Name]*Service
+	notices       []service.Notice
+	sequence      uint64 // beyond Before
+	watchers      map[chan service.Notice]bool
+	watchingUsage int
+	calls         []any
 }
 
 // Put makes a service known as it is, without a word.

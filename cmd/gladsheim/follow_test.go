@@ -277,3 +277,27 @@ func TestLongLines(t *testing.T) {
 	require.Equal(t, 4, strings.Count(out, "\n"))
 	require.Equal(t, 2, strings.Count(out, "x…\n"))
 }
+
+// A look at what is used goes on with the next agent.
+func TestUsageGoesOnWithTheNextAgent(t *testing.T) {
+	h := newHost(t)
+	first, next := hall(t.TempDir()), hall(t.TempDir())
+	h.begin(first)
+	b := h.run("usage", "api", "--watch")
+	last := clock(now) + "  api"
+	b.sees(&b.out, last)
+	lines := strings.Split(strings.TrimSpace(b.out.String()), "\n")
+	require.Equal(t, "TIME      SERVICE               CPU      MEMORY        HELD    TASKS   STALL  THROTTLED", lines[0])
+	require.Equal(t, clock(now.Add(-59*time.Minute))+"  api                    0%     5.5 MiB     3.3 MiB       38       -          -", lines[1])
+	h.end(false)
+	b.sees(&b.errs, "has gone")
+	h.begin(next)
+	b.sees(&b.errs, "there is an agent again; going on")
+	require.Eventually(t, func() bool { return strings.Count(b.out.String(), last) == 2 }, 30*time.Second, 5*time.Millisecond)
+	require.Equal(t, 1, strings.Count(b.out.String(), "SERVICE"), "one head")
+	b.interrupt()
+
+	b = h.run("-o", "jsonl", "usage", "--watch")
+	b.sees(&b.out, `{"serviceName":"api","usage":{"beganUnixMs":`)
+	b.interrupt()
+}

@@ -37,7 +37,10 @@ func hall(logDir string) *apitest.Agent {
 	}
 	a.Config = []byte("{\n  \"gladsheim\": {}\n}\n")
 	a.Older = []service.OlderDefault{{Service: service.MustName("api"), Limit: service.MemoryMax, Has: service.Of(512 * mebibyte), Now: service.Of(256 * mebibyte)}}
-	a.Put(running("api", 4121, 74*time.Hour))
+	api := running("api", 4121, 74*time.Hour)
+	api.History = daily()
+	api.Advice = advised()
+	a.Put(api)
 	a.Put(billing())
 	a.Put(stopped("batch"))
 	a.Put(crashed("mailer"))
@@ -69,6 +72,42 @@ func running(name string, pid int, up time.Duration) *apitest.Service {
 			CPUPercent: 12.4, CPUTime: 4100 * time.Millisecond, Throttled: service.Of(0), Pids: service.Of(38), OOMKills: service.Of(0)},
 		Processes: []service.Process{{PID: pid, Parent: 1, Command: "/usr/bin/" + name}},
 	}
+}
+
+// advised is what is recommended for api.
+func advised() *service.Advice {
+	share := func(percent float64) service.Share { return service.Share{Percent: percent, Set: true} }
+	return &service.Advice{
+		Since: now.Add(-time.Hour), Watched: 50 * time.Minute, Step: time.Minute, Samples: 50, Confidence: service.ConfidenceLow, Doubt: "it was looked at for 50m0s",
+		Evidence: service.Evidence{
+			MemoryPeak: service.Of(391 * mebibyte), KernelPeak: service.Of(392 * mebibyte), HeldPeak: service.Of(196 * mebibyte), HeldP95: service.Of(190 * mebibyte),
+			CPUMean: share(36), CPUP95: share(80), CPUPeak: share(80), PidsPeak: service.Of(40), OOMKills: service.Of(0),
+			Pressure: [service.NumPressures]service.Share{share(0), share(1.25), share(0.5)},
+		},
+		Limits: []service.LimitAdvice{
+			{Resource: service.MemoryMax, Now: service.Of(512 * mebibyte), Advised: service.Of(206 * mebibyte), Enforced: true, Why: "it held 196MiB at most, and 5 % more"},
+			{Resource: service.MemoryHigh, Advised: service.Of(service.Unlimited), Enforced: true, Why: "it needs far more at times"},
+			{Resource: service.CPUMax, Now: service.Of(service.Unlimited), Advised: service.Of(88 * service.UsecPerPercent), Enforced: true, Why: "10 % more"},
+			{Resource: service.PidsMax, Now: service.Of(60), Advised: service.Of(60), Why: "it had 40 at most, and 20 more"},
+		},
+	}
+}
+
+// daily is a history of an hour up to now that goes up to 391 MiB and 80 % of a core,
+// with a hole of ten minutes in its middle.
+func daily() (samples []service.Sample) {
+	for i := range 60 {
+		if i/10 == 3 {
+			continue
+		}
+		memory := uint64(i+1) * 391 * mebibyte / 60
+		samples = append(samples, service.Sample{
+			Began: now.Add(time.Duration(i-60) * time.Minute), Step: time.Minute, Measured: time.Minute,
+			Memory: service.Of(memory - mebibyte), MemoryPeak: service.Of(memory), Held: service.Of(memory / 2), Pids: service.Of(38), PidsPeak: service.Of(40),
+			CPU: service.Share{Percent: float64(i % 10 * 8), Set: true}, CPUPeak: service.Share{Percent: float64(i%10*8 + 8), Set: true},
+		})
+	}
+	return samples
 }
 
 func billing() *apitest.Service {

@@ -208,7 +208,7 @@ func TestInterruptedAtStdin(t *testing.T) {
 }
 
 func TestInterrupted(t *testing.T) {
-	for _, args := range [][]string{{"events", "-f"}, {"logs", "-f", "billing", "api"}, {"start", "batch", "api"}} {
+	for _, args := range [][]string{{"events", "-f"}, {"logs", "-f", "billing", "api"}, {"start", "batch", "api"}, {"usage", "--watch"}} {
 		t.Run(args[0], func(t *testing.T) {
 			c := newCLI(t)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -218,7 +218,7 @@ func TestInterrupted(t *testing.T) {
 				case "Start":
 					entered <- struct{}{}
 					<-ctx.Done()
-				case "Watch":
+				case "Watch", "WatchUsage":
 					entered <- struct{}{}
 				}
 				return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -10,12 +11,38 @@ import (
 )
 
 func (a *app) usageCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:               "usage [NAME…]",
-		Short:             "Show what services use now; all that run if none is named",
+	var history, watch bool
+	var since string
+	var interval time.Duration
+	c := &cobra.Command{
+		Use:   "usage [NAME…]",
+		Short: "Show what services use, now, over the last day, or as it goes",
+		Long: `Show what services use, now, over the last day, or as it goes; all that run if none
+is named.
+
+--history shows the day behind: it is remembered for services whose definition has
+"usage_history": true, by the second for 5 minutes, by 10 seconds for an hour, by the
+minute for a day. Each line goes from nothing to the most there was; a blank is a time
+in which nobody looked. HELD is memory without the page cache that the kernel takes
+back first. -o json has every sample.
+
+--watch goes on, in steps of --interval, also over a restart of the agent. STALL is the
+part of the time in which some task waited for memory. Ctrl-c ends it.`,
+		Example: `  gladsheim usage web --history --since 1h
+  gladsheim usage web db --watch --interval 5s`,
 		Args:              anyNames,
 		ValidArgsFunction: a.completeNames,
 		RunE: func(cmd *cobra.Command, names []string) error {
+			switch flags := cmd.Flags(); {
+			case !history && since != "":
+				return usage(errors.New("--since belongs to --history"))
+			case !watch && flags.Changed("interval"):
+				return usage(errors.New("--interval belongs to --watch"))
+			case history:
+				return a.usageHistory(cmd.Context(), names, since)
+			case watch:
+				return a.watchUsage(cmd.Context(), names, interval)
+			}
 			t := &table{style: a.style}
 			t.add(noSign, "SERVICE", "CPU", "CPU TIME", "THROTTLED", "MEMORY", "PEAK", "SWAP", "TASKS", "OOM KILLS", "SOURCE")
 			var err error
@@ -30,6 +57,12 @@ func (a *app) usageCommand() *cobra.Command {
 			return errors.Join(t.write(a.out), err)
 		},
 	}
+	c.Flags().BoolVar(&history, "history", false, "what was used, as far as it is remembered")
+	c.Flags().StringVar(&since, "since", "", "no history from before then: 1h, or 2026-11-22T03:41:10Z")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on with what is used")
+	c.Flags().DurationVar(&interval, "interval", time.Second, "how often to tell with --watch, 1s to 1h")
+	c.MarkFlagsMutuallyExclusive("history", "watch")
+	return c
 }
 
 // measured is a usage with the name of its service, which it does not say.

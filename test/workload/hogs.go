@@ -59,6 +59,41 @@ func touch(total, step int) error {
 	return nil
 }
 
+// runSawtooth goes up to a known peak and falls to nothing.
+func runSawtooth(args []string) error {
+	total, err := number(args, 0)
+	if err != nil {
+		return err
+	}
+	if len(args) < 2 {
+		return errors.New("sawtooth wants BYTES PERIOD")
+	}
+	period, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	const steps = 16
+	for first := true; ; first = false {
+		memory, err := unix.Mmap(-1, 0, total, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err != nil {
+			return err
+		}
+		for step := range steps {
+			for i := total / steps * step; i < total/steps*(step+1); i += 4096 {
+				memory[i] = 1
+			}
+			time.Sleep(period * 2 / 3 / steps)
+		}
+		if first {
+			ready(total)
+		}
+		time.Sleep(period / 3)
+		if err := unix.Munmap(memory); err != nil {
+			return err
+		}
+	}
+}
+
 // runCache reads files until they have filled the page cache, in the order of their
 // names, or as much of a disk. What is in the cache already is dropped first: it would be somebody else's.
 func runCache(args []string) error {

@@ -39,6 +39,7 @@ func modes() map[string]mode {
 		"cache":        {"DIR|DISK SKIP BYTES [MEMORY]: fill the page cache with BYTES of the files below DIR, or of DISK, but for the first SKIP, and touch MEMORY bytes", runCache},
 		"hog-noise":    {"BYTES: fill BYTES of memory so that it compresses to a half", runHogNoise},
 		"hog-huge":     {"BYTES: map and touch BYTES in huge pages of 2 MiB, or as many as there are", runHogHuge},
+		"sawtooth":     {"BYTES PERIOD: hold ever more memory, BYTES for the last third of PERIOD, let go of it, again and again", runSawtooth},
 		"read-disk":    {"DEVICE BYTES: read BYTES of DEVICE past the page cache", runReadDisk},
 		"pulse":        {"BUSY IDLE: be busy for a time, sleep for another, again and again", runPulse},
 		"hog-cpu":      {"N: keep N cores busy", runHogCPU},

@@ -1736,9 +1736,12 @@ type ResourceUsage struct {
 	// Time lost waiting for a CPU, that its own limit makes it wait included.
 	CpuPressure *Pressure `protobuf:"bytes,38,opt,name=cpu_pressure,json=cpuPressure,proto3" json:"cpu_pressure,omitempty"`
 	// Time lost waiting for block devices.
-	IoPressure    *Pressure `protobuf:"bytes,39,opt,name=io_pressure,json=ioPressure,proto3" json:"io_pressure,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	IoPressure *Pressure `protobuf:"bytes,39,opt,name=io_pressure,json=ioPressure,proto3" json:"io_pressure,omitempty"`
+	// The part of memory_file_bytes that was not read again: what the kernel takes
+	// back first, at no cost. The rest of memory_bytes is what the service needs.
+	MemoryInactiveFileBytes *uint64 `protobuf:"varint,60,opt,name=memory_inactive_file_bytes,json=memoryInactiveFileBytes,proto3,oneof" json:"memory_inactive_file_bytes,omitempty"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *ResourceUsage) Reset() {
@@ -1937,6 +1940,13 @@ func (x *ResourceUsage) GetIoPressure() *Pressure {
 		return x.IoPressure
 	}
 	return nil
+}
+
+func (x *ResourceUsage) GetMemoryInactiveFileBytes() uint64 {
+	if x != nil && x.MemoryInactiveFileBytes != nil {
+		return *x.MemoryInactiveFileBytes
+	}
+	return 0
 }
 
 // IOUsage is what was read from block devices and written to them. What the page
@@ -2892,8 +2902,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\fHealthUpdate\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.gladsheim.v1.ServiceHealthR\x06health\x12(\n" +
 	"\x10update_time_unix\x18\x02 \x01(\x03R\x0eupdateTimeUnix\x12#\n" +
-	"\rstate_changed\x18\x03 \x01(\bR\fstateChanged\"\xa2\n" +
-	"\n" +
+	"\rstate_changed\x18\x03 \x01(\bR\fstateChanged\"\x83\v\n" +
 	"\rResourceUsage\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x1f\n" +
 	"\vcpu_percent\x18\x02 \x01(\x02R\n" +
@@ -2922,7 +2931,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x0fmemory_pressure\x18% \x01(\v2\x16.gladsheim.v1.PressureR\x0ememoryPressure\x129\n" +
 	"\fcpu_pressure\x18& \x01(\v2\x16.gladsheim.v1.PressureR\vcpuPressure\x127\n" +
 	"\vio_pressure\x18' \x01(\v2\x16.gladsheim.v1.PressureR\n" +
-	"ioPressureB\x14\n" +
+	"ioPressure\x12@\n" +
+	"\x1amemory_inactive_file_bytes\x18< \x01(\x04H\rR\x17memoryInactiveFileBytes\x88\x01\x01B\x14\n" +
 	"\x12_memory_peak_bytesB\x11\n" +
 	"\x0f_throttled_usecB\x14\n" +
 	"\x12_throttled_periodsB\x0f\n" +
@@ -2937,7 +2947,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x10_cpu_system_usecB\x0e\n" +
 	"\f_cpu_periodsB\f\n" +
 	"\n" +
-	"_pids_peak\"\xbf\x01\n" +
+	"_pids_peakB\x1d\n" +
+	"\x1b_memory_inactive_file_bytes\"\xbf\x01\n" +
 	"\aIOUsage\x12\"\n" +
 	"\n" +
 	"read_bytes\x18\x01 \x01(\x04H\x00R\treadBytes\x88\x01\x01\x12$\n" +

@@ -23,6 +23,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Confidence is how far a recommendation is to be trusted.
+type Confidence int32
+
+const (
+	// Not used.
+	Confidence_CONFIDENCE_UNSPECIFIED Confidence = 0
+	// It was looked at for less than an hour, or has run into a limit, so that nobody
+	// knows what it would use without.
+	Confidence_CONFIDENCE_LOW Confidence = 1
+	// It was looked at for less than 20 hours: what happens once a day may be missing.
+	Confidence_CONFIDENCE_MEDIUM Confidence = 2
+	// It was looked at for a day.
+	Confidence_CONFIDENCE_HIGH Confidence = 3
+)
+
+// Enum value maps for Confidence.
+var (
+	Confidence_name = map[int32]string{
+		0: "CONFIDENCE_UNSPECIFIED",
+		1: "CONFIDENCE_LOW",
+		2: "CONFIDENCE_MEDIUM",
+		3: "CONFIDENCE_HIGH",
+	}
+	Confidence_value = map[string]int32{
+		"CONFIDENCE_UNSPECIFIED": 0,
+		"CONFIDENCE_LOW":         1,
+		"CONFIDENCE_MEDIUM":      2,
+		"CONFIDENCE_HIGH":        3,
+	}
+)
+
+func (x Confidence) Enum() *Confidence {
+	p := new(Confidence)
+	*p = x
+	return p
+}
+
+func (x Confidence) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Confidence) Descriptor() protoreflect.EnumDescriptor {
+	return file_gladsheim_v1_runtime_proto_enumTypes[0].Descriptor()
+}
+
+func (Confidence) Type() protoreflect.EnumType {
+	return &file_gladsheim_v1_runtime_proto_enumTypes[0]
+}
+
+func (x Confidence) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Confidence.Descriptor instead.
+func (Confidence) EnumDescriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{0}
+}
+
 // KillRequest names the service to kill.
 type KillRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -326,6 +384,875 @@ func (x *ExitHistory) GetExits() []*ExitRecord {
 	return nil
 }
 
+// GetUsageHistoryRequest says of what time, and how fine.
+type GetUsageHistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// Nothing from before then, milliseconds since 1970; 0: all that is remembered.
+	SinceUnixMs int64 `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	// Nothing that began then or later; 0: up to now.
+	UntilUnixMs int64 `protobuf:"varint,3,opt,name=until_unix_ms,json=untilUnixMs,proto3" json:"until_unix_ms,omitempty"`
+	// Samples of at least that length; 0: as fine as all of the time asked for is
+	// remembered.
+	StepMs uint64 `protobuf:"varint,4,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// So many samples at most, which are made longer for that; 0: any number.
+	MaxSamples    uint32 `protobuf:"varint,5,opt,name=max_samples,json=maxSamples,proto3" json:"max_samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageHistoryRequest) Reset() {
+	*x = GetUsageHistoryRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageHistoryRequest) ProtoMessage() {}
+
+func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
+func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GetUsageHistoryRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *GetUsageHistoryRequest) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+func (x *GetUsageHistoryRequest) GetUntilUnixMs() int64 {
+	if x != nil {
+		return x.UntilUnixMs
+	}
+	return 0
+}
+
+func (x *GetUsageHistoryRequest) GetStepMs() uint64 {
+	if x != nil {
+		return x.StepMs
+	}
+	return 0
+}
+
+func (x *GetUsageHistoryRequest) GetMaxSamples() uint32 {
+	if x != nil {
+		return x.MaxSamples
+	}
+	return 0
+}
+
+// UsageHistory is the answer of GetUsageHistory.
+type UsageHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// The samples, oldest first. Of times in which the service was not looked at,
+	// because it or the agent did not run, there are none.
+	Samples       []*UsageSample `protobuf:"bytes,2,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageHistory) Reset() {
+	*x = UsageHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageHistory) ProtoMessage() {}
+
+func (x *UsageHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
+func (*UsageHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UsageHistory) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *UsageHistory) GetSamples() []*UsageSample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+// UsageSample is what a service used in one step of time. What the host does not
+// count, or nobody could know in this step, is absent, which is not zero.
+type UsageSample struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the step began, milliseconds since 1970, as the clock is set now.
+	BeganUnixMs int64 `protobuf:"varint,1,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	// How long it is.
+	StepMs uint64 `protobuf:"varint,2,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// How much time what it tells is of; percentages are of this. It is less than the
+	// step where the service was not looked at all the time, and more where a look came
+	// late, since what was used counts for the step in which that is seen.
+	MeasuredMs uint64 `protobuf:"varint,3,opt,name=measured_ms,json=measuredMs,proto3" json:"measured_ms,omitempty"`
+	// Memory at the end.
+	MemoryBytes *uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
+	// The most memory in it, between the looks of each second, too, where the kernel
+	// keeps a peak and it rose (memory.peak).
+	MemoryPeakBytes *uint64 `protobuf:"varint,5,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3,oneof" json:"memory_peak_bytes,omitempty"`
+	// The same without page cache that the kernel takes back first, at no cost
+	// (inactive_file).
+	MemoryHeldBytes *uint64 `protobuf:"varint,6,opt,name=memory_held_bytes,json=memoryHeldBytes,proto3,oneof" json:"memory_held_bytes,omitempty"`
+	// CPU time, in percent of one core, on average.
+	CpuPercent *float64 `protobuf:"fixed64,7,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	// The most from one look to the next.
+	CpuPeakPercent *float64 `protobuf:"fixed64,8,opt,name=cpu_peak_percent,json=cpuPeakPercent,proto3,oneof" json:"cpu_peak_percent,omitempty"`
+	// Of the scheduling periods in which it wanted to run, those in which its CPU limit
+	// held it back, in percent.
+	ThrottledPercent *float64 `protobuf:"fixed64,9,opt,name=throttled_percent,json=throttledPercent,proto3,oneof" json:"throttled_percent,omitempty"`
+	// Processes and threads at the end.
+	Pids *uint64 `protobuf:"varint,10,opt,name=pids,proto3,oneof" json:"pids,omitempty"`
+	// The most of them.
+	PidsPeak *uint64 `protobuf:"varint,11,opt,name=pids_peak,json=pidsPeak,proto3,oneof" json:"pids_peak,omitempty"`
+	// Bytes read from block devices.
+	ReadBytes *uint64 `protobuf:"varint,12,opt,name=read_bytes,json=readBytes,proto3,oneof" json:"read_bytes,omitempty"`
+	// Bytes written to block devices.
+	WriteBytes *uint64 `protobuf:"varint,13,opt,name=write_bytes,json=writeBytes,proto3,oneof" json:"write_bytes,omitempty"`
+	// Processes that were killed for want of memory.
+	OomKills *uint64 `protobuf:"varint,14,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	// Percent of the time in which some task waited for memory (PSI).
+	MemoryPressurePercent *float64 `protobuf:"fixed64,15,opt,name=memory_pressure_percent,json=memoryPressurePercent,proto3,oneof" json:"memory_pressure_percent,omitempty"`
+	// The same of the CPU.
+	CpuPressurePercent *float64 `protobuf:"fixed64,16,opt,name=cpu_pressure_percent,json=cpuPressurePercent,proto3,oneof" json:"cpu_pressure_percent,omitempty"`
+	// The same of block devices.
+	IoPressurePercent *float64 `protobuf:"fixed64,17,opt,name=io_pressure_percent,json=ioPressurePercent,proto3,oneof" json:"io_pressure_percent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *UsageSample) Reset() {
+	*x = UsageSample{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageSample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageSample) ProtoMessage() {}
+
+func (x *UsageSample) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
+func (*UsageSample) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UsageSample) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.BeganUnixMs
+	}
+	return 0
+}
+
+func (x *UsageSample) GetStepMs() uint64 {
+	if x != nil {
+		return x.StepMs
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMeasuredMs() uint64 {
+	if x != nil {
+		return x.MeasuredMs
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryBytes() uint64 {
+	if x != nil && x.MemoryBytes != nil {
+		return *x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryPeakBytes() uint64 {
+	if x != nil && x.MemoryPeakBytes != nil {
+		return *x.MemoryPeakBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryHeldBytes() uint64 {
+	if x != nil && x.MemoryHeldBytes != nil {
+		return *x.MemoryHeldBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetCpuPercent() float64 {
+	if x != nil && x.CpuPercent != nil {
+		return *x.CpuPercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetCpuPeakPercent() float64 {
+	if x != nil && x.CpuPeakPercent != nil {
+		return *x.CpuPeakPercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetThrottledPercent() float64 {
+	if x != nil && x.ThrottledPercent != nil {
+		return *x.ThrottledPercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetPids() uint64 {
+	if x != nil && x.Pids != nil {
+		return *x.Pids
+	}
+	return 0
+}
+
+func (x *UsageSample) GetPidsPeak() uint64 {
+	if x != nil && x.PidsPeak != nil {
+		return *x.PidsPeak
+	}
+	return 0
+}
+
+func (x *UsageSample) GetReadBytes() uint64 {
+	if x != nil && x.ReadBytes != nil {
+		return *x.ReadBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetWriteBytes() uint64 {
+	if x != nil && x.WriteBytes != nil {
+		return *x.WriteBytes
+	}
+	return 0
+}
+
+func (x *UsageSample) GetOomKills() uint64 {
+	if x != nil && x.OomKills != nil {
+		return *x.OomKills
+	}
+	return 0
+}
+
+func (x *UsageSample) GetMemoryPressurePercent() float64 {
+	if x != nil && x.MemoryPressurePercent != nil {
+		return *x.MemoryPressurePercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetCpuPressurePercent() float64 {
+	if x != nil && x.CpuPressurePercent != nil {
+		return *x.CpuPressurePercent
+	}
+	return 0
+}
+
+func (x *UsageSample) GetIoPressurePercent() float64 {
+	if x != nil && x.IoPressurePercent != nil {
+		return *x.IoPressurePercent
+	}
+	return 0
+}
+
+// WatchUsageRequest says whom to watch.
+type WatchUsageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which services; none for all. At most 1024.
+	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
+	// How often each is told of, from 1,000 to 3,600,000; less counts as 1,000.
+	IntervalMs    uint32 `protobuf:"varint,2,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchUsageRequest) Reset() {
+	*x = WatchUsageRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchUsageRequest) ProtoMessage() {}
+
+func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
+func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *WatchUsageRequest) GetServiceNames() []string {
+	if x != nil {
+		return x.ServiceNames
+	}
+	return nil
+}
+
+func (x *WatchUsageRequest) GetIntervalMs() uint32 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
+// UsageUpdate is what a service used since it was told of before.
+type UsageUpdate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// What it used.
+	Usage         *UsageSample `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageUpdate) Reset() {
+	*x = UsageUpdate{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageUpdate) ProtoMessage() {}
+
+func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
+func (*UsageUpdate) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UsageUpdate) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *UsageUpdate) GetUsage() *UsageSample {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// RecommendRequest says for whom, and by what.
+type RecommendRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// By what it used since then alone, milliseconds since 1970, as after a change of
+	// the program; 0: by all that is remembered.
+	SinceUnixMs   int64 `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecommendRequest) Reset() {
+	*x = RecommendRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecommendRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecommendRequest) ProtoMessage() {}
+
+func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
+func (*RecommendRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RecommendRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *RecommendRequest) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+// Recommendation is the answer of Recommend.
+type Recommendation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// When the first look was, milliseconds since 1970.
+	SinceUnixMs int64 `protobuf:"varint,2,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	// For how much of the time since then it was looked at.
+	WatchedMs uint64 `protobuf:"varint,3,opt,name=watched_ms,json=watchedMs,proto3" json:"watched_ms,omitempty"`
+	// How many samples that makes, and how long each is.
+	Samples uint32 `protobuf:"varint,4,opt,name=samples,proto3" json:"samples,omitempty"`
+	// Of each sample.
+	StepMs uint64 `protobuf:"varint,5,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// How far it is to be trusted.
+	Confidence Confidence `protobuf:"varint,6,opt,name=confidence,proto3,enum=gladsheim.v1.Confidence" json:"confidence,omitempty"`
+	// Why no further; empty with CONFIDENCE_HIGH.
+	Doubt string `protobuf:"bytes,7,opt,name=doubt,proto3" json:"doubt,omitempty"`
+	// What was seen.
+	Evidence *UsageEvidence `protobuf:"bytes,8,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// What the limits would be.
+	Limits        []*LimitRecommendation `protobuf:"bytes,9,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recommendation) Reset() {
+	*x = Recommendation{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recommendation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recommendation) ProtoMessage() {}
+
+func (x *Recommendation) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
+func (*Recommendation) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Recommendation) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *Recommendation) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+func (x *Recommendation) GetWatchedMs() uint64 {
+	if x != nil {
+		return x.WatchedMs
+	}
+	return 0
+}
+
+func (x *Recommendation) GetSamples() uint32 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+func (x *Recommendation) GetStepMs() uint64 {
+	if x != nil {
+		return x.StepMs
+	}
+	return 0
+}
+
+func (x *Recommendation) GetConfidence() Confidence {
+	if x != nil {
+		return x.Confidence
+	}
+	return Confidence_CONFIDENCE_UNSPECIFIED
+}
+
+func (x *Recommendation) GetDoubt() string {
+	if x != nil {
+		return x.Doubt
+	}
+	return ""
+}
+
+func (x *Recommendation) GetEvidence() *UsageEvidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+func (x *Recommendation) GetLimits() []*LimitRecommendation {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// UsageEvidence is what a service used in the time that a recommendation goes by.
+// What the host does not count is absent.
+type UsageEvidence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most memory, page cache included.
+	MemoryPeakBytes *uint64 `protobuf:"varint,1,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3,oneof" json:"memory_peak_bytes,omitempty"`
+	// The same as the kernel has it of the instance that runs now, since that began
+	// (memory.peak; without cgroups the most that one of its processes ever had, or all
+	// of them now); absent when none runs.
+	KernelPeakBytes *uint64 `protobuf:"varint,2,opt,name=kernel_peak_bytes,json=kernelPeakBytes,proto3,oneof" json:"kernel_peak_bytes,omitempty"`
+	// The most memory without page cache that the kernel takes back first, at no cost.
+	HeldPeakBytes *uint64 `protobuf:"varint,3,opt,name=held_peak_bytes,json=heldPeakBytes,proto3,oneof" json:"held_peak_bytes,omitempty"`
+	// What that was at most in 95 of 100 samples.
+	HeldP95Bytes *uint64 `protobuf:"varint,4,opt,name=held_p95_bytes,json=heldP95Bytes,proto3,oneof" json:"held_p95_bytes,omitempty"`
+	// CPU time in percent of one core, on average.
+	CpuPercent *float64 `protobuf:"fixed64,5,opt,name=cpu_percent,json=cpuPercent,proto3,oneof" json:"cpu_percent,omitempty"`
+	// What the busiest second of a sample had at most in 95 of 100 samples.
+	CpuP95Percent *float64 `protobuf:"fixed64,6,opt,name=cpu_p95_percent,json=cpuP95Percent,proto3,oneof" json:"cpu_p95_percent,omitempty"`
+	// What the busiest second of all had.
+	CpuPeakPercent *float64 `protobuf:"fixed64,7,opt,name=cpu_peak_percent,json=cpuPeakPercent,proto3,oneof" json:"cpu_peak_percent,omitempty"`
+	// Of the scheduling periods in which it wanted to run, those in which its CPU limit
+	// held it back, in percent.
+	ThrottledPercent *float64 `protobuf:"fixed64,8,opt,name=throttled_percent,json=throttledPercent,proto3,oneof" json:"throttled_percent,omitempty"`
+	// The most processes and threads.
+	PidsPeak *uint64 `protobuf:"varint,9,opt,name=pids_peak,json=pidsPeak,proto3,oneof" json:"pids_peak,omitempty"`
+	// Processes that were killed for want of memory.
+	OomKills *uint64 `protobuf:"varint,10,opt,name=oom_kills,json=oomKills,proto3,oneof" json:"oom_kills,omitempty"`
+	// Percent of the time in which some task waited for memory (PSI).
+	MemoryPressurePercent *float64 `protobuf:"fixed64,11,opt,name=memory_pressure_percent,json=memoryPressurePercent,proto3,oneof" json:"memory_pressure_percent,omitempty"`
+	// The same of the CPU.
+	CpuPressurePercent *float64 `protobuf:"fixed64,12,opt,name=cpu_pressure_percent,json=cpuPressurePercent,proto3,oneof" json:"cpu_pressure_percent,omitempty"`
+	// The same of block devices.
+	IoPressurePercent *float64 `protobuf:"fixed64,13,opt,name=io_pressure_percent,json=ioPressurePercent,proto3,oneof" json:"io_pressure_percent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *UsageEvidence) Reset() {
+	*x = UsageEvidence{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageEvidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageEvidence) ProtoMessage() {}
+
+func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
+func (*UsageEvidence) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
+	if x != nil && x.MemoryPeakBytes != nil {
+		return *x.MemoryPeakBytes
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetKernelPeakBytes() uint64 {
+	if x != nil && x.KernelPeakBytes != nil {
+		return *x.KernelPeakBytes
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetHeldPeakBytes() uint64 {
+	if x != nil && x.HeldPeakBytes != nil {
+		return *x.HeldPeakBytes
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetHeldP95Bytes() uint64 {
+	if x != nil && x.HeldP95Bytes != nil {
+		return *x.HeldP95Bytes
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetCpuPercent() float64 {
+	if x != nil && x.CpuPercent != nil {
+		return *x.CpuPercent
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetCpuP95Percent() float64 {
+	if x != nil && x.CpuP95Percent != nil {
+		return *x.CpuP95Percent
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetCpuPeakPercent() float64 {
+	if x != nil && x.CpuPeakPercent != nil {
+		return *x.CpuPeakPercent
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetThrottledPercent() float64 {
+	if x != nil && x.ThrottledPercent != nil {
+		return *x.ThrottledPercent
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetPidsPeak() uint64 {
+	if x != nil && x.PidsPeak != nil {
+		return *x.PidsPeak
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetOomKills() uint64 {
+	if x != nil && x.OomKills != nil {
+		return *x.OomKills
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetMemoryPressurePercent() float64 {
+	if x != nil && x.MemoryPressurePercent != nil {
+		return *x.MemoryPressurePercent
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetCpuPressurePercent() float64 {
+	if x != nil && x.CpuPressurePercent != nil {
+		return *x.CpuPressurePercent
+	}
+	return 0
+}
+
+func (x *UsageEvidence) GetIoPressurePercent() float64 {
+	if x != nil && x.IoPressurePercent != nil {
+		return *x.IoPressurePercent
+	}
+	return 0
+}
+
+// LimitRecommendation is what one limit would be.
+type LimitRecommendation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// memory_max, memory_high, cpu_percent or pids_max.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What holds, or would at the next start; Infinity for no limit; absent when nobody
+	// has set one and the kernel was not asked.
+	Current *float64 `protobuf:"fixed64,2,opt,name=current,proto3,oneof" json:"current,omitempty"`
+	// What is recommended; Infinity for no limit.
+	Recommended float64 `protobuf:"fixed64,3,opt,name=recommended,proto3" json:"recommended,omitempty"`
+	// The same as gladsheim set takes it: "264MiB", "88%" or "max".
+	Value string `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
+	// Why, with the margin that is in it.
+	Why string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	// Whether this host enforces the limit.
+	Enforced      bool `protobuf:"varint,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitRecommendation) Reset() {
+	*x = LimitRecommendation{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitRecommendation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitRecommendation) ProtoMessage() {}
+
+func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
+func (*LimitRecommendation) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *LimitRecommendation) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LimitRecommendation) GetCurrent() float64 {
+	if x != nil && x.Current != nil {
+		return *x.Current
+	}
+	return 0
+}
+
+func (x *LimitRecommendation) GetRecommended() float64 {
+	if x != nil {
+		return x.Recommended
+	}
+	return 0
+}
+
+func (x *LimitRecommendation) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *LimitRecommendation) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *LimitRecommendation) GetEnforced() bool {
+	if x != nil {
+		return x.Enforced
+	}
+	return false
+}
+
 var File_gladsheim_v1_runtime_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_runtime_proto_rawDesc = "" +
@@ -346,13 +1273,137 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
 	"\vExitHistory\x12.\n" +
-	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits2\xe0\x02\n" +
+	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"\xbd\x01\n" +
+	"\x16GetUsageHistoryRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\x12\"\n" +
+	"\runtil_unix_ms\x18\x03 \x01(\x03R\vuntilUnixMs\x12\x17\n" +
+	"\astep_ms\x18\x04 \x01(\x04R\x06stepMs\x12\x1f\n" +
+	"\vmax_samples\x18\x05 \x01(\rR\n" +
+	"maxSamples\"f\n" +
+	"\fUsageHistory\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x123\n" +
+	"\asamples\x18\x02 \x03(\v2\x19.gladsheim.v1.UsageSampleR\asamples\"\xd5\a\n" +
+	"\vUsageSample\x12\"\n" +
+	"\rbegan_unix_ms\x18\x01 \x01(\x03R\vbeganUnixMs\x12\x17\n" +
+	"\astep_ms\x18\x02 \x01(\x04R\x06stepMs\x12\x1f\n" +
+	"\vmeasured_ms\x18\x03 \x01(\x04R\n" +
+	"measuredMs\x12&\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04H\x00R\vmemoryBytes\x88\x01\x01\x12/\n" +
+	"\x11memory_peak_bytes\x18\x05 \x01(\x04H\x01R\x0fmemoryPeakBytes\x88\x01\x01\x12/\n" +
+	"\x11memory_held_bytes\x18\x06 \x01(\x04H\x02R\x0fmemoryHeldBytes\x88\x01\x01\x12$\n" +
+	"\vcpu_percent\x18\a \x01(\x01H\x03R\n" +
+	"cpuPercent\x88\x01\x01\x12-\n" +
+	"\x10cpu_peak_percent\x18\b \x01(\x01H\x04R\x0ecpuPeakPercent\x88\x01\x01\x120\n" +
+	"\x11throttled_percent\x18\t \x01(\x01H\x05R\x10throttledPercent\x88\x01\x01\x12\x17\n" +
+	"\x04pids\x18\n" +
+	" \x01(\x04H\x06R\x04pids\x88\x01\x01\x12 \n" +
+	"\tpids_peak\x18\v \x01(\x04H\aR\bpidsPeak\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"read_bytes\x18\f \x01(\x04H\bR\treadBytes\x88\x01\x01\x12$\n" +
+	"\vwrite_bytes\x18\r \x01(\x04H\tR\n" +
+	"writeBytes\x88\x01\x01\x12 \n" +
+	"\toom_kills\x18\x0e \x01(\x04H\n" +
+	"R\boomKills\x88\x01\x01\x12;\n" +
+	"\x17memory_pressure_percent\x18\x0f \x01(\x01H\vR\x15memoryPressurePercent\x88\x01\x01\x125\n" +
+	"\x14cpu_pressure_percent\x18\x10 \x01(\x01H\fR\x12cpuPressurePercent\x88\x01\x01\x123\n" +
+	"\x13io_pressure_percent\x18\x11 \x01(\x01H\rR\x11ioPressurePercent\x88\x01\x01B\x0f\n" +
+	"\r_memory_bytesB\x14\n" +
+	"\x12_memory_peak_bytesB\x14\n" +
+	"\x12_memory_held_bytesB\x0e\n" +
+	"\f_cpu_percentB\x13\n" +
+	"\x11_cpu_peak_percentB\x14\n" +
+	"\x12_throttled_percentB\a\n" +
+	"\x05_pidsB\f\n" +
+	"\n" +
+	"_pids_peakB\r\n" +
+	"\v_read_bytesB\x0e\n" +
+	"\f_write_bytesB\f\n" +
+	"\n" +
+	"_oom_killsB\x1a\n" +
+	"\x18_memory_pressure_percentB\x17\n" +
+	"\x15_cpu_pressure_percentB\x16\n" +
+	"\x14_io_pressure_percent\"Y\n" +
+	"\x11WatchUsageRequest\x12#\n" +
+	"\rservice_names\x18\x01 \x03(\tR\fserviceNames\x12\x1f\n" +
+	"\vinterval_ms\x18\x02 \x01(\rR\n" +
+	"intervalMs\"a\n" +
+	"\vUsageUpdate\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12/\n" +
+	"\x05usage\x18\x02 \x01(\v2\x19.gladsheim.v1.UsageSampleR\x05usage\"Y\n" +
+	"\x10RecommendRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"\xed\x02\n" +
+	"\x0eRecommendation\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\"\n" +
+	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\x12\x1d\n" +
+	"\n" +
+	"watched_ms\x18\x03 \x01(\x04R\twatchedMs\x12\x18\n" +
+	"\asamples\x18\x04 \x01(\rR\asamples\x12\x17\n" +
+	"\astep_ms\x18\x05 \x01(\x04R\x06stepMs\x128\n" +
+	"\n" +
+	"confidence\x18\x06 \x01(\x0e2\x18.gladsheim.v1.ConfidenceR\n" +
+	"confidence\x12\x14\n" +
+	"\x05doubt\x18\a \x01(\tR\x05doubt\x127\n" +
+	"\bevidence\x18\b \x01(\v2\x1b.gladsheim.v1.UsageEvidenceR\bevidence\x129\n" +
+	"\x06limits\x18\t \x03(\v2!.gladsheim.v1.LimitRecommendationR\x06limits\"\xf5\x06\n" +
+	"\rUsageEvidence\x12/\n" +
+	"\x11memory_peak_bytes\x18\x01 \x01(\x04H\x00R\x0fmemoryPeakBytes\x88\x01\x01\x12/\n" +
+	"\x11kernel_peak_bytes\x18\x02 \x01(\x04H\x01R\x0fkernelPeakBytes\x88\x01\x01\x12+\n" +
+	"\x0fheld_peak_bytes\x18\x03 \x01(\x04H\x02R\rheldPeakBytes\x88\x01\x01\x12)\n" +
+	"\x0eheld_p95_bytes\x18\x04 \x01(\x04H\x03R\fheldP95Bytes\x88\x01\x01\x12$\n" +
+	"\vcpu_percent\x18\x05 \x01(\x01H\x04R\n" +
+	"cpuPercent\x88\x01\x01\x12+\n" +
+	"\x0fcpu_p95_percent\x18\x06 \x01(\x01H\x05R\rcpuP95Percent\x88\x01\x01\x12-\n" +
+	"\x10cpu_peak_percent\x18\a \x01(\x01H\x06R\x0ecpuPeakPercent\x88\x01\x01\x120\n" +
+	"\x11throttled_percent\x18\b \x01(\x01H\aR\x10throttledPercent\x88\x01\x01\x12 \n" +
+	"\tpids_peak\x18\t \x01(\x04H\bR\bpidsPeak\x88\x01\x01\x12 \n" +
+	"\toom_kills\x18\n" +
+	" \x01(\x04H\tR\boomKills\x88\x01\x01\x12;\n" +
+	"\x17memory_pressure_percent\x18\v \x01(\x01H\n" +
+	"R\x15memoryPressurePercent\x88\x01\x01\x125\n" +
+	"\x14cpu_pressure_percent\x18\f \x01(\x01H\vR\x12cpuPressurePercent\x88\x01\x01\x123\n" +
+	"\x13io_pressure_percent\x18\r \x01(\x01H\fR\x11ioPressurePercent\x88\x01\x01B\x14\n" +
+	"\x12_memory_peak_bytesB\x14\n" +
+	"\x12_kernel_peak_bytesB\x12\n" +
+	"\x10_held_peak_bytesB\x11\n" +
+	"\x0f_held_p95_bytesB\x0e\n" +
+	"\f_cpu_percentB\x12\n" +
+	"\x10_cpu_p95_percentB\x13\n" +
+	"\x11_cpu_peak_percentB\x14\n" +
+	"\x12_throttled_percentB\f\n" +
+	"\n" +
+	"_pids_peakB\f\n" +
+	"\n" +
+	"_oom_killsB\x1a\n" +
+	"\x18_memory_pressure_percentB\x17\n" +
+	"\x15_cpu_pressure_percentB\x16\n" +
+	"\x14_io_pressure_percent\"\xba\x01\n" +
+	"\x13LimitRecommendation\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1d\n" +
+	"\acurrent\x18\x02 \x01(\x01H\x00R\acurrent\x88\x01\x01\x12 \n" +
+	"\vrecommended\x18\x03 \x01(\x01R\vrecommended\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\tR\x05value\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x1a\n" +
+	"\benforced\x18\x06 \x01(\bR\benforcedB\n" +
+	"\n" +
+	"\b_current*h\n" +
+	"\n" +
+	"Confidence\x12\x1a\n" +
+	"\x16CONFIDENCE_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eCONFIDENCE_LOW\x10\x01\x12\x15\n" +
+	"\x11CONFIDENCE_MEDIUM\x10\x02\x12\x13\n" +
+	"\x0fCONFIDENCE_HIGH\x10\x032\xcc\x04\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
-	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistoryB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
+	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12S\n" +
+	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
+	"\n" +
+	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
+	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.RecommendationB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
 	file_gladsheim_v1_runtime_proto_rawDescOnce sync.Once
@@ -366,34 +1417,56 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_gladsheim_v1_runtime_proto_rawDescData
 }
 
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
-	(*KillRequest)(nil),      // 0: gladsheim.v1.KillRequest
-	(*SignalRequest)(nil),    // 1: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),    // 2: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),      // 3: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil), // 4: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),      // 5: gladsheim.v1.ExitHistory
-	(*ExitRecord)(nil),       // 6: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),    // 7: gladsheim.v1.ServiceStatus
+	(Confidence)(0),                // 0: gladsheim.v1.Confidence
+	(*KillRequest)(nil),            // 1: gladsheim.v1.KillRequest
+	(*SignalRequest)(nil),          // 2: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 3: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 4: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 5: gladsheim.v1.ListExitsRequest
+	(*ExitHistory)(nil),            // 6: gladsheim.v1.ExitHistory
+	(*GetUsageHistoryRequest)(nil), // 7: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 8: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 9: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 10: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 11: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 12: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 13: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 14: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 15: gladsheim.v1.LimitRecommendation
+	(*ExitRecord)(nil),             // 16: gladsheim.v1.ExitRecord
+	(*ServiceStatus)(nil),          // 17: gladsheim.v1.ServiceStatus
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	6, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	0, // 1: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	1, // 2: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	2, // 3: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	3, // 4: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	4, // 5: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7, // 6: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	7, // 7: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	7, // 8: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	7, // 9: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	5, // 10: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	6, // [6:11] is the sub-list for method output_type
-	1, // [1:6] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	16, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	9,  // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	9,  // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 3: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
+	14, // 4: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	15, // 5: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 6: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	2,  // 7: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	3,  // 8: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	4,  // 9: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	5,  // 10: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	7,  // 11: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	10, // 12: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	12, // 13: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	17, // 14: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	17, // 15: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	17, // 16: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	17, // 17: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	6,  // 18: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	8,  // 19: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	11, // 20: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	13, // 21: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	14, // [14:22] is the sub-list for method output_type
+	6,  // [6:14] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -403,18 +1476,22 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
+	file_gladsheim_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   6,
+			NumEnums:      1,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_gladsheim_v1_runtime_proto_goTypes,
 		DependencyIndexes: file_gladsheim_v1_runtime_proto_depIdxs,
+		EnumInfos:         file_gladsheim_v1_runtime_proto_enumTypes,
 		MessageInfos:      file_gladsheim_v1_runtime_proto_msgTypes,
 	}.Build()
 	File_gladsheim_v1_runtime_proto = out.File

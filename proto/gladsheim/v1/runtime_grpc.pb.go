@@ -21,11 +21,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RuntimeService_Kill_FullMethodName      = "/gladsheim.v1.RuntimeService/Kill"
-	RuntimeService_Signal_FullMethodName    = "/gladsheim.v1.RuntimeService/Signal"
-	RuntimeService_Freeze_FullMethodName    = "/gladsheim.v1.RuntimeService/Freeze"
-	RuntimeService_Thaw_FullMethodName      = "/gladsheim.v1.RuntimeService/Thaw"
-	RuntimeService_ListExits_FullMethodName = "/gladsheim.v1.RuntimeService/ListExits"
+	RuntimeService_Kill_FullMethodName            = "/gladsheim.v1.RuntimeService/Kill"
+	RuntimeService_Signal_FullMethodName          = "/gladsheim.v1.RuntimeService/Signal"
+	RuntimeService_Freeze_FullMethodName          = "/gladsheim.v1.RuntimeService/Freeze"
+	RuntimeService_Thaw_FullMethodName            = "/gladsheim.v1.RuntimeService/Thaw"
+	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
+	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
+	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
+	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
 )
 
 // RuntimeServiceClient is the client API for RuntimeService service.
@@ -66,6 +69,29 @@ type RuntimeServiceClient interface {
 	//
 	// NOT_FOUND: no such service.
 	ListExits(ctx context.Context, in *ListExitsRequest, opts ...grpc.CallOption) (*ExitHistory, error)
+	// GetUsageHistory tells what a service used, oldest first, as far as it is
+	// remembered: the latest 5 minutes by the second, an hour by 10 seconds, a day by
+	// the minute. It is, over the end of the agent and of instances but not over a
+	// reboot, while its definition has usage_history.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
+	// definition does not ask for it.
+	GetUsageHistory(ctx context.Context, in *GetUsageHistoryRequest, opts ...grpc.CallOption) (*UsageHistory, error)
+	// WatchUsage tells what services use, of each at once and then in every interval,
+	// for as long as the caller listens; of all services if none is named. They need
+	// not run yet, nor have usage_history: they are read for whoever listens. The
+	// first sample tells what there is; rates need a second. To a caller who is too
+	// slow fewer samples are sent, each of which tells of a longer time.
+	//
+	// NOT_FOUND: no such service. INVALID_ARGUMENT: too many are named, or the
+	// interval is above an hour. RESOURCE_EXHAUSTED: too many streams are open.
+	WatchUsage(ctx context.Context, in *WatchUsageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UsageUpdate], error)
+	// Recommend tells which limits would fit what a service used, and what it goes by.
+	// It changes nothing.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
+	// definition has no usage_history, or it was looked at for less than a minute.
+	Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error)
 }
 
 type runtimeServiceClient struct {
@@ -126,6 +152,45 @@ func (c *runtimeServiceClient) ListExits(ctx context.Context, in *ListExitsReque
 	return out, nil
 }
 
+func (c *runtimeServiceClient) GetUsageHistory(ctx context.Context, in *GetUsageHistoryRequest, opts ...grpc.CallOption) (*UsageHistory, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UsageHistory)
+	err := c.cc.Invoke(ctx, RuntimeService_GetUsageHistory_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) WatchUsage(ctx context.Context, in *WatchUsageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UsageUpdate], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RuntimeService_ServiceDesc.Streams[0], RuntimeService_WatchUsage_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchUsageRequest, UsageUpdate]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RuntimeService_WatchUsageClient = grpc.ServerStreamingClient[UsageUpdate]
+
+func (c *runtimeServiceClient) Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Recommendation)
+	err := c.cc.Invoke(ctx, RuntimeService_Recommend_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RuntimeServiceServer is the server API for RuntimeService service.
 // All implementations must embed UnimplementedRuntimeServiceServer
 // for forward compatibility.
@@ -164,6 +229,29 @@ type RuntimeServiceServer interface {
 	//
 	// NOT_FOUND: no such service.
 	ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error)
+	// GetUsageHistory tells what a service used, oldest first, as far as it is
+	// remembered: the latest 5 minutes by the second, an hour by 10 seconds, a day by
+	// the minute. It is, over the end of the agent and of instances but not over a
+	// reboot, while its definition has usage_history.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
+	// definition does not ask for it.
+	GetUsageHistory(context.Context, *GetUsageHistoryRequest) (*UsageHistory, error)
+	// WatchUsage tells what services use, of each at once and then in every interval,
+	// for as long as the caller listens; of all services if none is named. They need
+	// not run yet, nor have usage_history: they are read for whoever listens. The
+	// first sample tells what there is; rates need a second. To a caller who is too
+	// slow fewer samples are sent, each of which tells of a longer time.
+	//
+	// NOT_FOUND: no such service. INVALID_ARGUMENT: too many are named, or the
+	// interval is above an hour. RESOURCE_EXHAUSTED: too many streams are open.
+	WatchUsage(*WatchUsageRequest, grpc.ServerStreamingServer[UsageUpdate]) error
+	// Recommend tells which limits would fit what a service used, and what it goes by.
+	// It changes nothing.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
+	// definition has no usage_history, or it was looked at for less than a minute.
+	Recommend(context.Context, *RecommendRequest) (*Recommendation, error)
 	mustEmbedUnimplementedRuntimeServiceServer()
 }
 
@@ -188,6 +276,15 @@ func (UnimplementedRuntimeServiceServer) Thaw(context.Context, *ThawRequest) (*S
 }
 func (UnimplementedRuntimeServiceServer) ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListExits not implemented")
+}
+func (UnimplementedRuntimeServiceServer) GetUsageHistory(context.Context, *GetUsageHistoryRequest) (*UsageHistory, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetUsageHistory not implemented")
+}
+func (UnimplementedRuntimeServiceServer) WatchUsage(*WatchUsageRequest, grpc.ServerStreamingServer[UsageUpdate]) error {
+	return status.Error(codes.Unimplemented, "method WatchUsage not implemented")
+}
+func (UnimplementedRuntimeServiceServer) Recommend(context.Context, *RecommendRequest) (*Recommendation, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recommend not implemented")
 }
 func (UnimplementedRuntimeServiceServer) mustEmbedUnimplementedRuntimeServiceServer() {}
 func (UnimplementedRuntimeServiceServer) testEmbeddedByValue()                        {}
@@ -300,6 +397,53 @@ func _RuntimeService_ListExits_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_GetUsageHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetUsageHistoryRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).GetUsageHistory(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_GetUsageHistory_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).GetUsageHistory(ctx, req.(*GetUsageHistoryRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RuntimeService_WatchUsage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchUsageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(RuntimeServiceServer).WatchUsage(m, &grpc.GenericServerStream[WatchUsageRequest, UsageUpdate]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RuntimeService_WatchUsageServer = grpc.ServerStreamingServer[UsageUpdate]
+
+func _RuntimeService_Recommend_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecommendRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).Recommend(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_Recommend_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).Recommend(ctx, req.(*RecommendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RuntimeService_ServiceDesc is the grpc.ServiceDesc for RuntimeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -327,7 +471,21 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListExits",
 			Handler:    _RuntimeService_ListExits_Handler,
 		},
+		{
+			MethodName: "GetUsageHistory",
+			Handler:    _RuntimeService_GetUsageHistory_Handler,
+		},
+		{
+			MethodName: "Recommend",
+			Handler:    _RuntimeService_Recommend_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchUsage",
+			Handler:       _RuntimeService_WatchUsage_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "gladsheim/v1/runtime.proto",
 }
