@@ -58,7 +58,7 @@ type watch struct {
 	presses    [service.NumViolations]press
 	gauge      backends.Gauge
 	last       seen
-	used       uint64  // bytes of memory; where that is near a level without the cache
+	need       uint64  // bytes of memory; where that is near a level without the cache
 	rate       float64 // CPU time, in microseconds per second
 	heldBack   bool    // since the reading before
 	tally      *service.Tally
@@ -234,9 +234,9 @@ func (w *watch) measure(s *service.Status, now time.Time) {
 	}
 	w.heldBack = g.ThrottledPeriods.Value > w.last.ThrottledPeriods.Value && !w.last.at.IsZero()
 	w.last = seen{now, g}
-	w.used = g.Memory.Value
-	if top := s.Applied[service.MemoryMax].Effective; memory && percentOf(float64(w.used), float64(top.Value)) >= s.Warnings.Memory-slack {
-		w.used -= min(w.used, w.cache())
+	w.need = g.Memory.Value
+	if top := s.Applied[service.MemoryMax].Effective; memory && percentOf(float64(w.need), float64(top.Value)) >= s.Warnings.Memory-slack {
+		w.need -= min(w.need, w.cache())
 	}
 }
 
@@ -275,9 +275,9 @@ func (w *watch) judge(s *service.Status, now time.Time, news bool, pushed [servi
 	}
 	memory, cpu := measured(s)
 	top := s.Applied[service.MemoryMax].Effective
-	part := percentOf(float64(w.used), float64(top.Value))
+	part := percentOf(float64(w.need), float64(top.Value))
 	w.mark(service.MemoryWarning, now, memory && part >= w.level(service.MemoryWarning, s.Warnings.Memory), !memory || part < s.Warnings.Memory-slack, func() string {
-		return fmt.Sprintf("%s of memory, %.0f%% of %s", service.FormatSize(w.used), part, service.MemoryMax.Format(top))
+		return fmt.Sprintf("%s of memory, %.0f%% of %s", service.FormatSize(w.need), part, service.MemoryMax.Format(top))
 	})
 	quota := w.quota(s)
 	share := percentOf(w.rate, float64(quota.Value))
@@ -410,7 +410,7 @@ func (w *watch) soon(s *service.Status) time.Duration {
 	}
 	near := 0.0 // how much of the way to a level it has gone
 	if memory {
-		near = percentOf(float64(w.used), float64(s.Applied[service.MemoryMax].Effective.Value)) / s.Warnings.Memory
+		near = percentOf(float64(w.need), float64(s.Applied[service.MemoryMax].Effective.Value)) / s.Warnings.Memory
 	}
 	if cpu {
 		near = max(near, percentOf(w.rate, float64(w.quota(s).Value))/s.Warnings.CPU)
