@@ -470,9 +470,9 @@ type litter struct {
 	name    service.Name
 }
 
-func (l litter) FrozenBy() (string, error) { return "", nil }
-
 func (l litter) Hear(func(string)) (func(), error) { return nil, backends.ErrDeaf }
+
+func (l litter) FrozenBy() (string, error) { return "", nil }
 
 func (l litter) Drift(context.Context, func(service.Drift) service.OnDrift) ([]service.Drift, error) {
 	return nil, nil
