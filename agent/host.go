@@ -91,24 +91,48 @@ func capabilities(e service.Enforcement) []string {
 }
 
 // unenforced tells of each backend which limits it does not enforce here, and why. Of
-// one that has no cgroups the findings about the host have told.
-func unenforced(all []backends.Backend) (findings []service.Finding) {
-	for _, b := range all {
+// one that has no cgroups the findings about the host have told. What no definition asks
+// for is no fault of the host.
+func (a *Agent) unenforced() (findings []service.Finding) {
+	asked := a.askedFor()
+	for _, b := range a.cfg.Backends {
 		can := b.Enforces()
 		limits := map[string][]string{}
+		wanted := map[string]bool{}
 		for r, why := range can.Why {
 			if why != "" {
 				limits[why] = append(limits[why], service.Resource(r).String())
+				wanted[why] = wanted[why] || asked[r]
 			}
 		}
 		for _, why := range slices.Sorted(maps.Keys(limits)) {
-			findings = append(findings, service.Finding{
-				Level: service.SeverityWarning, Title: fmt.Sprintf("the %s backend does not enforce %s", b.Name(), strings.Join(limits[why], ", ")),
-				Detail: "A service that asks for that is not started, unless it says best_effort: " + why + ".", Fix: "See to what is missing, then restart the agent.",
-			})
+			f := service.Finding{
+				Level: service.SeverityOK, Title: fmt.Sprintf("the %s backend does not enforce %s, and no definition asks for that", b.Name(), strings.Join(limits[why], ", ")),
+				Detail: why + ".",
+			}
+			if wanted[why] {
+				f = service.Finding{
+					Level: service.SeverityWarning, Title: fmt.Sprintf("the %s backend does not enforce %s", b.Name(), strings.Join(limits[why], ", ")),
+					Detail: "A service that asks for that is not started, unless it says best_effort: " + why + ".", Fix: "See to what is missing, then restart the agent.",
+				}
+			}
+			findings = append(findings, f)
 		}
 	}
 	return findings
+}
+
+// askedFor tells which limits some definition names, or have defaults.
+func (a *Agent) askedFor() (asked [service.NumResources]bool) {
+	asked[service.MemoryMax], asked[service.CPUMax], asked[service.PidsMax] = true, true, true
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, d := range a.definitions {
+		for r, q := range d.spec.Limits {
+			asked[r] = asked[r] || q.Set
+		}
+	}
+	return asked
 }
 
 // Doctor tells what it found of the host, of the definitions and of services.
@@ -116,7 +140,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 	a.writeAgain(ctx)
 	findings := append(a.cfg.Facts.Findings(), a.outputFinding(ctx))
 	findings = append(findings, a.cfg.Findings...)
-	findings = append(findings, unenforced(a.cfg.Backends)...)
+	findings = append(findings, a.unenforced()...)
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
 	findings = append(findings, a.unwritable()...)
