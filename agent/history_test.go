@@ -287,3 +287,30 @@ func openFiles(t *testing.T, dir string) (open []string) {
 	}
 	return open
 }
+
+// That the kernel has killed a service for want of memory is in what is recommended.
+func TestRecommendAfterAKill(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		var killed atomic.Bool
+		h.host.Script(web, fake.Script{Usage: func(time.Duration) service.Usage {
+			u := service.Usage{Source: "cgroup", Memory: 50 << 20, MemoryPeak: service.Of(50 << 20), OOMKills: service.Of(0)}
+			if killed.Load() {
+				u.Memory, u.MemoryPeak, u.OOMKills = 0, service.Of(200<<20), service.Of(1)
+			}
+			return u
+		}})
+		h.open()
+		h.register(web, remembered, `"restart": {"policy": "never"}, "limits": {"memory_max": "200MiB"}`)
+		h.start(web)
+		pass(2*time.Minute + 300*time.Millisecond)
+		killed.Store(true)
+		h.host.OOMKill(web, service.OOMOwn, "")
+		settle()
+		advice, err := h.Recommend(t.Context(), web, time.Time{})
+		require.NoError(t, err)
+		require.Equal(t, service.Of(1), advice.Evidence.OOMKills)
+		require.Contains(t, advice.Doubt, "it was short of memory")
+		require.Equal(t, service.MemoryMax, advice.Limits[0].Resource)
+		require.Equal(t, service.Of(300<<20), advice.Limits[0].Advised)
+	})
+}

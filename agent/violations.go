@@ -16,7 +16,7 @@ import (
 // monitor is what thjalfi sees of byggvir.
 type monitor struct{ *byggvir.Monitor }
 
-func (m monitor) Attend(name service.Name, incarnation uint64, h backends.Handle, fresh bool) (leave func()) {
+func (m monitor) Attend(name service.Name, incarnation uint64, h backends.Handle, fresh bool) (leave func(*service.Remains)) {
 	return m.Monitor.Attend(name, incarnation, h, fresh)
 }
 

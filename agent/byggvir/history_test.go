@@ -113,7 +113,7 @@ func TestOnlyWhoAsksIsRead(t *testing.T) {
 	})
 	watched(t, func(p *play, m *Monitor, h *History) {
 		p.use(10, 50)
-		defer m.Attend(web, 1, p, true)()
+		defer m.Attend(web, 1, p, true)(nil)
 		pass(time.Minute + 500*time.Millisecond)
 		p.use(30, 50)
 		pass(time.Minute)
@@ -160,7 +160,7 @@ func TestWhatWasHeld(t *testing.T) {
 func TestSlowReadings(t *testing.T) {
 	watched(t, func(p *play, m *Monitor, h *History) {
 		p.reading = 700 * time.Millisecond
-		defer m.Attend(web, 1, p, true)()
+		defer m.Attend(web, 1, p, true)(nil)
 		pass(10 * time.Minute)
 		p.change(func() { require.InDelta(t, 600/7, p.readings, 5) })
 		samples, err := h.Samples(web, Remembered, 0)
@@ -180,12 +180,12 @@ func TestAViewOverAPause(t *testing.T) {
 		defer leave()
 		away := m.Attend(web, 1, p, true)
 		pass(10 * time.Second)
-		away()
+		away(nil)
 		for len(shown) > 0 {
 			<-shown
 		}
 		pass(time.Hour)
-		defer m.Attend(web, 1, p, true)()
+		defer m.Attend(web, 1, p, true)(nil)
 		pass(10 * time.Second)
 		require.NotEmpty(t, shown)
 		for len(shown) > 0 {
@@ -195,5 +195,47 @@ func TestAViewOverAPause(t *testing.T) {
 		for v := range h.views {
 			require.Empty(t, v.used)
 		}
+	})
+}
+
+// What an incarnation used up to its end is remembered, too, above all that the kernel
+// has killed it for want of memory between two looks.
+func TestTheEndIsRemembered(t *testing.T) {
+	watched(t, func(p *play, m *Monitor, h *History) {
+		p.use(10, 50)
+		away := m.Attend(web, 1, p, true)
+		pass(2*time.Minute + 700*time.Millisecond)
+		before, err := h.Samples(web, Remembered, 0)
+		require.NoError(t, err)
+		p.change(func() { p.spend() })
+		away(&service.Remains{Usage: service.Usage{
+			MemoryPeak: service.Of(400 << 20), OOMKills: service.Of(1), CPUTime: p.gauge.CPUTime, Inactive: service.Of(20 << 20),
+		}})
+		pass(time.Minute)
+		samples, err := h.Samples(web, Remembered, 0)
+		require.NoError(t, err)
+		require.InDelta(t, len(before), len(samples), 1)
+		last := samples[len(samples)-1]
+		require.Equal(t, service.Of(1), last.OOMKills)
+		require.Equal(t, service.Of(10<<20), last.Memory)
+		require.Equal(t, service.Of(400<<20), last.MemoryPeak)
+		require.Equal(t, service.Of(380<<20), last.Held)
+		require.InDelta(t, 50, last.CPU.Percent, 1)
+		limits := held(map[service.Resource]uint64{service.MemoryMax: 400 << 20})
+		a, err := Advise(samples, limits, service.SystemUsage{Cores: 1, MemoryTotal: 4 << 30})
+		require.NoError(t, err)
+		require.Contains(t, a.Doubt, "short of memory")
+		require.Equal(t, "600MiB", advised(a)["memory_max"])
+
+		brief := m.Attend(web, 2, p, true)
+		brief(&service.Remains{Usage: service.Usage{MemoryPeak: service.Of(500 << 20), OOMKills: service.Of(1)}})
+		lost := m.Attend(web, 3, p, true)
+		lost(&service.Remains{Lost: true})
+		pass(time.Second)
+		samples, err = h.Samples(web, 2*time.Second, 0)
+		require.NoError(t, err)
+		require.Len(t, samples, 1)
+		require.Equal(t, service.Of(500<<20), samples[0].Held)
+		require.Equal(t, service.Of(1), samples[0].OOMKills)
 	})
 }

@@ -117,21 +117,22 @@ func (m *Monitor) Close() {
 }
 
 // Attend looks at one incarnation until leave is called. fresh says that it was
-// launched just now, and has run into nothing before.
-func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh bool) (leave func()) {
+// launched just now, and has run into nothing before. remains are the counters that it
+// has left behind, nil if nobody has read them.
+func (m *Monitor) Attend(name service.Name, incarnation uint64, s Subject, fresh bool) (leave func(remains *service.Remains)) {
 	w := &watch{monitor: m, name: name, incarnation: incarnation, subject: s, period: soonest}
 	if fresh {
 		w.tally = &service.Tally{}
-		w.used = used{at: time.Now(), Usage: service.Usage{MemoryPeak: service.Of(0), PidsPeak: service.Of(0)}}
+		w.used = used{time.Now(), unused()}
 	}
 	m.mu.Lock()
 	m.watches[w] = true
 	w.due = m.grid(time.Now(), soonest)
 	m.mu.Unlock()
 	m.wake()
-	return func() {
+	return func(remains *service.Remains) {
 		m.mu.Lock()
-		w.left = true
+		w.left, w.remains = true, remains
 		m.mu.Unlock()
 		m.wake()
 	}
@@ -180,6 +181,7 @@ func (m *Monitor) run(ctx context.Context) {
 		due, history, left := m.due(now)
 		for _, w := range left {
 			w.close()
+			m.sampleEnd(w)
 		}
 		for _, w := range due {
 			w.look(now)
@@ -195,6 +197,7 @@ func (m *Monitor) run(ctx context.Context) {
 			m.mu.Unlock()
 			for _, w := range all { // which waits for those that want the lock
 				w.close()
+				m.sampleEnd(w)
 			}
 			return
 		}

@@ -102,7 +102,7 @@ func looked(t *testing.T, f func(p *play)) {
 			require.Zero(t, p.open, "what was opened is closed")
 		}()
 		leave := p.Attend(web, 1, p, true)
-		defer leave()
+		defer leave(nil)
 		f(p)
 	})
 }
@@ -157,7 +157,7 @@ func (p *play) Usage(context.Context) (service.Usage, error) {
 		return service.Usage{}, fs.ErrNotExist
 	}
 	p.spend()
-	return service.Usage{Source: "cgroup", Memory: p.gauge.Memory.Value, CPUTime: p.gauge.CPUTime}, nil
+	return service.Usage{Source: "cgroup", Memory: p.gauge.Memory.Value, MemoryPeak: p.gauge.Memory, CPUTime: p.gauge.CPUTime, OOMKills: service.Of(0)}, nil
 }
 
 // meterOf is the gauge.
@@ -331,7 +331,7 @@ func TestWhatWasBefore(t *testing.T) {
 	looked(t, func(p *play) {
 		p.change(func() { p.tally = service.Tally{MemoryMax: service.Of(5)} })
 		leave := p.Attend(web, 1, &quiet{p}, false)
-		defer leave()
+		defer leave(nil)
 		pass(2 * time.Second)
 		p.says("memory-exceeded") // of the one that is fresh
 	})
@@ -421,7 +421,7 @@ func TestLooksAreTogether(t *testing.T) {
 		for i := range 100 {
 			pass(17 * time.Millisecond)
 			leave := p.Attend(web, 1, &counted{play: p, at: at, n: i}, true)
-			defer leave()
+			defer leave(nil)
 		}
 		pass(time.Minute)
 		p.change(func() { clear(at) })

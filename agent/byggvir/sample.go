@@ -21,6 +21,15 @@ type used struct {
 	service.Usage
 }
 
+// unused is the usage of an incarnation that has just begun.
+func unused() (u service.Usage) {
+	zero := service.Of(0)
+	u.MemoryPeak, u.PidsPeak, u.OOMKills, u.Periods, u.ThrottledPeriods = zero, zero, zero, zero, zero
+	u.IO.ReadBytes, u.IO.WriteBytes = zero, zero
+	u.MemoryPressure.Some.Set, u.CPUPressure.Some.Set, u.IOPressure.Some.Set = true, true, true
+	return u
+}
+
 // sample has those read that are due for their histories, on a goroutine of its own:
 // there are many files, and the kernel's news do not wait for them. Who are not read by
 // the next time are read once for both.
@@ -45,9 +54,46 @@ func (m *Monitor) sample(ctx context.Context, due []*watch) {
 	})
 }
 
+// sampleEnd has the history know what an incarnation used at its very end: of one that
+// was killed for want of memory nothing else tells it.
+func (m *Monitor) sampleEnd(w *watch) {
+	m.mu.Lock()
+	remains := w.remains
+	m.mu.Unlock()
+	if m.cfg.History == nil || remains == nil || remains.Lost {
+		return
+	}
+	if s, known := m.cfg.Status(w.name); known && m.cfg.History.wants(s) {
+		m.samplers.Go(func() { w.sampleEnd(remains.Usage) })
+	}
+}
+
+func (w *watch) sampleEnd(u service.Usage) {
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	w.over = true
+	passed := time.Since(w.used.at)
+	if w.used.at.IsZero() || passed > longest { // nobody knows what was before, or when
+		return
+	}
+	// What there is, is what there was before it ended.
+	u.Memory, u.Inactive.Value = w.used.Memory, max(u.Inactive.Value, w.used.Inactive.Value)
+	if w.used.Pids.Set {
+		u.Pids = w.used.Pids
+	}
+	c := there(w.used.Usage, u)
+	c.since(w.used.Usage, u, passed)
+	if passed < shortest {
+		c.CPUPeak = 0 // of so little it says nothing
+	}
+	w.monitor.cfg.History.add(w.name, c)
+}
+
 func (w *watch) sample(ctx context.Context) {
+	w.reading.Lock()
+	defer w.reading.Unlock()
 	u, err := w.subject.Usage(ctx)
-	if err != nil {
+	if err != nil || w.over {
 		return // it is ending
 	}
 	now := time.Now()

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -41,15 +42,18 @@ type watch struct {
 	subject     Subject
 
 	// With the monitor's lock.
-	due  time.Time
-	left bool
+	due     time.Time
+	left    bool
+	remains *service.Remains // then
 	// Whether it is read for its history, and when.
 	remembered bool
 	sampleDue  time.Time
 	news       bool                        // the kernel has counted something
 	pushed     [service.NumViolations]bool // by pressure, since the last look
 
-	used used // of whoever reads for the history
+	reading sync.Mutex // for the history; of what follows
+	used    used
+	over    bool // and what it left is in it
 
 	// Of the monitor's goroutine.
 	opened     bool

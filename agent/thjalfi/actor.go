@@ -59,7 +59,7 @@ type actor struct {
 	due     time.Duration             // in Backoff: when the next launch is, since boot
 	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func(why string)          // ends the health checks, nil when there are none
-	unwatch func()                    // ends the looks at what it uses
+	unwatch func(*service.Remains)    // ends the looks at what it uses
 	probes  int                       // counts their beginnings: news of others is stale
 
 	frozenBy string // the cgroup that keeps it frozen, as told to readers
@@ -326,7 +326,7 @@ func (a *actor) hold(h backends.Handle) {
 	a.handle, a.exited, a.moved, a.froze, a.ref = h, h.Exited(), h.Displaced(), h.Froze(), h.Ref()
 	a.ending, a.end = context.WithCancel(a.ctx)
 	a.watchLimits(h)
-	a.unwatch = func() {}
+	a.unwatch = func(*service.Remains) {}
 	a.present.Store(&h)
 }
 
@@ -341,7 +341,7 @@ func (a *actor) letGo() {
 	a.guard.stop()
 	if a.handle != nil {
 		a.end()
-		a.unwatch()
+		a.unwatch(a.remains)
 		a.present.Store(nil)
 		_ = a.handle.Close()
 	}

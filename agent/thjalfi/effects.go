@@ -398,6 +398,7 @@ func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
 }
 
 func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time) {
+	a.remains = &remains
 	a.drop()
 	x := service.ExitRecord{
 		Incarnation: incarnation, Exit: exit, Remains: remains, Started: a.started, Ended: ended,

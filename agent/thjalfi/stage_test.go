@@ -105,9 +105,9 @@ func (s *stage) watching() Monitor { return &gaze{stage: s} }
 
 type gaze struct{ stage *stage }
 
-func (g *gaze) Attend(service.Name, uint64, backends.Handle, bool) (leave func()) {
+func (g *gaze) Attend(service.Name, uint64, backends.Handle, bool) (leave func(*service.Remains)) {
 	g.stage.gazes.Add(1)
-	return func() { g.stage.gazes.Add(-1) }
+	return func(*service.Remains) { g.stage.gazes.Add(-1) }
 }
 
 // sinceBoot tells the time of a host that was up for a day when time in the bubble

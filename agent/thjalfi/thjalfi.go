@@ -76,9 +76,9 @@ type Prober interface {
 
 // Monitor looks at what services use.
 type Monitor interface {
-	// Attend looks at one incarnation until the returned function is called. fresh
-	// says that it was launched just now.
-	Attend(name service.Name, incarnation uint64, h backends.Handle, fresh bool) (leave func())
+	// Attend looks at one incarnation until the returned function is called, with what it
+	// left behind, nil when that is not known. fresh says that it was launched just now.
+	Attend(name service.Name, incarnation uint64, h backends.Handle, fresh bool) (leave func(remains *service.Remains))
 }
 
 // ErrNoRoom is of an Outlet that fails because our directories do not serve: then the
