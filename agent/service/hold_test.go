@@ -93,6 +93,7 @@ func TestSparedUntilThawed(t *testing.T) {
 	for _, k := range []EventKind{Stop, Kill, Restart, Exited, Hold} {
 		require.False(t, next(spared, k).Spared, "%v", k)
 	}
+	require.Equal(t, running, next(running, Spare, Thawed), "it came to nothing")
 	spared.State = Adopting
 	require.True(t, next(spared, Adopted).Spared)
 	require.False(t, next(spared, Adopted, Thawed).Spared)

@@ -251,10 +251,11 @@ func freeze(do ...Effect) rule {
 // thaw notes that it runs on; the effects begin anew what the freeze has ended.
 func thaw(do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		if !m.Frozen {
+		frozen := m.Frozen
+		m.Frozen, m.Spared = false, false
+		if !frozen {
 			return m, nil
 		}
-		m.Frozen, m.Spared = false, false
 		return m, do
 	}
 }

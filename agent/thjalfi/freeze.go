@@ -52,6 +52,7 @@ func (a *actor) still(freeze bool, actor string, reply chan<- error) {
 				a.actor = actor
 				return service.CauseAsked.String()
 			})
+			a.unspared()
 			a.afterwards(func() { reply <- err })
 		}
 	})
@@ -67,6 +68,18 @@ func (a *actor) spare(actor string, reply chan<- error) {
 		a.record() // what there is to tell comes with the freeze
 	}
 	a.still(true, actor, reply)
+}
+
+// unspared forgets that it was to be frozen to save the battery, if that has come to
+// nothing: who freezes it next does so for another reason.
+func (a *actor) unspared() {
+	if !a.machine.Spared || a.machine.Frozen || a.stilling > 0 {
+		return
+	}
+	a.machine, _ = service.Next(a.machine, a.event(service.Thawed))
+	a.record()
+	m := a.machine
+	a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Machine = m })
 }
 
 func stillOp(freeze bool) string {

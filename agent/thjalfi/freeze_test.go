@@ -2,6 +2,7 @@ package thjalfi
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"syscall"
 	"testing"
@@ -291,5 +292,29 @@ func TestFrozenByOthersOutlivesTheAgent(t *testing.T) {
 		s.host.Thaw(web)
 		s.frozen("")
 		require.Contains(t, s.disk.told(), "outside")
+	})
+}
+
+// A freeze for the battery that came to nothing leaves nothing of it: who freezes the
+// service next has it frozen for reasons of his own.
+func TestSparingThatCameToNothing(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running()
+		s.fault = func(operation string) error {
+			if operation == "freeze" {
+				return errors.New("the kernel refuses")
+			}
+			return nil
+		}
+		spare := begin(func() error { return s.Spare(context.Background(), web, holder) })
+		require.True(t, spare.over())
+		require.ErrorContains(t, spare.err, "the kernel refuses")
+		r, _ := s.disk.get(web)
+		require.False(t, r.Machine.Spared)
+		s.fault = nil
+		s.ok(s.freeze())
+		require.True(t, s.status().Machine.Frozen)
+		require.False(t, s.status().Machine.Spared)
+		require.Empty(t, s.status().Error)
 	})
 }
