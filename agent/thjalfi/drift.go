@@ -82,9 +82,10 @@ func (a *actor) lookForDrift(when string) {
 	a.guard.looking, a.guard.again = true, false
 	answer, ending := a.onDrift(), a.ending
 	a.then(func(ctx context.Context) func() {
-		drifts, err := h.Drift(ending, answer)
+		drifts, unseen := h.Drift(ending, answer)
 		var now service.Applied
-		if err == nil && len(drifts) > 0 {
+		var err error
+		if len(drifts) > 0 {
 			now, err = h.Limits(ctx)
 		}
 		return func() {
@@ -92,7 +93,13 @@ func (a *actor) lookForDrift(when string) {
 				return
 			}
 			a.guard.looking = false
-			if ending.Err() == nil { // else it gave up, which is no news
+			switch {
+			case ending.Err() != nil: // it gave up, which is no news
+			case unseen != nil:
+				if service.KindOf(unseen) != service.NotRunning { // else its end tells
+					a.lookAt(time.Now().Add(firstRepair))
+				}
+			default:
 				for _, d := range drifts {
 					a.drifted(d, answer(d), when, now, err)
 				}
@@ -184,9 +191,14 @@ func (a *actor) lookAgain(drifts []service.Drift) {
 			next = owed.due
 		}
 	}
-	if next.IsZero() {
-		return
+	if !next.IsZero() {
+		a.lookAt(next)
 	}
+}
+
+// lookAt looks again at that time.
+func (a *actor) lookAt(next time.Time) {
+	a.guard.stop()
 	written := a.written
 	a.guard.timer = time.AfterFunc(time.Until(next), func() {
 		select {

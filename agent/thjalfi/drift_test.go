@@ -133,3 +133,40 @@ func TestARepairThatFailsIsTriedAgain(t *testing.T) {
 		require.Zero(t, repairs.Load())
 	})
 }
+
+// When limits can not be read, what somebody changed, or is owed, is found later.
+func TestALookThatFailsIsTakenAgain(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.running(func(d *service.Spec) { d.Limits = pids(10) })
+		var blind atomic.Bool
+		var stuck atomic.Bool
+		s.fault = func(operation string) error {
+			switch {
+			case operation == "drift" && blind.Load():
+				return errors.New("too many open files")
+			case operation == "repair" && stuck.Load():
+				return errors.New("it does not fit")
+			}
+			return nil
+		}
+		blind.Store(true)
+		s.host.Change(web, pids(999))
+		synctest.Wait()
+		blind.Store(false)
+		pass(firstRepair)
+		require.Equal(t, service.Of(10), s.pidsMax())
+
+		stuck.Store(true)
+		s.host.Change(web, pids(999))
+		synctest.Wait()
+		blind.Store(true)
+		s.host.Write(web, "file")
+		synctest.Wait()
+		blind.Store(false)
+		stuck.Store(false)
+		pass(2 * firstRepair)
+		require.Equal(t, service.Of(10), s.pidsMax())
+		blind.Store(true)
+		pass(time.Hour)
+	})
+}
