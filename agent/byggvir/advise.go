@@ -154,6 +154,9 @@ func (a *advice) cpu() {
 		return
 	}
 	percent, why := math.Ceil(e.CPUP95.Percent*(100+cpuMargin)/100), fmt.Sprintf("its busiest second was %.1f %% of a core or less in 95 of 100 samples, and %d %% more", e.CPUP95.Percent, cpuMargin)
+	if e.CPUPeak.Percent > max(e.CPUP95.Percent*(100+spike)/100, leastCPU) {
+		why += fmt.Sprintf("; at times, as when it starts, it had up to %.1f %%, and is slower then", e.CPUPeak.Percent)
+	}
 	if e.Throttled.Percent >= shortThrottled {
 		now := float64(a.bound(service.CPUMax)) / service.UsecPerPercent
 		percent = math.Ceil(max(e.CPUP95.Percent, now) * (100 + short) / 100)

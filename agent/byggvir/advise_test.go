@@ -2,6 +2,7 @@ package byggvir
 
 import (
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,9 @@ func TestAdvice(t *testing.T) {
 		require.Contains(t, a.Doubt, tt.doubt, tt.name)
 		for _, l := range a.Limits {
 			require.NotEmpty(t, l.Why, tt.name)
+			if l.Resource == service.CPUMax {
+				require.Equal(t, tt.name == "a spike", strings.Contains(l.Why, "at times, as when it starts, it had up to 300.0 %, and is slower then"), tt.name)
+			}
 			require.NoError(t, l.Resource.Check(l.Advised), tt.name)
 			if n := tt.holds[l.Resource]; n != 0 {
 				require.Equal(t, service.Of(n), l.Now, tt.name)
