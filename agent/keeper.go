@@ -31,7 +31,7 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 		}
 	})
 	k.endViolations(name, open)
-	if s != nil && s.Machine.State == service.Held { // it may be on AC by now
+	if s != nil && (s.Machine.State == service.Held || s.Machine.Spared) { // it may be on AC by now
 		k.lookSoon()
 	}
 }

@@ -133,3 +133,17 @@ func TestSparingIsOnRecordBefore(t *testing.T) {
 		require.Contains(t, recorded[0], `"Spared":true`)
 	})
 }
+
+// One that is frozen when the host is on AC again already, as its freeze took its time, is
+// thawed all the same.
+func TestALateFreezeIsUndone(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.define(feed, freezing)
+		h.open()
+		h.startAll()
+		require.NoError(t, h.thjalfi.Spare(t.Context(), feed, holder))
+		settle()
+		require.False(t, h.host.Frozen(feed))
+		require.Empty(t, h.status(feed).Error)
+	})
+}
