@@ -183,11 +183,11 @@ func (a *Agent) stepPower() bool {
 
 // hold freezes or ends a service to save the battery.
 func (a *Agent) hold(name service.Name) {
-	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
-	defer cancel()
-	if a.spare(ctx, name) {
+	if a.spare(name) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
+	defer cancel()
 	a.cfg.Log.Info("a service is stopped to save the battery", "service", name)
 	err := a.thjalfi.Hold(ctx, name, nil, holder)
 	switch {
@@ -201,7 +201,7 @@ func (a *Agent) hold(name service.Name) {
 
 // spare freezes a service whose definition says so, and tells whether that is done. One
 // that can not be frozen, as it is not ready or has no cgroup, is to be stopped.
-func (a *Agent) spare(ctx context.Context, name service.Name) bool {
+func (a *Agent) spare(name service.Name) bool {
 	s, known := a.registry.Get(name)
 	if !known || s.Spec.LowBattery != service.LowBatteryFreeze || !s.Machine.State.Alive() {
 		return false
@@ -209,13 +209,18 @@ func (a *Agent) spare(ctx context.Context, name service.Name) bool {
 	if s.Machine.Frozen { // by somebody else
 		return true
 	}
+	ctx, cancel := context.WithTimeout(a.ctx, stepTime)
+	defer cancel()
 	err := a.thjalfi.Spare(ctx, name, holder)
-	if err != nil && a.ctx.Err() == nil {
-		a.cfg.Log.Warn("a service can not be frozen to save the battery, and is stopped", "service", name, "error", err)
-		return false
+	switch {
+	case err == nil:
+		a.cfg.Log.Info("a service is frozen to save the battery", "service", name)
+		return true
+	case a.ctx.Err() != nil: // the agent leaves, and the next one sees to it
+		return true
 	}
-	a.cfg.Log.Info("a service is frozen to save the battery", "service", name)
-	return true
+	a.cfg.Log.Warn("a service can not be frozen to save the battery, and is stopped", "service", name, "error", err)
+	return false
 }
 
 // unspare thaws a service that was frozen to save the battery.

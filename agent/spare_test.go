@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -145,5 +146,24 @@ func TestALateFreezeIsUndone(t *testing.T) {
 		settle()
 		require.False(t, h.host.Frozen(feed))
 		require.Empty(t, h.status(feed).Error)
+	})
+}
+
+// What takes too long to freeze is stopped, however long that took.
+func TestWhatFreezesTooSlowlyIsStopped(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.define(feed, freezing)
+		h.fault = func(operation string, ref service.Ref) error {
+			if operation == "freeze" && ref.Name == feed {
+				time.Sleep(2 * stepTime)
+			}
+			return nil
+		}
+		h.open()
+		h.start(feed)
+		h.unplugged(10)
+		pass(3 * stepTime)
+		h.is(feed, service.Held)
+		require.False(t, h.host.Frozen(feed))
 	})
 }
