@@ -102,7 +102,7 @@ func (a *Agent) writeAnew() {
 		}
 	}
 	a.writing.Unlock()
-	a.history.Renew()
+	a.renewHistories()
 	a.recordAll(a.ctx, names)
 }
 

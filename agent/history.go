@@ -44,6 +44,16 @@ func (a *Agent) tellLostHistory(name service.Name, inMemory bool, why error) {
 	a.unkept[name] = lostHistory{inMemory, why}
 }
 
+// renewHistories gives histories files anew.
+func (a *Agent) renewHistories() {
+	kept := a.history.Renew()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, name := range kept {
+		delete(a.unkept, name)
+	}
+}
+
 // lostHistory is a history that has no file.
 type lostHistory struct {
 	inMemory bool

@@ -314,3 +314,20 @@ func TestRecommendAfterAKill(t *testing.T) {
 		require.Equal(t, service.Of(300<<20), advice.Limits[0].Advised)
 	})
 }
+
+// The doctor does not complain of a history that has a file again.
+func TestAHistoryGetsItsFileBack(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.write("run/usage", "in the way")
+		h.register(web, remembered)
+		h.start(web)
+		pass(time.Minute)
+		require.Contains(t, h.doctor()[0], "what web uses is forgotten when the agent ends")
+		h.lose("run")
+		h.crash(web) // something is written
+		pass(time.Minute)
+		require.FileExists(t, h.path("run/usage/web.ring"))
+		require.Empty(t, h.doctor())
+		require.InDelta(t, 120, len(h.used(web)), 5)
+	})
+}

@@ -175,8 +175,9 @@ func copyRoom(to, from Room) {
 	}
 }
 
-// Renew has what is remembered kept anew: what it was kept in may be gone.
-func (h *History) Renew() {
+// Renew has what is remembered kept anew: what it was kept in may be gone. It tells whose
+// history is kept now.
+func (h *History) Renew() (kept []service.Name) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for name, r := range h.rings {
@@ -189,7 +190,9 @@ func (h *History) Renew() {
 		h.drop(r)
 		r.room = room
 		r.mu.Unlock()
+		kept = append(kept, name)
 	}
+	return kept
 }
 
 // recall finds the latest cells.
