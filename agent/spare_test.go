@@ -78,6 +78,19 @@ func TestTheUsersFreezeCounts(t *testing.T) {
 		require.True(t, h.host.Frozen(feed))
 		require.True(t, h.host.Frozen(sync1))
 		h.is(web, service.Running)
+
+		_, err = h.Thaw(t.Context(), feed, "alice")
+		require.NoError(t, err)
+		h.unplugged(10)
+		require.True(t, h.status(feed).Machine.Spared)
+		_, err = h.Freeze(t.Context(), feed, "alice")
+		require.NoError(t, err)
+		require.Empty(t, h.status(feed).Error, "it is for alice now")
+		require.Equal(t, "alice", h.status(feed).LastActor)
+		h.reopen()
+		h.plugged(10)
+		settle()
+		require.True(t, h.host.Frozen(feed))
 	})
 }
 

@@ -93,7 +93,8 @@ func TestSparedUntilThawed(t *testing.T) {
 	for _, k := range []EventKind{Stop, Kill, Restart, Exited, Hold} {
 		require.False(t, next(spared, k).Spared, "%v", k)
 	}
-	require.Equal(t, running, next(running, Spare, Thawed), "it came to nothing")
+	require.Equal(t, running, next(running, Spare, Unspare), "it came to nothing")
+	require.Equal(t, next(running, Froze), next(spared, Unspare), "somebody else wants it so, too")
 	spared.State = Adopting
 	require.True(t, next(spared, Adopted).Spared)
 	require.False(t, next(spared, Adopted, Thawed).Spared)

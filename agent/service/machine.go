@@ -36,13 +36,14 @@ const (
 	Thawed                        // it runs on
 	Hold                          // the battery is low
 	Spare                         // the battery is low, and it is about to be frozen for that
+	Unspare                       // whether it is frozen or not, it is not for the battery any more
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
-	"hold", "spare",
+	"hold", "spare", "unspare",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -186,7 +187,7 @@ var table = [numStates][numEvents]rule{
 		Hold: end(CauseHeld, DoAbort, DoTerminate),
 	},
 	Running: {
-		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable), Spare: unfrozen(spare),
+		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable), Spare: unfrozen(spare), Unspare: unspare,
 		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
 		Exceeded:  unfrozen(end(CauseExceeded, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
@@ -251,11 +252,10 @@ func freeze(do ...Effect) rule {
 // thaw notes that it runs on; the effects begin anew what the freeze has ended.
 func thaw(do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		frozen := m.Frozen
-		m.Frozen, m.Spared = false, false
-		if !frozen {
+		if !m.Frozen {
 			return m, nil
 		}
+		m.Frozen, m.Spared = false, false
 		return m, do
 	}
 }
@@ -264,6 +264,13 @@ func thaw(do ...Effect) rule {
 // whom, also when the agent dies over it.
 func spare(m Machine, _ Event) (Machine, []Effect) {
 	m.Spared = true
+	return m, nil
+}
+
+// unspare notes that it is not for the battery: the freeze came to nothing, or somebody
+// else wants it as well.
+func unspare(m Machine, _ Event) (Machine, []Effect) {
+	m.Spared = false
 	return m, nil
 }
 

@@ -76,10 +76,19 @@ func (a *actor) unspared() {
 	if !a.machine.Spared || a.machine.Frozen || a.stilling > 0 {
 		return
 	}
-	a.machine, _ = service.Next(a.machine, a.event(service.Thawed))
+	a.machine, _ = service.Next(a.machine, a.event(service.Unspare))
 	a.record()
 	m := a.machine
 	a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Machine = m })
+}
+
+// claim has what is frozen for the battery be frozen for somebody who asks for it: then
+// the end of that does not thaw it.
+func (a *actor) claim(actor string) {
+	if a.machine.Spared && a.machine.Frozen {
+		a.actor = actor
+		a.happenAs(notice{service.NoticeFrozen, service.CauseAsked.String(), "by " + a.frozenBy}, a.event(service.Unspare))
+	}
 }
 
 func stillOp(freeze bool) string {

@@ -351,7 +351,14 @@ func (t *Thjalfi) still(ctx context.Context, freeze bool, name service.Name, act
 		return err
 	}
 	return ask(ctx, a, op, func(reply chan<- error) {
-		a.then(func(context.Context) func() { return func() { a.still(freeze, actor, reply) } })
+		a.then(func(context.Context) func() {
+			return func() {
+				if freeze {
+					a.claim(actor)
+				}
+				a.still(freeze, actor, reply)
+			}
+		})
 	})
 }
 
