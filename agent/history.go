@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/byggvir"
@@ -151,6 +152,11 @@ func (a *Agent) Recommend(ctx context.Context, name service.Name, since time.Tim
 	}
 	if u, _, err := a.Usage(ctx, name); err == nil { // else it does not run
 		advice.Evidence.KernelPeak = u.MemoryPeak
+		if u.Swap.Value > 0 { // the history knows of none
+			advice.Confidence = service.ConfidenceLow
+			swapped := fmt.Sprintf("it has %s in swap, which is not in what it held", service.FormatSize(u.Swap.Value))
+			advice.Doubt = strings.TrimPrefix(advice.Doubt+"; "+swapped, "; ")
+		}
 	}
 	return advice, nil
 }

@@ -315,6 +315,23 @@ func TestRecommendAfterAKill(t *testing.T) {
 	})
 }
 
+// What is in swap is memory that it needs, and that nobody remembers.
+func TestRecommendWithSwap(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.host.Script(web, fake.Script{Usage: func(time.Duration) service.Usage {
+			return service.Usage{Source: "cgroup", Memory: 50 << 20, MemoryPeak: service.Of(50 << 20), Swap: service.Of(300 << 20)}
+		}})
+		h.open()
+		h.register(web, remembered)
+		h.start(web)
+		pass(24 * time.Hour)
+		advice, err := h.Recommend(t.Context(), web, time.Time{})
+		require.NoError(t, err)
+		require.Equal(t, service.ConfidenceLow, advice.Confidence)
+		require.Equal(t, "it has 300MiB in swap, which is not in what it held", advice.Doubt)
+	})
+}
+
 // The doctor does not complain of a history that has a file again.
 func TestAHistoryGetsItsFileBack(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
