@@ -42,8 +42,11 @@ func (a *Agent) admit(op string, plan thjalfi.Plan) (admitted func(), err error)
 	}, nil
 }
 
+// budget is in whole MiB of memory, so that a refusal can name it.
 func budget(s config.Agent, memory uint64) byggvir.Budget {
-	return byggvir.Budget{Services: s.MaxServices, Memory: memory / 100 * uint64(s.MemoryOvercommit), Percent: s.MemoryOvercommit}
+	percent := uint64(s.MemoryOvercommit)
+	of := memory/100*percent + memory%100*percent/100
+	return byggvir.Budget{Services: s.MaxServices, Memory: of &^ (1<<20 - 1), Percent: s.MemoryOvercommit}
 }
 
 // budgeted is the budget of memory, 0 if there is none, and what is taken of it.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gladsheim/gladsheim/agent/config"
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/fake"
 )
@@ -141,4 +142,12 @@ func TestBudgetOfWhatIsHeld(t *testing.T) {
 		settle()
 		h.is(web, service.Running)
 	})
+}
+
+// The refusal names the budget, and hosts have no round number of bytes.
+func TestBudgetIsInWholeMebibytes(t *testing.T) {
+	of := budget(config.Agent{MemoryOvercommit: 50}, 2070061056)
+	require.Equal(t, "987MiB", service.FormatSize(of.Memory))
+	require.Equal(t, uint64(256<<20), budget(config.Agent{MemoryOvercommit: 50}, 512<<20).Memory)
+	require.Zero(t, budget(config.Agent{}, 2070061056).Memory)
 }

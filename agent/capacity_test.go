@@ -32,7 +32,7 @@ func TestHostOfAContainer(t *testing.T) {
 			Cores: 1, CoresBy: h.path("cgroup/cpuset.cpus.effective"), CPUPercent: info.System.CPUPercent, Measured: time.Now(),
 		}, info.System)
 		require.InDelta(t, 20, info.System.CPUPercent, 0.1, "2 s of the one CPU in 10 s; what others do on the other is not ours")
-		require.EqualValues(t, 512<<20/100*50, info.Budget)
+		require.EqualValues(t, 256<<20, info.Budget)
 		_, err = h.Register(t.Context(), "db.json", []byte(doc(db, `"limits": {"cpu_percent": 101}`)), false, "alice")
 		refused(t, err, service.Invalid, "101% is more than this host has: 1 cores are 100%")
 
