@@ -122,6 +122,21 @@ func (a *Agent) unenforced() (findings []service.Finding) {
 	return findings
 }
 
+// without tells of a limit that a service asks for and runs without.
+func (a *Agent) without(s *service.Status, r service.Resource) service.Finding {
+	f := service.Finding{
+		Level: service.SeverityWarning, Title: fmt.Sprintf("%s runs without its limit %s", s.Name, r),
+		Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
+	}
+	for _, b := range a.cfg.Backends {
+		if why := b.Enforces().Why[r]; b.Name() == s.Ref.Backend && why != "" {
+			f.Detail = "The definition says best_effort: " + why + "."
+			f.Fix = "See to what is missing, then restart the agent and the service; or remove the limit from the definition."
+		}
+	}
+	return f
+}
+
 // askedFor tells which limits some definition names, or have defaults.
 func (a *Agent) askedFor() (asked [service.NumResources]bool) {
 	asked[service.MemoryMax], asked[service.CPUMax], asked[service.PidsMax] = true, true, true
@@ -191,10 +206,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 			}
 		}
 		for _, r := range s.Applied.Unenforced() {
-			findings = append(findings, service.Finding{
-				Level: service.SeverityWarning, Title: fmt.Sprintf("%s runs without its limit %s", s.Name, r),
-				Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
-			})
+			findings = append(findings, a.without(s, r))
 		}
 		findings = append(findings, a.logFindings(s)...)
 		if pid := s.PID(); pid != 0 && !a.streamOf(s.Name, s.Machine.Incarnation).IsZero() && journal.Ended(pid) {

@@ -207,7 +207,7 @@ func TestBestEffort(t *testing.T) {
 		for range 2 { // after a restart of the agent too
 			require.Equal(t, []service.Resource{service.IOWeight}, h.status(web).Applied.Unenforced())
 			require.Len(t, h.doctor(), 1)
-			require.Contains(t, h.doctor()[0], "web runs without its limit io_weight")
+			require.Contains(t, h.doctor()[0], "web runs without its limit io_weight: The host can not enforce it")
 			h.reopen()
 			h.is(web, service.Running)
 		}
@@ -331,5 +331,19 @@ func TestAChangeKnowsTheOptionsOfTheStart(t *testing.T) {
 		applied, err = h.Limits(t.Context(), web)
 		require.NoError(t, err)
 		require.Equal(t, service.Of(512<<20), applied[service.MemoryMax].Requested)
+	})
+}
+
+// What is missing is told to who runs without a limit, too: a host may have cgroup v2
+// and not this.
+func TestBestEffortSaysWhatIsMissing(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		e := fake.Everything()
+		e.Limits[service.IOWeight], e.Why[service.IOWeight] = false, "the controller io ends in /, which does not pass it on"
+		h.enforces = &e
+		h.open()
+		h.register(web, `"limits": {"io_weight": 50, "best_effort": true}`)
+		h.start(web)
+		require.Contains(t, h.doctor(), "web runs without its limit io_weight: The definition says best_effort: the controller io ends in /, which does not pass it on.")
 	})
 }
