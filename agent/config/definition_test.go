@@ -86,7 +86,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"limits": {"memory_max": "100MiB", "memory_high": "101MiB"}`, "limits.memory_high: 101MiB is above memory_max, 100MiB"},
 		{`"limits": {"memory_max": "100MiB", "memory_low": "101MiB"}`, "limits.memory_low: 101MiB is above memory_max, 100MiB"},
 		{`"nice": 20`, "nice: is 20; the range is -20 to 19"},
-		{`"scheduling": "rr"`, "scheduling_priority: is 0; the range is 1 to 99"},
+		{`"scheduling": "rr"`, "scheduling_priority: is required with scheduling rr: 1 to 99"},
 		{`"scheduling_priority": 5`, "scheduling_priority: counts with fifo and rr alone; scheduling is other"},
 		{`"limits": {"cpu_idle": 1}`, "limits.cpu_idle: is a number; it wants true or false"},
 		{`"limits": {"cpu_idle": true, "cpu_weight": 10}`, "limits.cpu_idle: leaves no place for a cpu_weight"},

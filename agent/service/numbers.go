@@ -33,6 +33,9 @@ func ParseNumbers(text string) (Numbers, error) {
 		if !isSpan {
 			last = first
 		}
+		if part = strings.TrimSpace(part); isSpan && (first == "" || last == "") {
+			return nil, fmt.Errorf("%.40q lacks an end; %w", part, errNumbers)
+		}
 		from, err := parseNumber(first)
 		if err != nil {
 			return nil, err

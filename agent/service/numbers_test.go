@@ -19,8 +19,8 @@ func TestParseNumbers(t *testing.T) {
 		require.Equal(t, got.String(), again.String())
 	}
 	for text, fault := range map[string]string{
-		",": `"" is not a number; write numbers and spans of them, such as "0-3,8"`, "a": `"a" is not a number`, "1-": `"" is not a number`,
-		"-1": `"" is not a number`, "3-1": "3-1 ends before it begins", "8192": "8192 is more than 8191, the highest there can be",
+		",": `"" is not a number; write numbers and spans of them, such as "0-3,8"`, "a": `"a" is not a number`, "1-": `"1-" lacks an end; write numbers`,
+		"0, -1": `"-1" lacks an end`, "-": `"-" lacks an end`, "3-1": "3-1 ends before it begins", "8192": "8192 is more than 8191, the highest there can be",
 		"0-7:2/4": `"7:2/4" is not a number`, "4294967296": "is not a number",
 	} {
 		_, err := ParseNumbers(text)

@@ -287,6 +287,8 @@ func (s *Spec) validateProcess(faults *faultList) {
 	faults.number("oom_score_adj", s.OOMScoreAdj, -1000, 1000)
 	faults.number("nice", s.Nice, -20, 19)
 	switch {
+	case s.Scheduling.RealTime() && s.Priority == 0:
+		faults.add("scheduling_priority", "is required with scheduling %s: 1 to 99", s.Scheduling)
 	case s.Scheduling.RealTime():
 		faults.number("scheduling_priority", s.Priority, 1, 99)
 	case s.Priority != 0:
