@@ -119,8 +119,14 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 	}
 	out := &gladsheimv1.ResourceLimits{}
 	var faults []string
+	known := map[string]bool{}
 	for _, pair := range pairs {
 		name, value, _ := strings.Cut(pair, "=")
+		if known[name] {
+			faults = append(faults, name+" is there twice")
+			continue
+		}
+		known[name] = true
 		if i := slices.IndexFunc(levels, func(l level) bool { return l.name == name }); i >= 0 {
 			percent, err := parseLevel(name, value)
 			if err != nil {
@@ -131,7 +137,7 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 		}
 		r, err := service.ParseResource(name)
 		if err != nil {
-			faults = append(faults, err.Error())
+			faults = append(faults, unknownLimit(name, err))
 			continue
 		}
 		q, err := r.Parse(value)
@@ -145,6 +151,21 @@ func parseLimits(pairs []string) (*gladsheimv1.ResourceLimits, error) {
 		return nil, usage(errors.New("cannot set limits: " + strings.Join(faults, "; ")))
 	}
 	return out, nil
+}
+
+// ofDefinitions are what stands beside limits in a definition, and is changed there alone.
+var ofDefinitions = []string{"drift", "best_effort", "enforcement", "nice", "oom_score_adj", "scheduling", "scheduling_priority"}
+
+// unknownLimit says that name is no limit, as err does, and what else it might be.
+func unknownLimit(name string, err error) string {
+	if slices.Contains(ofDefinitions, name) {
+		return name + " is changed in the definition, for the next start on"
+	}
+	var names []string
+	for _, level := range levels {
+		names = append(names, level.name)
+	}
+	return err.Error() + "; levels are " + strings.Join(names, ", ")
 }
 
 func parseLevel(name, value string) (*float32, error) {
