@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -102,6 +103,8 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 		return strings.Join(kinds, ", ")
 	case s.GetNextAttemptUnixMs() != 0:
 		return "next start " + ago(a.now(), fromMillis(s.GetNextAttemptUnixMs()))
+	case s.GetPhase() == service.Held.String():
+		return "held, to save the battery"
 	case s.GetProcessId() == 0 && s.GetLastExit() != nil:
 		x := s.GetLastExit()
 		return fmt.Sprintf("%s, %s", ended(x), ago(a.now(), fromMillis(x.GetEndedUnixMs())))

@@ -159,9 +159,6 @@ func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 	if phase := st.GetPhase(); phase != "" && phase != text {
 		text += " (" + phase + ")"
 	}
-	if st.GetFrozen() {
-		text += ", " + frozenNote(st)
-	}
 	var since time.Time
 	switch {
 	case st.GetStopTimeUnix() != 0:
@@ -176,6 +173,9 @@ func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 		began = "; started "
 	}
 	text += began + moment(since) + "; " + ago(a.now(), since)
+	if st.GetFrozen() { // nobody keeps since when
+		text += "; " + frozenNote(st)
+	}
 	if next := st.GetNextAttemptUnixMs(); next != 0 {
 		text += "; next start " + ago(a.now(), fromMillis(next))
 	}

@@ -65,7 +65,7 @@ func (w *world) freeze(mode string, at int) {
 	require.Contains(t, w.mustCLI("freeze", "still"), "frozen")
 	frozen(group)
 	require.Contains(t, w.mustCLI("list"), "frozen")
-	require.Contains(t, w.mustCLI("status", "still"), "running, frozen")
+	require.Contains(t, w.mustCLI("status", "still"), "; frozen\n")
 	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_UNKNOWN, d.health("still").Status)
 	longer()
 	w.leave(syscall.SIGKILL)
