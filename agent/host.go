@@ -94,9 +94,8 @@ func capabilities(e service.Enforcement) []string {
 // one that has no cgroups the findings about the host have told. What no definition asks
 // for is no fault of the host.
 func (a *Agent) unenforced() (findings []service.Finding) {
-	asked := a.askedFor()
 	for _, b := range a.cfg.Backends {
-		can := b.Enforces()
+		can, asked := b.Enforces(), a.askedOf(b)
 		limits := map[string][]string{}
 		wanted := map[string]bool{}
 		for r, why := range can.Why {
@@ -137,12 +136,15 @@ func (a *Agent) without(s *service.Status, r service.Resource) service.Finding {
 	return f
 }
 
-// askedFor tells which limits some definition names, or have defaults.
-func (a *Agent) askedFor() (asked [service.NumResources]bool) {
+// askedOf tells which limits some definition that is launched by b names, or have defaults.
+func (a *Agent) askedOf(b backends.Backend) (asked [service.NumResources]bool) {
 	asked[service.MemoryMax], asked[service.CPUMax], asked[service.PidsMax] = true, true, true
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, d := range a.definitions {
+		if by, err := backends.Choose(a.cfg.Backends, d.spec.Launch); err != nil || by.Name() != b.Name() {
+			continue
+		}
 		for r, q := range d.spec.Limits {
 			asked[r] = asked[r] || q.Set
 		}

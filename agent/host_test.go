@@ -161,3 +161,30 @@ func TestDoctorNamesWhatHasLeftItsCgroup(t *testing.T) {
 		require.Contains(t, h.doctor()[0], fmt.Sprintf("have left its cgroup: %d in /:", s.PID()))
 	})
 }
+
+// What one backend lacks is no fault when those who ask for it are launched by another.
+func TestWhatAnotherBackendEnforcesIsNotMissed(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		can := fake.Everything()
+		can.Limits[service.HugetlbMax], can.Why[service.HugetlbMax] = false, "systemd has no setting for huge pages"
+		h.backends = []backends.Backend{
+			called{fake.New(fake.Config{Host: h.host, Enforces: &can}), "systemd"},
+			called{fake.New(fake.Config{Host: h.host}), "cgroupfs"},
+		}
+		h.open()
+		const huge = `"limits": {"hugetlb_max": [{"page_size": "2MiB", "max": "2MiB"}], "best_effort": true}`
+		h.register(web, `"launch": "cgroup"`, huge)
+		require.Empty(t, h.doctor())
+		h.register(db, huge)
+		require.Len(t, h.doctor(), 1)
+		require.Contains(t, h.doctor()[0], "the systemd backend does not enforce hugetlb_max: ")
+	})
+}
+
+// called is a backend by another name.
+type called struct {
+	backends.Backend
+	name string
+}
+
+func (c called) Name() string { return c.name }
