@@ -93,12 +93,16 @@ func (a *advice) advise(r service.Resource, value uint64, format string, args ..
 	a.Limits = append(a.Limits, service.LimitAdvice{Resource: r, Now: a.own(r), Advised: service.Of(value), Enforced: a.holds[r].Enforced, Why: fmt.Sprintf(format, args...)})
 }
 
-// own is the service's own limit.
+// own is the service's own limit. What enforcement has it for now is none.
 func (a *advice) own(r service.Resource) service.Quota {
-	if now := a.holds[r].Applied; now.Set {
-		return now
+	held := a.holds[r]
+	switch {
+	case held.Instead.Set && !held.Requested.Set:
+		return r.Free()
+	case held.Applied.Set && !held.Instead.Set:
+		return held.Applied
 	}
-	return a.holds[r].Requested
+	return held.Requested
 }
 
 // bound is what bounds the service, be it set above it; 0 for nothing.

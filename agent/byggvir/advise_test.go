@@ -114,6 +114,31 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
+// What enforcement has set for now is not taken for what the service has: at its next
+// start that is gone, and the advice would be as well.
+func TestAdviceIsBesideWhatWasAskedFor(t *testing.T) {
+	a := held(map[service.Resource]uint64{service.MemoryHigh: 60 << 20, service.CPUMax: 20 * service.UsecPerPercent})
+	throttle := func(r service.Resource, n uint64) {
+		a[r].Applied, a[r].Effective, a[r].Instead = service.Of(n), service.Of(n), service.Of(n)
+	}
+	throttle(service.MemoryHigh, service.Unlimited) // a livelock was broken
+	throttle(service.CPUMax, 16*service.UsecPerPercent)
+	now := func() map[service.Resource]service.Quota {
+		out := map[service.Resource]service.Quota{}
+		advice, err := Advise(looks(600, steady), a, service.SystemUsage{})
+		require.NoError(t, err)
+		for _, l := range advice.Limits {
+			out[l.Resource] = l.Now
+		}
+		return out
+	}
+	require.Equal(t, service.Of(60<<20), now()[service.MemoryHigh])
+	require.Equal(t, service.Of(20*service.UsecPerPercent), now()[service.CPUMax])
+	a[service.MemoryHigh].Requested = service.Quota{}
+	throttle(service.MemoryHigh, 80<<20)
+	require.Equal(t, service.Of(service.Unlimited), now()[service.MemoryHigh], "nobody asked for any")
+}
+
 func TestConfidence(t *testing.T) {
 	_, err := Advise(nil, service.Applied{}, service.SystemUsage{})
 	require.ErrorContains(t, err, "looked at for 0s")
