@@ -99,7 +99,11 @@ func (a *app) parseSince(text string) (time.Time, error) {
 func story(e *gladsheimv1.Event) string {
 	text := other(e.GetReason(), e.GetKind())
 	if d := e.GetDetail(); d != "" {
-		if text != "" {
+		rest, said := strings.CutPrefix(d, text)
+		switch {
+		case said && (strings.HasPrefix(rest, " ") || strings.HasPrefix(rest, ":")):
+			text = ""
+		case text != "":
 			text += ": "
 		}
 		text += d
