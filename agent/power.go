@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -350,13 +351,21 @@ func (a *Agent) savings() string {
 	text := fmt.Sprintf("Health checks and looks at what services use are %d times as far apart.", byggvir.SlowerChecks)
 	held := a.sacrifice(func(s *service.Status) bool { return s.Machine.State == service.Held })
 	if len(held) > 0 {
-		slices.SortFunc(held, byName)
-		text += fmt.Sprintf(" These services are stopped, and start again on AC: %v.", held)
+		text += fmt.Sprintf(" These services are stopped, and start again on AC: %s.", listed(held))
 	}
 	spared := a.sacrifice(func(s *service.Status) bool { return s.Machine.Frozen && s.Machine.Spared })
 	if len(spared) > 0 {
-		slices.SortFunc(spared, byName)
-		text += fmt.Sprintf(" These services are frozen, and thawed on AC: %v.", spared)
+		text += fmt.Sprintf(" These services are frozen, and thawed on AC: %s.", listed(spared))
 	}
 	return text
+}
+
+// listed is services in the order of their names, with commas between.
+func listed(services []service.Name) string {
+	slices.SortFunc(services, byName)
+	var words []string
+	for _, name := range services {
+		words = append(words, name.String())
+	}
+	return strings.Join(words, ", ")
 }

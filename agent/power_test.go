@@ -118,7 +118,7 @@ func TestLowBatteryStopsAndAcBringsBack(t *testing.T) {
 		require.Equal(t, holder, s.LastExit.RequestedBy)
 		require.Zero(t, s.Machine.Restarts)
 		require.Zero(t, s.Machine.Failures)
-		require.Contains(t, h.doctor()[0], "the battery is saved: the host is on battery, 14%: Health checks and looks at what services use are 4 times as far apart. These services are stopped, and start again on AC: [feed mail sync web].")
+		require.Contains(t, h.doctor()[0], "the battery is saved: the host is on battery, 14%: Health checks and looks at what services use are 4 times as far apart. These services are stopped, and start again on AC: feed, mail, sync, web.")
 
 		before = h.Sequence()
 		h.plugged(14)

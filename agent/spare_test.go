@@ -32,7 +32,7 @@ func TestLowBatteryFreezes(t *testing.T) {
 			require.True(t, h.host.Frozen(feed))
 			require.Equal(t, "frozen to save the battery; it is thawed on AC", s.Error)
 			require.Equal(t, holder, s.LastActor)
-			require.Contains(t, h.doctor()[0], "These services are stopped, and start again on AC: [mail sync web]. These services are frozen, and thawed on AC: [feed].")
+			require.Contains(t, h.doctor()[0], "These services are stopped, and start again on AC: mail, sync, web. These services are frozen, and thawed on AC: feed.")
 		}
 		frozen()
 		require.Equal(t, []string{"asked"}, h.reasons(feed, service.NoticeFrozen))
