@@ -69,6 +69,9 @@ func Advise(samples []service.Sample, holds service.Applied, host service.System
 	a.memory()
 	a.cpu()
 	a.pids()
+	a.within(service.MemoryLow, service.MemoryMax)
+	a.within(service.MemoryMin, service.MemoryMax)
+	a.within(service.CPUBurst, service.CPUMax)
 	return a.Advice, nil
 }
 
@@ -91,6 +94,18 @@ func (a *advice) doubt(c service.Confidence, format string, args ...any) {
 // advise notes what a limit would be.
 func (a *advice) advise(r service.Resource, value uint64, format string, args ...any) {
 	a.Limits = append(a.Limits, service.LimitAdvice{Resource: r, Now: a.own(r), Advised: service.Of(value), Enforced: a.holds[r].Enforced, Why: fmt.Sprintf(format, args...)})
+}
+
+// within lowers what may not be above a limit that is advised: together with it that
+// would be refused.
+func (a *advice) within(r, top service.Resource) {
+	at := slices.IndexFunc(a.Limits, func(l service.LimitAdvice) bool { return l.Resource == top })
+	if at < 0 {
+		return
+	}
+	if most, now := a.Limits[at].Advised, a.own(r); bounded(now) && now.Value > most.Value {
+		a.advise(r, most.Value, "it can not be above %s", top)
+	}
 }
 
 // own is the service's own limit. What enforcement has it for now is none.

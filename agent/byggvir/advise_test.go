@@ -114,6 +114,19 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
+// What is advised can be set: what else the service asks for is no hindrance.
+func TestAdviceCanBeTaken(t *testing.T) {
+	holds := map[service.Resource]uint64{
+		service.MemoryMax: 1 << 30, service.MemoryHigh: 900 << 20, service.MemoryLow: 200 << 20, service.MemoryMin: 16 << 20,
+		service.CPUMax: 100 * service.UsecPerPercent, service.CPUBurst: 80 * service.UsecPerPercent,
+	}
+	a, err := Advise(looks(600, steady), held(holds), service.SystemUsage{})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{
+		"memory_max": "105MiB", "memory_high": "105MiB", "cpu_percent": "44%", "pids_max": "26", "memory_low": "105MiB", "cpu_burst_percent": "44%",
+	}, advised(a))
+}
+
 // What enforcement has set for now is not taken for what the service has: at its next
 // start that is gone, and the advice would be as well.
 func TestAdviceIsBesideWhatWasAskedFor(t *testing.T) {
