@@ -17,8 +17,9 @@ func (a *app) limitsCommand() *cobra.Command {
 		Long: `Show what limits services have, as the kernel holds them.
 
 ASKED is what the definition or a request wants, HELD what was read back from the
-kernel, and EFFECTIVE the tightest of it and of everything above it. INSTEAD is there when
-the agent holds a service to something else for now, by the enforcement of its definition.
+kernel, and EFFECTIVE the tightest of it and of everything above it; SET BY is the cgroup
+above that makes it tighter. ENFORCED says whether this host enforces such a limit, and
+why not what was asked for. INSTEAD is there when the agent holds a service to something else for now, by the enforcement of its definition.
 AT RESTART is there when a restart would ask for something else: the definition or the
 defaults have changed.`,
 		Args:              someNames,
