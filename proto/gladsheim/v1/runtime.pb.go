@@ -1164,10 +1164,11 @@ func (x *UsageEvidence) GetIoPressurePercent() float64 {
 // LimitRecommendation is what one limit would be.
 type LimitRecommendation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// memory_max, memory_high, cpu_percent or pids_max.
+	// memory_max, memory_high, cpu_percent or pids_max; memory_low, memory_min or
+	// cpu_burst_percent that would be above what is recommended.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What holds, or would at the next start; Infinity for no limit; absent when nobody
-	// has set one and the kernel was not asked.
+	// What holds, or would at the next start, whatever enforcement has set for now;
+	// Infinity for no limit; absent when nobody has set one and the kernel was not asked.
 	Current *float64 `protobuf:"fixed64,2,opt,name=current,proto3,oneof" json:"current,omitempty"`
 	// What is recommended; Infinity for no limit.
 	Recommended float64 `protobuf:"fixed64,3,opt,name=recommended,proto3" json:"recommended,omitempty"`
