@@ -128,9 +128,15 @@ func (a *Agent) without(s *service.Status, r service.Resource) service.Finding {
 		Detail: "The host can not enforce it, and the definition says best_effort.", Fix: "Run it on a host with cgroup v2.",
 	}
 	for _, b := range a.cfg.Backends {
-		if why := b.Enforces().Why[r]; b.Name() == s.Ref.Backend && why != "" {
-			f.Detail = "The definition says best_effort: " + why + "."
+		can := b.Enforces()
+		switch {
+		case b.Name() != s.Ref.Backend:
+		case can.Why[r] != "":
+			f.Detail = "The definition says best_effort: " + can.Why[r] + "."
 			f.Fix = "See to what is missing, then restart the agent and the service; or remove the limit from the definition."
+		case can.Limits[r]: // and not as it is asked for
+			f.Detail = "The host enforces that limit, but has not got what it names, such as a disk or a CPU, and the definition says best_effort."
+			f.Fix = fmt.Sprintf("See what is asked for: gladsheim limits %s; then mend the definition, and restart it. Without best_effort the refusal says what is missing.", s.Name)
 		}
 	}
 	return f

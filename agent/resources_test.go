@@ -345,5 +345,8 @@ func TestBestEffortSaysWhatIsMissing(t *testing.T) {
 		h.register(web, `"limits": {"io_weight": 50, "best_effort": true}`)
 		h.start(web)
 		require.Contains(t, h.doctor(), "web runs without its limit io_weight: The definition says best_effort: the controller io ends in /, which does not pass it on.")
+		elsewhere := h.without(h.status(web), service.IOMax)
+		require.Contains(t, elsewhere.Detail, "has not got what it names", "as a disk that is gone")
+		require.Contains(t, elsewhere.Fix, "gladsheim limits web")
 	})
 }
