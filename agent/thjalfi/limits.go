@@ -3,6 +3,7 @@ package thjalfi
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
@@ -61,7 +62,7 @@ func (a *actor) limit(c change) {
 			default:
 				a.settleLimits(c.limits)
 				*c.applied, a.actor = got, c.actor
-				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", "", func(s *service.Status) {
+				a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "asked", words(c.limits)+" by "+c.actor, func(s *service.Status) {
 					s.Applied, s.LastActor = got, c.actor
 					for r, q := range c.limits {
 						s.Fought[r] = s.Fought[r] && !q.Set
@@ -71,6 +72,17 @@ func (a *actor) limit(c change) {
 			}
 		}
 	})
+}
+
+// words tells which limits are set, and to what.
+func words(l service.Limits) string {
+	var list []string
+	for i, q := range l {
+		if r := service.Resource(i); q.Set {
+			list = append(list, r.String()+" "+r.Format(q))
+		}
+	}
+	return strings.Join(list, ", ")
 }
 
 // keepLimits has the launches to come by the policy use the limits, and replies

@@ -328,6 +328,7 @@ func TestSetLimits(t *testing.T) {
 		require.Equal(t, service.Of(10), applied[service.PidsMax].Applied, "the others stay")
 		require.Equal(t, applied, s.status().Applied)
 		require.Equal(t, "dora", s.status().LastActor)
+		require.Contains(t, s.disk.details[service.NoticeLimits], "cpu_percent 10% by dora")
 		require.Equal(t, pid, s.status().PID())
 		r, _ := s.disk.get(web)
 		require.Equal(t, tenth.Over(half), r.Limits)
