@@ -85,7 +85,8 @@ func TestARequestOutlivesTheAgent(t *testing.T) {
 		told, token = append(told, kinds...), last
 		w.leave(syscall.SIGKILL)
 		if first != nil {
-			require.Equal(t, codes.Unavailable, status.Code(<-first))
+			// leave closes the connection of the test, too, once the agent is gone.
+			require.Contains(t, []codes.Code{codes.Unavailable, codes.Canceled}, status.Code(<-first))
 			first = nil
 		}
 		w.begin()
