@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +20,7 @@ func (a *app) metricsCommand() *cobra.Command {
 collector of the node exporter reads them.
 
 Counters begin at 0 when the agent begins.`,
-		Example: "  gladsheim metrics > /var/lib/prometheus/node-exporter/gladsheim.prom.new",
+		Example: `  cd /var/lib/prometheus/node-exporter && gladsheim metrics > gladsheim.prom.new && mv gladsheim.prom.new gladsheim.prom`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.connect(); err != nil {
 				return err
@@ -38,30 +39,29 @@ Counters begin at 0 when the agent begins.`,
 // showMetrics needs no escapes: neither names nor states and steps have a quote in them
 // (https://prometheus.io/docs/instrumenting/exposition_formats/).
 func (a *app) showMetrics(services *gladsheimv1.ServiceList) error {
-	fmt.Fprintln(a.out, "# HELP gladsheim_service_state 1 for the state that the service is in, 0 for the others.")
-	fmt.Fprintln(a.out, "# TYPE gladsheim_service_state gauge")
+	out := &strings.Builder{}
+	fmt.Fprintln(out, "# HELP gladsheim_service_state 1 for the state that the service is in, 0 for the others.")
+	fmt.Fprintln(out, "# TYPE gladsheim_service_state gauge")
 	for _, s := range services.GetServices() {
 		for _, state := range stateWords() {
 			is := 0
 			if stateWord(s.GetState()) == state {
 				is = 1
 			}
-			fmt.Fprintf(a.out, "gladsheim_service_state{service=\"%s\",state=\"%s\"} %d\n", plain(s.GetServiceName()), state, is)
+			fmt.Fprintf(out, "gladsheim_service_state{service=\"%s\",state=\"%s\"} %d\n", plain(s.GetServiceName()), state, is)
 		}
 	}
-	fmt.Fprintln(a.out, "# HELP gladsheim_service_enforcements_total What was done about a service that uses too much, by the step that was taken.")
-	fmt.Fprintln(a.out, "# TYPE gladsheim_service_enforcements_total counter")
+	fmt.Fprintln(out, "# HELP gladsheim_service_enforcements_total What was done about a service that uses too much, by the step that was taken.")
+	fmt.Fprintln(out, "# TYPE gladsheim_service_enforcements_total counter")
 	for _, s := range services.GetServices() {
 		taken := map[string]uint64{}
 		for _, e := range s.GetEnforcements() {
 			taken[e.GetStep()] = e.GetCount()
 		}
 		for _, step := range steps {
-			_, err := fmt.Fprintf(a.out, "gladsheim_service_enforcements_total{service=\"%s\",step=\"%s\"} %d\n", plain(s.GetServiceName()), step, taken[step])
-			if err != nil {
-				return err
-			}
+			fmt.Fprintf(out, "gladsheim_service_enforcements_total{service=\"%s\",step=\"%s\"} %d\n", plain(s.GetServiceName()), step, taken[step])
 		}
 	}
-	return nil
+	_, err := fmt.Fprint(a.out, out)
+	return err
 }
