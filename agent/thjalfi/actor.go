@@ -57,6 +57,9 @@ type actor struct {
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
 	due     time.Duration             // in Backoff: when the next launch is, since boot
+	spread  float64                   // drawn for that wait
+	failed  service.Failures          // within the window of its policy
+	queues  bool                      // in Backoff: the wait is over, and its turn has not come
 	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
@@ -174,6 +177,12 @@ func (a *actor) timeout() {
 		a.wait()
 		return
 	}
+	switch {
+	case a.fires == service.BackoffOver && a.queue():
+		return
+	case a.fires == service.Stable && a.ails():
+		return
+	}
 	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
 		a.forced = a.machine.ForceKill
 		if !a.machine.ForceKill {
@@ -181,14 +190,14 @@ func (a *actor) timeout() {
 				Err: fmt.Errorf("it did not end within %v, and its definition forbids to kill it (stop.force_kill)", a.grace)})
 		}
 	}
-	a.happen(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation})
+	a.happen(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation, Recent: a.recent()})
 }
 
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
 	a.logFrom, a.stream, a.asked = r.LogFrom, r.Stream, r.Asked
-	a.remains, a.died = r.Remains, r.Ended
+	a.remains, a.died, a.failed = r.Remains, r.Ended, r.Failed
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
 		return
@@ -196,12 +205,14 @@ func (a *actor) restore(r Restored) {
 	a.grace = r.Plan.Spec.Stop.Timeout
 	switch {
 	case a.machine.State == service.Backoff:
-		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.Failures))
+		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.Failures, 1))
 		a.due = a.cfg.SinceBoot() + wait
 		a.arm(wait, service.BackoffOver)
 		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State == service.Held:
 		a.publish(service.NoticeState, "restored", "")
+	case a.machine.State == service.Crashed:
+		a.cfg.Keeper.Show(a.name, a.shown())
 	case a.machine.State.Alive():
 		a.machine.State = service.Stopped
 		a.happen(service.Event{Kind: service.Adopt})
@@ -254,11 +265,14 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.plan, a.next = a.next, nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
 	}
+	a.count(before)
 	switch {
 	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
 		a.cause, a.ender = a.machine.Cause, a.actor
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
-		a.due = a.cfg.SinceBoot() + a.delay()
+		a.due, a.queues = a.cfg.SinceBoot()+a.delay(), false
+	case a.machine.State == service.Crashed && before.State != service.Crashed:
+		told = a.alert()
 	}
 	news := a.conclude()
 	switch {
