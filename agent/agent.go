@@ -175,7 +175,7 @@ func (a *Agent) open(ctx context.Context) error {
 	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, History: a.history})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot,
-		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
+		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
 	})
 	a.recallPower()
 	a.restore(ctx, left)
