@@ -338,6 +338,189 @@ func (x *ListExitsRequest) GetLimit() uint32 {
 	return 0
 }
 
+// ListCrashesRequest names the service.
+type ListCrashesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCrashesRequest) Reset() {
+	*x = ListCrashesRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCrashesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCrashesRequest) ProtoMessage() {}
+
+func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCrashesRequest.ProtoReflect.Descriptor instead.
+func (*ListCrashesRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListCrashesRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// CrashHistory is the answer of ListCrashes.
+type CrashHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ways in which it failed, the latest first.
+	Crashes       []*Crash `protobuf:"bytes,1,rep,name=crashes,proto3" json:"crashes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashHistory) Reset() {
+	*x = CrashHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashHistory) ProtoMessage() {}
+
+func (x *CrashHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashHistory.ProtoReflect.Descriptor instead.
+func (*CrashHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CrashHistory) GetCrashes() []*Crash {
+	if x != nil {
+		return x.Crashes
+	}
+	return nil
+}
+
+// Crash is one way in which a service fails.
+type Crash struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What its ends have in common; see ExitRecord.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// How many there were, as far as is known.
+	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// When the first of them was.
+	FirstUnixMs int64 `protobuf:"varint,3,opt,name=first_unix_ms,json=firstUnixMs,proto3" json:"first_unix_ms,omitempty"`
+	// When the latest was.
+	LastUnixMs int64 `protobuf:"varint,4,opt,name=last_unix_ms,json=lastUnixMs,proto3" json:"last_unix_ms,omitempty"`
+	// The latest of them, with its last lines.
+	Latest *ExitRecord `protobuf:"bytes,5,opt,name=latest,proto3" json:"latest,omitempty"`
+	// Which instances it ended, of those whose exit records are kept, the latest first.
+	Incarnations  []uint64 `protobuf:"varint,6,rep,packed,name=incarnations,proto3" json:"incarnations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Crash) Reset() {
+	*x = Crash{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Crash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Crash) ProtoMessage() {}
+
+func (x *Crash) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Crash.ProtoReflect.Descriptor instead.
+func (*Crash) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Crash) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Crash) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Crash) GetFirstUnixMs() int64 {
+	if x != nil {
+		return x.FirstUnixMs
+	}
+	return 0
+}
+
+func (x *Crash) GetLastUnixMs() int64 {
+	if x != nil {
+		return x.LastUnixMs
+	}
+	return 0
+}
+
+func (x *Crash) GetLatest() *ExitRecord {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+func (x *Crash) GetIncarnations() []uint64 {
+	if x != nil {
+		return x.Incarnations
+	}
+	return nil
+}
+
 // ExitHistory is the answer of ListExits.
 type ExitHistory struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -349,7 +532,7 @@ type ExitHistory struct {
 
 func (x *ExitHistory) Reset() {
 	*x = ExitHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -361,7 +544,7 @@ func (x *ExitHistory) String() string {
 func (*ExitHistory) ProtoMessage() {}
 
 func (x *ExitHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -374,7 +557,7 @@ func (x *ExitHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitHistory.ProtoReflect.Descriptor instead.
 func (*ExitHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExitHistory) GetExits() []*ExitRecord {
@@ -404,7 +587,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +599,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +612,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -481,7 +664,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +676,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +689,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -572,7 +755,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +767,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +780,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -732,7 +915,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +927,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +940,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -787,7 +970,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +982,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +995,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -843,7 +1026,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +1038,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +1051,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -912,7 +1095,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1107,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1120,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1042,7 +1225,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1237,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1250,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1184,7 +1367,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1379,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1392,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1272,7 +1455,19 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"K\n" +
 	"\x10ListExitsRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"7\n" +
+	"\x12ListCrashesRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"=\n" +
+	"\fCrashHistory\x12-\n" +
+	"\acrashes\x18\x01 \x03(\v2\x13.gladsheim.v1.CrashR\acrashes\"\xdb\x01\n" +
+	"\x05Crash\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\"\n" +
+	"\rfirst_unix_ms\x18\x03 \x01(\x03R\vfirstUnixMs\x12 \n" +
+	"\flast_unix_ms\x18\x04 \x01(\x03R\n" +
+	"lastUnixMs\x120\n" +
+	"\x06latest\x18\x05 \x01(\v2\x18.gladsheim.v1.ExitRecordR\x06latest\x12\"\n" +
+	"\fincarnations\x18\x06 \x03(\x04R\fincarnations\"=\n" +
 	"\vExitHistory\x12.\n" +
 	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"\xbd\x01\n" +
 	"\x16GetUsageHistoryRequest\x12!\n" +
@@ -1394,13 +1589,14 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x16CONFIDENCE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCONFIDENCE_LOW\x10\x01\x12\x15\n" +
 	"\x11CONFIDENCE_MEDIUM\x10\x02\x12\x13\n" +
-	"\x0fCONFIDENCE_HIGH\x10\x032\xcc\x04\n" +
+	"\x0fCONFIDENCE_HIGH\x10\x032\x99\x05\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
-	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12S\n" +
+	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12K\n" +
+	"\vListCrashes\x12 .gladsheim.v1.ListCrashesRequest\x1a\x1a.gladsheim.v1.CrashHistory\x12S\n" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
 	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
@@ -1419,7 +1615,7 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
 	(*KillRequest)(nil),            // 1: gladsheim.v1.KillRequest
@@ -1427,47 +1623,54 @@ var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(*FreezeRequest)(nil),          // 3: gladsheim.v1.FreezeRequest
 	(*ThawRequest)(nil),            // 4: gladsheim.v1.ThawRequest
 	(*ListExitsRequest)(nil),       // 5: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),            // 6: gladsheim.v1.ExitHistory
-	(*GetUsageHistoryRequest)(nil), // 7: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 8: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 9: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 10: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 11: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 12: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 13: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 14: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 15: gladsheim.v1.LimitRecommendation
-	(*ExitRecord)(nil),             // 16: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),          // 17: gladsheim.v1.ServiceStatus
+	(*ListCrashesRequest)(nil),     // 6: gladsheim.v1.ListCrashesRequest
+	(*CrashHistory)(nil),           // 7: gladsheim.v1.CrashHistory
+	(*Crash)(nil),                  // 8: gladsheim.v1.Crash
+	(*ExitHistory)(nil),            // 9: gladsheim.v1.ExitHistory
+	(*GetUsageHistoryRequest)(nil), // 10: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 11: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 12: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 13: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 14: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 15: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 16: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 17: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 18: gladsheim.v1.LimitRecommendation
+	(*ExitRecord)(nil),             // 19: gladsheim.v1.ExitRecord
+	(*ServiceStatus)(nil),          // 20: gladsheim.v1.ServiceStatus
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	16, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	9,  // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	9,  // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
-	0,  // 3: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	14, // 4: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	15, // 5: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 6: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	2,  // 7: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	3,  // 8: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	4,  // 9: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	5,  // 10: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7,  // 11: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	10, // 12: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	12, // 13: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	17, // 14: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	17, // 15: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	17, // 16: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	17, // 17: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	6,  // 18: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	8,  // 19: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	11, // 20: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	13, // 21: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	8,  // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
+	19, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	19, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	12, // 3: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	12, // 4: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 5: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
+	17, // 6: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	18, // 7: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 8: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	2,  // 9: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	3,  // 10: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	4,  // 11: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	5,  // 12: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	6,  // 13: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	10, // 14: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	13, // 15: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	15, // 16: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	20, // 17: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	20, // 18: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	20, // 19: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	20, // 20: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	9,  // 21: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	7,  // 22: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	11, // 23: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	14, // 24: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	16, // 25: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -1477,16 +1680,16 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[14].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[11].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
