@@ -270,7 +270,7 @@ func (b absent) Launch(_ context.Context, l service.Launch, _ func(service.Ref) 
 	return nil, &service.Error{Op: "launch", Service: l.Name, Kind: service.HostUnavailable, Permanent: true, Err: b.why}
 }
 
-func (b absent) Adopt(_ context.Context, ref service.Ref, _ service.Limits) (backends.Handle, error) {
+func (b absent) Adopt(_ context.Context, ref service.Ref, _ service.Launch) (backends.Handle, error) {
 	return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: b.why}
 }
 

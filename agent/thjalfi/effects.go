@@ -59,9 +59,7 @@ func (a *actor) launch() {
 	a.grace = plan.Spec.Stop.Timeout
 	ctx, abort := context.WithCancel(a.launches)
 	a.abort = abort
-	l := service.Launch{
-		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits,
-	}
+	l := plan.launch(a.name, a.machine.Incarnation)
 	a.ref = plan.Backend.Plan(l)
 	intent := a.recordNow()
 	a.then(func(context.Context) func() {
@@ -208,15 +206,15 @@ func (a *actor) giveUp() {
 var errCutOff = errors.New("the agent ended before it was launched")
 
 func (a *actor) adopt() {
-	ref, backend, limits, ladder := a.ref, a.plan.Backend, a.plan.Limits, a.plan.Spec.Ladder
+	ref, plan, incarnation := a.ref, a.plan, a.machine.Incarnation
 	a.then(func(ctx context.Context) func() {
-		h, err := backend.Adopt(ctx, ref, limits)
+		h, err := plan.Backend.Adopt(ctx, ref, plan.launch(a.name, incarnation))
 		var applied service.Applied
 		var frozenBy string
 		if err == nil {
 			frozenBy, _ = h.FrozenBy()
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited
-			if back := reined(ladder, limits, applied); back != (service.Limits{}) {
+			if back := reined(plan.Spec.Ladder, plan.Limits, applied); back != (service.Limits{}) {
 				if given, err := h.Throttle(ctx, back); err == nil { // else the look for drift tells
 					applied = given
 				}

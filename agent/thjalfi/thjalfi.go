@@ -27,6 +27,11 @@ type Plan struct {
 	Options service.StartOptions // as they were asked for; see Thjalfi.Options
 }
 
+// launch is what an incarnation by this plan is made of.
+func (p *Plan) launch(name service.Name, incarnation uint64) service.Launch {
+	return service.Launch{Name: name, Incarnation: incarnation, Spec: p.Spec, Limits: p.Limits}
+}
+
 // Record is what must outlive the agent about one service.
 type Record struct {
 	Name    service.Name
