@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api/client"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -48,7 +49,7 @@ unregistered meanwhile.`,
 		slices.Sort(names)
 		w := vigil{app: a, goal: goal, reached: reached, left: slices.Compact(names), stood: map[string]string{}}
 		err := w.wait(ctx)
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if err != nil && client.KindOf(err) == service.Timeout {
 			return w.late()
 		}
 		return err
