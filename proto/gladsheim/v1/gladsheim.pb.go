@@ -2733,7 +2733,10 @@ type GladsheimError struct {
 	// The service it is about.
 	ServiceName *string `protobuf:"bytes,3,opt,name=service_name,json=serviceName,proto3,oneof" json:"service_name,omitempty"`
 	// More for whoever looks into it: the step, the path, the error of the system.
-	Details       *string `protobuf:"bytes,4,opt,name=details,proto3,oneof" json:"details,omitempty"`
+	Details *string `protobuf:"bytes,4,opt,name=details,proto3,oneof" json:"details,omitempty"`
+	// The last lines of the output of an instance that did not become ready, the latest
+	// last, as much as has room in a status (2 KiB). All of them are in its exit record.
+	LastLines     [][]byte `protobuf:"bytes,93,rep,name=last_lines,json=lastLines,proto3" json:"last_lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2794,6 +2797,13 @@ func (x *GladsheimError) GetDetails() string {
 		return *x.Details
 	}
 	return ""
+}
+
+func (x *GladsheimError) GetLastLines() [][]byte {
+	if x != nil {
+		return x.LastLines
+	}
+	return nil
 }
 
 var File_gladsheim_v1_gladsheim_proto protoreflect.FileDescriptor
@@ -3097,12 +3107,14 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\v_at_restartB\x12\n" +
 	"\x10_at_restart_textB\n" +
 	"\n" +
-	"\b_instead\"\xa2\x01\n" +
+	"\b_instead\"\xc1\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +
 	"\fservice_name\x18\x03 \x01(\tH\x00R\vserviceName\x88\x01\x01\x12\x1d\n" +
-	"\adetails\x18\x04 \x01(\tH\x01R\adetails\x88\x01\x01B\x0f\n" +
+	"\adetails\x18\x04 \x01(\tH\x01R\adetails\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"last_lines\x18] \x03(\fR\tlastLinesB\x0f\n" +
 	"\r_service_nameB\n" +
 	"\n" +
 	"\b_details*\xd0\x01\n" +
