@@ -168,7 +168,7 @@ func (a *Agent) open(ctx context.Context) error {
 	a.history = byggvir.NewHistory(byggvir.HistoryConfig{SinceBoot: a.cfg.SinceBoot, Open: a.openHistory, Lost: a.tellLostHistory})
 	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, History: a.history})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
 	})
 	a.recallPower()
 	a.restore(ctx, left)

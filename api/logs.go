@@ -11,9 +11,9 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/api/internal/tail"
 	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
+	"github.com/gladsheim/gladsheim/logfile/tail"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 

@@ -35,14 +35,14 @@ type Line struct {
 
 // Request says which lines.
 type Request struct {
-	Streams []service.Stream // those of the service; those without an ID are left out
+	Streams []service.Stream // those of the service; those without an ID are left out, unless they are Known when it is followed
 	Lines   int              // how many past ones at most; math.MaxInt for all
 	Since   time.Time        // none from before; the zero Time sets no bound
 	Match   *regexp.Regexp   // only lines, or pieces, that match; nil for all
 	Follow  bool             // go on with lines to come, until the context ends
 	After   string           // only lines behind this cursor; empty for all
-	// Service is whose streams to come are followed too, and Known tells whether
-	// one is its own.
+	// Service is whose streams to come are followed too, from their mark on, and Known
+	// tells which are its own. Of Streams without an ID those of earlier agents count.
 	Service service.Name
 	Known   func() []service.Stream
 }
@@ -240,8 +240,7 @@ func (r *reading) give(e *entry) error {
 	}
 }
 
-// follow goes on for ever. A stream that this agent makes while it does is told by
-// its mark, from which on its lines are taken as well.
+// follow goes on for ever. A stream that is not known by its ID yet is told by its mark, from which on its lines are taken as well.
 func (r *reading) follow(ctx context.Context, from []string) error {
 	for {
 		args := append([]string{"--follow", "--no-tail"}, from...)
@@ -250,6 +249,11 @@ func (r *reading) follow(ctx context.Context, from []string) error {
 			args = append(args, "+")
 		}
 		args = append(args, "_TRANSPORT=stdout", "SYSLOG_IDENTIFIER="+r.req.Service.String(), "_PID="+strconv.Itoa(os.Getpid()))
+		for _, s := range r.req.Streams {
+			if s.ID == "" && s.PID != os.Getpid() {
+				args = append(args, "_PID="+strconv.Itoa(s.PID))
+			}
+		}
 		joined := false
 		err := r.run(ctx, args, func(e *entry) error {
 			if e.dropped > 0 || r.marks[e.stream].Mark != "" {

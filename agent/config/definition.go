@@ -182,22 +182,24 @@ func limit(r service.Resource, about string) key[service.Spec] {
 }
 
 var readiness = object[service.Check]{
-	keys: append(target(map[string]string{
-		"notify": "write process, http, grpc or tcp",
-		"log":    "write process, http, grpc or tcp",
-		"exec":   "write process, http, grpc or tcp",
+	keys: append(target(append(slices.Clone(checkTypes), service.CheckLog), "; log: a line of its output matches pattern", map[string]string{
+		"notify": "write process, http, grpc, tcp or log",
+		"exec":   "write process, http, grpc, tcp or log",
 	}),
-		notServed[service.Check]("pattern", "log lines are not looked at", never, nothing),
+		at("settle", "process: how long it has to have run to be ready; an end before is a failed start.",
+			optionalDuration{duration{0, 24 * time.Hour}}, func(c *service.Check) *time.Duration { return &c.Settle }),
+		at("pattern", "log: what a line has to match, in the syntax of RE2. The first 16 KiB of a line are looked at.",
+			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Pattern }),
 		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
 		at("timeout", "How long a start may take.",
 			duration{time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
 	),
-	check: matchTarget(users),
-	rules: targetRules(users),
+	check: matchTarget(readyUsers),
+	rules: targetRules(readyUsers),
 }
 
 var health = object[service.Check]{
-	keys: append(target(map[string]string{
+	keys: append(target(checkTypes, "", map[string]string{
 		"exec":     "write process, http, grpc or tcp",
 		"watchdog": "write process, http, grpc or tcp",
 	}),
@@ -226,11 +228,13 @@ func asked(k key[service.Check]) key[service.Check] {
 	return k
 }
 
-// target is what the two checks have in common.
-func target(later map[string]string) []key[service.Check] {
-	types := []service.CheckType{service.CheckProcess, service.CheckHTTP, service.CheckGRPC, service.CheckTCP}
+// checkTypes are those that tell both whether a service is ready and whether it is well.
+var checkTypes = []service.CheckType{service.CheckProcess, service.CheckHTTP, service.CheckGRPC, service.CheckTCP}
+
+// target is what the two checks have in common; about tells of types that one alone has.
+func target(types []service.CheckType, about string, later map[string]string) []key[service.Check] {
 	return []key[service.Check]{
-		at("type", "process: it runs; http: GET url answers 200; grpc: grpc.health.v1 at address answers SERVING; tcp: address accepts.",
+		at("type", "process: it runs; http: GET url answers 200; grpc: grpc.health.v1 at address answers SERVING; tcp: address accepts"+about+".",
 			word[service.CheckType]{values: types, later: later},
 			func(c *service.Check) *service.CheckType { return &c.Type }),
 		at("url", "http: what to GET.",
@@ -250,6 +254,13 @@ var (
 		"address": {service.CheckGRPC, service.CheckTCP},
 		"service": {service.CheckGRPC},
 	}
+	readyUsers = map[string][]service.CheckType{
+		"url":     users["url"],
+		"address": users["address"],
+		"service": users["service"],
+		"settle":  {service.CheckProcess},
+		"pattern": {service.CheckLog},
+	}
 	healthUsers = map[string][]service.CheckType{
 		"url":       users["url"],
 		"address":   users["address"],
@@ -261,7 +272,7 @@ var (
 )
 
 // targets are the keys without which the types they belong to ask nobody.
-var targets = []string{"url", "address"}
+var targets = []string{"url", "address", "pattern"}
 
 // matchTarget finds keys that the type of a check does not use, and those it
 // lacks.
@@ -297,8 +308,14 @@ func targetRules(users map[string][]service.CheckType) func(*jsonschema.Schema) 
 		s.DependentSchemas = map[string]*jsonschema.Schema{}
 		for name, types := range users {
 			s.DependentSchemas[name] = typeIs(types)
+			if slices.Contains(types, service.CheckProcess) { // which is the type when none is given
+				s.DependentSchemas[name].Required = nil
+			}
 		}
 		for _, name := range targets {
+			if len(users[name]) == 0 {
+				continue
+			}
 			s.AllOf = append(s.AllOf, &jsonschema.Schema{If: typeIs(users[name]), Then: &jsonschema.Schema{Required: []string{name}}})
 		}
 	}

@@ -38,6 +38,9 @@ func TestSchemaAcceptsWhatIsServed(t *testing.T) {
 	spec, faults := ParseDefinition("web.json", web, service.Defaults())
 	require.Empty(t, faults)
 	require.NoError(t, definitions.Validate(decode(t, formatDefinition(spec))))
+	for _, ready := range []string{`{"settle": "2s"}`, `{"type": "process", "settle": "2s"}`, `{"type": "log", "pattern": "^up"}`} {
+		require.NoError(t, definitions.Validate(decode(t, []byte(`{"name": "a", "exec": ["/a"], "ready": `+ready+`}`))), ready)
+	}
 	require.NoError(t, agents.Validate(decode(t, FormatAgent(asgard(t)))))
 	require.NoError(t, agents.Validate(decode(t, read(t, "../../examples/gladsheim.json"))))
 }
@@ -52,7 +55,7 @@ func TestSchemaRefuses(t *testing.T) {
 		`"log_full": "drop"`, `"log": "null", "log_full": "fail"`, `"log": "journal", "log_full": "block"`,
 		`"limits": {"memory_max": "256MB"}`, `"limits": {"memory_max": 5}`, `"limits": {"cpu_percent": 0.5}`, `"limits": {"pids_max": "many"}`,
 		`"limits": {"cpu_weight": 10001}`, `"limits": {"cpu_weight": "max"}`, `"limits": {"memory_warning_percent": 101}`,
-		`"ready": {"type": "http"}`, `"ready": {"type": "log", "pattern": "x"}`, `"ready": {"url": "http://a/"}`,
+		`"ready": {"type": "http"}`, `"ready": {"type": "log"}`, `"ready": {"type": "tcp", "address": "a:1", "settle": "1s"}`, `"ready": {"url": "http://a/"}`,
 		`"health": {"type": "tcp", "address": "a:1", "service": "b"}`, `"health": {"type": "tcp", "address": "a:1", "interval": 5}`, `"health": {"type": "tcp", "address": "a:1", "interval": "5 s"}`,
 		`"health": {"type": "tcp", "address": "a:1", "threshold": 0}`, `"health": {"interval": "5s"}`, `"health": {"type": "process", "threshold": 3}`, `"restart": {"policy": "no"}`, `"stop": {"signal": "sigterm"}`, `"stop": {"signal": "65"}`,
 		`"umask": "1777"`, `"user": "0day"`, `"environment": {"A=B": ""}`, `"custom": {"a": 1}`, `"working_directory": "srv"`,

@@ -82,9 +82,10 @@ type Error struct {
 	Op        string // what was tried, e.g. "start"
 	Service   Name   // zero when it is about none
 	Kind      Kind
-	Reason    Reason  // "" for the kind's own
-	Faults    []Fault // for Invalid: what is wrong where
-	Permanent bool    // for Unlaunchable: trying again can not help
+	Reason    Reason   // "" for the kind's own
+	Faults    []Fault  // for Invalid: what is wrong where
+	Permanent bool     // for Unlaunchable: trying again can not help
+	LastLines []string // of the output of what did not become ready
 	Err       error
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -144,10 +145,11 @@ const (
 	CheckHTTP                     // GET URL answers 200
 	CheckGRPC                     // grpc.health.v1 at Address answers SERVING
 	CheckTCP                      // Address accepts a connection
+	CheckLog                      // a line of its output matches Pattern; of readiness only
 	numCheckTypes
 )
 
-var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp"}
+var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp", "log"}
 
 func (c CheckType) String() string { return checkTypeNames[c] }
 
@@ -160,6 +162,8 @@ type Check struct {
 	Interval  time.Duration // health: from one check to the next
 	Timeout   time.Duration // health: of one check; ready: of the whole start
 	Threshold int           // health: consecutive failures that make it unhealthy
+	Settle    time.Duration // ready, process: how long it has to have run
+	Pattern   string        // ready, log: RE2 that a line matches
 }
 
 // Target is what the check asks, for people.
@@ -169,6 +173,8 @@ func (c Check) Target() string {
 		return c.URL
 	case CheckGRPC, CheckTCP:
 		return c.Address
+	case CheckLog:
+		return c.Pattern
 	}
 	return ""
 }
@@ -205,6 +211,7 @@ const (
 	maxEnvironment = 1024
 	maxCustom      = 64
 	maxTextLength  = 128 << 10 // MAX_ARG_STRLEN of execve(2)
+	maxPattern     = 1 << 10
 )
 
 // Validate finds everything that is wrong with s, each fault with the path of
@@ -231,7 +238,11 @@ func (s *Spec) Validate() []Fault {
 	s.Ladder.validate(&faults)
 	s.Ready.validate("ready", &faults)
 	faults.duration("ready.timeout", s.Ready.Timeout, time.Millisecond, 24*time.Hour)
+	s.validateReadiness(&faults)
 	s.Health.validate("health", &faults)
+	if s.Health.Type == CheckLog {
+		faults.add("health.type", "%s tells that a service is ready, not that it is well", s.Health.Type)
+	}
 	faults.duration("health.interval", s.Health.Interval, 100*time.Millisecond, 24*time.Hour)
 	faults.duration("health.timeout", s.Health.Timeout, 10*time.Millisecond, time.Hour)
 	faults.number("health.threshold", s.Health.Threshold, 1, 1000)
@@ -299,6 +310,18 @@ func (s *Spec) validateProcess(faults *faultList) {
 	}
 }
 
+func (s *Spec) validateReadiness(faults *faultList) {
+	faults.duration("ready.settle", s.Ready.Settle, 0, 24*time.Hour)
+	switch r := s.Ready; {
+	case r.Settle > 0 && r.Type != CheckProcess:
+		faults.add("ready.settle", "belongs to type %s; the type here is %s", CheckProcess, r.Type)
+	case r.Settle > 0 && r.Settle >= r.Timeout:
+		faults.add("ready.settle", "%v is not below ready.timeout, %v: no start would succeed", r.Settle, r.Timeout)
+	case r.Type == CheckLog && s.Log == LogNull:
+		faults.add("ready.type", "log looks at the output, and that is not kept (\"log\": \"null\")")
+	}
+}
+
 func (c Check) validate(field string, faults *faultList) {
 	switch c.Type {
 	case CheckHTTP:
@@ -309,6 +332,15 @@ func (c Check) validate(field string, faults *faultList) {
 	case CheckGRPC, CheckTCP:
 		if host, port, err := net.SplitHostPort(c.Address); err != nil || host == "" || port == "" {
 			faults.add(field+".address", "%q is not host:port", c.Address)
+		}
+	case CheckLog:
+		switch _, err := regexp.Compile(c.Pattern); {
+		case c.Pattern == "":
+			faults.add(field+".pattern", "is required by type %s", c.Type)
+		case len(c.Pattern) > maxPattern:
+			faults.add(field+".pattern", "has %d bytes; at most %d are allowed", len(c.Pattern), maxPattern)
+		case err != nil:
+			faults.add(field+".pattern", "%v; it is to be in the syntax of RE2 (https://golang.org/s/re2syntax)", err)
 		}
 	}
 }

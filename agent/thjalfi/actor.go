@@ -56,7 +56,9 @@ type actor struct {
 	sent    map[syscall.Signal]string // to the present incarnation, by whom
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
-	due     time.Duration             // in Backoff: when the next launch is, since boot
+	unready error                     // why it was not ready when that was last asked
+	words   lastWords                 // of the incarnation that was buried last
+	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled
 	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
@@ -188,7 +190,7 @@ func (a *actor) timeout() {
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
 	a.logFrom, a.stream, a.asked = r.LogFrom, r.Stream, r.Asked
-	a.remains, a.died = r.Remains, r.Ended
+	a.remains, a.died, a.due = r.Remains, r.Ended, r.Due
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
 		return
@@ -259,12 +261,14 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.cause, a.ender = a.machine.Cause, a.actor
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
 		a.due = a.cfg.SinceBoot() + a.delay()
+	case a.machine.State == service.Starting && a.settlesAnew(before):
+		a.due = a.cfg.SinceBoot() + a.plan.Spec.Ready.Settle
 	}
 	news := a.conclude()
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
-		a.ref, a.started, a.exit, a.cause, a.ender = service.Ref{}, time.Time{}, nil, service.CauseNone, ""
-		a.sent, a.forced, a.failure, a.excess = nil, false, nil, "" // a launch records its intent itself, and fails if it can not
+		a.ref, a.started, a.exit, a.cause, a.ender, a.due = service.Ref{}, time.Time{}, nil, service.CauseNone, "", 0
+		a.sent, a.forced, a.failure, a.excess, a.unready = nil, false, nil, "", nil // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 	"time"
 
@@ -255,7 +256,7 @@ func (a *actor) await() {
 	if !a.armed {
 		a.arm(check.Timeout, service.StartupOver)
 	}
-	if check.Type == service.CheckProcess {
+	if check.Type == service.CheckProcess && check.Settle == 0 {
 		if !a.sawExit() {
 			a.happen(a.event(service.Ready)) // it runs: that is all that was asked
 		}
@@ -263,17 +264,70 @@ func (a *actor) await() {
 	}
 	ctx, abort := context.WithCancel(a.ctx)
 	a.abort = abort
+	ready := a.readiness()
 	a.waits.Go(func() {
 		defer abort()
-		if a.cfg.Prober.Await(ctx, check) == nil {
-			a.tell(ctx, func() { a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation}) })
+		if err := ready(ctx); err != nil {
+			a.tell(a.ctx, func() {
+				if a.machine.Incarnation == incarnation {
+					a.unready = err
+				}
+			})
+			return
 		}
+		a.tell(ctx, func() {
+			if !a.sawExit() { // which counts more
+				a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation})
+			}
+		})
 	})
 }
 
+// readiness returns nil when the present incarnation is ready, or why it is not when its
+// context ends.
+func (a *actor) readiness() func(context.Context) error {
+	spec, incarnation, logFrom := &a.plan.Spec, a.machine.Incarnation, a.logFrom
+	switch spec.Ready.Type {
+	case service.CheckProcess:
+		left := min(max(0, a.due-a.cfg.SinceBoot()), spec.Ready.Settle)
+		return func(ctx context.Context) error { return settled(ctx, left) }
+	case service.CheckLog:
+		return func(ctx context.Context) error { return a.cfg.AwaitLine(ctx, spec, incarnation, logFrom) }
+	}
+	return func(ctx context.Context) error { return a.cfg.Prober.Await(ctx, spec.Ready) }
+}
+
+func settled(ctx context.Context, left time.Duration) error {
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return errors.New("it has not run for long enough (ready.settle)")
+	}
+}
+
+// settlesAnew tells whether the time that an incarnation has to run counts from now on:
+// it was launched or thawed, or the end of the agent before this kept that from being
+// recorded.
+func (a *actor) settlesAnew(before service.Machine) bool {
+	switch before.State {
+	case service.Launching:
+		return true
+	case service.Adopting:
+		return a.due == 0
+	}
+	return before.Frozen && !a.machine.Frozen
+}
+
 func (a *actor) startupTimeout() error {
-	return &service.Error{Op: "start", Service: a.name, Kind: service.Timeout, Reason: service.ReasonStartupTimeout,
-		Err: fmt.Errorf("it was not ready within %v (ready: %s %s)", a.plan.Spec.Ready.Timeout, a.plan.Spec.Ready.Type, a.plan.Spec.Ready.Target())}
+	ready := a.plan.Spec.Ready
+	err := fmt.Errorf("it was not ready within %v (ready: %s)", ready.Timeout, strings.TrimSpace(ready.Type.String()+" "+ready.Target()))
+	if a.unready != nil {
+		err = fmt.Errorf("%w: %w", err, a.unready)
+	}
+	return &service.Error{Op: "start", Service: a.name, Kind: service.Timeout, Reason: service.ReasonStartupTimeout, Err: err}
 }
 
 func (a *actor) terminate() {
@@ -435,6 +489,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 			if err != nil {
 				x.Message += "; this record could not be written: " + err.Error()
 			}
+			a.words = lastWords{x.Incarnation, x.LastLines}
 			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
 				s.LastExit, s.Violations = &x, service.Violations{}
 				if !s.Machine.State.Alive() {

@@ -191,8 +191,25 @@ func (a *actor) reply(r request, err error) {
 		if err == nil {
 			err = a.undone(r)
 		}
-		r.reply <- err
+		r.reply <- a.words.added(r, err)
 	})
+}
+
+// lastWords are the last lines of an incarnation.
+type lastWords struct {
+	incarnation uint64
+	lines       []string
+}
+
+// added is err with the last lines of an incarnation that did not become ready.
+func (w lastWords) added(r request, err error) error {
+	e, ok := err.(*service.Error)
+	if !ok || w.incarnation != r.incarnation || e.Reason != service.ReasonStartupTimeout && e.Reason != service.ReasonExitedEarly {
+		return err
+	}
+	told := *e
+	told.LastLines = w.lines
+	return &told
 }
 
 // undone tells whoever asked for an end that came that the next agent may undo

@@ -41,6 +41,7 @@ func (a *actor) recall(r request) bool {
 		return false
 	}
 	first := a.asked[at]
+	r.incarnation = first.Incarnation
 	switch {
 	case first.Body != r.Body:
 		r.reply <- &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.Conflict, Reason: service.ReasonRequestIDReused,
@@ -51,7 +52,6 @@ func (a *actor) recall(r request) bool {
 		}
 		a.reply(r, first.Failure.Of(a.name))
 	default:
-		r.incarnation = first.Incarnation
 		a.waiters = append(a.waiters, r)
 	}
 	return true

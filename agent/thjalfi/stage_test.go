@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -37,6 +38,9 @@ type stage struct {
 	complain func(format string, args ...any)
 	dogged   bool                          // a launch can not be given up
 	slow     time.Duration                 // from when it is identified until it runs
+	line     chan struct{}                 // closed when a line has come that is waited for
+	lookedAt []string                      // the outputs in which it is
+	looking  sync.Mutex                    // held over lookedAt
 	noOutlet atomic.Pointer[service.Error] // why the output of a launch has nowhere to go
 	lax      bool                          // the disk fails, so that deeds may come without a record
 	began    time.Time
@@ -73,7 +77,7 @@ func play(t *testing.T, f func(*testing.T, *stage)) {
 }
 
 func newStage(t *testing.T) *stage {
-	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber(), began: time.Now()}
+	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber(), line: make(chan struct{}), began: time.Now()}
 	s.complain = t.Errorf
 	s.life.Store(forEver)
 	s.disk.breathe, s.disk.alive = s.breathe, s.host.IncarnationsAlive
@@ -97,7 +101,25 @@ func (s *stage) board() {
 		LastLines: func(spec *service.Spec, incarnation uint64, from int64) []string {
 			return []string{fmt.Sprintf("the end of %s.%d from %d", spec.Name, incarnation, from)}
 		},
+		AwaitLine: func(ctx context.Context, spec *service.Spec, incarnation uint64, from int64) error {
+			s.looking.Lock()
+			s.lookedAt = append(s.lookedAt, fmt.Sprintf("%s.%d from %d", spec.Name, incarnation, from))
+			s.looking.Unlock()
+			select {
+			case <-s.line:
+				return nil
+			case <-ctx.Done():
+				return errors.New("no line matched")
+			}
+		},
 	})
+}
+
+// awaited are the outputs in which a line was waited for.
+func (s *stage) awaited() []string {
+	s.looking.Lock()
+	defer s.looking.Unlock()
+	return slices.Clone(s.lookedAt)
 }
 
 // watching is who looks at what services use, and sees that all of it ends.

@@ -40,7 +40,7 @@ type Record struct {
 	Exit    *service.Exit    // how the main process ended, nil while nobody knows that it did
 	Remains *service.Remains // what it left behind, nil while something of it may live
 	Ended   time.Time        // with Remains: when the main process ended, as far as is known
-	Due     time.Duration    // in Backoff: when the next launch is, as SinceBoot tells time
+	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, as SinceBoot tells time
 	Actor   string
 	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions
@@ -97,6 +97,9 @@ type Config struct {
 	// output. They do IO.
 	Outlet    func(l *service.Launch, ref service.Ref) (logFrom int64, err error)
 	LastLines func(spec *service.Spec, incarnation uint64, logFrom int64) []string
+	// AwaitLine returns nil once a line of such an output matches what its definition
+	// waits for (ready.pattern), or why not when ctx ends.
+	AwaitLine func(ctx context.Context, spec *service.Spec, incarnation uint64, logFrom int64) error
 	// ClearTimeout bounds one attempt to kill and clear; an attempt that fails
 	// is told to whoever waits, and repeated.
 	ClearTimeout time.Duration

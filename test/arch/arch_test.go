@@ -31,6 +31,7 @@ var rooms = map[string]string{
 	"platform":       "agent/service",
 	"platform/power": "agent/service",
 	"logfile":        "agent/service",
+	"logfile/tail":   "logfile",
 	"journal":        "agent/service",
 	"lockfile":       "procfs",
 
@@ -53,11 +54,10 @@ var rooms = map[string]string{
 	"agent/byggvir": "agent/service backends",
 	"agent/roskva":  "agent/service",
 	"agent/config":  "agent/service platform",
-	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile platform procfs",
+	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile logfile/tail platform procfs",
 
 	"proto/gladsheim/v1": "",
-	"api":                "agent/service journal logfile proto/gladsheim/v1 api/internal/tail failpoint",
-	"api/internal/tail":  "logfile",
+	"api":                "agent/service journal logfile logfile/tail proto/gladsheim/v1 failpoint",
 	"api/client":         "agent/service proto/gladsheim/v1",
 	"api/apitest":        "agent/service logfile",
 
