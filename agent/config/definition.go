@@ -241,8 +241,6 @@ var rotation = object[service.LogRotation]{
 	},
 }
 
-func never(*node) bool { return false }
-
 func emptyArray(n *node) bool { return n.kind == isArray && len(n.items) == 0 }
 
 var (

@@ -384,6 +384,235 @@ func (x *ExitHistory) GetExits() []*ExitRecord {
 	return nil
 }
 
+// CheckNowRequest names the service to check.
+type CheckNowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNowRequest) Reset() {
+	*x = CheckNowRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNowRequest) ProtoMessage() {}
+
+func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNowRequest.ProtoReflect.Descriptor instead.
+func (*CheckNowRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CheckNowRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// ListChecksRequest names the service whose checks are asked for.
+type ListChecksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChecksRequest) Reset() {
+	*x = ListChecksRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChecksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChecksRequest) ProtoMessage() {}
+
+func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChecksRequest.ProtoReflect.Descriptor instead.
+func (*ListChecksRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListChecksRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// CheckHistory is the answer of ListChecks.
+type CheckHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// The checks, latest first.
+	Checks        []*HealthCheck `protobuf:"bytes,2,rep,name=checks,proto3" json:"checks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHistory) Reset() {
+	*x = CheckHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHistory) ProtoMessage() {}
+
+func (x *CheckHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHistory.ProtoReflect.Descriptor instead.
+func (*CheckHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CheckHistory) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *CheckHistory) GetChecks() []*HealthCheck {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+// HealthCheck is one check, and what it said.
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it began, milliseconds since 1970.
+	BeganUnixMs int64 `protobuf:"varint,1,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	// How long it took, in microseconds.
+	TookUs uint64 `protobuf:"varint,2,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
+	// Whether it failed.
+	Failed bool `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	// The verdict after it.
+	Status HealthStatus `protobuf:"varint,4,opt,name=status,proto3,enum=gladsheim.v1.HealthStatus" json:"status,omitempty"`
+	// Why it failed, or that it did not.
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *HealthCheck) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.BeganUnixMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetTookUs() uint64 {
+	if x != nil {
+		return x.TookUs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *HealthCheck) GetStatus() HealthStatus {
+	if x != nil {
+		return x.Status
+	}
+	return HealthStatus_HEALTH_STATUS_UNKNOWN
+}
+
+func (x *HealthCheck) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // GetUsageHistoryRequest says of what time, and how fine.
 type GetUsageHistoryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -404,7 +633,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +645,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +658,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -481,7 +710,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +722,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +735,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -572,7 +801,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +813,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +826,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -732,7 +961,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +973,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +986,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -787,7 +1016,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +1028,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1041,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -843,7 +1072,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +1084,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +1097,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -912,7 +1141,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1153,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1166,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1042,7 +1271,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1283,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1296,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1184,7 +1413,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1425,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1438,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1274,7 +1503,20 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
 	"\vExitHistory\x12.\n" +
-	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"\xbd\x01\n" +
+	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"4\n" +
+	"\x0fCheckNowRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"6\n" +
+	"\x11ListChecksRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"d\n" +
+	"\fCheckHistory\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x121\n" +
+	"\x06checks\x18\x02 \x03(\v2\x19.gladsheim.v1.HealthCheckR\x06checks\"\xb0\x01\n" +
+	"\vHealthCheck\x12\"\n" +
+	"\rbegan_unix_ms\x18\x01 \x01(\x03R\vbeganUnixMs\x12\x17\n" +
+	"\atook_us\x18\x02 \x01(\x04R\x06tookUs\x12\x16\n" +
+	"\x06failed\x18\x03 \x01(\bR\x06failed\x122\n" +
+	"\x06status\x18\x04 \x01(\x0e2\x1a.gladsheim.v1.HealthStatusR\x06status\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xbd\x01\n" +
 	"\x16GetUsageHistoryRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\"\n" +
 	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\x12\"\n" +
@@ -1394,13 +1636,16 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x16CONFIDENCE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCONFIDENCE_LOW\x10\x01\x12\x15\n" +
 	"\x11CONFIDENCE_MEDIUM\x10\x02\x12\x13\n" +
-	"\x0fCONFIDENCE_HIGH\x10\x032\xcc\x04\n" +
+	"\x0fCONFIDENCE_HIGH\x10\x032\xdf\x05\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
-	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12S\n" +
+	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12F\n" +
+	"\bCheckNow\x12\x1d.gladsheim.v1.CheckNowRequest\x1a\x1b.gladsheim.v1.ServiceHealth\x12I\n" +
+	"\n" +
+	"ListChecks\x12\x1f.gladsheim.v1.ListChecksRequest\x1a\x1a.gladsheim.v1.CheckHistory\x12S\n" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
 	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
@@ -1419,7 +1664,7 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
 	(*KillRequest)(nil),            // 1: gladsheim.v1.KillRequest
@@ -1428,46 +1673,58 @@ var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(*ThawRequest)(nil),            // 4: gladsheim.v1.ThawRequest
 	(*ListExitsRequest)(nil),       // 5: gladsheim.v1.ListExitsRequest
 	(*ExitHistory)(nil),            // 6: gladsheim.v1.ExitHistory
-	(*GetUsageHistoryRequest)(nil), // 7: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 8: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 9: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 10: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 11: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 12: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 13: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 14: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 15: gladsheim.v1.LimitRecommendation
-	(*ExitRecord)(nil),             // 16: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),          // 17: gladsheim.v1.ServiceStatus
+	(*CheckNowRequest)(nil),        // 7: gladsheim.v1.CheckNowRequest
+	(*ListChecksRequest)(nil),      // 8: gladsheim.v1.ListChecksRequest
+	(*CheckHistory)(nil),           // 9: gladsheim.v1.CheckHistory
+	(*HealthCheck)(nil),            // 10: gladsheim.v1.HealthCheck
+	(*GetUsageHistoryRequest)(nil), // 11: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 12: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 13: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 14: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 15: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 16: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 17: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 18: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 19: gladsheim.v1.LimitRecommendation
+	(*ExitRecord)(nil),             // 20: gladsheim.v1.ExitRecord
+	(HealthStatus)(0),              // 21: gladsheim.v1.HealthStatus
+	(*ServiceStatus)(nil),          // 22: gladsheim.v1.ServiceStatus
+	(*ServiceHealth)(nil),          // 23: gladsheim.v1.ServiceHealth
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	16, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	9,  // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	9,  // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
-	0,  // 3: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	14, // 4: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	15, // 5: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 6: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	2,  // 7: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	3,  // 8: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	4,  // 9: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	5,  // 10: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7,  // 11: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	10, // 12: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	12, // 13: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	17, // 14: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	17, // 15: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	17, // 16: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	17, // 17: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	6,  // 18: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	8,  // 19: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	11, // 20: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	13, // 21: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	20, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	10, // 1: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
+	21, // 2: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
+	13, // 3: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	13, // 4: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 5: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
+	18, // 6: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	19, // 7: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 8: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	2,  // 9: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	3,  // 10: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	4,  // 11: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	5,  // 12: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	7,  // 13: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
+	8,  // 14: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
+	11, // 15: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	14, // 16: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	16, // 17: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	22, // 18: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	22, // 19: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	22, // 20: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	22, // 21: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	6,  // 22: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	23, // 23: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
+	9,  // 24: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
+	12, // 25: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	15, // 26: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	17, // 27: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	18, // [18:28] is the sub-list for method output_type
+	8,  // [8:18] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -1477,16 +1734,16 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[14].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[12].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[17].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
