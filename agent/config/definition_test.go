@@ -157,7 +157,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"health": {"type": "http", "url": "http://a/", "body": "("}`, "health.body: error parsing regexp: missing closing ): `(`; it is to be in the syntax of RE2 (https://golang.org/s/re2syntax)"},
 		{`"health": {"type": "tcp", "address": "a:1", "success_threshold": 0}`, `health.success_threshold: is 0; the range is 1 to 1000`},
 		{`"health": {"start_period": "5s"}`, `health.start_period: belongs to type http or grpc or tcp or exec; the type here is process`},
-		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, address, service, settle, pattern, exec, timeout"},
+		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, status, body, address, service, tls, remote, exec, settle, pattern, timeout"},
 		{`"ready": {"timeout": "25h"}`, "ready.timeout: is 25h; the range is 1ms to 24h"},
 		{`"health": {"type": "watchdog"}`, `health.type: "watchdog" is not served by this version: write process, http, grpc or tcp`},
 		{`"stop": {"timeout": "+5s"}`, `stop.timeout: "+5s" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},

@@ -81,6 +81,71 @@ func (Confidence) EnumDescriptor() ([]byte, []int) {
 	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{0}
 }
 
+// RollingStep is how far one service of a rolling restart is.
+type RollingStep int32
+
+const (
+	// Never sent.
+	RollingStep_ROLLING_STEP_UNSPECIFIED RollingStep = 0
+	// It is being restarted.
+	RollingStep_ROLLING_STEP_RESTARTING RollingStep = 1
+	// A fresh instance is ready; whether it is healthy is waited for.
+	RollingStep_ROLLING_STEP_READY RollingStep = 2
+	// It is ready, and healthy if it is asked for that.
+	RollingStep_ROLLING_STEP_DONE RollingStep = 3
+	// It is not, and the rolling restart ends.
+	RollingStep_ROLLING_STEP_FAILED RollingStep = 4
+	// It was not restarted, since one before it failed.
+	RollingStep_ROLLING_STEP_UNTOUCHED RollingStep = 5
+)
+
+// Enum value maps for RollingStep.
+var (
+	RollingStep_name = map[int32]string{
+		0: "ROLLING_STEP_UNSPECIFIED",
+		1: "ROLLING_STEP_RESTARTING",
+		2: "ROLLING_STEP_READY",
+		3: "ROLLING_STEP_DONE",
+		4: "ROLLING_STEP_FAILED",
+		5: "ROLLING_STEP_UNTOUCHED",
+	}
+	RollingStep_value = map[string]int32{
+		"ROLLING_STEP_UNSPECIFIED": 0,
+		"ROLLING_STEP_RESTARTING":  1,
+		"ROLLING_STEP_READY":       2,
+		"ROLLING_STEP_DONE":        3,
+		"ROLLING_STEP_FAILED":      4,
+		"ROLLING_STEP_UNTOUCHED":   5,
+	}
+)
+
+func (x RollingStep) Enum() *RollingStep {
+	p := new(RollingStep)
+	*p = x
+	return p
+}
+
+func (x RollingStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RollingStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_gladsheim_v1_runtime_proto_enumTypes[1].Descriptor()
+}
+
+func (RollingStep) Type() protoreflect.EnumType {
+	return &file_gladsheim_v1_runtime_proto_enumTypes[1]
+}
+
+func (x RollingStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RollingStep.Descriptor instead.
+func (RollingStep) EnumDescriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+}
+
 // KillRequest names the service to kill.
 type KillRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -338,6 +403,189 @@ func (x *ListExitsRequest) GetLimit() uint32 {
 	return 0
 }
 
+// ListCrashesRequest names the service.
+type ListCrashesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCrashesRequest) Reset() {
+	*x = ListCrashesRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCrashesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCrashesRequest) ProtoMessage() {}
+
+func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCrashesRequest.ProtoReflect.Descriptor instead.
+func (*ListCrashesRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListCrashesRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// CrashHistory is the answer of ListCrashes.
+type CrashHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ways in which it failed, the latest first.
+	Crashes       []*Crash `protobuf:"bytes,1,rep,name=crashes,proto3" json:"crashes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashHistory) Reset() {
+	*x = CrashHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashHistory) ProtoMessage() {}
+
+func (x *CrashHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashHistory.ProtoReflect.Descriptor instead.
+func (*CrashHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CrashHistory) GetCrashes() []*Crash {
+	if x != nil {
+		return x.Crashes
+	}
+	return nil
+}
+
+// Crash is one way in which a service fails.
+type Crash struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What its ends have in common; see ExitRecord.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// How many there were, as far as is known.
+	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// When the first of them was.
+	FirstUnixMs int64 `protobuf:"varint,3,opt,name=first_unix_ms,json=firstUnixMs,proto3" json:"first_unix_ms,omitempty"`
+	// When the latest was.
+	LastUnixMs int64 `protobuf:"varint,4,opt,name=last_unix_ms,json=lastUnixMs,proto3" json:"last_unix_ms,omitempty"`
+	// The latest of them, with its last lines.
+	Latest *ExitRecord `protobuf:"bytes,5,opt,name=latest,proto3" json:"latest,omitempty"`
+	// Which instances it ended, of those whose exit records are kept, the latest first.
+	Incarnations  []uint64 `protobuf:"varint,6,rep,packed,name=incarnations,proto3" json:"incarnations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Crash) Reset() {
+	*x = Crash{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Crash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Crash) ProtoMessage() {}
+
+func (x *Crash) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Crash.ProtoReflect.Descriptor instead.
+func (*Crash) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Crash) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Crash) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Crash) GetFirstUnixMs() int64 {
+	if x != nil {
+		return x.FirstUnixMs
+	}
+	return 0
+}
+
+func (x *Crash) GetLastUnixMs() int64 {
+	if x != nil {
+		return x.LastUnixMs
+	}
+	return 0
+}
+
+func (x *Crash) GetLatest() *ExitRecord {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+func (x *Crash) GetIncarnations() []uint64 {
+	if x != nil {
+		return x.Incarnations
+	}
+	return nil
+}
+
 // ExitHistory is the answer of ListExits.
 type ExitHistory struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -349,7 +597,7 @@ type ExitHistory struct {
 
 func (x *ExitHistory) Reset() {
 	*x = ExitHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -361,7 +609,7 @@ func (x *ExitHistory) String() string {
 func (*ExitHistory) ProtoMessage() {}
 
 func (x *ExitHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -374,7 +622,7 @@ func (x *ExitHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitHistory.ProtoReflect.Descriptor instead.
 func (*ExitHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExitHistory) GetExits() []*ExitRecord {
@@ -395,7 +643,7 @@ type CheckNowRequest struct {
 
 func (x *CheckNowRequest) Reset() {
 	*x = CheckNowRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +655,7 @@ func (x *CheckNowRequest) String() string {
 func (*CheckNowRequest) ProtoMessage() {}
 
 func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +668,7 @@ func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNowRequest.ProtoReflect.Descriptor instead.
 func (*CheckNowRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckNowRequest) GetServiceName() string {
@@ -441,7 +689,7 @@ type ListChecksRequest struct {
 
 func (x *ListChecksRequest) Reset() {
 	*x = ListChecksRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +701,7 @@ func (x *ListChecksRequest) String() string {
 func (*ListChecksRequest) ProtoMessage() {}
 
 func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +714,7 @@ func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChecksRequest.ProtoReflect.Descriptor instead.
 func (*ListChecksRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListChecksRequest) GetServiceName() string {
@@ -489,7 +737,7 @@ type CheckHistory struct {
 
 func (x *CheckHistory) Reset() {
 	*x = CheckHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +749,7 @@ func (x *CheckHistory) String() string {
 func (*CheckHistory) ProtoMessage() {}
 
 func (x *CheckHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +762,7 @@ func (x *CheckHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHistory.ProtoReflect.Descriptor instead.
 func (*CheckHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CheckHistory) GetServiceName() string {
@@ -550,7 +798,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +810,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +823,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HealthCheck) GetBeganUnixMs() int64 {
@@ -633,7 +881,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +893,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +906,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -710,7 +958,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +970,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +983,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -801,7 +1049,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1061,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1074,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -961,7 +1209,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1221,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1234,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -1016,7 +1264,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1276,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1289,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -1072,7 +1320,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1332,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1345,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -1141,7 +1389,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1401,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1414,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1271,7 +1519,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1531,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1544,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1413,7 +1661,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1673,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1686,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1483,6 +1731,155 @@ func (x *LimitRecommendation) GetEnforced() bool {
 	return false
 }
 
+// RollingRestartRequest says what to restart one after the other.
+type RollingRestartRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which services, in this order.
+	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
+	// How long each may take until it is ready and healthy, in milliseconds. Absent or
+	// 0: as long as its definition allows for its end, its readiness and its threshold of
+	// health checks, and 30 s more.
+	TimeoutMs *uint32 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// Kill instead of asking each to end.
+	ForceStop bool `protobuf:"varint,3,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`
+	// How long each may take to end before it is killed, in milliseconds. Absent: as its
+	// definition says.
+	StopTimeoutMs *uint32 `protobuf:"varint,4,opt,name=stop_timeout_ms,json=stopTimeoutMs,proto3,oneof" json:"stop_timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollingRestartRequest) Reset() {
+	*x = RollingRestartRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollingRestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollingRestartRequest) ProtoMessage() {}
+
+func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
+func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RollingRestartRequest) GetServiceNames() []string {
+	if x != nil {
+		return x.ServiceNames
+	}
+	return nil
+}
+
+func (x *RollingRestartRequest) GetTimeoutMs() uint32 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *RollingRestartRequest) GetForceStop() bool {
+	if x != nil {
+		return x.ForceStop
+	}
+	return false
+}
+
+func (x *RollingRestartRequest) GetStopTimeoutMs() uint32 {
+	if x != nil && x.StopTimeoutMs != nil {
+		return *x.StopTimeoutMs
+	}
+	return 0
+}
+
+// RollingRestartProgress tells how far one service is.
+type RollingRestartProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// How far it is.
+	Step RollingStep `protobuf:"varint,2,opt,name=step,proto3,enum=gladsheim.v1.RollingStep" json:"step,omitempty"`
+	// How it stands, with READY and DONE.
+	Status *ServiceStatus `protobuf:"bytes,3,opt,name=status,proto3,oneof" json:"status,omitempty"`
+	// Why it failed, with FAILED.
+	Error         *GladsheimError `protobuf:"bytes,4,opt,name=error,proto3,oneof" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollingRestartProgress) Reset() {
+	*x = RollingRestartProgress{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollingRestartProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollingRestartProgress) ProtoMessage() {}
+
+func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
+func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RollingRestartProgress) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *RollingRestartProgress) GetStep() RollingStep {
+	if x != nil {
+		return x.Step
+	}
+	return RollingStep_ROLLING_STEP_UNSPECIFIED
+}
+
+func (x *RollingRestartProgress) GetStatus() *ServiceStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *RollingRestartProgress) GetError() *GladsheimError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 var File_gladsheim_v1_runtime_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_runtime_proto_rawDesc = "" +
@@ -1501,7 +1898,19 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"K\n" +
 	"\x10ListExitsRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"7\n" +
+	"\x12ListCrashesRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"=\n" +
+	"\fCrashHistory\x12-\n" +
+	"\acrashes\x18\x01 \x03(\v2\x13.gladsheim.v1.CrashR\acrashes\"\xdb\x01\n" +
+	"\x05Crash\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\"\n" +
+	"\rfirst_unix_ms\x18\x03 \x01(\x03R\vfirstUnixMs\x12 \n" +
+	"\flast_unix_ms\x18\x04 \x01(\x03R\n" +
+	"lastUnixMs\x120\n" +
+	"\x06latest\x18\x05 \x01(\v2\x18.gladsheim.v1.ExitRecordR\x06latest\x12\"\n" +
+	"\fincarnations\x18\x06 \x03(\x04R\fincarnations\"=\n" +
 	"\vExitHistory\x12.\n" +
 	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"4\n" +
 	"\x0fCheckNowRequest\x12!\n" +
@@ -1630,13 +2039,36 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x03why\x18\x05 \x01(\tR\x03why\x12\x1a\n" +
 	"\benforced\x18\x06 \x01(\bR\benforcedB\n" +
 	"\n" +
-	"\b_current*h\n" +
+	"\b_current\"\xcf\x01\n" +
+	"\x15RollingRestartRequest\x12#\n" +
+	"\rservice_names\x18\x01 \x03(\tR\fserviceNames\x12\"\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"force_stop\x18\x03 \x01(\bR\tforceStop\x12+\n" +
+	"\x0fstop_timeout_ms\x18\x04 \x01(\rH\x01R\rstopTimeoutMs\x88\x01\x01B\r\n" +
+	"\v_timeout_msB\x12\n" +
+	"\x10_stop_timeout_ms\"\xf2\x01\n" +
+	"\x16RollingRestartProgress\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12-\n" +
+	"\x04step\x18\x02 \x01(\x0e2\x19.gladsheim.v1.RollingStepR\x04step\x128\n" +
+	"\x06status\x18\x03 \x01(\v2\x1b.gladsheim.v1.ServiceStatusH\x00R\x06status\x88\x01\x01\x127\n" +
+	"\x05error\x18\x04 \x01(\v2\x1c.gladsheim.v1.GladsheimErrorH\x01R\x05error\x88\x01\x01B\t\n" +
+	"\a_statusB\b\n" +
+	"\x06_error*h\n" +
 	"\n" +
 	"Confidence\x12\x1a\n" +
 	"\x16CONFIDENCE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCONFIDENCE_LOW\x10\x01\x12\x15\n" +
 	"\x11CONFIDENCE_MEDIUM\x10\x02\x12\x13\n" +
-	"\x0fCONFIDENCE_HIGH\x10\x032\xdf\x05\n" +
+	"\x0fCONFIDENCE_HIGH\x10\x03*\xac\x01\n" +
+	"\vRollingStep\x12\x1c\n" +
+	"\x18ROLLING_STEP_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ROLLING_STEP_RESTARTING\x10\x01\x12\x16\n" +
+	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
+	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
+	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\x8b\a\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
@@ -1645,11 +2077,13 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12F\n" +
 	"\bCheckNow\x12\x1d.gladsheim.v1.CheckNowRequest\x1a\x1b.gladsheim.v1.ServiceHealth\x12I\n" +
 	"\n" +
-	"ListChecks\x12\x1f.gladsheim.v1.ListChecksRequest\x1a\x1a.gladsheim.v1.CheckHistory\x12S\n" +
+	"ListChecks\x12\x1f.gladsheim.v1.ListChecksRequest\x1a\x1a.gladsheim.v1.CheckHistory\x12K\n" +
+	"\vListCrashes\x12 .gladsheim.v1.ListCrashesRequest\x1a\x1a.gladsheim.v1.CrashHistory\x12S\n" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
 	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
-	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.RecommendationB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
+	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.Recommendation\x12]\n" +
+	"\x0eRollingRestart\x12#.gladsheim.v1.RollingRestartRequest\x1a$.gladsheim.v1.RollingRestartProgress0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
 	file_gladsheim_v1_runtime_proto_rawDescOnce sync.Once
@@ -1663,68 +2097,84 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_gladsheim_v1_runtime_proto_rawDescData
 }
 
-var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
-	(*KillRequest)(nil),            // 1: gladsheim.v1.KillRequest
-	(*SignalRequest)(nil),          // 2: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),          // 3: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),            // 4: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil),       // 5: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),            // 6: gladsheim.v1.ExitHistory
-	(*CheckNowRequest)(nil),        // 7: gladsheim.v1.CheckNowRequest
-	(*ListChecksRequest)(nil),      // 8: gladsheim.v1.ListChecksRequest
-	(*CheckHistory)(nil),           // 9: gladsheim.v1.CheckHistory
-	(*HealthCheck)(nil),            // 10: gladsheim.v1.HealthCheck
-	(*GetUsageHistoryRequest)(nil), // 11: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 12: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 13: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 14: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 15: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 16: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 17: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 18: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 19: gladsheim.v1.LimitRecommendation
-	(*ExitRecord)(nil),             // 20: gladsheim.v1.ExitRecord
-	(HealthStatus)(0),              // 21: gladsheim.v1.HealthStatus
-	(*ServiceStatus)(nil),          // 22: gladsheim.v1.ServiceStatus
-	(*ServiceHealth)(nil),          // 23: gladsheim.v1.ServiceHealth
+	(RollingStep)(0),               // 1: gladsheim.v1.RollingStep
+	(*KillRequest)(nil),            // 2: gladsheim.v1.KillRequest
+	(*SignalRequest)(nil),          // 3: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 4: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 5: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 6: gladsheim.v1.ListExitsRequest
+	(*ListCrashesRequest)(nil),     // 7: gladsheim.v1.ListCrashesRequest
+	(*CrashHistory)(nil),           // 8: gladsheim.v1.CrashHistory
+	(*Crash)(nil),                  // 9: gladsheim.v1.Crash
+	(*ExitHistory)(nil),            // 10: gladsheim.v1.ExitHistory
+	(*CheckNowRequest)(nil),        // 11: gladsheim.v1.CheckNowRequest
+	(*ListChecksRequest)(nil),      // 12: gladsheim.v1.ListChecksRequest
+	(*CheckHistory)(nil),           // 13: gladsheim.v1.CheckHistory
+	(*HealthCheck)(nil),            // 14: gladsheim.v1.HealthCheck
+	(*GetUsageHistoryRequest)(nil), // 15: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 16: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 17: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 18: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 19: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 20: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 21: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 22: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 23: gladsheim.v1.LimitRecommendation
+	(*RollingRestartRequest)(nil),  // 24: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 25: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 26: gladsheim.v1.ExitRecord
+	(HealthStatus)(0),              // 27: gladsheim.v1.HealthStatus
+	(*ServiceStatus)(nil),          // 28: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 29: gladsheim.v1.GladsheimError
+	(*ServiceHealth)(nil),          // 30: gladsheim.v1.ServiceHealth
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	20, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	10, // 1: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
-	21, // 2: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
-	13, // 3: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	13, // 4: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
-	0,  // 5: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	18, // 6: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	19, // 7: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 8: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	2,  // 9: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	3,  // 10: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	4,  // 11: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	5,  // 12: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7,  // 13: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
-	8,  // 14: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
-	11, // 15: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	14, // 16: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	16, // 17: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	22, // 18: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	22, // 19: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	22, // 20: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	22, // 21: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	6,  // 22: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	23, // 23: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
-	9,  // 24: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
-	12, // 25: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	15, // 26: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	17, // 27: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	18, // [18:28] is the sub-list for method output_type
-	8,  // [8:18] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	9,  // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
+	26, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	26, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	14, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
+	27, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
+	17, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	17, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 7: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
+	22, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	23, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 10: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
+	28, // 11: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	29, // 12: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	2,  // 13: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	3,  // 14: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	4,  // 15: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	5,  // 16: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	6,  // 17: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	11, // 18: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
+	12, // 19: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
+	7,  // 20: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	15, // 21: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	18, // 22: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	20, // 23: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	24, // 24: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	28, // 25: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	28, // 26: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	28, // 27: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	28, // 28: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	10, // 29: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	30, // 30: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
+	13, // 31: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
+	8,  // 32: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	16, // 33: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	19, // 34: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	21, // 35: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	25, // 36: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -1734,16 +2184,18 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[12].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[17].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[18].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[15].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[20].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[21].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[22].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   19,
+			NumEnums:      2,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

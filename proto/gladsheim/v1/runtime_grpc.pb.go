@@ -28,9 +28,11 @@ const (
 	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
 	RuntimeService_CheckNow_FullMethodName        = "/gladsheim.v1.RuntimeService/CheckNow"
 	RuntimeService_ListChecks_FullMethodName      = "/gladsheim.v1.RuntimeService/ListChecks"
+	RuntimeService_ListCrashes_FullMethodName     = "/gladsheim.v1.RuntimeService/ListCrashes"
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
 	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
+	RuntimeService_RollingRestart_FullMethodName  = "/gladsheim.v1.RuntimeService/RollingRestart"
 )
 
 // RuntimeServiceClient is the client API for RuntimeService service.
@@ -84,6 +86,11 @@ type RuntimeServiceClient interface {
 	//
 	// NOT_FOUND: no such service.
 	ListChecks(ctx context.Context, in *ListChecksRequest, opts ...grpc.CallOption) (*CheckHistory, error)
+	// ListCrashes tells in which ways a service has failed lately: its ends but those
+	// that were clean or asked for, those with the same fingerprint as one.
+	//
+	// NOT_FOUND: no such service.
+	ListCrashes(ctx context.Context, in *ListCrashesRequest, opts ...grpc.CallOption) (*CrashHistory, error)
 	// GetUsageHistory tells what a service used, oldest first, as far as it is
 	// remembered: the latest 5 minutes by the second, an hour by 10 seconds, a day by
 	// the minute. It is, over the end of the agent and of instances but not over a
@@ -107,6 +114,23 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error)
+	// RollingRestart restarts services one after the other, in the order in which they are
+	// named, each as RestartService does. The next one is begun when the one before is
+	// ready and, where its definition has a health check that asks, healthy. The first
+	// that fails ends it: those behind it are not touched, the stream tells which they
+	// are, and ends with the status of that failure. A caller that goes away ends it as
+	// well: the restart in hand comes to its end without him, and no further one is begun.
+	// It does not outlive the agent either.
+	//
+	// Each service: RESTARTING, READY if its health is waited for, then DONE or FAILED; or
+	// UNTOUCHED.
+	//
+	// NOT_FOUND: there is no such service; none is touched then. INVALID_ARGUMENT: none is
+	// named, one is twice, or there are more than 1024. DEADLINE_EXCEEDED: one was not
+	// ready (STARTUP_TIMEOUT, TIMEOUT), or not healthy (TIMEOUT), in time.
+	// FAILED_PRECONDITION: one ended before it was ready (EXITED_EARLY), or is unhealthy
+	// (UNHEALTHY). Besides that as RestartService.
+	RollingRestart(ctx context.Context, in *RollingRestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RollingRestartProgress], error)
 }
 
 type runtimeServiceClient struct {
@@ -187,6 +211,16 @@ func (c *runtimeServiceClient) ListChecks(ctx context.Context, in *ListChecksReq
 	return out, nil
 }
 
+func (c *runtimeServiceClient) ListCrashes(ctx context.Context, in *ListCrashesRequest, opts ...grpc.CallOption) (*CrashHistory, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CrashHistory)
+	err := c.cc.Invoke(ctx, RuntimeService_ListCrashes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runtimeServiceClient) GetUsageHistory(ctx context.Context, in *GetUsageHistoryRequest, opts ...grpc.CallOption) (*UsageHistory, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UsageHistory)
@@ -225,6 +259,25 @@ func (c *runtimeServiceClient) Recommend(ctx context.Context, in *RecommendReque
 	}
 	return out, nil
 }
+
+func (c *runtimeServiceClient) RollingRestart(ctx context.Context, in *RollingRestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RollingRestartProgress], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RuntimeService_ServiceDesc.Streams[1], RuntimeService_RollingRestart_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RollingRestartRequest, RollingRestartProgress]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RuntimeService_RollingRestartClient = grpc.ServerStreamingClient[RollingRestartProgress]
 
 // RuntimeServiceServer is the server API for RuntimeService service.
 // All implementations must embed UnimplementedRuntimeServiceServer
@@ -277,6 +330,11 @@ type RuntimeServiceServer interface {
 	//
 	// NOT_FOUND: no such service.
 	ListChecks(context.Context, *ListChecksRequest) (*CheckHistory, error)
+	// ListCrashes tells in which ways a service has failed lately: its ends but those
+	// that were clean or asked for, those with the same fingerprint as one.
+	//
+	// NOT_FOUND: no such service.
+	ListCrashes(context.Context, *ListCrashesRequest) (*CrashHistory, error)
 	// GetUsageHistory tells what a service used, oldest first, as far as it is
 	// remembered: the latest 5 minutes by the second, an hour by 10 seconds, a day by
 	// the minute. It is, over the end of the agent and of instances but not over a
@@ -300,6 +358,23 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(context.Context, *RecommendRequest) (*Recommendation, error)
+	// RollingRestart restarts services one after the other, in the order in which they are
+	// named, each as RestartService does. The next one is begun when the one before is
+	// ready and, where its definition has a health check that asks, healthy. The first
+	// that fails ends it: those behind it are not touched, the stream tells which they
+	// are, and ends with the status of that failure. A caller that goes away ends it as
+	// well: the restart in hand comes to its end without him, and no further one is begun.
+	// It does not outlive the agent either.
+	//
+	// Each service: RESTARTING, READY if its health is waited for, then DONE or FAILED; or
+	// UNTOUCHED.
+	//
+	// NOT_FOUND: there is no such service; none is touched then. INVALID_ARGUMENT: none is
+	// named, one is twice, or there are more than 1024. DEADLINE_EXCEEDED: one was not
+	// ready (STARTUP_TIMEOUT, TIMEOUT), or not healthy (TIMEOUT), in time.
+	// FAILED_PRECONDITION: one ended before it was ready (EXITED_EARLY), or is unhealthy
+	// (UNHEALTHY). Besides that as RestartService.
+	RollingRestart(*RollingRestartRequest, grpc.ServerStreamingServer[RollingRestartProgress]) error
 	mustEmbedUnimplementedRuntimeServiceServer()
 }
 
@@ -331,6 +406,9 @@ func (UnimplementedRuntimeServiceServer) CheckNow(context.Context, *CheckNowRequ
 func (UnimplementedRuntimeServiceServer) ListChecks(context.Context, *ListChecksRequest) (*CheckHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListChecks not implemented")
 }
+func (UnimplementedRuntimeServiceServer) ListCrashes(context.Context, *ListCrashesRequest) (*CrashHistory, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCrashes not implemented")
+}
 func (UnimplementedRuntimeServiceServer) GetUsageHistory(context.Context, *GetUsageHistoryRequest) (*UsageHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetUsageHistory not implemented")
 }
@@ -339,6 +417,9 @@ func (UnimplementedRuntimeServiceServer) WatchUsage(*WatchUsageRequest, grpc.Ser
 }
 func (UnimplementedRuntimeServiceServer) Recommend(context.Context, *RecommendRequest) (*Recommendation, error) {
 	return nil, status.Error(codes.Unimplemented, "method Recommend not implemented")
+}
+func (UnimplementedRuntimeServiceServer) RollingRestart(*RollingRestartRequest, grpc.ServerStreamingServer[RollingRestartProgress]) error {
+	return status.Error(codes.Unimplemented, "method RollingRestart not implemented")
 }
 func (UnimplementedRuntimeServiceServer) mustEmbedUnimplementedRuntimeServiceServer() {}
 func (UnimplementedRuntimeServiceServer) testEmbeddedByValue()                        {}
@@ -487,6 +568,24 @@ func _RuntimeService_ListChecks_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_ListCrashes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCrashesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).ListCrashes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_ListCrashes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).ListCrashes(ctx, req.(*ListCrashesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RuntimeService_GetUsageHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetUsageHistoryRequest)
 	if err := dec(in); err != nil {
@@ -534,6 +633,17 @@ func _RuntimeService_Recommend_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_RollingRestart_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RollingRestartRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(RuntimeServiceServer).RollingRestart(m, &grpc.GenericServerStream[RollingRestartRequest, RollingRestartProgress]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RuntimeService_RollingRestartServer = grpc.ServerStreamingServer[RollingRestartProgress]
+
 // RuntimeService_ServiceDesc is the grpc.ServiceDesc for RuntimeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -570,6 +680,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _RuntimeService_ListChecks_Handler,
 		},
 		{
+			MethodName: "ListCrashes",
+			Handler:    _RuntimeService_ListCrashes_Handler,
+		},
+		{
 			MethodName: "GetUsageHistory",
 			Handler:    _RuntimeService_GetUsageHistory_Handler,
 		},
@@ -582,6 +696,11 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchUsage",
 			Handler:       _RuntimeService_WatchUsage_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RollingRestart",
+			Handler:       _RuntimeService_RollingRestart_Handler,
 			ServerStreams: true,
 		},
 	},
