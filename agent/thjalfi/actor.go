@@ -58,7 +58,7 @@ type actor struct {
 	failure error                     // of the last launch, readiness or end
 	unready error                     // why it was not ready when that was last asked
 	words   lastWords                 // of the incarnation that was buried last
-	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled
+	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled; of a job: when its time is over
 	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
@@ -255,14 +255,15 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	if (a.machine.State == service.Launching || a.machine.State == service.Held) && a.next != nil {
 		a.plan, a.next = a.next, nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
+		a.machine.Once = a.plan.Spec.Type == service.TypeOneshot
 	}
 	switch {
 	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
 		a.cause, a.ender = a.machine.Cause, a.actor
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
 		a.due = a.cfg.SinceBoot() + a.delay()
-	case a.machine.State == service.Starting && a.settlesAnew(before):
-		a.due = a.cfg.SinceBoot() + a.plan.Spec.Ready.Settle
+	case a.machine.State == service.Starting && a.settlesAnew(before), a.machine.Once && a.thawed(before):
+		a.due = a.cfg.SinceBoot() + a.time()
 	}
 	news := a.conclude()
 	switch {
