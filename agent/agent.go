@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -50,7 +51,8 @@ type Config struct {
 	Settings    config.Agent
 	Log         *slog.Logger
 
-	fault func(call, path string) error // of the store; nil but in tests
+	fault  func(call, path string) error // of the store; nil but in tests
+	spread func() float64                // see thjalfi.Config; nil but in tests
 }
 
 // Agent is one running agent. Its methods may be called by many goroutines at
@@ -71,6 +73,7 @@ type Agent struct {
 	together    *byggvir.Meter // of all services
 	monitor     *byggvir.Monitor
 	history     *byggvir.History // of those who ask for it
+	turns       *turns           // to be restarted
 
 	ctx        context.Context // ends when the agent leaves
 	leave      context.CancelFunc
@@ -114,13 +117,16 @@ const clearTimeout = 10 * time.Second
 func Open(ctx context.Context, cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, started: time.Now(), settings: cfg.Settings, locks: map[string]*os.File{},
-		meter: byggvir.NewMeter(), together: byggvir.NewMeter(),
+		meter: byggvir.NewMeter(), together: byggvir.NewMeter(), turns: newTurns(),
 		definitions: map[service.Name]*definition{}, wanted: map[service.Name]skirnir.Wanted{},
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]reservation{},
 		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, unkept: map[service.Name]lostHistory{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
 		power:   supply{look: make(chan struct{}, 1), tried: map[service.Name]bool{}},
 		outputs: outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},
+	}
+	if a.cfg.spread == nil {
+		a.cfg.spread = rand.Float64
 	}
 	a.ctx, a.leave = context.WithCancel(context.Background())
 	if err := a.lock(cfg.StateDir, cfg.RunDir); err != nil {
@@ -168,7 +174,8 @@ func (a *Agent) open(ctx context.Context) error {
 	a.history = byggvir.NewHistory(byggvir.HistoryConfig{SinceBoot: a.cfg.SinceBoot, Open: a.openHistory, Lost: a.tellLostHistory})
 	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, History: a.history})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
+		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot,
+		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
 	})
 	a.recallPower()
 	a.restore(ctx, left)

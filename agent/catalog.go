@@ -291,6 +291,7 @@ func (a *Agent) forget(ctx context.Context, name service.Name, actor string) err
 	if err := a.thjalfi.Remove(context.WithoutCancel(ctx), name); err != nil {
 		return err
 	}
+	a.turns.forget(name)
 	a.writing.Lock()
 	defer a.writing.Unlock()
 	if err := a.store.Forget(name); err != nil {

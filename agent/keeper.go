@@ -19,6 +19,9 @@ import (
 	"github.com/gladsheim/gladsheim/agent/thjalfi"
 )
 
+// alert is the reason of the event that wants a person: a service is given up.
+const alert = "alert"
+
 // keeper is what thjalfi sees of skirnir.
 type keeper struct{ *Agent }
 
@@ -31,6 +34,9 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 		}
 	})
 	k.endViolations(name, open)
+	if reason == alert {
+		k.cfg.Log.Error("service is given up", "service", name, "detail", detail)
+	}
 	if s != nil && (s.Machine.State == service.Held || s.Machine.Spared) { // it may be on AC by now
 		k.lookSoon()
 	}
@@ -169,7 +175,7 @@ func (a *Agent) unwritable() (findings []service.Finding) {
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 	return skirnir.Actual{
 		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom, Stream: r.Stream,
-		Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Actor: r.Actor, Asked: r.Asked,
+		Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Failed: r.Failed, Actor: r.Actor, Asked: r.Asked,
 		BootID: bootID,
 	}
 }
@@ -262,6 +268,12 @@ func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecor
 		return exits[last], nil
 	}
 	x.BootID = cmp.Or(x.BootID, k.bootID)
+	x.Seen, x.FirstSeen = 1, x.Ended
+	for _, like := range exits { // oldest first
+		if x.Fingerprint != "" && like.Fingerprint == x.Fingerprint {
+			x.Seen, x.FirstSeen = like.Seen+1, like.FirstSeen
+		}
+	}
 	exits = append(k.withLines(name, exits), x)
 	exits = exits[max(0, len(exits)-skirnir.KeptExits):]
 	k.mu.Lock()
@@ -313,10 +325,25 @@ func (a *Agent) keepLook(name service.Name, incarnation uint64, h service.Health
 	})
 }
 
+// well is for how long a service has been healthy by now.
+func (a *Agent) well(name service.Name) time.Duration {
+	s, known := a.registry.Get(name)
+	if !known || s.Well.IsZero() {
+		return 0
+	}
+	return time.Since(s.Well)
+}
+
 func newHealth(s *service.Status, h service.Health) skirnir.News {
 	news := skirnir.News{Kind: service.NoticeHealth, Reason: h.Status.String(), Detail: h.Message}
 	// That a service which ended is not checked any more is no news.
 	news.Silent = s.Health.Status == h.Status || h.Status == service.HealthUnknown
+	switch {
+	case h.Status != service.Healthy:
+		s.Well = time.Time{}
+	case s.Well.IsZero():
+		s.Well = time.Now()
+	}
 	s.Health = h
 	return news
 }

@@ -272,7 +272,7 @@ func previousAlive(op string, ref service.Ref, why error) error {
 func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
 	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
 	defer cancel()
-	h, err := b.Adopt(ctx, ref, service.Limits{})
+	h, err := b.Adopt(ctx, ref, service.Launch{})
 	if err != nil {
 		return errors.Is(err, backends.ErrGone)
 	}
@@ -288,7 +288,7 @@ func sweep(ctx context.Context, b backends.Backend, ref service.Ref) bool {
 func empty(ctx context.Context, b backends.Backend, ref service.Ref) bool {
 	ctx, cancel := context.WithTimeout(ctx, clearTimeout)
 	defer cancel()
-	h, err := b.Adopt(ctx, ref, service.Limits{})
+	h, err := b.Adopt(ctx, ref, service.Launch{})
 	if err != nil {
 		return false
 	}

@@ -457,7 +457,7 @@ func (b *littered) Leftovers(context.Context, []service.Name) (refs []service.Re
 	return refs, nil
 }
 
-func (b *littered) Adopt(_ context.Context, ref service.Ref, _ service.Limits) (backends.Handle, error) {
+func (b *littered) Adopt(_ context.Context, ref service.Ref, _ service.Launch) (backends.Handle, error) {
 	if ref.Name == b.gone {
 		return nil, backends.ErrGone
 	}

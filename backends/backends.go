@@ -49,10 +49,10 @@ type Backend interface {
 	// the rest. If nothing is left the error is ErrGone. A process that merely has
 	// the same number is never touched.
 	//
-	// requested are the limits that were asked for, as Launch was told and
-	// Limit has changed since: the kernel knows what holds and not what was
-	// wanted. They are reported again, and nothing is set.
-	Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (Handle, error)
+	// l is what Launch was told, with the limits as Limit has changed them since: the
+	// kernel knows what holds and not what was wanted. They are reported again, and nothing
+	// is set. What Run runs is like l.
+	Adopt(ctx context.Context, ref service.Ref, l service.Launch) (Handle, error)
 
 	// Leftovers lists the incarnations on this host that look like ours, each
 	// with the identity of its main process, living or not, as it was marked at
@@ -117,6 +117,14 @@ type Handle interface {
 	// ended it says service.NotRunning.
 	Signal(ctx context.Context, sig syscall.Signal) error
 
+	// Run runs a program once beside the main process: as its user, with its environment,
+	// directory, umask and limits, in its cgroup, under a session of its own. It returns
+	// when nothing is left of the program and of all that it has started: what outlives it
+	// is killed, and all of it when ctx ends (Timeout, Cancelled) or the main process does
+	// (NotRunning). One that could not be executed is Unlaunchable, and so is one that has
+	// no room within the limits. It is never counted as left over. An error comes with
+	// the output, too. Many may run at once.
+	Run(ctx context.Context, argv []string) (Ran, error)
 	// Freeze stops every process of the incarnation where it is, those being forked
 	// included, and returns when the kernel says so (cgroup.freeze and cgroup.events,
 	// Linux's cgroup-v2.rst); when ctx ends first it is thawed again, and the error is
@@ -211,6 +219,12 @@ type Handle interface {
 
 	// Close lets go of the incarnation without touching it.
 	Close() error
+}
+
+// Ran is what became of a program that was run beside a main process.
+type Ran struct {
+	Exit   service.Exit
+	Output []byte // the first 4 KiB of stdout and stderr together
 }
 
 // Gauge reads what is looked at often, at little cost. It is for one goroutine at a

@@ -146,7 +146,7 @@ var healthMonitoring = object[Agent]{keys: []key[Agent]{
 		milliseconds{100 * time.Millisecond, 24 * time.Hour}, func(a *Agent) *time.Duration { return &a.CheckInterval }),
 	at("auto_restart", "Start services again that failed.",
 		yesNo{}, func(a *Agent) *bool { return &a.AutoRestart }),
-	at("max_restart_attempts", "Failures in a row before giving up.",
+	at("max_restart_attempts", "Restarts after failures within 10 minutes; one failure more, and a service is given up.",
 		whole[int]{low: 0, high: 1_000_000}, func(a *Agent) *int { return &a.MaxRestartAttempts }),
 	at("restart_backoff_ms", "Wait before the first attempt; it doubles for each further one.",
 		milliseconds{0, 24 * time.Hour}, func(a *Agent) *time.Duration { return &a.RestartBackoff }),

@@ -68,7 +68,7 @@ func TestDefaultsReachDefinitions(t *testing.T) {
 	require.Equal(t, 15*time.Second, spec.Ready.Timeout)
 	require.Equal(t, service.StopPolicy{Signal: 15, Timeout: 7 * time.Second, ForceKill: false}, spec.Stop)
 	require.Equal(t, service.RestartPolicy{
-		When: service.RestartNever, MaxAttempts: 5, Window: 10 * time.Minute, Backoff: 2 * time.Minute, MaxBackoff: 2 * time.Minute,
+		When: service.RestartNever, MaxAttempts: 5, Window: 10 * time.Minute, Backoff: 2 * time.Minute, MaxBackoff: 2 * time.Minute, Deterministic: 5,
 	}, spec.Restart)
 	require.Equal(t, service.Limits{}, spec.Limits, "limits of the definition are those it asks for")
 }

@@ -352,19 +352,35 @@ var restart = object[service.RestartPolicy]{
 		at("policy", "After which ends.",
 			word[service.RestartWhen]{values: []service.RestartWhen{service.RestartOnFailure, service.RestartAlways, service.RestartNever}},
 			func(p *service.RestartPolicy) *service.RestartWhen { return &p.When }),
-		at("max_attempts", "Failures in a row, each less than window apart, before giving up.",
+		at("max_attempts", "Restarts after failures within window; one failure more, and it is given up.",
 			whole[int]{low: 0, high: 1_000_000}, func(p *service.RestartPolicy) *int { return &p.MaxAttempts }),
-		at("window", "Running this long makes earlier failures forgotten.",
+		at("window", "Failures that are longer ago do not count towards max_attempts.",
 			duration{time.Millisecond, 365 * 24 * time.Hour}, func(p *service.RestartPolicy) *time.Duration { return &p.Window }),
-		at("backoff", "Wait before the first attempt; it doubles for each further one.",
+		at("backoff", "Wait before the first attempt, give or take a fifth; it doubles for each further failure in a row.",
 			duration{0, 24 * time.Hour}, func(p *service.RestartPolicy) *time.Duration { return &p.Backoff }),
 		at("max_backoff", "The longest wait; backoff, if that is longer than what is the default here.",
 			duration{0, 24 * time.Hour}, func(p *service.RestartPolicy) *time.Duration { return &p.MaxBackoff }),
+		at("reset_after", "How long it has to run, and to be healthy if its health check asks, for a row of failures to be over, so that backoff begins anew; when left out, four times as long as it waited last, at least 10s.",
+			optionalDuration{duration{time.Millisecond, 365 * 24 * time.Hour}}, func(p *service.RestartPolicy) *time.Duration { return &p.ResetAfter }),
+		at("exit_codes", "What ends by themselves mean.",
+			exitCodes, func(p *service.RestartPolicy) *service.RestartPolicy { return p }),
+		at("deterministic", "Failures in a row with the same fingerprint after which it is given up; 0: however often.",
+			whole[int]{low: 0, high: 1000}, func(p *service.RestartPolicy) *int { return &p.Deterministic }),
 	},
 	check: func(_ *document, _ string, n *node, p *service.RestartPolicy) {
 		if _, given := n.has("max_backoff"); !given {
 			p.MaxBackoff = max(p.MaxBackoff, p.Backoff)
 		}
+	},
+}
+
+var exitCodes = object[service.RestartPolicy]{
+	absent: func(p service.RestartPolicy) bool { return p.Success.IsZero() && p.Never.IsZero() },
+	keys: []key[service.RestartPolicy]{
+		at("success", "Exit codes and signals that count as a clean end, besides 0.",
+			ends{}, func(p *service.RestartPolicy) *service.Ends { return &p.Success }),
+		at("never", "Exit codes and signals after which it is not restarted, and is crashed.",
+			ends{}, func(p *service.RestartPolicy) *service.Ends { return &p.Never }),
 	},
 }
 

@@ -159,6 +159,15 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"restart": {"policy": "On-Failure"}`, `restart.policy: "On-Failure" is not one of on-failure, always, never`},
 		{`"restart": {"max_backoff": "10ms"}`, "restart.max_backoff: 10ms is less than backoff, 1s"},
 		{`"restart": {"max_attempts": 2.0}`, "restart.max_attempts: 2.0 is not written as a whole number"},
+		{`"restart": {"reset_after": "0"}`, "restart.reset_after: is 0; the range is 1ms to 8760h"},
+		{`"restart": {"deterministic": -1}`, "restart.deterministic: is -1; the range is 0 to 1000"},
+		{`"restart": {"exit_codes": {"success": [256]}}`, "restart.exit_codes.success[0]: is 256; the range is 0 to 255"},
+		{`"restart": {"exit_codes": {"success": [1.5]}}`, "restart.exit_codes.success[0]: 1.5 is not written as a whole number"},
+		{`"restart": {"exit_codes": {"never": ["9"]}}`, `restart.exit_codes.never[0]: wants an exit code, which is a number, 0 to 255, or the name of a signal, such as "SIGTERM"`},
+		{`"restart": {"exit_codes": {"never": ["sigterm"]}}`, `restart.exit_codes.never[0]: "sigterm" is written SIGTERM`},
+		{`"restart": {"exit_codes": {"never": ["TERM", "SIGTERM"]}}`, "restart.exit_codes.never[1]: SIGTERM is there twice"},
+		{`"restart": {"exit_codes": {"always": [1]}}`, "restart.exit_codes.always: is not a known key; known are success, never"},
+		{`"restart": {"exit_codes": {"success": [3, 4], "never": [5, 3]}}`, "restart.exit_codes.never: 3 is in success as well; an end is clean, or the last, not both"},
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
 		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
@@ -264,6 +273,11 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"limits": {"best_effort": true}`, func(s *service.Spec) { s.BestEffort = true }},
 		{`"restart": {"backoff": "2m"}`, func(s *service.Spec) { s.Restart.Backoff, s.Restart.MaxBackoff = 2*time.Minute, 2*time.Minute }},
 		{`"restart": {"backoff": "0"}`, func(s *service.Spec) { s.Restart.Backoff = 0 }},
+		{`"restart": {"reset_after": "5m", "deterministic": 0, "exit_codes": {"success": [3, "HUP"], "never": ["SIGSEGV", 78]}}`, func(s *service.Spec) {
+			s.Restart.ResetAfter, s.Restart.Deterministic = 5*time.Minute, 0
+			s.Restart.Success = service.Ends{}.And(service.Exit{Code: 3}).And(service.Exit{Signal: syscall.SIGHUP})
+			s.Restart.Never = service.Ends{}.And(service.Exit{Code: 78}).And(service.Exit{Signal: syscall.SIGSEGV})
+		}},
 		{`"restart": {"policy": "never", "window": "1h0m0.5s"}`, func(s *service.Spec) {
 			s.Restart.When, s.Restart.Window = service.RestartNever, time.Hour+500*time.Millisecond
 		}},
@@ -314,6 +328,8 @@ func TestRangesAgree(t *testing.T) {
 		{"restart.window", `"restart": {"window": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Window = time.Duration(n) }, 1e6, 365 * 24 * 3600e9},
 		{"restart.backoff", `"restart": {"max_backoff": "24h", "backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.Backoff = time.Duration(n) }, 0, 24 * 3600e9},
 		{"restart.max_backoff", `"restart": {"backoff": "0", "max_backoff": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.MaxBackoff = time.Duration(n) }, 0, 24 * 3600e9},
+		{"restart.reset_after", `"restart": {"reset_after": "%sns"}`, func(s *service.Spec, n int64) { s.Restart.ResetAfter = time.Duration(n) }, 1e6, 365 * 24 * 3600e9},
+		{"restart.deterministic", `"restart": {"deterministic": %s}`, func(s *service.Spec, n int64) { s.Restart.Deterministic = int(n) }, 0, 1000},
 		{"log_rotate.size", `"log_rotate": {"total": "1TiB", "size": %s}`, func(s *service.Spec, n int64) { s.Rotation.Size, s.Rotation.Total = uint64(n), 1<<40 }, 64 << 10, 1 << 40},
 		{"log_rotate.total", `"log_rotate": {"size": "64KiB", "total": %s}`, func(s *service.Spec, n int64) { s.Rotation.Size, s.Rotation.Total = 64<<10, uint64(n) }, 64 << 10, 1 << 40},
 		{"log_rotate.age", `"log_rotate": {"age": "%sns"}`, func(s *service.Spec, n int64) { s.Rotation.Age = time.Duration(n) }, 60e9, 10 * 365 * 24 * 3600e9},

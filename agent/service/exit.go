@@ -97,14 +97,19 @@ type ExitRecord struct {
 	Started     time.Time
 	Ended       time.Time // of its main process; when that was noticed if nobody saw it
 	LastLines   []string
-	Message     string   // one sentence for people
-	BootID      string   `json:",omitempty"` // that it ended in; "" of an earlier version
-	After       *Machine `json:",omitempty"` // what the machine made of the end
+	Message     string        // one sentence for people
+	Fingerprint string        `json:",omitzero"`  // see Fingerprint; "" of a stop, and of an earlier version
+	Seen        int           `json:",omitzero"`  // ends with this fingerprint, this one included, as far as is known
+	FirstSeen   time.Time     `json:",omitzero"`  // when the first of them was
+	Wait        time.Duration `json:",omitzero"`  // until the next attempt, where After tells of one
+	Violations  []string      `json:",omitzero"`  // what it used too much of when it ended
+	BootID      string        `json:",omitempty"` // that it ended in; "" of an earlier version
+	After       *Machine      `json:",omitempty"` // what the machine made of the end
 }
 
 // Judge derives the verdict from what is known. cause is why we were ending
-// the service, CauseNone if we were not.
-func Judge(x Exit, r Remains, cause Cause) Verdict {
+// the service, CauseNone if we were not; success are ends that count as clean.
+func Judge(x Exit, r Remains, cause Cause, success Ends) Verdict {
 	// Of an end that nobody saw, the kernel's counters still tell.
 	mayBeOOM := x.Signal == syscall.SIGKILL || x.Unknown != ""
 	switch {
@@ -128,7 +133,7 @@ func Judge(x Exit, r Remains, cause Cause) Verdict {
 		return VerdictKilled
 	case x.Unknown != "":
 		return VerdictUnknown
-	case x.Clean():
+	case x.Clean() || success.Has(x):
 		return VerdictClean
 	case x.Signal == syscall.SIGKILL && r.Lost: // it may have been for want of memory
 		return VerdictUnknown

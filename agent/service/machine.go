@@ -24,7 +24,7 @@ const (
 	ClearFailed                   // something is left and could not be removed
 	Unhealthy                     // its checks failed often enough
 	Exceeded                      // it used too much for too long
-	Stable                        // it has run long enough for old failures to be forgotten
+	Stable                        // it has run well for long enough for old failures to be forgotten
 	StartupOver                   // timer: it should have been ready by now
 	GraceOver                     // timer: it should have ended by now
 	BackoffOver                   // timer: the next attempt is due
@@ -52,6 +52,9 @@ type Event struct {
 	Incarnation uint64 // 0 for users' events; else news of another incarnation is ignored
 	Exit        Exit   // of Exited and Cleared
 	Permanent   bool   // of LaunchFailed: trying again can not help
+	OOM         bool   // of Cleared: it was killed for want of memory, which no exit code makes clean
+	Fingerprint string // of Cleared and LaunchFailed, "" when the end says nothing about the next
+	Recent      int    // of Cleared, LaunchFailed and Stable: failures within the policy's window before this event
 }
 
 // Effect is a request of the machine to its shell, carried out in order.
@@ -119,7 +122,11 @@ type Machine struct {
 	Once        bool   // it does a job and ends
 	Done        bool   // then: the job of Incarnation is done, and nothing of it is left
 	Paused      bool   // somebody asked for it to end, and nobody since for it to run: its schedule does not begin it
-	Failures    int    // in a row
+	Failures    int    // in a row: since it was started by somebody, or has run well for long enough
+	Recent      int    `json:",omitzero"` // failures within the policy's window
+	Alike       int    `json:",omitzero"` // of Failures those at the end that have Fingerprint
+	Fingerprint string `json:",omitzero"` // of the latest failure
+	GaveUp      GiveUp `json:",omitzero"` // why nothing will be tried by itself, in Crashed
 	Restarts    uint32 // launches that nobody asked for, since the last one somebody did
 	ForceKill   bool   // kill what outlives its grace
 	Policy      RestartPolicy
@@ -327,13 +334,14 @@ func killing(r rule) rule {
 
 // rest acknowledges an end that has already happened.
 func rest(m Machine, _ Event) (Machine, []Effect) {
-	m.State, m.Up, m.Failures = Stopped, false, 0
+	m = unblemished(m)
+	m.State, m.Up = Stopped, false
 	return m, []Effect{Disarm}
 }
 
 // postpone is a start that has to wait until the battery is not low any more.
 func postpone(m Machine, _ Event) (Machine, []Effect) {
-	m.State, m.Up = Held, true
+	m.State, m.Up, m.Done = Held, true, false
 	return m, []Effect{Disarm}
 }
 
@@ -361,7 +369,8 @@ func holdAfter(m Machine, _ Event) (Machine, []Effect) {
 
 // launch begins a fresh incarnation that somebody asked for.
 func launch(m Machine, ev Event) (Machine, []Effect) {
-	m.Up, m.Failures, m.Restarts, m.Paused = true, 0, 0, false
+	m = unblemished(m)
+	m.Up, m.Restarts, m.Paused = true, 0, false
 	return begin(m)
 }
 
@@ -381,7 +390,7 @@ func begin(m Machine) (Machine, []Effect) {
 }
 
 func adopt(m Machine, _ Event) (Machine, []Effect) {
-	m.State = Adopting
+	m.State, m.Done = Adopting, false
 	return m, []Effect{DoAdopt}
 }
 
@@ -410,12 +419,6 @@ func resume(m Machine, _ Event) (Machine, []Effect) {
 	return m, running(m)
 }
 
-// forgive forgets old failures of a service that has run well for its window.
-func forgive(m Machine, _ Event) (Machine, []Effect) {
-	m.Failures = 0
-	return m, nil
-}
-
 func graceOver(m Machine, _ Event) (Machine, []Effect) {
 	if !m.ForceKill {
 		return m, nil
@@ -426,7 +429,7 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 
 // clear begins to remove what is left of an incarnation whose main process ended.
 func clear(m Machine, ev Event) (Machine, []Effect) {
-	m.State, m.Failed, m.Frozen, m.Spared = Clearing, !ev.Exit.Clean(), false, false
+	m.State, m.Failed, m.Frozen, m.Spared = Clearing, !m.Policy.Clean(ev.Exit), false, false
 	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
 }
 
@@ -447,8 +450,8 @@ func cutOff(m Machine, ev Event) (Machine, []Effect) {
 func unlaunched(m Machine, ev Event) (Machine, []Effect) {
 	m.Failed = true
 	if ev.Permanent && m.Cause == CauseNone {
-		m.State, m.Holding = Crashed, false
-		m.Failures++
+		m = blemish(m, ev)
+		m.State, m.Holding, m.GaveUp = Crashed, false, GaveUpPermanent
 		return m, []Effect{Disarm}
 	}
 	return settle(m, ev)
@@ -468,40 +471,46 @@ func cleared(m Machine, ev Event) (Machine, []Effect) {
 	if ev.Exit == NeverRan {
 		return cutOff(m, ev)
 	}
+	m.Failed = m.Failed || ev.OOM
 	return settle(m, ev)
 }
 
 // settle decides what follows an incarnation of which nothing is left.
-func settle(m Machine, _ Event) (Machine, []Effect) {
+func settle(m Machine, ev Event) (Machine, []Effect) {
 	holding := m.Holding
 	m.Holding = false
 	switch {
 	case m.Again && m.Asked:
 		return launch(m, Event{})
 	case m.Cause == CauseAsked:
-		m.State, m.Cause, m.Failures = Stopped, CauseNone, 0
+		m = unblemished(m)
+		m.State, m.Cause = Stopped, CauseNone
 		return m, []Effect{Disarm}
 	}
 	if m.Cause == CauseHeld {
 		m.State, m.Cause = Held, CauseNone // which is no failure; earlier ones are not forgotten
 		return m, []Effect{Disarm}
 	}
-	failed := m.Failed || m.Cause != CauseNone
-	m.Cause = CauseNone
-	if !failed && m.Once {
-		m.State, m.Done, m.Up, m.Failures = Stopped, true, false, 0 // a reboot brings nothing back
-		return m, []Effect{Disarm}
-	}
-	if !failed && m.Policy.When != RestartAlways {
-		m.State = Stopped
-		return m, []Effect{Disarm}
-	}
-	if failed {
-		m.Failures++
-	}
-	if m.Policy.When == RestartNever || m.Failures > m.Policy.MaxAttempts {
-		m.State = Crashed
-		return m, []Effect{Disarm}
+	last := m.Cause == CauseNone && m.Policy.Never.Has(ev.Exit)
+	failed := m.Failed || m.Cause != CauseNone || last
+	m.Cause, m.Recent = CauseNone, ev.Recent
+	if !failed {
+		m.Alike, m.Fingerprint = 0, ""
+		if m.Once {
+			m = unblemished(m)
+			m.State, m.Done, m.Up = Stopped, true, false // a reboot brings nothing back
+			return m, []Effect{Disarm}
+		}
+		if m.Policy.When != RestartAlways {
+			m.State = Stopped
+			return m, []Effect{Disarm}
+		}
+	} else {
+		m = blemish(m, ev)
+		if m.GaveUp = m.givesUp(last); m.GaveUp != GaveUpNot {
+			m.State = Crashed
+			return m, []Effect{Disarm}
+		}
 	}
 	if holding {
 		m.State = Held

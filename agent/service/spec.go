@@ -199,7 +199,7 @@ func Defaults() Spec {
 		Health:   Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3},
 		Restart: RestartPolicy{
 			When: RestartOnFailure, MaxAttempts: 3, Window: 10 * time.Minute,
-			Backoff: time.Second, MaxBackoff: time.Minute,
+			Backoff: time.Second, MaxBackoff: time.Minute, Deterministic: 5,
 		},
 		Stop:     StopPolicy{Signal: syscall.SIGTERM, Timeout: 10 * time.Second, ForceKill: true},
 		Rotation: LogRotation{Size: 10 << 20, Total: 50 << 20},
@@ -257,6 +257,13 @@ func (s *Spec) Validate() []Fault {
 	if s.Restart.MaxBackoff < s.Restart.Backoff {
 		faults.add("restart.max_backoff", "%v is less than backoff, %v", s.Restart.MaxBackoff, s.Restart.Backoff)
 	}
+	if s.Restart.ResetAfter != 0 { // else it is computed
+		faults.duration("restart.reset_after", s.Restart.ResetAfter, time.Millisecond, 365*24*time.Hour)
+	}
+	if both := s.Restart.Success.overlap(s.Restart.Never); !both.IsZero() {
+		faults.add("restart.exit_codes.never", "%v is in success as well; an end is clean, or the last, not both", both)
+	}
+	faults.number("restart.deterministic", s.Restart.Deterministic, 0, 1000)
 	faults.number("priority", s.StartPriority, 0, 1000)
 	if s.LowBattery != LowBatteryStop && s.Power != PowerClassDeferrable {
 		faults.add("low_battery", "%v is for power %v, and this is %v", s.LowBattery, PowerClassDeferrable, s.Power)

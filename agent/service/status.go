@@ -29,6 +29,7 @@ type Status struct {
 	Timing      Timing // of its schedule
 
 	Health Health
+	Well   time.Time // since when its checks have said that it is healthy; zero while they do not
 }
 
 // PID is the main process, 0 when there is none.

@@ -32,6 +32,16 @@ func PressedBy(p PressureOf) Violation { return MemoryPressed + Violation(p) }
 // Violations tells since when each lasts, zero for those that do not.
 type Violations [NumViolations]time.Time
 
+// Names are those that last.
+func (v Violations) Names() (names []string) {
+	for i, since := range v {
+		if !since.IsZero() {
+			names = append(names, Violation(i).String())
+		}
+	}
+	return names
+}
+
 // Step is what is done about a service that uses too much.
 type Step uint8
 

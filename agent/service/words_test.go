@@ -229,7 +229,7 @@ func TestJudge(t *testing.T) {
 		{Exit{Unknown: "agent_was_down"}, oom(OOMOwn), CauseNone, VerdictOwnOOM},
 		{Exit{Unknown: "agent_was_down"}, oom(OOMHost), CauseAsked, VerdictHostOOM},
 	} {
-		require.Equal(t, tt.want, Judge(tt.exit, tt.rest, tt.cause), "%+v", tt)
+		require.Equal(t, tt.want, Judge(tt.exit, tt.rest, tt.cause, Ends{}), "%+v", tt)
 	}
 }
 

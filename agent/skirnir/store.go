@@ -50,6 +50,7 @@ type Actual struct {
 	Remains *service.Remains `json:"remains,omitempty"` // what it left behind, nil while something of it may live
 	Ended   time.Time        `json:"ended,omitzero"`    // with Remains: when the main process ended
 	Due     time.Duration    `json:"due_since_boot"`    // in Backoff: when the next launch is; 0 of an earlier version
+	Failed  service.Failures `json:"failed,omitempty"`  // within the window of its policy, by the same clock
 	Actor   string           `json:"actor"`
 	Asked   []service.Asked  `json:"asked,omitempty"` // requests with an id, the latest last
 	BootID  string           `json:"boot_id"`

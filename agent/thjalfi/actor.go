@@ -59,6 +59,9 @@ type actor struct {
 	unready error                     // why it was not ready when that was last asked
 	words   lastWords                 // of the incarnation that was buried last
 	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled; of a job: when its time is over
+	spread  float64                   // drawn for that wait
+	failed  service.Failures          // within the window of its policy
+	queues  bool                      // in Backoff: the wait is over, and its turn has not come
 	excess  string                    // what it used too much of, if that is why we end it
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
@@ -176,6 +179,12 @@ func (a *actor) timeout() {
 		a.wait()
 		return
 	}
+	switch {
+	case a.fires == service.BackoffOver && a.queue():
+		return
+	case a.fires == service.Stable && a.ails():
+		return
+	}
 	if a.fires == service.GraceOver && a.machine.State == service.Stopping {
 		a.forced = a.machine.ForceKill
 		if !a.machine.ForceKill {
@@ -183,14 +192,14 @@ func (a *actor) timeout() {
 				Err: fmt.Errorf("it did not end within %v, and its definition forbids to kill it (stop.force_kill)", a.grace)})
 		}
 	}
-	a.happen(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation})
+	a.happen(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation, Recent: a.recent()})
 }
 
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
 	a.logFrom, a.stream, a.asked = r.LogFrom, r.Stream, r.Asked
-	a.remains, a.died, a.due = r.Remains, r.Ended, r.Due
+	a.remains, a.died, a.due, a.failed = r.Remains, r.Ended, r.Due, r.Failed
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
 		return
@@ -198,12 +207,14 @@ func (a *actor) restore(r Restored) {
 	a.grace = r.Plan.Spec.Stop.Timeout
 	switch {
 	case a.machine.State == service.Backoff:
-		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.Failures))
+		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.Failures, 1))
 		a.due = a.cfg.SinceBoot() + wait
 		a.arm(wait, service.BackoffOver)
 		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State == service.Held:
 		a.publish(service.NoticeState, "restored", "")
+	case a.machine.State == service.Crashed:
+		a.cfg.Keeper.Show(a.name, a.shown())
 	case a.machine.State.Alive():
 		a.machine.State = service.Stopped
 		a.happen(service.Event{Kind: service.Adopt})
@@ -257,11 +268,14 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
 		a.machine.Once = a.plan.Spec.Type == service.TypeOneshot
 	}
+	a.count(before)
 	switch {
 	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
 		a.cause, a.ender = a.machine.Cause, a.actor
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
-		a.due = a.cfg.SinceBoot() + a.delay()
+		a.due, a.queues = a.cfg.SinceBoot()+a.delay(), false
+	case a.machine.State == service.Crashed && before.State != service.Crashed:
+		told = a.alert()
 	case a.machine.State == service.Starting && a.settlesAnew(before), a.machine.Once && a.thawed(before):
 		a.due = a.cfg.SinceBoot() + a.time()
 	}

@@ -100,7 +100,7 @@ func TestAdoptWhatWasNeverLaunched(t *testing.T) {
 // unopened is a host that tells of what was adopted that it never got through its gate.
 type unopened struct{ backends.Backend }
 
-func (u unopened) Adopt(ctx context.Context, ref service.Ref, l service.Limits) (backends.Handle, error) {
+func (u unopened) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
 	h, err := u.Backend.Adopt(ctx, ref, l)
 	return stillborn{h}, err
 }

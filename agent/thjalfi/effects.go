@@ -36,9 +36,9 @@ func (a *actor) do(e service.Effect) {
 	case service.DoUnprobe:
 		a.unprobe()
 	case service.ArmStable:
-		a.arm(a.machine.Policy.Window, service.Stable)
+		a.armStable()
 	case service.ArmBackoff:
-		a.arm(a.delay(), service.BackoffOver)
+		a.arm(a.due-a.cfg.SinceBoot(), service.BackoffOver)
 	case service.ArmRetry:
 		a.arm(retryClear, service.RetryOver)
 	case service.Disarm:
@@ -63,9 +63,7 @@ func (a *actor) launch() {
 	a.grace = plan.Spec.Stop.Timeout
 	ctx, abort := context.WithCancel(a.launches)
 	a.abort = abort
-	l := service.Launch{
-		Name: a.name, Incarnation: a.machine.Incarnation, Spec: plan.Spec, Limits: plan.Limits,
-	}
+	l := plan.launch(a.name, a.machine.Incarnation)
 	a.ref = plan.Backend.Plan(l)
 	intent := a.recordNow()
 	a.then(func(context.Context) func() {
@@ -132,11 +130,9 @@ func (a *actor) unbegun(incarnation uint64, err error) {
 	a.drop()
 	a.failure = err
 	a.denied++
+	a.spread = a.cfg.Spread()
 	a.happen(a.event(service.Unrecorded))
 }
-
-// delay is the wait before the next attempt.
-func (a *actor) delay() time.Duration { return a.machine.Policy.Delay(a.machine.Failures + a.denied) }
 
 // tell has the actor run f, unless ctx ends before it can.
 func (a *actor) tell(ctx context.Context, f func()) {
@@ -196,6 +192,7 @@ func (a *actor) unlaunched(err error, failed service.Event) {
 	default:
 		x.Message = err.Error()
 	}
+	x.Fingerprint = service.Fingerprint(x.Verdict, x.Exit, []string{x.Message})
 	a.bury(x, failed)
 }
 
@@ -213,15 +210,15 @@ func (a *actor) giveUp() {
 var errCutOff = errors.New("the agent ended before it was launched")
 
 func (a *actor) adopt() {
-	ref, backend, limits, ladder := a.ref, a.plan.Backend, a.plan.Limits, a.plan.Spec.Ladder
+	ref, plan, incarnation := a.ref, a.plan, a.machine.Incarnation
 	a.then(func(ctx context.Context) func() {
-		h, err := backend.Adopt(ctx, ref, limits)
+		h, err := plan.Backend.Adopt(ctx, ref, plan.launch(a.name, incarnation))
 		var applied service.Applied
 		var frozenBy string
 		if err == nil {
 			frozenBy, _ = h.FrozenBy()
 			applied, _ = h.Limits(ctx) // an end in between is told by Exited
-			if back := reined(ladder, limits, applied); back != (service.Limits{}) {
+			if back := reined(plan.Spec.Ladder, plan.Limits, applied); back != (service.Limits{}) {
 				if given, err := h.Throttle(ctx, back); err == nil { // else the look for drift tells
 					applied = given
 				}
@@ -428,9 +425,10 @@ func unkillable(name service.Name, err error) error {
 // nobody can tell that afterwards. Then it writes the exit record.
 func (a *actor) clear() {
 	a.end()
-	h, exit, incarnation := a.handle, *a.exit, a.machine.Incarnation
+	h, exit, incarnation, plan := a.handle, *a.exit, a.machine.Incarnation, a.plan
 	r := a.recordNow()
 	a.then(func(ctx context.Context) func() {
+		a.waits.Wait() // why it was not ready may be part of why it ended
 		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
 		defer cancel()
 		var err error
@@ -459,7 +457,8 @@ func (a *actor) clear() {
 		if r.Remains == nil {
 			r.Remains, r.Ended = &service.Remains{Lost: true}, time.Now()
 		}
-		return func() { a.cleared(incarnation, exit, *r.Remains, r.Ended) }
+		lines := a.cfg.LastLines(&plan.Spec, incarnation, r.LogFrom)
+		return func() { a.cleared(incarnation, exit, *r.Remains, r.Ended, lines) }
 	})
 }
 
@@ -471,12 +470,15 @@ func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
 	return &remains, nil
 }
 
-func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time) {
+func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time, lines []string) {
 	a.remains = &remains
 	a.drop()
 	x := service.ExitRecord{
 		Incarnation: incarnation, Exit: exit, Remains: remains, Started: a.started, Ended: ended,
-		Verdict: service.Judge(exit, remains, a.cause), ForceKilled: a.forced,
+		Verdict: service.Judge(exit, remains, a.cause, a.machine.Policy.Success), ForceKilled: a.forced, LastLines: lines,
+	}
+	if x.Verdict != service.VerdictStopped {
+		x.Fingerprint = service.Fingerprint(x.Verdict, exit, lines)
 	}
 	switch {
 	case a.cause == service.CauseAsked, a.cause == service.CauseHeld:
@@ -490,20 +492,23 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	}
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)
-	cleared.Exit = exit
+	cleared.Exit, cleared.OOM = exit, x.Verdict.OOM()
 	a.bury(x, cleared)
 }
 
-// bury completes the exit record of an end off the actor's goroutine, keeps it, and
-// shows it; then the end happens.
+// bury keeps the exit record of an end off the actor's goroutine, and shows it; and the
+// end happens.
 func (a *actor) bury(x service.ExitRecord, end service.Event) {
+	if end.Recent = a.recent(); x.Verdict.OfItself() {
+		end.Fingerprint = x.Fingerprint
+	}
+	a.cfg.Keeper.Show(a.name, func(s *service.Status) { x.Violations = s.Violations.Names() })
 	after, _ := service.Next(a.machine, end)
 	x.After = &after
-	plan, from := a.plan, a.logFrom
+	if a.spread = a.cfg.Spread(); after.State == service.Backoff {
+		x.Wait = after.Policy.Delay(after.Failures, a.spread)
+	}
 	a.thenSurely(func() func() {
-		if plan != nil && x.Exit != service.NeverRan {
-			x.LastLines = a.cfg.LastLines(&plan.Spec, x.Incarnation, from)
-		}
 		x, err := a.cfg.Keeper.Bury(a.name, x)
 		return func() {
 			if err != nil {

@@ -66,7 +66,7 @@ func TestAJobThatFailsIsToldAndTriedAgain(t *testing.T) {
 		require.Equal(t, []string{"the end of web.1 from 0"}, told.LastLines)
 		s.is(service.Backoff)
 		require.False(t, s.status().Completed())
-		pass(time.Second + time.Minute)
+		pass(2*time.Second + time.Minute) // the wait is give or take a fifth
 		s.is(service.Stopped)
 		require.True(t, s.status().Completed())
 		require.Zero(t, s.status().Machine.Failures)

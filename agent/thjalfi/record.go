@@ -2,6 +2,7 @@ package thjalfi
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -47,7 +48,7 @@ func written(m service.Machine) failpoint.Point {
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Stream: a.stream, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Actor: a.actor, Asked: slices.Clone(a.asked)}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Stream: a.stream, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Failed: a.failed, Actor: a.actor, Asked: slices.Clone(a.asked)}
 	if a.plan != nil {
 		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}
@@ -65,23 +66,32 @@ const sparedText = "frozen to save the battery; it is thawed on AC"
 
 // publish shows the present state to readers.
 func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
+	a.cfg.Keeper.Publish(a.name, kind, reason, detail, a.shown())
+}
+
+// shown makes a status show the present state.
+func (a *actor) shown() func(*service.Status) {
 	m, ref, started, actor, frozenBy := a.machine, a.ref, a.started, a.actor, a.frozenBy
-	failure := ""
+	var why []string
 	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
-		failure = a.failure.Error()
+		why = append(why, a.failure.Error())
 	}
-	if m.State == service.Held {
-		failure = heldText
-	}
-	if m.Frozen && m.Spared {
-		failure = sparedText
+	switch {
+	case m.State == service.Crashed && m.GaveUp != service.GaveUpNot:
+		why = append(why, a.givenUp())
+	case m.State == service.Backoff && a.queues:
+		why = append(why, turnText)
+	case m.State == service.Held:
+		why = []string{heldText}
+	case m.Frozen && m.Spared:
+		why = []string{sparedText}
 	}
 	var next time.Time
 	if m.State == service.Backoff {
 		next = time.Now().Add(a.due - a.cfg.SinceBoot())
 	}
-	a.cfg.Keeper.Publish(a.name, kind, reason, detail, func(s *service.Status) {
-		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt, s.FrozenBy = m, ref, actor, failure, next, frozenBy
+	return func(s *service.Status) {
+		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt, s.FrozenBy = m, ref, actor, strings.Join(why, "; "), next, frozenBy
 		if !started.IsZero() {
 			s.Started = started
 		}
@@ -90,5 +100,5 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 		} else { // they were those of an incarnation that is no more
 			s.Applied, s.Violations = service.Applied{}, service.Violations{}
 		}
-	})
+	}
 }

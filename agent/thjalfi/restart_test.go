@@ -65,19 +65,6 @@ func TestCrashAtAnyMoment(t *testing.T) {
 	}
 }
 
-func TestFailuresAreForgottenAfterTheWindow(t *testing.T) {
-	play(t, func(t *testing.T, s *stage) {
-		s.running()
-		for range 10 {
-			s.host.Crash(web, service.Exit{Code: 1})
-			pass(time.Second)
-			s.is(service.Running)
-			pass(10 * time.Minute)
-			require.Zero(t, s.status().Machine.Failures)
-		}
-	})
-}
-
 func TestEndsAndPolicies(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

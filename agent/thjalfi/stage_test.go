@@ -45,9 +45,12 @@ type stage struct {
 	noOutlet atomic.Pointer[service.Error] // why the output of a launch has nowhere to go
 	lax      bool                          // the disk fails, so that deeds may come without a record
 	began    time.Time
-	clockSet time.Duration // by how much, altogether
-	gazes    atomic.Int64  // how many incarnations are looked at
-	life     atomic.Int64  // deeds until the agent dies in the middle of things; below 0: never
+	clockSet time.Duration             // by how much, altogether
+	gazes    atomic.Int64              // how many incarnations are looked at
+	spread   float64                   // of waits before restarts: as the policy says
+	turnIn   atomic.Int64              // how long the next one to ask for its turn has to wait
+	wellFrom atomic.Pointer[time.Time] // since when its checks say that it is healthy, nil while they do not
+	life     atomic.Int64              // deeds until the agent dies in the middle of things; below 0: never
 }
 
 var errDead = errors.New("the agent is dead")
@@ -78,7 +81,7 @@ func play(t *testing.T, f func(*testing.T, *stage)) {
 }
 
 func newStage(t *testing.T) *stage {
-	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber(), line: make(chan struct{}), began: time.Now()}
+	s := &stage{t: t, host: fake.NewHost(), disk: newDisk(), prober: newProber(), line: make(chan struct{}), began: time.Now(), spread: 0.5}
 	s.complain = t.Errorf
 	s.life.Store(forEver)
 	s.disk.breathe, s.disk.alive = s.breathe, s.host.IncarnationsAlive
@@ -93,6 +96,7 @@ func (s *stage) board() {
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
 		Keeper: s.disk, Prober: s.prober, Monitor: s.watching(), ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
+		Spread: func() float64 { return s.spread }, Turn: s.turn, Well: s.wellFor,
 		Outlet: func(l *service.Launch, _ service.Ref) (int64, error) {
 			if err := s.noOutlet.Load(); err != nil {
 				return 0, err
@@ -114,6 +118,16 @@ func (s *stage) board() {
 			}
 		},
 	})
+}
+
+// turn has whoever asks wait once for as long as was said.
+func (s *stage) turn(service.Name) time.Duration { return time.Duration(s.turnIn.Swap(0)) }
+
+func (s *stage) wellFor(service.Name) time.Duration {
+	if from := s.wellFrom.Load(); from != nil {
+		return time.Since(*from)
+	}
+	return 0
 }
 
 // awaited are the outputs in which a line was waited for.

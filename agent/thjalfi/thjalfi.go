@@ -27,6 +27,11 @@ type Plan struct {
 	Options service.StartOptions // as they were asked for; see Thjalfi.Options
 }
 
+// launch is what an incarnation by this plan is made of.
+func (p *Plan) launch(name service.Name, incarnation uint64) service.Launch {
+	return service.Launch{Name: name, Incarnation: incarnation, Spec: p.Spec, Limits: p.Limits}
+}
+
 // Record is what must outlive the agent about one service.
 type Record struct {
 	Name    service.Name
@@ -41,6 +46,7 @@ type Record struct {
 	Remains *service.Remains // what it left behind, nil while something of it may live
 	Ended   time.Time        // with Remains: when the main process ended, as far as is known
 	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, of a job when its time is over, as SinceBoot tells time
+	Failed  service.Failures // within the window of its policy, likewise
 	Actor   string
 	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions
@@ -92,6 +98,13 @@ type Config struct {
 	Monitor Monitor
 	// SinceBoot is the clock of what outlives the agent: nobody sets it.
 	SinceBoot func() time.Duration
+	// Spread is drawn for each wait before a restart by the policy, from 0 to 1, so that
+	// those who failed together do not all come back together.
+	Spread func() float64
+	// Turn is asked when such a wait is over: 0, go on; else wait so long, and ask again.
+	Turn func(service.Name) time.Duration
+	// Well is for how long a service has been healthy by now, as far as its checks tell.
+	Well func(service.Name) time.Duration
 	// Outlet says in l where the output of a launch goes that will be at ref, and
 	// where in the log file it begins; LastLines are the last lines of such an
 	// output. They do IO.

@@ -43,7 +43,7 @@ func (i *incarnation) adoptAnew() *incarnation {
 	require.NoError(b, i.Close())
 	require.NoError(b, b.agent.Close())
 	fresh := b.newAgent()
-	h, err := fresh.Adopt(b.within(), i.Ref(), i.plan.Limits)
+	h, err := fresh.Adopt(b.within(), i.Ref(), i.plan)
 	require.NoError(b, err)
 	b.agent = fresh
 	return b.keep(h, i.plan)
@@ -179,18 +179,18 @@ func lawAdoptGone(b *bench) {
 	i := b.start("sleep")
 	ref := i.Ref()
 	i.release()
-	_, err := b.agent.Adopt(b.within(), ref, service.Limits{})
+	_, err := b.agent.Adopt(b.within(), ref, service.Launch{})
 	require.ErrorIs(b, err, backends.ErrGone)
 	// One that comes at this moment may still hear of the end.
 	b.eventually(func() bool {
-		h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
+		h, err := b.newAgent().Adopt(b.within(), ref, service.Launch{})
 		if err == nil {
 			require.NoError(b, h.Close())
 		}
 		return errors.Is(err, backends.ErrGone)
 	}, "it is adopted")
 	never := b.agent.Plan(b.plan("sleep"))
-	_, err = b.agent.Adopt(b.within(), never, service.Limits{})
+	_, err = b.agent.Adopt(b.within(), never, service.Launch{})
 	require.ErrorIs(b, err, backends.ErrGone)
 }
 
@@ -206,7 +206,7 @@ func lawAdoptBystander(b *bench) {
 	ticks.StartTicks--
 	boot.BootID = "00000000-0000-4000-8000-000000000000"
 	for _, record := range []service.Ref{ticks, boot, ref} {
-		h, err := b.newAgent().Adopt(b.within(), record, service.Limits{})
+		h, err := b.newAgent().Adopt(b.within(), record, service.Launch{})
 		require.Nil(b, h)
 		require.ErrorIs(b, err, backends.ErrGone, "%+v", record)
 		bystander.lives()
@@ -225,7 +225,7 @@ func lawAdoptPlainProcess(b *bench) {
 	require.True(b, ok)
 	ref := b.agent.Plan(l)
 	ref.PID, ref.StartTicks, ref.BootID = p.Pid, s.start, bootID()
-	_, err = b.agent.Adopt(b.within(), ref, service.Limits{})
+	_, err = b.agent.Adopt(b.within(), ref, service.Launch{})
 	require.ErrorIs(b, err, backends.ErrGone)
 	require.Equal(b, []int{p.Pid}, processesWith(token(l)))
 }
@@ -240,7 +240,7 @@ func lawNumberUsedAgain(b *bench) {
 	bystander := b.withNumber(ref.PID)
 	b.wantError(i.Signal(b.within(), syscall.SIGTERM), service.NotRunning)
 	require.NoError(b, i.Kill(b.within()))
-	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
+	h, err := b.newAgent().Adopt(b.within(), ref, service.Launch{})
 	if err == nil { // its cgroup is there
 		b.missed(service.Exit{Signal: syscall.SIGTERM}, b.exitOf(h))
 		require.Error(b, h.Signal(b.within(), syscall.SIGTERM))
@@ -352,7 +352,7 @@ func lawDisplaced(b *bench) {
 
 func lawAdoptEnded(b *bench) {
 	i := b.start("sleep")
-	h, err := b.newAgent().Adopt(b.ended(), i.Ref(), service.Limits{})
+	h, err := b.newAgent().Adopt(b.ended(), i.Ref(), service.Launch{})
 	if err != nil {
 		require.Nil(b, h)
 		require.NotErrorIs(b, err, backends.ErrGone, "it is not gone, we only did not look")
@@ -368,7 +368,7 @@ func lawHandleClose(b *bench) {
 	require.NoError(b, i.Close())
 	require.NoError(b, i.Close(), "closing is idempotent")
 	require.Equal(b, 3, b.alive(i.plan))
-	h, err := b.newAgent().Adopt(b.within(), i.Ref(), service.Limits{})
+	h, err := b.newAgent().Adopt(b.within(), i.Ref(), service.Launch{})
 	require.NoError(b, err)
 	again := b.keep(h, i.plan)
 	again.lives()
@@ -381,7 +381,7 @@ func lawBackendClose(b *bench) {
 	require.Equal(b, 1, b.alive(other.plan))
 	fresh := b.newAgent()
 	for _, i := range []*incarnation{one, other} {
-		h, err := fresh.Adopt(b.within(), i.Ref(), service.Limits{})
+		h, err := fresh.Adopt(b.within(), i.Ref(), service.Launch{})
 		require.NoError(b, err)
 		b.keep(h, i.plan).lives()
 	}

@@ -173,7 +173,7 @@ func lawAgentKilled(b *bench) {
 	b.eventually(func() bool { return b.alive(l) == 4 }, "its children never came")
 	a.die()
 	require.Equal(b, 4, b.alive(l))
-	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Launch{})
 	require.NoError(b, err)
 	i := b.keep(h, l)
 	require.Equal(b, a.ref, i.Ref())
@@ -197,7 +197,7 @@ func lawAgentKilledAtGate(b *bench) {
 		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
 	}, "the child still waits at the gate of a dead agent")
 	require.NoFileExists(b, mark)
-	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Launch{})
 	if err == nil {
 		i := b.keep(h, l)
 		require.False(b, i.exit().Clean(), "a program that never ran has not ended well")
@@ -214,7 +214,7 @@ func lawLogWithoutAgent(b *bench) {
 	l := b.plan("log", "200", "40", "400")
 	a := b.agentApart(l, false)
 	a.die()
-	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Launch{})
 	if err == nil {
 		b.exitOf(b.keep(h, l))
 	} else {
@@ -234,7 +234,7 @@ func lawExitWithoutAgent(b *bench) {
 		s, ok := statOf(a.ref.PID)
 		return !ok || s.start != a.ref.StartTicks || s.state == 'Z'
 	}, "it never ended")
-	h, err := b.agent.Adopt(b.within(), a.ref, service.Limits{})
+	h, err := b.agent.Adopt(b.within(), a.ref, service.Launch{})
 	require.NoError(b, err, "a grandchild of it lives")
 	i := b.keep(h, l)
 	b.missed(service.Exit{}, i.exit())

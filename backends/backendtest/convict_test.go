@@ -32,7 +32,7 @@ type culprit struct {
 	backends.Backend
 	plan      func(service.Launch) service.Ref
 	launch    func(context.Context, service.Launch, func(service.Ref) error) (backends.Handle, error)
-	adopt     func(context.Context, service.Ref, service.Limits) (backends.Handle, error)
+	adopt     func(context.Context, service.Ref, service.Launch) (backends.Handle, error)
 	leftovers func(context.Context, []service.Name) ([]service.Ref, error)
 	close     func() error
 }
@@ -51,11 +51,11 @@ func (c culprit) Launch(ctx context.Context, l service.Launch, identify func(ser
 	return c.Backend.Launch(ctx, l, identify)
 }
 
-func (c culprit) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
+func (c culprit) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
 	if c.adopt != nil {
-		return c.adopt(ctx, ref, requested)
+		return c.adopt(ctx, ref, l)
 	}
-	return c.Backend.Adopt(ctx, ref, requested)
+	return c.Backend.Adopt(ctx, ref, l)
 }
 
 func (c culprit) Leftovers(ctx context.Context, known []service.Name) ([]service.Ref, error) {
@@ -137,8 +137,8 @@ func everyHandle(replace func(h backends.Handle) backends.Handle) func(*fake.Bac
 				}
 				return replace(h), nil
 			},
-			adopt: func(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
-				h, err := b.Adopt(ctx, ref, requested)
+			adopt: func(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
+				h, err := b.Adopt(ctx, ref, l)
 				if err != nil {
 					return nil, err
 				}
@@ -209,8 +209,8 @@ func crimes() []crime {
 		})},
 		{"adopts whatever has the number", "what was never launched is not adopted, and a bystander with its number lives", credulous},
 		{"forgets at an adoption what was requested", "limits that were set before the adoption still hold after it, and are told as before", func(b *fake.Backend) backends.Backend {
-			return culprit{Backend: b, adopt: func(ctx context.Context, ref service.Ref, _ service.Limits) (backends.Handle, error) {
-				return b.Adopt(ctx, ref, service.Limits{})
+			return culprit{Backend: b, adopt: func(ctx context.Context, ref service.Ref, _ service.Launch) (backends.Handle, error) {
+				return b.Adopt(ctx, ref, service.Launch{})
 			}}
 		}},
 		{"believes nothing is ever left", "what runs is listed by a fresh agent, as it was launched", func(b *fake.Backend) backends.Backend {
@@ -277,8 +277,8 @@ func recordless(b *fake.Backend) backends.Backend {
 }
 
 func inventive(b *fake.Backend) backends.Backend {
-	return culprit{Backend: b, adopt: func(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
-		h, err := b.Adopt(ctx, ref, requested)
+	return culprit{Backend: b, adopt: func(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
+		h, err := b.Adopt(ctx, ref, l)
 		if err != nil {
 			return nil, err
 		}
@@ -288,8 +288,8 @@ func inventive(b *fake.Backend) backends.Backend {
 
 // credulous adopts by the number alone.
 func credulous(b *fake.Backend) backends.Backend {
-	return culprit{Backend: b, adopt: func(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
-		h, err := b.Adopt(ctx, ref, requested)
+	return culprit{Backend: b, adopt: func(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
+		h, err := b.Adopt(ctx, ref, l)
 		if !errors.Is(err, backends.ErrGone) {
 			return h, err
 		}
@@ -297,7 +297,7 @@ func credulous(b *fake.Backend) backends.Backend {
 			if p.PID == ref.PID {
 				found := ref
 				found.Name, found.Incarnation = p.Service, p.Incarnation
-				return b.Adopt(ctx, found, requested)
+				return b.Adopt(ctx, found, l)
 			}
 		}
 		return nil, backends.ErrGone

@@ -70,7 +70,7 @@ func lawLeftoversAdopted(b *bench) {
 	require.NoError(b, b.agent.Close())
 	ref, ok := b.leftover(i.plan)
 	require.True(b, ok)
-	h, err := b.newAgent().Adopt(b.within(), ref, i.plan.Limits)
+	h, err := b.newAgent().Adopt(b.within(), ref, i.plan)
 	require.NoError(b, err)
 	found := b.keep(h, i.plan)
 	found.lives()
@@ -87,7 +87,7 @@ func lawLeftoversRemoved(b *bench) {
 	ref, ok := b.leftover(i.plan)
 	require.True(b, ok)
 	ref.PID, ref.StartTicks, ref.BootID = 0, 0, ""
-	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
+	h, err := b.newAgent().Adopt(b.within(), ref, service.Launch{})
 	require.NoError(b, err)
 	found := b.keep(h, i.plan)
 	found.release()

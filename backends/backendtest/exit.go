@@ -181,7 +181,7 @@ func lawOddName(b *bench) {
 		require.Len(b, processes, 1)
 		require.Equal(b, ref.PID, processes[0].PID)
 	}
-	h, err := b.newAgent().Adopt(b.within(), ref, service.Limits{})
+	h, err := b.newAgent().Adopt(b.within(), ref, service.Launch{})
 	require.NoError(b, err)
 	require.NoError(b, h.Kill(b.within()))
 	require.NoError(b, h.Close())

@@ -117,7 +117,7 @@ func lawFinishKeeps(b *bench) {
 	i.exit()
 	_, err := i.Finish(b.within())
 	require.NoError(b, err)
-	h, err := b.newAgent().Adopt(b.within(), i.Ref(), service.Limits{})
+	h, err := b.newAgent().Adopt(b.within(), i.Ref(), service.Launch{})
 	if errors.Is(err, backends.ErrGone) && !b.KeepsExits { // nothing of it is left, and nobody keeps how it ended
 		return
 	}

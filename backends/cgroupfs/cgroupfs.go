@@ -303,7 +303,7 @@ func launchOf(name service.Name, incarnation uint64) service.Launch {
 // start ticks within this boot, also where somebody has moved it elsewhere. A
 // cgroup in which nothing lives any more is adopted too: its counters tell
 // whether memory ran out.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
 	const op = "adopt"
 	if ctx.Err() != nil {
 		return nil, gaveUp(ctx, op, ref.Name, "")
@@ -319,13 +319,16 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	if err != nil {
 		return nil, failure(op, ref.Name, service.HostUnavailable, err)
 	}
-	h := &handle{backend: b, group: group, ref: ref, requested: requested, turn: make(chan struct{}, 1)}
+	h := &handle{backend: b, group: group, ref: ref, requested: l.Limits, like: launch.LikenessOf(&l.Spec), turn: make(chan struct{}, 1)}
 	if there {
 		counts, err := group.OOMCounts()
 		if err != nil {
 			return nil, failure(op, ref.Name, service.HostUnavailable, err)
 		}
 		h.base = counts.Base()
+		if err := place.EndBeside(ctx, group); err != nil {
+			return nil, failure(op, ref.Name, service.HostUnavailable, err)
+		}
 	}
 	main, err := b.findMain(ref)
 	if err == nil && main != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
 )
@@ -49,11 +50,11 @@ func TestFixture(t *testing.T) {
 	require.Equal(t, []service.Ref{ref}, refs)
 
 	ref.Incarnation, ref.Cgroup = 32, "/g/svc-web-00000020"
-	_, err = b.Adopt(t.Context(), ref, service.Limits{})
+	_, err = b.Adopt(t.Context(), ref, service.Launch{})
 	require.ErrorIs(t, err, backends.ErrGone)
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = b.Adopt(ended, ref, service.Limits{})
+	_, err = b.Adopt(ended, ref, service.Launch{})
 	require.Equal(t, service.Cancelled, service.KindOf(err))
 	_, err = b.Leftovers(ended, nil)
 	require.Equal(t, service.Cancelled, service.KindOf(err))
@@ -66,7 +67,7 @@ func TestFixture(t *testing.T) {
 func TestRoomForGate(t *testing.T) {
 	asked := limits(service.MemoryMax, 1<<20, service.MemorySwapMax, 0, service.PidsMax, 5, service.CPUMax, 10_000, service.CPUWeight, 5)
 	now, atOpening := roomForGate(asked)
-	require.Equal(t, limits(service.MemoryMax, gateMemory, service.MemorySwapMax, 0, service.PidsMax, gateTasks, service.CPUMax, gateCPU, service.CPUWeight, 5), now)
+	require.Equal(t, limits(service.MemoryMax, launch.GateMemory, service.MemorySwapMax, 0, service.PidsMax, gateTasks, service.CPUMax, gateCPU, service.CPUWeight, 5), now)
 	require.Equal(t, limits(service.MemoryMax, 1<<20, service.PidsMax, 5, service.CPUMax, 10_000), atOpening)
 	require.Equal(t, asked, atOpening.Over(now))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
@@ -24,6 +25,7 @@ type handle struct {
 	ref     service.Ref
 	main    *process.Process // nil when it had ended before the incarnation was adopted
 	place   *place.Place     // of main; nil without it
+	like    launch.Likeness
 
 	base cgroup.OOMCounts // what the kernel had counted before
 
@@ -111,6 +113,19 @@ func (h *handle) Signal(ctx context.Context, sig syscall.Signal) error {
 
 func (h *handle) notRunning(op string) error {
 	return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("it has ended")}
+}
+
+// Run implements backends.Handle.
+func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
+	if h.mainEnded() {
+		return backends.Ran{}, h.notRunning("run a program beside")
+	}
+	h.mu.Lock()
+	limits := h.requested
+	h.mu.Unlock()
+	return place.Beside(ctx, h.backend.watcher, h.group, launch.Beside{
+		Ref: h.ref, Like: h.like, Limits: limits, Argv: argv, Main: h.Exited(),
+	})
 }
 
 // fileError is the error of reading or writing files of the cgroup, which

@@ -44,7 +44,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, err
 	}
 	h := &handle{
-		backend: b, ref: b.Plan(l), group: b.group(l), requested: l.Limits, turn: make(chan struct{}, 1),
+		backend: b, ref: b.Plan(l), group: b.group(l), requested: l.Limits, like: launch.LikenessOf(&l.Spec), turn: make(chan struct{}, 1),
 	}
 	if err := h.group.Create(b.controllers); err != nil {
 		return nil, failure("start", l.Name, service.HostUnavailable, fmt.Errorf("create its cgroup: %w", err))
@@ -293,12 +293,11 @@ func (h *handle) clean(ctx context.Context) error {
 	return nil
 }
 
-// What the gate itself needs: it is a Go program with a few threads.
+// What the gate itself needs besides launch.GateMemory.
 const (
-	gateMemory = 16 << 20 // to come to where it waits
-	gateWaits  = 4 << 20  // to wait there and to become the program
-	gateTasks  = 32
-	gateCPU    = 10 * service.UsecPerPercent
+	gateWaits = 4 << 20 // to wait there and to become the program
+	gateTasks = 32
+	gateCPU   = 10 * service.UsecPerPercent
 )
 
 // roomForGate splits limits by when they are set. Most hold from birth. A gate
@@ -309,7 +308,7 @@ const (
 func roomForGate(limits service.Limits) (now, atOpening service.Limits) {
 	now = limits
 	for r, least := range map[service.Resource]uint64{
-		service.PidsMax: gateTasks, service.CPUMax: gateCPU, service.MemoryMax: gateMemory, service.MemoryHigh: gateMemory,
+		service.PidsMax: gateTasks, service.CPUMax: gateCPU, service.MemoryMax: launch.GateMemory, service.MemoryHigh: launch.GateMemory,
 	} {
 		if limits[r].Set && limits[r].Value < least {
 			now[r], atOpening[r] = service.Of(least), limits[r]

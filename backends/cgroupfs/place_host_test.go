@@ -215,7 +215,7 @@ func TestHostCgroupsOfItsOwn(t *testing.T) {
 		require.NoError(t, err)
 		return len(pids) > 0
 	}, time.Minute, 10*time.Millisecond)
-	h, err := newBackend(t, config(t)).Adopt(within(t), r.Ref(), service.Limits{})
+	h, err := newBackend(t, config(t)).Adopt(within(t), r.Ref(), service.Launch{})
 	require.NoError(t, err)
 	require.Equal(t, r.Ref(), h.Ref())
 	require.NoError(t, h.Close())
@@ -258,7 +258,7 @@ func TestHostForeignRefs(t *testing.T) {
 	} {
 		ref := r.Ref()
 		change(&ref)
-		_, err := b.Adopt(within(t), ref, service.Limits{})
+		_, err := b.Adopt(within(t), ref, service.Launch{})
 		require.Equal(t, service.Invalid, service.KindOf(err), name)
 	}
 	closed := newBackend(t, c)

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/failpoint"
 )
 
@@ -40,11 +43,15 @@ func (h *handle) countLeftovers() {
 	if !h.mainEnded() {
 		return
 	}
-	if list, err := h.processes(); err == nil {
-		h.mu.Lock()
-		h.leftovers = len(list)
-		h.mu.Unlock()
+	beside, err := place.Beholden(h.group)
+	list, listErr := h.processes()
+	if errors.Join(err, listErr) != nil {
+		return
 	}
+	list = slices.DeleteFunc(list, func(p backends.Process) bool { return slices.Contains(beside, p.PID) })
+	h.mu.Lock()
+	h.leftovers = len(list)
+	h.mu.Unlock()
 }
 
 // unkillable tells what was killed and is waited for.

@@ -44,6 +44,7 @@ type Backend struct {
 
 	mu      sync.Mutex
 	handles map[brand]*handle // open ones; nil while one is launched
+	beside  map[brand][]int   // see endBeside; nil until it was looked for them
 }
 
 var (
@@ -127,7 +128,7 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, requested servic
 		child.Abandon()
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
-	h := b.open(ref, mark, child.Process(), requested)
+	h := b.open(ref, mark, child.Process(), requested, &l.Spec)
 	return h, h.begin(ctx, child.Open)
 }
 
@@ -169,17 +170,20 @@ func (h *handle) begin(ctx context.Context, open func(context.Context) error) er
 // the incarnation's; a process that has given up its brand, as one does that
 // sets RLIMIT_RTTIME itself, must lead a session and process group of its own,
 // as all do that we launched.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
 	if ctx.Err() != nil {
 		return nil, ended(ctx, "adopt", ref.Name, errors.New("before it was looked for"))
 	}
 	mark := b.brand(ref.Name, ref.Incarnation)
+	if err := b.endBeside(ctx, mark); err != nil {
+		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
+	}
 	main, err := b.findMain(ref, mark)
 	if err != nil {
 		return nil, &service.Error{Op: "adopt", Service: ref.Name, Kind: service.HostUnavailable, Err: err}
 	}
 	if main != nil {
-		return b.open(ref, mark, main, requested), nil
+		return b.open(ref, mark, main, l.Limits, &l.Spec), nil
 	}
 	rest, err := b.survey(mark, nil)
 	if err != nil {
@@ -189,7 +193,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		b.shim.Released(ref.Name, ref.Incarnation)
 		return nil, backends.ErrGone
 	}
-	return b.open(ref, mark, nil, requested), nil
+	return b.open(ref, mark, nil, l.Limits, &l.Spec), nil
 }
 
 // findMain takes up the main process that ref names, or tells nil when it is
@@ -323,8 +327,8 @@ type account struct {
 // Close implements backends.Backend.
 func (b *Backend) Close() error { return b.shim.Close() }
 
-func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limits service.Limits) *handle {
-	h := &handle{backend: b, ref: ref, brand: mark, main: main, turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}, corpses: map[int]bool{}}
+func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limits service.Limits, spec *service.Spec) *handle {
+	h := &handle{backend: b, ref: ref, brand: mark, main: main, like: launch.LikenessOf(spec), turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}, corpses: map[int]bool{}}
 	if main == nil {
 		h.exited = closed
 	} else {

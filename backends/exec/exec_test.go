@@ -417,7 +417,7 @@ func TestAdoptionOfOneThatGaveUpItsBrand(t *testing.T) {
 	pids(t, h, 2)
 	require.NoError(t, unix.Prlimit(h.main.PID(), unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200_000, Max: 200_000}, nil))
 	again := newBackend(t)
-	adopted, err := again.Adopt(t.Context(), h.Ref(), service.Limits{})
+	adopted, err := again.Adopt(t.Context(), h.Ref(), service.Launch{})
 	require.NoError(t, err)
 	require.False(t, over(adopted.Exited()))
 	list, err := adopted.Processes(t.Context())
@@ -433,7 +433,7 @@ func TestAdoptionNeedsIdentityAndBrand(t *testing.T) {
 	b := newBackend(t)
 	h := start(t, b, plan(t, "exec sleep 1000"))
 	again := newBackend(t)
-	adopted, err := again.Adopt(t.Context(), h.Ref(), service.Limits{})
+	adopted, err := again.Adopt(t.Context(), h.Ref(), service.Launch{})
 	require.NoError(t, err)
 	require.NoError(t, adopted.Close())
 
@@ -443,14 +443,14 @@ func TestAdoptionNeedsIdentityAndBrand(t *testing.T) {
 	} {
 		ref := h.Ref()
 		change(&ref)
-		_, err := again.Adopt(t.Context(), ref, service.Limits{})
+		_, err := again.Adopt(t.Context(), ref, service.Launch{})
 		require.ErrorIs(t, err, backends.ErrGone, name)
 	}
 	// The incarnation lives, but the record names another process of it: the
 	// main one is not known then, and all of it can be removed.
 	ref := h.Ref()
 	ref.StartTicks--
-	rest, err := again.Adopt(t.Context(), ref, service.Limits{})
+	rest, err := again.Adopt(t.Context(), ref, service.Launch{})
 	require.NoError(t, err)
 	require.NotEmpty(t, rest.Exit().Unknown)
 	remains, err := rest.Release(t.Context())
@@ -550,7 +550,7 @@ func TestALeftoverNamesNoStranger(t *testing.T) {
 	require.Equal(t, nobody, lie(launch.Self(pid, unborn)), "one that may still be born")
 	require.Equal(t, h.ref, lie(launch.Self(h.ref.PID, h.ref.StartTicks)), "itself")
 
-	adopted, err := newBackend(t).Adopt(t.Context(), lie(launch.Self(pid, ticks)), service.Limits{})
+	adopted, err := newBackend(t).Adopt(t.Context(), lie(launch.Self(pid, ticks)), service.Launch{})
 	require.NoError(t, err)
 	require.Equal(t, service.NotRunning, service.KindOf(adopted.Signal(t.Context(), syscall.SIGTERM)))
 	_, err = adopted.Release(t.Context())

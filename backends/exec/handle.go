@@ -10,6 +10,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/failpoint"
 )
@@ -32,6 +33,7 @@ type handle struct {
 	brand   brand
 	main    *process.Process // nil when it was gone at the adoption
 	exited  <-chan struct{}
+	like    launch.Likeness
 
 	// turn is held by the one who kills, releases or changes limits.
 	turn chan struct{}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/failpoint"
 )
@@ -164,7 +165,8 @@ func (h *hunt) strike(pid int) {
 		h.full = h.full || !errors.Is(err, process.ErrGone)
 		return
 	}
-	if mark, err := h.backend.brandOf(pid); err != nil || mark != h.brand {
+	mark, self, err := h.backend.marksOf(pid)
+	if err != nil || mark != h.brand {
 		unix.Close(pidfd)
 		return
 	}
@@ -173,12 +175,12 @@ func (h *hunt) strike(pid int) {
 		h.corpse(pid)
 		return
 	}
-	h.kill(pid, pidfd)
+	h.kill(pid, pidfd, h.leftOver && !launch.IsBeside(self))
 }
 
 // kill sends SIGKILL and keeps the pidfd to wait for the end.
-func (h *hunt) kill(pid, pidfd int) {
-	h.condemn(pid, h.leftOver)
+func (h *hunt) kill(pid, pidfd int, leftOver bool) {
+	h.condemn(pid, leftOver)
 	if h.pack {
 		// The group that it leads, if it does, at one moment. All of a group
 		// are in one session, which is ours. It is not done in the first

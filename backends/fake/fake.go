@@ -35,7 +35,7 @@ type Config struct {
 	Program func(service.Launch) Script
 	// Fault, when not nil, is called before each operation ("launch",
 	// "adopt", "signal", "kill", "limit", "limits", "usage", "processes", "freeze",
-	// "thaw", "finish", "release", "drift", "repair"); an error is returned at once and nothing else happens.
+	// "thaw", "run", "finish", "release", "drift", "repair"); an error is returned at once and nothing else happens.
 	Fault func(operation string, ref service.Ref) error
 }
 
@@ -222,7 +222,7 @@ func gaveUp(op string, ref service.Ref, err error) error {
 
 // Adopt takes up what runs at the place that ref names. The exit of a process
 // that this Backend did not launch is unknown when it comes.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
 	if err := b.fault("adopt", ref); err != nil {
 		return nil, err
 	}
@@ -239,11 +239,11 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		b.remove(g)
 		return nil, backends.ErrGone
 	case g.main && g.ref == ref:
-		return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: g.parent == b || b.shim, requested: requested}, nil
+		return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: g.parent == b || b.shim, requested: l.Limits}, nil
 	}
 	over := make(chan struct{})
 	close(over)
-	return &handle{backend: b, group: g, exited: over, requested: requested}, nil
+	return &handle{backend: b, group: g, exited: over, requested: l.Limits}, nil
 }
 
 // Leftovers lists every incarnation whose program has begun to run and that was

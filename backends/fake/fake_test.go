@@ -185,7 +185,7 @@ func TestHostOutlivesBackends(t *testing.T) {
 		require.Equal(t, service.HostUnavailable, service.KindOf(err))
 
 		second := fake.New(fake.Config{Host: host})
-		h, err := second.Adopt(t.Context(), ref, service.Limits{})
+		h, err := second.Adopt(t.Context(), ref, service.Launch{})
 		require.NoError(t, err)
 		go func() {
 			time.Sleep(time.Minute)
@@ -199,7 +199,7 @@ func TestHostOutlivesBackends(t *testing.T) {
 		host.Reboot()
 		ended(h)
 		require.Empty(t, host.Processes())
-		_, err = fake.New(fake.Config{Host: host}).Adopt(t.Context(), h.Ref(), service.Limits{})
+		_, err = fake.New(fake.Config{Host: host}).Adopt(t.Context(), h.Ref(), service.Launch{})
 		require.ErrorIs(t, err, backends.ErrGone)
 	})
 }

@@ -154,6 +154,49 @@ func (h *handle) Signal(ctx context.Context, sig syscall.Signal) error {
 	return nil
 }
 
+// Run does what Script.Run says.
+func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
+	const op = "run"
+	if err := h.begin(ctx, op); err != nil {
+		return backends.Ran{}, err
+	}
+	g := h.group
+	var refusal error
+	switch {
+	case !g.main:
+		refusal = h.notRunning(op)
+	case g.ice.frozen():
+		refusal = &service.Error{Op: op, Service: g.ref.Name, Kind: service.Conflict, Err: errors.New("it is frozen")}
+	}
+	if refusal != nil {
+		g.host.mu.Unlock()
+		return backends.Ran{}, refusal
+	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	key, run := new(int), g.script.Run
+	if g.beside == nil {
+		g.beside = map[*int]context.CancelFunc{}
+	}
+	g.beside[key] = end
+	g.host.mu.Unlock()
+	var ran backends.Ran
+	var err error
+	if run != nil {
+		ran, err = run(ctx, argv)
+	}
+	g.host.mu.Lock()
+	defer g.host.mu.Unlock()
+	delete(g.beside, key)
+	switch {
+	case ctx.Err() == nil:
+		return ran, err
+	case !g.main:
+		return ran, h.notRunning(op)
+	}
+	return ran, gaveUp(op, g.ref, ctx.Err())
+}
+
 // signal lets a signal arrive. Those to the frozen wait, but for SIGKILL.
 func (g *group) signal(sig syscall.Signal) {
 	ends, asks := deadly(sig)

@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -90,6 +91,8 @@ type group struct {
 	pressed   map[pressure]func()        // who hears of pressure
 	tally     service.Tally
 	displaced chan struct{} // closed when somebody has taken the main process out of its place
+
+	beside map[*int]context.CancelFunc // what runs beside the main process
 
 	ended    chan struct{} // closed when the main process has ended
 	empty    chan struct{} // closed when no process is left
@@ -381,6 +384,9 @@ func (g *group) end(e End) {
 		g.children = nil
 	}
 	close(g.ended)
+	for _, end := range g.beside {
+		end()
+	}
 	g.settle()
 }
 

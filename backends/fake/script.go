@@ -1,10 +1,12 @@
 package fake
 
 import (
+	"context"
 	"syscall"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 // Script is how one launch and the program behind it behave. The zero value is
@@ -32,6 +34,10 @@ type Script struct {
 
 	// Reclaim is how long it takes to bring what it uses below a lower MemoryMax.
 	Reclaim time.Duration
+
+	// Run is what becomes of a program that is run beside the main process; nil for one
+	// that ends at once, with code 0. It has to heed ctx, which ends with the main process.
+	Run func(ctx context.Context, argv []string) (backends.Ran, error)
 
 	// Usage are the counters of a program of the given age; nil for a small
 	// program that does nothing. Pids is filled in where it is not set.

@@ -19,7 +19,7 @@ import (
 // Adopt takes up an incarnation; see backends.Backend. If it ended while no
 // agent was there, its cell is left, and Release tells from it what it used and
 // whether memory ran out.
-func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.Limits) (backends.Handle, error) {
+func (b *Backend) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
 	const op = "adopt"
 	ctx, cancel := bounded(ctx)
 	defer cancel()
@@ -36,7 +36,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 	if ref.BootID != "" && ref.BootID != b.bootID {
 		return nil, backends.ErrGone
 	}
-	h := b.newHandle(ref, requested)
+	h := b.newHandle(ref, l)
 	if err := h.find(); err != nil {
 		return nil, failure(op, ref.Name, err)
 	}
@@ -45,6 +45,9 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, requested service.
 		return nil, errors.Join(failure(op, ref.Name, err), h.Close())
 	}
 	h.before = counts.Base()
+	if err := place.EndBeside(ctx, h.scope); err != nil {
+		return nil, errors.Join(failure(op, ref.Name, err), h.Close())
+	}
 	if h.main != nil {
 		if err := h.groupKill(); err != nil && !gone(err) { // of one that has ended it may be gone
 			return nil, errors.Join(failure(op, ref.Name, err), h.Close())

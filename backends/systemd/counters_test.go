@@ -121,7 +121,7 @@ func TestOOMWithoutAgent(t *testing.T) {
 		planned := h.Ref()
 		planned.PID, planned.StartTicks, planned.BootID = 0, 0, ""
 		require.Contains(t, found, planned)
-		adopted, err := b.Adopt(within(t), h.Ref(), service.Limits{})
+		adopted, err := b.Adopt(within(t), h.Ref(), service.Launch{})
 		require.NoError(t, err)
 		keep(t, adopted)
 		exit := waitExit(t, adopted)

@@ -392,7 +392,7 @@ func TestOlderSystemd(t *testing.T) {
 			func() error { _, err := h.Limits(t.Context()); return err },
 			func() error { _, err := h.Usage(t.Context()); return err },
 			func() error {
-				again, err := newBackend(t, cfg).Adopt(within(t), h.ref, service.Limits{})
+				again, err := newBackend(t, cfg).Adopt(within(t), h.ref, service.Launch{})
 				if err == nil {
 					err = again.Close()
 				}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/rlimit"
@@ -31,6 +32,7 @@ type handle struct {
 
 	main   *process.Process // nil if it had ended before it was adopted
 	place  *place.Place     // of main; nil without it
+	like   launch.Likeness
 	exited <-chan struct{}
 
 	count     sync.Once // counts the leftovers, before the first kill
@@ -58,12 +60,12 @@ type throttled struct{ usec, periods service.Quota }
 
 var _ backends.Handle = (*handle)(nil)
 
-func (b *Backend) newHandle(ref service.Ref, requested service.Limits) *handle {
+func (b *Backend) newHandle(ref service.Ref, l service.Launch) *handle {
 	scope := b.tree.Group(ref.Cgroup)
 	ended := make(chan struct{})
 	close(ended)
 	return &handle{
-		b: b, ref: ref, scope: scope, cell: scope.Parent(), requested: requested,
+		b: b, ref: ref, scope: scope, cell: scope.Parent(), requested: l.Limits, like: launch.LikenessOf(&l.Spec),
 		exited: ended, limiting: make(chan struct{}, 1), releasing: make(chan struct{}, 1),
 	}
 }

@@ -113,7 +113,7 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, outp
 	h := b.newHandle(service.Ref{
 		Backend: b.Name(), Name: l.Name, Incarnation: l.Incarnation, Unit: a.scope, Cgroup: a.path,
 		PID: a.child.PID(), StartTicks: a.child.StartTicks(), BootID: b.bootID,
-	}, l.Limits)
+	}, l)
 	if err := h.groupKill(); err != nil {
 		return nil, err
 	}

@@ -102,7 +102,7 @@ func TestLeftoverUnitOfTheSameName(t *testing.T) {
 		found, err := b.Leftovers(within(t), nil)
 		require.NoError(t, err)
 		require.Contains(t, found, ref)
-		h, err := b.Adopt(within(t), ref, service.Limits{})
+		h, err := b.Adopt(within(t), ref, service.Launch{})
 		require.NoError(t, err)
 		require.NotEmpty(t, waitExit(t, h).Unknown)
 		require.Equal(t, 1, release(t, h).Leftovers)
@@ -144,7 +144,7 @@ func TestProcessesThatSystemdForgot(t *testing.T) {
 	found, err := b.Leftovers(within(t), nil)
 	require.NoError(t, err)
 	require.Contains(t, found, ref)
-	h, err := b.Adopt(within(t), ref, service.Limits{})
+	h, err := b.Adopt(within(t), ref, service.Launch{})
 	require.NoError(t, err)
 	require.Equal(t, 1, release(t, h).Leftovers)
 	require.NoError(t, h.Close())
@@ -229,11 +229,11 @@ func TestAdoptNeedsARecordOfOurs(t *testing.T) {
 	b := newBackend(t, Config{})
 	ref := b.Plan(planned(t, service.Limits{}, "sleep"))
 	ref.Cgroup = "/system.slice/dbus.service"
-	_, err := b.Adopt(within(t), ref, service.Limits{})
+	_, err := b.Adopt(within(t), ref, service.Launch{})
 	require.Equal(t, service.Invalid, service.KindOf(err), "%v", err)
 	ref = b.Plan(planned(t, service.Limits{}, "sleep"))
 	ref.BootID = "of another boot"
-	_, err = b.Adopt(within(t), ref, service.Limits{})
+	_, err = b.Adopt(within(t), ref, service.Launch{})
 	require.ErrorIs(t, err, backends.ErrGone)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -51,6 +52,19 @@ func (h *handle) Press(of service.PressureOf, full bool, share, window time.Dura
 		return nil, failure("watch the pressure on", h.ref.Name, err)
 	}
 	return leave, nil
+}
+
+// Run implements backends.Handle.
+func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
+	if h.ended() {
+		return backends.Ran{}, &service.Error{Op: "run a program beside", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
+	}
+	h.mu.Lock()
+	limits := h.requested
+	h.mu.Unlock()
+	return place.Beside(ctx, h.b.watcher, h.scope, launch.Beside{
+		Ref: h.ref, Like: h.like, Limits: limits, Argv: argv, Main: h.exited,
+	})
 }
 
 func (h *handle) Processes(context.Context) ([]backends.Process, error) {

@@ -467,7 +467,7 @@ func TestWithoutAController(t *testing.T) {
 	require.ErrorContains(t, err, "cpu_percent")
 	require.NotContains(t, err.Error(), "memory_max")
 
-	h := b.newHandle(b.Plan(l), service.Limits{})
+	h := b.newHandle(b.Plan(l), service.Launch{})
 	h.exited = make(chan struct{})
 	_, err = h.Limit(within(t), l.Limits)
 	require.Equal(t, service.Unenforceable, service.KindOf(err), "%v", err)
@@ -490,7 +490,7 @@ func TestAncestorsOfWhoIsAdopted(t *testing.T) {
 	write(t, root, "gladsheim.slice/memory.events.local", "oom 7")
 	write(t, root, cell+"/memory.events", "oom 0\noom_kill 1")
 	write(t, root, cell+"/memory.events.local", "oom 0")
-	adopted, err := b.Adopt(within(t), ref, service.Limits{})
+	adopted, err := b.Adopt(within(t), ref, service.Launch{})
 	require.NoError(t, err)
 	h := adopted.(*handle)
 	verdict, level, _, err := h.cell.OOMSince(h.before)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/failpoint"
 )
 
@@ -171,11 +172,12 @@ func (h *handle) countLeftovers() {
 	if !h.ended() {
 		return
 	}
-	pids, err := h.cell.Processes()
-	if err != nil {
+	beside, err := place.Beholden(h.scope)
+	pids, listErr := h.cell.Processes()
+	if errors.Join(err, listErr) != nil {
 		return
 	}
-	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == h.ref.PID })
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == h.ref.PID || slices.Contains(beside, pid) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.leftovers = len(pids)

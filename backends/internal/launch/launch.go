@@ -60,6 +60,12 @@ func Self(pid int, startTicks uint64) uint64 { return gate.Self(pid, startTicks)
 // ParseSelf reads what Self made, and tells whether it did.
 func ParseSelf(self uint64) (pid int, startTicks uint64, ok bool) { return gate.ParseSelf(self) }
 
+// BesideOf is Self of a branded child that runs beside a main process.
+func BesideOf(pid int, startTicks uint64) uint64 { return gate.BesideOf(pid, startTicks) }
+
+// IsBeside tells whether a branded process, or one that it descends from, has that.
+func IsBeside(self uint64) bool { return gate.IsBeside(self) }
+
 // Child is a gate that waits. Its methods may be called by many goroutines at
 // once.
 type Child struct {

@@ -199,7 +199,7 @@ func setRlimits(p *Plan) (Step, syscall.Errno) {
 		case wanted && !late(resource):
 			limit = asked
 		case resource == rlimitRTTime && p.Brand != 0:
-			self, errno := ownSelf()
+			self, errno := ownSelf(p.Beside)
 			if errno != 0 {
 				return StepRlimits, errno
 			}

@@ -188,7 +188,7 @@ func TestSelf(t *testing.T) {
 	stat, err := os.ReadFile("/proc/self/stat")
 	require.NoError(t, err)
 	fields := strings.Fields(string(stat))
-	self, errno := ownSelf()
+	self, errno := ownSelf(false)
 	require.Zero(t, errno)
 	pid, ticks, ok := ParseSelf(self)
 	require.True(t, ok)

@@ -20,6 +20,7 @@ type Plan struct {
 	Priority    uint32   // with a real-time policy
 	NoFile      uint64   // RLIMIT_NOFILE soft and hard; 0: soft 1024, hard as it is
 	Brand       uint64   // hard RLIMIT_RTTIME, microseconds; the soft one is Self; 0: none
+	Beside      bool     // with a brand: the soft one is BesideOf, since it is no main process
 	Rlimits     []Rlimit // over what a program has as a rule
 	NoNewPrivs  bool
 	IgnorePipe  bool // SIGPIPE does not end the program: its output is a socket or a pipe, whose other end may go
@@ -44,6 +45,7 @@ const (
 	flagShim
 	flagOrphans
 	flagIgnorePipe
+	flagBeside
 )
 
 // maxPlan bounds a plan: far more than execve(2) takes.
@@ -66,7 +68,7 @@ func (p *Plan) Encode() ([]byte, error) {
 	}
 	b := make([]byte, 4, size)
 	var flags uint32
-	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.Orphans, p.IgnorePipe} {
+	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.Orphans, p.IgnorePipe, p.Beside} {
 		if set {
 			flags |= 1 << i
 		}
@@ -130,6 +132,7 @@ func decode(b []byte) (Plan, bool) {
 		Shim:        flags&flagShim != 0,
 		Orphans:     flags&flagOrphans != 0,
 		IgnorePipe:  flags&flagIgnorePipe != 0,
+		Beside:      flags&flagBeside != 0,
 		Umask:       r.uint32(),
 		OOMScoreAdj: int32(r.uint32()),
 		Nice:        int32(r.uint32()),
