@@ -27,6 +27,9 @@ type Lifecycle interface {
 	// Stop answers once nothing of it is left.
 	Stop(context.Context, service.Name, service.StopOptions) (*service.Status, error)
 	Restart(context.Context, service.Name, service.StopOptions) (*service.Status, error)
+	// RollingRestart restarts services one after the other, tells each step, and ends with
+	// the error of the first that fails, or when ctx ends.
+	RollingRestart(ctx context.Context, names []service.Name, opts service.RollingOptions, tell func(service.Rolling) error) error
 	Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error)
 	// Freeze answers once the kernel keeps every process of it from running, and Thaw
 	// once it lets them again.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -44,6 +45,8 @@ const (
 	maxErrorText  = 1 << 10
 	maxFaultText  = 300
 	maxFaultBytes = 2 << 10 // of all faults together, in each of their two forms
+	maxLineText   = 300
+	maxLineBytes  = 2 << 10 // of all last lines together
 )
 
 // kindOf is service.KindOf that also knows the errors of a context.
@@ -90,26 +93,47 @@ func toStatus(err error) error {
 			return s.Err()
 		}
 	}
-	kind, reason, message := kindOf(err), string(reasonOf(err)), clip(messageOf(err), maxErrorText)
-	info := &errdetails.ErrorInfo{Reason: reason, Domain: ErrorDomain, Metadata: map[string]string{"kind": kind.String()}}
-	told := &gladsheimv1.GladsheimError{Code: reason, Message: message}
+	kind, told := kindOf(err), toError(err)
+	info := &errdetails.ErrorInfo{Reason: told.Code, Domain: ErrorDomain, Metadata: map[string]string{"kind": kind.String()}}
+	if told.ServiceName != nil {
+		info.Metadata["service"] = *told.ServiceName
+	}
 	details := []protoadapt.MessageV1{told, info}
 	if e, ok := errors.AsType[*service.Error](err); ok {
-		if !e.Service.IsZero() {
-			name := e.Service.String()
-			told.ServiceName, info.Metadata["service"] = &name, name
-		}
-		if e.Err != nil {
-			cause := clip(e.Err.Error(), maxErrorText)
-			told.Details = &cause
-		}
 		details = append(details, faultDetails(e.Faults)...)
 	}
-	s, detailErr := status.New(codeOf[kind], message).WithDetails(details...)
+	s, detailErr := status.New(codeOf[kind], told.Message).WithDetails(details...)
 	if detailErr != nil {
 		return status.Error(codes.Internal, "cannot tell an error: "+detailErr.Error())
 	}
 	return s.Err()
+}
+
+// toError tells an error but for its faults.
+func toError(err error) *gladsheimv1.GladsheimError {
+	told := &gladsheimv1.GladsheimError{Code: string(reasonOf(err)), Message: clip(messageOf(err), maxErrorText)}
+	e, ok := errors.AsType[*service.Error](err)
+	if !ok {
+		return told
+	}
+	if !e.Service.IsZero() {
+		name := e.Service.String()
+		told.ServiceName = &name
+	}
+	if e.Err != nil {
+		cause := clip(e.Err.Error(), maxErrorText)
+		told.Details = &cause
+	}
+	room := maxLineBytes
+	for _, line := range slices.Backward(e.LastLines) {
+		line = line[:min(len(line), maxLineText)]
+		if room -= len(line) + 2; room < 0 {
+			break
+		}
+		told.LastLines = append(told.LastLines, []byte(line))
+	}
+	slices.Reverse(told.LastLines)
+	return told
 }
 
 // faultDetails tells each fault twice: to general clients as a violation, to

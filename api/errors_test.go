@@ -136,3 +136,22 @@ func TestClip(t *testing.T) {
 	}
 	require.Equal(t, "a\uFFFDb", clip("a\xffb", 9))
 }
+
+// Of the last lines the latest travel, as far as there is room.
+func TestLastLinesOfAnError(t *testing.T) {
+	err := &service.Error{Op: "start", Service: service.MustName("web"), Kind: service.Timeout, Reason: service.ReasonStartupTimeout}
+	for i := range 20 {
+		err.LastLines = append(err.LastLines, fmt.Sprintf("line %d \xff", i))
+	}
+	lines := toError(err).GetLastLines()
+	require.Len(t, lines, 20)
+	require.Equal(t, "line 0 \xff", string(lines[0]))
+	require.Equal(t, "line 19 \xff", string(lines[19]))
+	for i := range err.LastLines {
+		err.LastLines[i] += strings.Repeat("x", 500)
+	}
+	lines = toError(err).GetLastLines()
+	require.Len(t, lines, maxLineBytes/(maxLineText+2))
+	require.Equal(t, err.LastLines[19][:maxLineText], string(lines[len(lines)-1]))
+	refused(t, toStatus(err), codes.DeadlineExceeded, service.ReasonStartupTimeout)
+}

@@ -75,7 +75,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	caller := peerOf(ss.Context())
 	m, err := s.admit(caller, info.FullMethod)
 	if err == nil {
-		err = s.runStream(caller, ss, func(ss grpc.ServerStream) error {
+		err = s.runStream(caller, info.FullMethod, ss, func(ss grpc.ServerStream) error {
 			_, err := s.guard(info.FullMethod, func() (any, error) { return nil, handler(srv, ss) })
 			return err
 		})
@@ -85,29 +85,66 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	return err
 }
 
-func (s *Server) runStream(caller Peer, ss grpc.ServerStream, run func(grpc.ServerStream) error) error {
+// patrol is how long a stream may go on after its caller was no longer admitted.
+const patrol = 10 * time.Second
+
+func (s *Server) runStream(caller Peer, fullMethod string, ss grpc.ServerStream, run func(grpc.ServerStream) error) error {
 	give, ok, _ := s.streams.take(caller.account(), !s.policy.owns(caller))
 	if !ok {
 		return &service.Error{Op: "open a stream", Kind: service.Exhausted, Err: errors.New("too many are open; end some first")}
 	}
 	defer give()
-	ctx, cancel := context.WithCancel(ss.Context())
-	defer cancel()
-	defer context.AfterFunc(s.leaving, cancel)()
+	ctx, cancel := context.WithCancelCause(ss.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(s.leaving, func() { cancel(nil) })()
+	s.watchOver(ctx, caller, fullMethod, cancel)
 	err := run(&boundStream{ServerStream: ss, ctx: ctx})
+	if withdrawn, ok := errors.AsType[*service.Error](context.Cause(ctx)); ok {
+		return withdrawn
+	}
 	if s.leaving.Err() != nil && ss.Context().Err() == nil {
 		return &service.Error{Op: "go on", Kind: service.HostUnavailable, Reason: ReasonAgentLeaving, Err: errors.New("the agent leaves; try again when it is back")}
 	}
 	return err
 }
 
-// boundStream is a stream with a context of its own.
+// watchOver cancels a stream, with the refusal as the cause, when its caller would not be
+// admitted any more. Who owns the host always is, and need not be looked at.
+func (s *Server) watchOver(ctx context.Context, caller Peer, fullMethod string, cancel context.CancelCauseFunc) {
+	if s.policy.owns(caller) {
+		return
+	}
+	go func() {
+		tick := time.NewTicker(s.patrol)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if _, err := s.admit(caller, fullMethod); err != nil {
+					cancel(err)
+				}
+			}
+		}
+	}()
+}
+
+// boundStream is a stream with a context of its own, after the end of which it sends
+// nothing more.
 type boundStream struct {
 	grpc.ServerStream
 	ctx context.Context
 }
 
 func (b *boundStream) Context() context.Context { return b.ctx }
+
+func (b *boundStream) SendMsg(m any) error {
+	if err := b.ctx.Err(); err != nil {
+		return err
+	}
+	return b.ServerStream.SendMsg(m)
+}
 
 // admit decides whether caller may call a method.
 func (s *Server) admit(caller Peer, fullMethod string) (method, error) {

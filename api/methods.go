@@ -46,11 +46,12 @@ var methods = map[string]method{
 	gladsheimv1.GladsheimService_SetResourceLimits_FullMethodName:      order,
 	gladsheimv1.GladsheimService_GetResourceLimits_FullMethodName:      question,
 
-	gladsheimv1.RuntimeService_Kill_FullMethodName:      lifecycle,
-	gladsheimv1.RuntimeService_Signal_FullMethodName:    order,
-	gladsheimv1.RuntimeService_Freeze_FullMethodName:    order,
-	gladsheimv1.RuntimeService_Thaw_FullMethodName:      order,
-	gladsheimv1.RuntimeService_ListExits_FullMethodName: question,
+	gladsheimv1.RuntimeService_Kill_FullMethodName:           lifecycle,
+	gladsheimv1.RuntimeService_RollingRestart_FullMethodName: lifecycle,
+	gladsheimv1.RuntimeService_Signal_FullMethodName:         order,
+	gladsheimv1.RuntimeService_Freeze_FullMethodName:         order,
+	gladsheimv1.RuntimeService_Thaw_FullMethodName:           order,
+	gladsheimv1.RuntimeService_ListExits_FullMethodName:      question,
 
 	gladsheimv1.RuntimeService_GetUsageHistory_FullMethodName: question,
 	gladsheimv1.RuntimeService_WatchUsage_FullMethodName:      stream,

@@ -50,6 +50,7 @@ type Server struct {
 	crash   func()
 	policy  policy
 	streams *shares
+	patrol  time.Duration // see patrol; shorter in tests
 	health  *health.Server
 	grpc    *grpc.Server
 
@@ -68,7 +69,7 @@ func New(c Config) *Server {
 func newServer(c Config, y policy) *Server {
 	s := &Server{
 		agent: c.Agent, log: c.Log, crash: c.Crash, policy: y,
-		streams: newShares(maxStreams, maxStreamsPerUser),
+		streams: newShares(maxStreams, maxStreamsPerUser), patrol: patrol,
 		health:  health.NewServer(),
 	}
 	s.leaving, s.leave = context.WithCancel(context.Background())

@@ -192,6 +192,27 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, o service.StopOp
 	return a.start(s, o.Actor), nil
 }
 
+// RollingRestart makes services run anew at once, one after the other.
+func (a *Agent) RollingRestart(ctx context.Context, names []service.Name, opts service.RollingOptions, tell func(service.Rolling) error) error {
+	for i, name := range names {
+		if err := tell(service.Rolling{Service: name, Step: service.RollingBegun}); err != nil {
+			return err
+		}
+		st, err := a.Restart(ctx, name, opts.Stop)
+		if err != nil {
+			_ = tell(service.Rolling{Service: name, Step: service.RollingFailed, Err: err})
+			for _, rest := range names[i+1:] {
+				_ = tell(service.Rolling{Service: rest, Step: service.RollingUntouched})
+			}
+			return err
+		}
+		if err := tell(service.Rolling{Service: name, Step: service.RollingDone, Status: st}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Signal remembers the signal.
 func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error) {
 	s, err := a.of(ctx, "Signal", name)

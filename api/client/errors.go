@@ -96,6 +96,20 @@ func Faults(err error) []service.Fault {
 	return faults
 }
 
+// LastLines are the last lines of the output of an instance that did not become ready,
+// the latest last; nil if that is not what the error is about, or there are none.
+func LastLines(err error) []string {
+	var lines []string
+	for _, d := range status.Convert(err).Details() {
+		if e, ok := d.(*gladsheimv1.GladsheimError); ok {
+			for _, line := range e.GetLastLines() {
+				lines = append(lines, string(line))
+			}
+		}
+	}
+	return lines
+}
+
 func info(err error) *errdetails.ErrorInfo {
 	for _, d := range status.Convert(err).Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == domain {

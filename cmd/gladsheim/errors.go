@@ -34,6 +34,12 @@ func (a *app) complain(err error) {
 	for _, f := range faults {
 		fmt.Fprintf(a.err, "  %s\n", plain(f.String()))
 	}
+	if lines := client.LastLines(err); len(lines) > 0 {
+		fmt.Fprintln(a.err, "  its last lines:")
+		for _, line := range lines {
+			fmt.Fprintf(a.err, "    %s\n", plain(line))
+		}
+	}
 	if h := a.hint(err); h != "" {
 		fmt.Fprintf(a.err, "  %s\n", plain(h))
 	}

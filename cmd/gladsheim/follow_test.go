@@ -301,3 +301,67 @@ func TestUsageGoesOnWithTheNextAgent(t *testing.T) {
 	b.sees(&b.out, `{"serviceName":"api","usage":{"beganUnixMs":`)
 	b.interrupt()
 }
+
+// A wait goes on with the next agent, and hears of what came about in between.
+func TestWaitGoesOnWithTheNextAgent(t *testing.T) {
+	for way, politely := range map[string]bool{"stopped": true, "killed": false} {
+		t.Run(way, func(t *testing.T) {
+			agent, h := hall(t.TempDir()), newHost(t)
+			to := func(name string, state service.State) {
+				agent.Change(name, service.NoticeState, "", "", func(st *service.Status) { st.Machine.State = state })
+			}
+			h.begin(agent)
+			b := h.run("wait", "api", "cache", "--for", "stopped")
+			require.Eventually(t, func() bool { return agent.Watchers() == 1 }, 30*time.Second, 5*time.Millisecond)
+			to("api", service.Stopping)
+			h.end(politely)
+			b.sees(&b.errs, "has gone; waiting for the next one")
+			to("api", service.Stopped)
+			to("api", service.Running)
+			h.begin(agent)
+			b.sees(&b.out, "api: stopped")
+			b.sees(&b.errs, "there is an agent again; waiting for api, cache")
+			require.Empty(t, b.done)
+			to("cache", service.Crashed)
+			require.Zero(t, <-b.done)
+			require.Equal(t, "api: stopped\ncache: stopped\n", b.out.String())
+		})
+	}
+}
+
+// Each of several is waited for, by what happens to it.
+func TestWaitHearsWhatHappens(t *testing.T) {
+	agent, h := hall(t.TempDir()), newHost(t)
+	h.begin(agent)
+	watchers := func(n int) {
+		t.Helper()
+		require.Eventually(t, func() bool { return agent.Watchers() == n }, 30*time.Second, 5*time.Millisecond)
+	}
+	wait := func(args ...string) *begun { return h.run(append([]string{"wait"}, args...)...) }
+	state := func(name string, state service.State) {
+		agent.Change(name, service.NoticeState, "", "", func(st *service.Status) { st.Machine.State = state })
+	}
+	healthy, ready, stopped := wait("billing", "--for", "healthy"), wait("cache"), wait("cache", "--for", "healthy")
+	watchers(3)
+	agent.Change("billing", service.NoticeHealth, "", "", func(st *service.Status) { st.Health.Status = service.Healthy })
+	require.Zero(t, <-healthy.done)
+	state("cache", service.Launching)
+	require.Empty(t, ready.done)
+	state("cache", service.Running)
+	require.Zero(t, <-ready.done)
+	state("cache", service.Stopped)
+	require.Equal(t, exitNotRunning, <-stopped.done)
+	watchers(0)
+	state("cache", service.Backoff)
+	crashed := wait("cache")
+	watchers(1)
+	state("cache", service.Crashed)
+	require.Equal(t, exitFailure, <-crashed.done)
+	watchers(0)
+	state("cache", service.Backoff)
+	gone, done := wait("cache"), wait("cache", "--for", "stopped")
+	watchers(2)
+	require.NoError(t, agent.Unregister(t.Context(), service.MustName("cache"), ""))
+	require.Equal(t, exitNotFound, <-gone.done)
+	require.Zero(t, <-done.done)
+}

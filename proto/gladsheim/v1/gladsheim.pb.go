@@ -889,7 +889,13 @@ type ServiceStatus struct {
 	Violations []*Violation `protobuf:"bytes,45,rep,name=violations,proto3" json:"violations,omitempty"`
 	// What the agent has done about violations since it began; steps that were never
 	// taken are left out.
-	Enforcements  []*EnforcementCount `protobuf:"bytes,50,rep,name=enforcements,proto3" json:"enforcements,omitempty"`
+	Enforcements []*EnforcementCount `protobuf:"bytes,50,rep,name=enforcements,proto3" json:"enforcements,omitempty"`
+	// What is expected of it: "service", it runs until somebody ends it, or "oneshot", it
+	// does a job and ends.
+	Type string `protobuf:"bytes,85,opt,name=type,proto3" json:"type,omitempty"`
+	// Whether it is a oneshot whose job is done: its latest run, in this boot, ended well,
+	// and none was begun since.
+	Completed     bool `protobuf:"varint,86,opt,name=completed,proto3" json:"completed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1160,6 +1166,20 @@ func (x *ServiceStatus) GetEnforcements() []*EnforcementCount {
 		return x.Enforcements
 	}
 	return nil
+}
+
+func (x *ServiceStatus) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ServiceStatus) GetCompleted() bool {
+	if x != nil {
+		return x.Completed
+	}
+	return false
 }
 
 // Violation is a use of a resource that is worth a word. It lasts at least 10 s, so
@@ -2701,7 +2721,10 @@ type GladsheimError struct {
 	// The service it is about.
 	ServiceName *string `protobuf:"bytes,3,opt,name=service_name,json=serviceName,proto3,oneof" json:"service_name,omitempty"`
 	// More for whoever looks into it: the step, the path, the error of the system.
-	Details       *string `protobuf:"bytes,4,opt,name=details,proto3,oneof" json:"details,omitempty"`
+	Details *string `protobuf:"bytes,4,opt,name=details,proto3,oneof" json:"details,omitempty"`
+	// The last lines of the output of an instance that did not become ready, the latest
+	// last, as much as has room in a status (2 KiB). All of them are in its exit record.
+	LastLines     [][]byte `protobuf:"bytes,93,rep,name=last_lines,json=lastLines,proto3" json:"last_lines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2764,6 +2787,13 @@ func (x *GladsheimError) GetDetails() string {
 	return ""
 }
 
+func (x *GladsheimError) GetLastLines() [][]byte {
+	if x != nil {
+		return x.LastLines
+	}
+	return nil
+}
+
 var File_gladsheim_v1_gladsheim_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
@@ -2816,7 +2846,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xb5\v\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xe7\v\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -2858,7 +2888,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\n" +
 	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
 	"violations\x12B\n" +
-	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcementsB\x11\n" +
+	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12\x12\n" +
+	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
+	"\tcompleted\x18V \x01(\bR\tcompletedB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +
@@ -3062,12 +3094,14 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\v_at_restartB\x12\n" +
 	"\x10_at_restart_textB\n" +
 	"\n" +
-	"\b_instead\"\xa2\x01\n" +
+	"\b_instead\"\xc1\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +
 	"\fservice_name\x18\x03 \x01(\tH\x00R\vserviceName\x88\x01\x01\x12\x1d\n" +
-	"\adetails\x18\x04 \x01(\tH\x01R\adetails\x88\x01\x01B\x0f\n" +
+	"\adetails\x18\x04 \x01(\tH\x01R\adetails\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"last_lines\x18] \x03(\fR\tlastLinesB\x0f\n" +
 	"\r_service_nameB\n" +
 	"\n" +
 	"\b_details*\xd0\x01\n" +

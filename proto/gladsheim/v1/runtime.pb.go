@@ -81,6 +81,71 @@ func (Confidence) EnumDescriptor() ([]byte, []int) {
 	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{0}
 }
 
+// RollingStep is how far one service of a rolling restart is.
+type RollingStep int32
+
+const (
+	// Never sent.
+	RollingStep_ROLLING_STEP_UNSPECIFIED RollingStep = 0
+	// It is being restarted.
+	RollingStep_ROLLING_STEP_RESTARTING RollingStep = 1
+	// A fresh instance is ready; whether it is healthy is waited for.
+	RollingStep_ROLLING_STEP_READY RollingStep = 2
+	// It is ready, and healthy if it is asked for that.
+	RollingStep_ROLLING_STEP_DONE RollingStep = 3
+	// It is not, and the rolling restart ends.
+	RollingStep_ROLLING_STEP_FAILED RollingStep = 4
+	// It was not restarted, since one before it failed.
+	RollingStep_ROLLING_STEP_UNTOUCHED RollingStep = 5
+)
+
+// Enum value maps for RollingStep.
+var (
+	RollingStep_name = map[int32]string{
+		0: "ROLLING_STEP_UNSPECIFIED",
+		1: "ROLLING_STEP_RESTARTING",
+		2: "ROLLING_STEP_READY",
+		3: "ROLLING_STEP_DONE",
+		4: "ROLLING_STEP_FAILED",
+		5: "ROLLING_STEP_UNTOUCHED",
+	}
+	RollingStep_value = map[string]int32{
+		"ROLLING_STEP_UNSPECIFIED": 0,
+		"ROLLING_STEP_RESTARTING":  1,
+		"ROLLING_STEP_READY":       2,
+		"ROLLING_STEP_DONE":        3,
+		"ROLLING_STEP_FAILED":      4,
+		"ROLLING_STEP_UNTOUCHED":   5,
+	}
+)
+
+func (x RollingStep) Enum() *RollingStep {
+	p := new(RollingStep)
+	*p = x
+	return p
+}
+
+func (x RollingStep) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RollingStep) Descriptor() protoreflect.EnumDescriptor {
+	return file_gladsheim_v1_runtime_proto_enumTypes[1].Descriptor()
+}
+
+func (RollingStep) Type() protoreflect.EnumType {
+	return &file_gladsheim_v1_runtime_proto_enumTypes[1]
+}
+
+func (x RollingStep) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RollingStep.Descriptor instead.
+func (RollingStep) EnumDescriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+}
+
 // KillRequest names the service to kill.
 type KillRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1254,6 +1319,155 @@ func (x *LimitRecommendation) GetEnforced() bool {
 	return false
 }
 
+// RollingRestartRequest says what to restart one after the other.
+type RollingRestartRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which services, in this order.
+	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
+	// How long each may take until it is ready and healthy, in milliseconds. Absent or
+	// 0: as long as its definition allows for its end, its readiness and its threshold of
+	// health checks, and 30 s more.
+	TimeoutMs *uint32 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
+	// Kill instead of asking each to end.
+	ForceStop bool `protobuf:"varint,3,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`
+	// How long each may take to end before it is killed, in milliseconds. Absent: as its
+	// definition says.
+	StopTimeoutMs *uint32 `protobuf:"varint,4,opt,name=stop_timeout_ms,json=stopTimeoutMs,proto3,oneof" json:"stop_timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollingRestartRequest) Reset() {
+	*x = RollingRestartRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollingRestartRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollingRestartRequest) ProtoMessage() {}
+
+func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
+func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RollingRestartRequest) GetServiceNames() []string {
+	if x != nil {
+		return x.ServiceNames
+	}
+	return nil
+}
+
+func (x *RollingRestartRequest) GetTimeoutMs() uint32 {
+	if x != nil && x.TimeoutMs != nil {
+		return *x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *RollingRestartRequest) GetForceStop() bool {
+	if x != nil {
+		return x.ForceStop
+	}
+	return false
+}
+
+func (x *RollingRestartRequest) GetStopTimeoutMs() uint32 {
+	if x != nil && x.StopTimeoutMs != nil {
+		return *x.StopTimeoutMs
+	}
+	return 0
+}
+
+// RollingRestartProgress tells how far one service is.
+type RollingRestartProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// How far it is.
+	Step RollingStep `protobuf:"varint,2,opt,name=step,proto3,enum=gladsheim.v1.RollingStep" json:"step,omitempty"`
+	// How it stands, with READY and DONE.
+	Status *ServiceStatus `protobuf:"bytes,3,opt,name=status,proto3,oneof" json:"status,omitempty"`
+	// Why it failed, with FAILED.
+	Error         *GladsheimError `protobuf:"bytes,4,opt,name=error,proto3,oneof" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollingRestartProgress) Reset() {
+	*x = RollingRestartProgress{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollingRestartProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollingRestartProgress) ProtoMessage() {}
+
+func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
+func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RollingRestartProgress) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *RollingRestartProgress) GetStep() RollingStep {
+	if x != nil {
+		return x.Step
+	}
+	return RollingStep_ROLLING_STEP_UNSPECIFIED
+}
+
+func (x *RollingRestartProgress) GetStatus() *ServiceStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *RollingRestartProgress) GetError() *GladsheimError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 var File_gladsheim_v1_runtime_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_runtime_proto_rawDesc = "" +
@@ -1388,13 +1602,36 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x03why\x18\x05 \x01(\tR\x03why\x12\x1a\n" +
 	"\benforced\x18\x06 \x01(\bR\benforcedB\n" +
 	"\n" +
-	"\b_current*h\n" +
+	"\b_current\"\xcf\x01\n" +
+	"\x15RollingRestartRequest\x12#\n" +
+	"\rservice_names\x18\x01 \x03(\tR\fserviceNames\x12\"\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\rH\x00R\ttimeoutMs\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"force_stop\x18\x03 \x01(\bR\tforceStop\x12+\n" +
+	"\x0fstop_timeout_ms\x18\x04 \x01(\rH\x01R\rstopTimeoutMs\x88\x01\x01B\r\n" +
+	"\v_timeout_msB\x12\n" +
+	"\x10_stop_timeout_ms\"\xf2\x01\n" +
+	"\x16RollingRestartProgress\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12-\n" +
+	"\x04step\x18\x02 \x01(\x0e2\x19.gladsheim.v1.RollingStepR\x04step\x128\n" +
+	"\x06status\x18\x03 \x01(\v2\x1b.gladsheim.v1.ServiceStatusH\x00R\x06status\x88\x01\x01\x127\n" +
+	"\x05error\x18\x04 \x01(\v2\x1c.gladsheim.v1.GladsheimErrorH\x01R\x05error\x88\x01\x01B\t\n" +
+	"\a_statusB\b\n" +
+	"\x06_error*h\n" +
 	"\n" +
 	"Confidence\x12\x1a\n" +
 	"\x16CONFIDENCE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCONFIDENCE_LOW\x10\x01\x12\x15\n" +
 	"\x11CONFIDENCE_MEDIUM\x10\x02\x12\x13\n" +
-	"\x0fCONFIDENCE_HIGH\x10\x032\xcc\x04\n" +
+	"\x0fCONFIDENCE_HIGH\x10\x03*\xac\x01\n" +
+	"\vRollingStep\x12\x1c\n" +
+	"\x18ROLLING_STEP_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ROLLING_STEP_RESTARTING\x10\x01\x12\x16\n" +
+	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
+	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
+	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xab\x05\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
@@ -1404,7 +1641,8 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
 	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
-	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.RecommendationB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
+	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.Recommendation\x12]\n" +
+	"\x0eRollingRestart\x12#.gladsheim.v1.RollingRestartRequest\x1a$.gladsheim.v1.RollingRestartProgress0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
 	file_gladsheim_v1_runtime_proto_rawDescOnce sync.Once
@@ -1418,56 +1656,65 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_gladsheim_v1_runtime_proto_rawDescData
 }
 
-var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
-	(*KillRequest)(nil),            // 1: gladsheim.v1.KillRequest
-	(*SignalRequest)(nil),          // 2: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),          // 3: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),            // 4: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil),       // 5: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),            // 6: gladsheim.v1.ExitHistory
-	(*GetUsageHistoryRequest)(nil), // 7: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 8: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 9: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 10: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 11: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 12: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 13: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 14: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 15: gladsheim.v1.LimitRecommendation
-	(*ExitRecord)(nil),             // 16: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),          // 17: gladsheim.v1.ServiceStatus
+	(RollingStep)(0),               // 1: gladsheim.v1.RollingStep
+	(*KillRequest)(nil),            // 2: gladsheim.v1.KillRequest
+	(*SignalRequest)(nil),          // 3: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 4: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 5: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 6: gladsheim.v1.ListExitsRequest
+	(*ExitHistory)(nil),            // 7: gladsheim.v1.ExitHistory
+	(*GetUsageHistoryRequest)(nil), // 8: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 9: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 10: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 11: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 12: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 13: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 14: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 15: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 16: gladsheim.v1.LimitRecommendation
+	(*RollingRestartRequest)(nil),  // 17: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 18: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 19: gladsheim.v1.ExitRecord
+	(*ServiceStatus)(nil),          // 20: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 21: gladsheim.v1.GladsheimError
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	16, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	9,  // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	9,  // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	19, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	10, // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	10, // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
 	0,  // 3: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	14, // 4: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	15, // 5: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 6: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	2,  // 7: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	3,  // 8: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	4,  // 9: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	5,  // 10: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7,  // 11: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	10, // 12: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	12, // 13: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	17, // 14: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	17, // 15: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	17, // 16: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	17, // 17: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	6,  // 18: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	8,  // 19: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	11, // 20: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	13, // 21: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	14, // [14:22] is the sub-list for method output_type
-	6,  // [6:14] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	15, // 4: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	16, // 5: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 6: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
+	20, // 7: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	21, // 8: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	2,  // 9: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	3,  // 10: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	4,  // 11: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	5,  // 12: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	6,  // 13: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	8,  // 14: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	11, // 15: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	13, // 16: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	17, // 17: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	20, // 18: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	20, // 19: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	20, // 20: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	20, // 21: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	7,  // 22: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	9,  // 23: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	12, // 24: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	14, // 25: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	18, // 26: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	18, // [18:27] is the sub-list for method output_type
+	9,  // [9:18] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -1480,13 +1727,15 @@ func file_gladsheim_v1_runtime_proto_init() {
 	file_gladsheim_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[14].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[15].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   15,
+			NumEnums:      2,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,7 @@ const (
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
 	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
+	RuntimeService_RollingRestart_FullMethodName  = "/gladsheim.v1.RuntimeService/RollingRestart"
 )
 
 // RuntimeServiceClient is the client API for RuntimeService service.
@@ -92,6 +93,23 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error)
+	// RollingRestart restarts services one after the other, in the order in which they are
+	// named, each as RestartService does. The next one is begun when the one before is
+	// ready and, where its definition has a health check that asks, healthy. The first
+	// that fails ends it: those behind it are not touched, the stream tells which they
+	// are, and ends with the status of that failure. A caller that goes away ends it as
+	// well: the restart in hand comes to its end without him, and no further one is begun.
+	// It does not outlive the agent either.
+	//
+	// Each service: RESTARTING, READY if its health is waited for, then DONE or FAILED; or
+	// UNTOUCHED.
+	//
+	// NOT_FOUND: there is no such service; none is touched then. INVALID_ARGUMENT: none is
+	// named, one is twice, or there are more than 1024. DEADLINE_EXCEEDED: one was not
+	// ready (STARTUP_TIMEOUT, TIMEOUT), or not healthy (TIMEOUT), in time.
+	// FAILED_PRECONDITION: one ended before it was ready (EXITED_EARLY), or is unhealthy
+	// (UNHEALTHY). Besides that as RestartService.
+	RollingRestart(ctx context.Context, in *RollingRestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RollingRestartProgress], error)
 }
 
 type runtimeServiceClient struct {
@@ -191,6 +209,25 @@ func (c *runtimeServiceClient) Recommend(ctx context.Context, in *RecommendReque
 	return out, nil
 }
 
+func (c *runtimeServiceClient) RollingRestart(ctx context.Context, in *RollingRestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RollingRestartProgress], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RuntimeService_ServiceDesc.Streams[1], RuntimeService_RollingRestart_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RollingRestartRequest, RollingRestartProgress]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RuntimeService_RollingRestartClient = grpc.ServerStreamingClient[RollingRestartProgress]
+
 // RuntimeServiceServer is the server API for RuntimeService service.
 // All implementations must embed UnimplementedRuntimeServiceServer
 // for forward compatibility.
@@ -252,6 +289,23 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(context.Context, *RecommendRequest) (*Recommendation, error)
+	// RollingRestart restarts services one after the other, in the order in which they are
+	// named, each as RestartService does. The next one is begun when the one before is
+	// ready and, where its definition has a health check that asks, healthy. The first
+	// that fails ends it: those behind it are not touched, the stream tells which they
+	// are, and ends with the status of that failure. A caller that goes away ends it as
+	// well: the restart in hand comes to its end without him, and no further one is begun.
+	// It does not outlive the agent either.
+	//
+	// Each service: RESTARTING, READY if its health is waited for, then DONE or FAILED; or
+	// UNTOUCHED.
+	//
+	// NOT_FOUND: there is no such service; none is touched then. INVALID_ARGUMENT: none is
+	// named, one is twice, or there are more than 1024. DEADLINE_EXCEEDED: one was not
+	// ready (STARTUP_TIMEOUT, TIMEOUT), or not healthy (TIMEOUT), in time.
+	// FAILED_PRECONDITION: one ended before it was ready (EXITED_EARLY), or is unhealthy
+	// (UNHEALTHY). Besides that as RestartService.
+	RollingRestart(*RollingRestartRequest, grpc.ServerStreamingServer[RollingRestartProgress]) error
 	mustEmbedUnimplementedRuntimeServiceServer()
 }
 
@@ -285,6 +339,9 @@ func (UnimplementedRuntimeServiceServer) WatchUsage(*WatchUsageRequest, grpc.Ser
 }
 func (UnimplementedRuntimeServiceServer) Recommend(context.Context, *RecommendRequest) (*Recommendation, error) {
 	return nil, status.Error(codes.Unimplemented, "method Recommend not implemented")
+}
+func (UnimplementedRuntimeServiceServer) RollingRestart(*RollingRestartRequest, grpc.ServerStreamingServer[RollingRestartProgress]) error {
+	return status.Error(codes.Unimplemented, "method RollingRestart not implemented")
 }
 func (UnimplementedRuntimeServiceServer) mustEmbedUnimplementedRuntimeServiceServer() {}
 func (UnimplementedRuntimeServiceServer) testEmbeddedByValue()                        {}
@@ -444,6 +501,17 @@ func _RuntimeService_Recommend_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_RollingRestart_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RollingRestartRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(RuntimeServiceServer).RollingRestart(m, &grpc.GenericServerStream[RollingRestartRequest, RollingRestartProgress]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RuntimeService_RollingRestartServer = grpc.ServerStreamingServer[RollingRestartProgress]
+
 // RuntimeService_ServiceDesc is the grpc.ServiceDesc for RuntimeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -484,6 +552,11 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchUsage",
 			Handler:       _RuntimeService_WatchUsage_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RollingRestart",
+			Handler:       _RuntimeService_RollingRestart_Handler,
 			ServerStreams: true,
 		},
 	},
