@@ -21,7 +21,7 @@ var readiness = object[service.Check]{
 			optionalDuration{duration{0, 24 * time.Hour}}, func(c *service.Check) *time.Duration { return &c.Settle }),
 		at("pattern", "log: what a line has to match, in the syntax of RE2. The first 16 KiB of a line are looked at.",
 			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Pattern }),
-		at("timeout", "How long a start may take.",
+		at("timeout", "How long a start may take. Of a oneshot: how long its job may take, which is as long as it likes when this is left out.",
 			duration{time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
 	),
 	check: matchTarget(readyUsers),

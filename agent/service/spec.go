@@ -15,6 +15,8 @@ import (
 type Spec struct {
 	Name        Name
 	Description string
+	Type        Type
+	Schedule    Schedule // of a oneshot
 
 	Exec             []string          // program (absolute path) and arguments
 	Environment      map[string]string // the whole environment, but for a fixed PATH when it names none
@@ -38,6 +40,7 @@ type Spec struct {
 	UsageHistory bool // what it uses is remembered for a day
 
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
+	Bounded bool  // of a oneshot: Ready.Timeout bounds its job, too
 	Health  Check // how to tell that it is well
 	Restart RestartPolicy
 	Stop    StopPolicy
@@ -190,6 +193,7 @@ func (s *Spec) Validate() []Fault {
 	}
 	s.Ladder.validate(&faults)
 	s.validateReadiness(&faults)
+	s.validateOneshot(&faults)
 	s.validateHealth(&faults)
 	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)
 	faults.duration("restart.window", s.Restart.Window, time.Millisecond, 365*24*time.Hour)
