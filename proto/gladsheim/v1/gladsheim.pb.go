@@ -890,6 +890,12 @@ type ServiceStatus struct {
 	// What the agent has done about violations since it began; steps that were never
 	// taken are left out.
 	Enforcements []*EnforcementCount `protobuf:"bytes,50,rep,name=enforcements,proto3" json:"enforcements,omitempty"`
+	// What is expected of it: "service", it runs until somebody ends it, or "oneshot", it
+	// does a job and ends.
+	Type string `protobuf:"bytes,85,opt,name=type,proto3" json:"type,omitempty"`
+	// Whether it is a oneshot whose job is done: its latest run, in this boot, ended well,
+	// and none was begun since.
+	Completed bool `protobuf:"varint,86,opt,name=completed,proto3" json:"completed,omitempty"`
 	// Why it is crashed and will not be restarted by itself: "policy", it is never
 	// restarted; "exit-code", it ended in a way after which it is not to be; "attempts", it
 	// failed too often; "deterministic", it failed in the same way again and again;
@@ -1171,6 +1177,20 @@ func (x *ServiceStatus) GetEnforcements() []*EnforcementCount {
 		return x.Enforcements
 	}
 	return nil
+}
+
+func (x *ServiceStatus) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ServiceStatus) GetCompleted() bool {
+	if x != nil {
+		return x.Completed
+	}
+	return false
 }
 
 func (x *ServiceStatus) GetGivenUp() string {
@@ -2858,7 +2878,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xa4\f\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xd6\f\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -2900,7 +2920,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\n" +
 	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
 	"violations\x12B\n" +
-	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12\x19\n" +
+	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12\x12\n" +
+	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
+	"\tcompleted\x18V \x01(\bR\tcompleted\x12\x19\n" +
 	"\bgiven_up\x18K \x01(\tR\agivenUp\x12'\n" +
 	"\x0frecent_failures\x18L \x01(\rR\x0erecentFailures\x12)\n" +
 	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARowB\x11\n" +
