@@ -32,6 +32,7 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		Log:               utf8(st.Log),
 		Frozen:            st.FrozenBy != "",
 		FrozenBy:          utf8(st.FrozenBy),
+		Completed:         st.Completed(),
 		GivenUp:           st.Machine.GaveUp.String(),
 		RecentFailures:    uint32(max(0, st.Machine.Recent)),
 		FailuresInARow:    uint32(max(0, st.Machine.Failures)),
@@ -59,6 +60,7 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		out.UnenforcedLimits = append(out.UnenforcedLimits, r.String())
 	}
 	if spec := st.Spec; spec != nil {
+		out.Type = spec.Type.String()
 		out.Description, out.User, out.Autostart = utf8(spec.Description), utf8(spec.User), spec.Autostart
 		if spec.Restart.When != service.RestartNever {
 			left := uint32(max(0, spec.Restart.MaxAttempts-st.Machine.Recent))
@@ -97,10 +99,15 @@ func toHealth(st *service.Status) *gladsheimv1.ServiceHealth {
 		NextCheckUnix:       seconds(h.NextCheck),
 		ConsecutiveFailures: uint32(max(0, h.Failures)),
 		CheckStrategy:       h.Strategy.String(),
+
+		ConsecutiveSuccesses: uint32(max(0, h.Successes)),
+		LastCheckUnixMs:      millis(h.LastCheck),
+		NextCheckUnixMs:      millis(h.NextCheck),
 	}
 	if st.Spec != nil {
 		out.Target = utf8(st.Spec.Health.Target())
 		out.Threshold = uint32(max(0, st.Spec.Health.Threshold))
+		out.SuccessThreshold = uint32(max(0, st.Spec.Health.SuccessThreshold))
 	}
 	return out
 }

@@ -26,6 +26,7 @@ type Status struct {
 	Error       string             // why it is not running although it should, "" when all is well
 	LastActor   string             // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
+	Timing      Timing // of its schedule
 
 	Health Health
 	Well   time.Time // since when its checks have said that it is healthy; zero while they do not
@@ -81,6 +82,7 @@ type Health struct {
 	LastCheck time.Time
 	NextCheck time.Time
 	Failures  int // in a row
+	Successes int // likewise
 }
 
 // Notice is one thing worth telling people and subscribers, with how the service
@@ -158,6 +160,7 @@ type StartOptions struct {
 // StopOptions change one stop; the zero value is the definition's policy.
 type StopOptions struct {
 	Force   bool           // kill at once
+	Pause   bool           // its schedule is to rest, too; then it need not run
 	Timeout *time.Duration // instead of the definition's
 	Actor   string         // who asks
 	Request Request        // this one

@@ -45,7 +45,7 @@ type Record struct {
 	Exit    *service.Exit    // how the main process ended, nil while nobody knows that it did
 	Remains *service.Remains // what it left behind, nil while something of it may live
 	Ended   time.Time        // with Remains: when the main process ended, as far as is known
-	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, as SinceBoot tells time
+	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, of a job when its time is over, as SinceBoot tells time
 	Failed  service.Failures // within the window of its policy, likewise
 	Actor   string
 	Asked   []service.Asked // requests with an id, the latest last
@@ -73,12 +73,17 @@ type Keeper interface {
 
 // Prober asks services how they are.
 type Prober interface {
-	// Await returns nil as soon as the service is ready, or an error when ctx ends.
-	Await(ctx context.Context, check service.Check) error
+	// Await returns nil as soon as the service is ready, or an error when ctx ends. An
+	// exec check asks by exec.
+	Await(ctx context.Context, check service.Check, exec Exec) error
 	// Attend checks the health of one incarnation until the returned function
 	// is called with the reason, and reports it when it is unhealthy.
-	Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string))
+	Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string))
 }
+
+// Exec runs the program of a check beside an incarnation, until ctx ends; nil says that
+// it ended well.
+type Exec = func(ctx context.Context, argv []string) error
 
 // Monitor looks at what services use.
 type Monitor interface {
@@ -212,6 +217,16 @@ func (t *Thjalfi) Start(ctx context.Context, name service.Name, plan Plan) error
 // fresh one is ready.
 func (t *Thjalfi) Restart(ctx context.Context, name service.Name, plan Plan, opts service.StopOptions) error {
 	return t.request(ctx, name, request{kind: service.Restart, plan: &plan, stop: opts, actor: plan.Actor, Request: opts.Request})
+}
+
+// Run is Start for a schedule: what somebody has stopped, and nobody started since, it
+// leaves alone (service.Conflict). With replace it is Restart.
+func (t *Thjalfi) Run(ctx context.Context, name service.Name, plan Plan, replace bool) error {
+	r := request{kind: service.Start, plan: &plan, actor: plan.Actor, scheduled: true}
+	if replace {
+		r.kind = service.Restart
+	}
+	return t.request(ctx, name, r)
 }
 
 // Recall answers a request that was begun before, as that one is or was answered,
