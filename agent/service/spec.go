@@ -42,6 +42,7 @@ type Spec struct {
 
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
 	Health  Check // how to tell that it is well
+	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
 
