@@ -104,6 +104,7 @@ type Agent struct {
 	starting    map[service.Name]reservation   // of starts and restarts under way
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
+	sightless   error                          // why queues of the host can not be looked at
 	complaints  []service.Finding              // of the latest look at the definitions
 }
 

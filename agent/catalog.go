@@ -262,7 +262,7 @@ func (a *Agent) remembered(d *definition) service.Status {
 		Name: d.Name, Spec: &d.spec, Source: d.Source, Generation: d.Generation, Health: service.Health{Strategy: d.spec.Health.Type},
 		Warnings: a.wanted[d.Name].Warnings.Over(d.spec.Warnings),
 	}
-	s.Machine.Incarnation = a.wanted[d.Name].Latest
+	s.Machine.Incarnation, s.Machine.Paused = a.wanted[d.Name].Latest, a.wanted[d.Name].Paused
 	if exits := a.exits[d.Name]; len(exits) > 0 {
 		last := exits[len(exits)-1]
 		s.LastExit, s.Started, s.Ended = &last, last.Started, last.Ended

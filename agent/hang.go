@@ -54,9 +54,26 @@ func (a *Agent) endHang(name service.Name, h service.Hang) {
 	a.cfg.Log.Info(service.NoticeHungOver.String(), "service", name, "detail", detail)
 }
 
-// tellBlind tells that it is not seen when a service takes no connections.
+// tellBlind tells that it is not seen when a service takes no connections, and has the
+// doctor tell.
 func (a *Agent) tellBlind(err error) {
-	a.cfg.Log.Warn("the queues of listening sockets can not be looked at; it is tried again", "error", err)
+	a.mu.Lock()
+	a.sightless = err
+	a.mu.Unlock()
+	if err != nil {
+		a.cfg.Log.Warn("queues of listening sockets can not be looked at; it is tried again", "error", err)
+	}
+}
+
+// unseenQueues tells the doctor of that. The caller holds mu.
+func (a *Agent) unseenQueues() []service.Finding {
+	if a.sightless == nil {
+		return nil
+	}
+	return []service.Finding{{
+		Level: service.SeverityWarning, Title: "that a service accepts no connections is not seen", Detail: a.sightless.Error(),
+		Fix: "Load the kernel's modules tcp_diag and unix_diag; the agent tries again.",
+	}}
 }
 
 // tables is what byggvir sees of the kernel's.

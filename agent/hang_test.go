@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -155,6 +156,17 @@ func TestWhoseQueueItIs(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestQueuesThatCanNotBeSeen: the doctor tells, for as long as it is so.
+func TestQueuesThatCanNotBeSeen(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		require.Empty(t, h.doctor())
+		h.tellBlind(errors.New("sock_diag: no such file or directory"))
+		require.Equal(t, []string{"that a service accepts no connections is not seen: sock_diag: no such file or directory"}, h.doctor())
+		h.tellBlind(nil)
+		require.Empty(t, h.doctor())
+	})
 }
 
 // process puts one into /proc that has a socket open, 0 for none.

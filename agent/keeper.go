@@ -59,11 +59,11 @@ func (k keeper) Show(name service.Name, change func(*service.Status)) {
 func (k keeper) Record(r thjalfi.Record) error {
 	var err error
 	if launched := !r.Spec.Name.IsZero(); !launched { // in this boot
-		err = k.want(r.Name, func(*skirnir.Wanted) {})
+		err = k.want(r.Name, func(w *skirnir.Wanted) { w.Paused = r.Machine.Paused })
 	} else if err = k.store.SaveActual(actual(r, k.bootID)); err == nil {
 		err = k.wish(r.Name, r.Rehearsal, func(w *skirnir.Wanted) {
 			was := *w
-			w.Up, w.Options = r.Machine.Up, r.Options
+			w.Up, w.Paused, w.Options = r.Machine.Up, r.Machine.Paused, r.Options
 			if r.Machine.State.Alive() {
 				w.Begun = k.bootID
 			}
@@ -250,7 +250,7 @@ func (a *Agent) rewrite(name service.Name, anyway bool, change func(*skirnir.Wan
 	if same(before, after) && !torn && !anyway {
 		return nil
 	}
-	a.torn[name] = wish || before.Name.IsZero() || before.Up != after.Up || before.Begun != after.Begun || !reflect.DeepEqual(before.Options, after.Options)
+	a.torn[name] = wish || before.Name.IsZero() || before.Up != after.Up || before.Paused != after.Paused || before.Begun != after.Begun || !reflect.DeepEqual(before.Options, after.Options)
 	if err := a.store.SaveWanted(after); err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ func (a *Agent) rewrite(name service.Name, anyway bool, change func(*skirnir.Wan
 
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
-		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Limits == b.Limits && a.Warnings == b.Warnings && a.Over == b.Over &&
+		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Paused == b.Paused && a.Limits == b.Limits && a.Warnings == b.Warnings && a.Over == b.Over &&
 		a.Begun == b.Begun && a.Latest == b.Latest && reflect.DeepEqual(a.Options, b.Options)
 }
 

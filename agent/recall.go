@@ -41,6 +41,8 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	case service.Stopped, service.Crashed:
 		r = skirnir.Actual{Name: d.Name, Spec: d.spec, BootID: a.bootID}
 		r.Machine = service.Machine{State: state, Incarnation: last.Incarnation, ForceKill: d.spec.Stop.ForceKill, Policy: d.spec.Restart}
+		r.Machine.Once = d.spec.Type == service.TypeOneshot
+		r.Machine.Done = state == service.Stopped && here && last.After.Done
 	case service.Backoff, service.Held:
 		r, err = a.retake(d, service.Ref{})
 		r.Ref, r.Machine.State, r.Machine.Incarnation = service.Ref{}, state, last.Incarnation
@@ -51,6 +53,7 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	if err != nil { // whoever starts it hears the same
 		return r, false
 	}
+	r.Machine.Paused = wanted.Paused
 	r.Machine.Up = wanted.Up || wanted.Name.IsZero() && last.After.Up
 	if here {
 		was := last.After
@@ -87,6 +90,7 @@ func (a *Agent) retake(d *definition, ref service.Ref) (skirnir.Actual, error) {
 	m := service.Machine{
 		State: service.Running, Incarnation: ref.Incarnation, Up: true,
 		ForceKill: plan.Spec.Stop.ForceKill, Policy: plan.Spec.Restart,
+		Once: plan.Spec.Type == service.TypeOneshot, Paused: wanted.Paused,
 	}
 	if !wanted.Name.IsZero() && !wanted.Up { // its stop was under way
 		m.Up, m.Cause = false, service.CauseAsked

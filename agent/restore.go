@@ -112,7 +112,11 @@ func (a *Agent) autostartAll(priorities map[int][]service.Name, waits func(servi
 				waiting[p] = append(waiting[p], name)
 				continue
 			}
-			starts.Go(func() { a.autostart(name) })
+			launch := starts.Go
+			if a.isOneshot(name) {
+				launch = a.background.Go // who is to wait for its job says so
+			}
+			launch(func() { a.autostart(name) })
 		}
 		starts.Wait() // until all are ready, or have failed
 	}
@@ -298,6 +302,11 @@ func (a *Agent) autostart(name service.Name) {
 			s.Error = err.Error()
 		}
 	})
+}
+
+func (a *Agent) isOneshot(name service.Name) bool {
+	s, known := a.registry.Get(name)
+	return known && s.Spec.Type == service.TypeOneshot
 }
 
 func (a *Agent) wantedOf(name service.Name) skirnir.Wanted {

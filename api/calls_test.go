@@ -127,7 +127,7 @@ func TestAStoppedServicesStatus(t *testing.T) {
 	f.agent.Change("mail", service.NoticeExit, "crash", "", func(st *service.Status) {
 		st.Error = "it crashed 4 times"
 		st.Applied[service.IOWeight] = service.LimitReport{Requested: service.Of(5)}
-		st.Machine.Failures = 9
+		st.Machine.Recent = 9
 		st.LastExit = &service.ExitRecord{
 			Incarnation: 7, Exit: service.Exit{Signal: syscall.SIGKILL}, Verdict: service.VerdictOwnOOM,
 			Remains: service.Remains{OOM: service.OOMOwn, OOMLevel: "/gladsheim.slice/x", Leftovers: 2, Usage: service.Usage{

@@ -52,6 +52,7 @@ var methods = map[string]method{
 	gladsheimv1.RuntimeService_Freeze_FullMethodName:         order,
 	gladsheimv1.RuntimeService_Thaw_FullMethodName:           order,
 	gladsheimv1.RuntimeService_ListExits_FullMethodName:      question,
+	gladsheimv1.RuntimeService_ListCrashes_FullMethodName:    question,
 
 	gladsheimv1.RuntimeService_GetUsageHistory_FullMethodName: question,
 	gladsheimv1.RuntimeService_WatchUsage_FullMethodName:      stream,

@@ -32,6 +32,10 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		Log:               utf8(st.Log),
 		Frozen:            st.FrozenBy != "",
 		FrozenBy:          utf8(st.FrozenBy),
+		Completed:         st.Completed(),
+		GivenUp:           st.Machine.GaveUp.String(),
+		RecentFailures:    uint32(max(0, st.Machine.Recent)),
+		FailuresInARow:    uint32(max(0, st.Machine.Failures)),
 	}
 	if st.Error != "" {
 		text := clip(st.Error, maxText)
@@ -59,9 +63,10 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		out.UnenforcedLimits = append(out.UnenforcedLimits, r.String())
 	}
 	if spec := st.Spec; spec != nil {
+		out.Type = spec.Type.String()
 		out.Description, out.User, out.Autostart = utf8(spec.Description), utf8(spec.User), spec.Autostart
 		if spec.Restart.When != service.RestartNever {
-			left := uint32(max(0, spec.Restart.MaxAttempts-st.Machine.Failures))
+			left := uint32(max(0, spec.Restart.MaxAttempts-st.Machine.Recent))
 			out.RestartsLeft = &left
 		}
 	}
@@ -154,6 +159,18 @@ func toExit(r *service.ExitRecord) *gladsheimv1.ExitRecord {
 		LeftoversKilled:    uint32(max(0, r.Remains.Leftovers)),
 		KilledAfterTimeout: r.ForceKilled,
 		Message:            clip(r.Message, maxText),
+		Fingerprint:        utf8(r.Fingerprint),
+		Seen:               uint32(max(0, r.Seen)),
+		FirstSeenUnixMs:    millis(r.FirstSeen),
+		Decision:           clip(r.Decision(), maxText),
+		Violations:         r.Violations,
+	}
+	if after := r.After; after != nil {
+		out.GivenUp = after.GaveUp.String()
+		if after.State == service.Backoff {
+			wait := uint64(max(0, r.Wait.Milliseconds()))
+			out.RestartWaitMs = &wait
+		}
 	}
 	switch {
 	case r.Exit == service.NeverRan: // there was nothing to end
@@ -169,7 +186,7 @@ func toExit(r *service.ExitRecord) *gladsheimv1.ExitRecord {
 	}
 	if u := r.Remains.Usage; u.Source != "" {
 		cpu := micros(u.CPUTime)
-		out.MemoryPeakBytes, out.CpuTimeUsec, out.ThrottledUsec = optional(u.MemoryPeak), &cpu, optional(u.Throttled)
+		out.MemoryPeakBytes, out.CpuTimeUsec, out.ThrottledUsec, out.PidsPeak = optional(u.MemoryPeak), &cpu, optional(u.Throttled), optional(u.PidsPeak)
 	}
 	for _, line := range r.LastLines {
 		out.LastLines = append(out.LastLines, []byte(line))

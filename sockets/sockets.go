@@ -5,6 +5,7 @@ package sockets
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -24,8 +25,9 @@ type Queue struct {
 	local  netip.AddrPort // of TCP
 }
 
-// Queues lists the listening sockets in which connections wait. An error says that this
-// kernel, or whoever confines us, does not let them be read.
+// Queues lists the listening sockets in which connections wait. An error says of which
+// kind they can not be read, for want of a module of the kernel or since somebody confines
+// us; then those of other kinds are listed all the same.
 func Queues() ([]Queue, error) {
 	d, err := open()
 	if err != nil {
@@ -33,6 +35,7 @@ func Queues() ([]Queue, error) {
 	}
 	defer d.close()
 	var all []Queue
+	var faults []error
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		err := d.dump(inetRequest(family, 0, listening), func(m []byte) {
 			if s, ok := parseInet(m); ok && s.waiting > 0 {
@@ -43,7 +46,8 @@ func Queues() ([]Queue, error) {
 			}
 		})
 		if err != nil {
-			return nil, fmt.Errorf("list the listening sockets of TCP: %w", err)
+			faults = append(faults, fmt.Errorf("list the listening sockets of TCP: %w", err))
+			break // it is one module for both
 		}
 	}
 	err = d.dump(unixRequest(0, listening, showName|showQueue), func(m []byte) {
@@ -52,9 +56,9 @@ func Queues() ([]Queue, error) {
 		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list the listening Unix sockets: %w", err)
+		faults = append(faults, fmt.Errorf("list the listening Unix sockets: %w", err))
 	}
-	return all, nil
+	return all, errors.Join(faults...)
 }
 
 // Clients names the connections that wait in q now, by numbers that no other gets while

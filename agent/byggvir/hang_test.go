@@ -371,6 +371,8 @@ func TestQueuesThatCanNotBeSeen(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.Equal(t, []string{"blind: not permitted"}, p.said(), "once")
 		p.change(func() { p.tables.fault = nil })
+		time.Sleep(queueEvery)
+		require.Equal(t, []string{"blind: not permitted", "blind: <nil>"}, p.said())
 		p.come(1)
 		time.Sleep(6 * time.Second)
 		require.Len(t, p.news(), 1)

@@ -35,8 +35,8 @@ type MonitorConfig struct {
 	// Deaf is told why the kernel can not be heard about a service, although it tells
 	// of such, say because there are too many watches; likewise.
 	Deaf func(service.Name, error)
-	// Hung is told of hangs that begin and that are over, likewise. Blind is told why the
-	// queues of the host can not be looked at, when that begins.
+	// Hung is told of hangs that begin and that are over, likewise. Blind is told why
+	// queues of the host can not be looked at, when that begins, and nil when it is over.
 	Hung  func(Hang)
 	Blind func(error)
 	// Tables are looked at for hangs; nil, and those are told that a service's own threads

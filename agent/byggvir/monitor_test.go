@@ -3,6 +3,7 @@ package byggvir
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"sync"
 	"testing"
@@ -90,7 +91,7 @@ func looked(t *testing.T, f func(p *play)) {
 				p.status.Violations[n.Violation] = n.Began
 			},
 			Hung:   func(h Hang) { p.change(func() { p.hung = append(p.hung, h) }) },
-			Blind:  func(err error) { p.change(func() { p.told = append(p.told, "blind: "+err.Error()) }) },
+			Blind:  func(err error) { p.change(func() { p.told = append(p.told, fmt.Sprint("blind: ", err)) }) },
 			Tables: p.tables,
 			Deaf:   func(_ service.Name, err error) { p.change(func() { p.told = append(p.told, "deaf: "+err.Error()) }) },
 			Act: func(o Order) {

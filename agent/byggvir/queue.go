@@ -13,7 +13,8 @@ import (
 type Tables interface {
 	// Load is how many tasks ran, wanted to, or waited in the kernel in the latest minute.
 	Load() (float64, error)
-	// Queues lists the listening sockets in which connections wait, and Clients names the
+	// Queues lists the listening sockets in which connections wait, with an error those
+	// that it can, and Clients names the
 	// connections that wait in one of them; see package sockets.
 	Queues() ([]sockets.Queue, error)
 	Clients(sockets.Queue) ([]uint64, error)
@@ -57,7 +58,7 @@ func (m *Monitor) lookAtQueues(ctx context.Context, now time.Time) {
 		return
 	}
 	queues, err := m.cfg.Tables.Queues()
-	if err != nil && !m.blind {
+	if (err != nil) != m.blind {
 		m.cfg.Blind(err)
 	}
 	m.blind = err != nil

@@ -20,6 +20,9 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		name{}, func(s *service.Spec) *service.Name { return &s.Name }).needed(),
 	at("description", "What the service is, in a line.",
 		text{max: 1024, line: true}, func(s *service.Spec) *string { return &s.Description }),
+	at("type", "service: it runs until somebody ends it; oneshot: it does a job and ends, and a start is over when the job is.",
+		word[service.Type]{values: []service.Type{service.TypeService, service.TypeOneshot}},
+		func(s *service.Spec) *service.Type { return &s.Type }),
 	at("launch", "Way into a cgroup: a transient systemd scope, a cgroup of the agent's own, or whatever suits the host.",
 		word[service.LaunchMode]{values: []service.LaunchMode{service.LaunchAuto, service.LaunchScope, service.LaunchCgroup}},
 		func(s *service.Spec) *service.LaunchMode { return &s.Launch }),
@@ -55,8 +58,8 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		enforcement, func(s *service.Spec) *service.Ladder { return &s.Ladder }),
 	at("usage_history", "Remember what the service uses for a day: 5 minutes by the second, an hour by 10 seconds, the rest by the minute. Without it what it uses is read for those who ask.",
 		yesNo{}, func(s *service.Spec) *bool { return &s.UsageHistory }),
-	at("ready", "How to tell that a start succeeded.",
-		readiness, func(s *service.Spec) *service.Check { return &s.Ready }),
+	unbounded(at("ready", "How to tell that a start succeeded.",
+		readiness, func(s *service.Spec) *service.Check { return &s.Ready })),
 	at("health", "How to tell that the service is well.",
 		health, func(s *service.Spec) *service.Check { return &s.Health }),
 	at("hang", "What is done when the service hangs, which is seen without its help: tell, it is told; unhealthy, it counts as unhealthy as well, and is ended and restarted by its policy; ignore, nobody looks.",
@@ -92,6 +95,7 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
 },
 	check: func(d *document, path string, n *node, s *service.Spec) {
+		s.Bounded = s.Type == service.TypeOneshot && n.holds("ready", "timeout")
 		for _, key := range []string{"log_full", "log_rotate"} {
 			if offset, given := n.has(key); given && !mayHaveFile(s.Log) {
 				d.fault(offset, join(path, key), "belongs to a log file; log here is %q", s.Log)
@@ -108,6 +112,20 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 }
 
 func mayHaveFile(l service.LogSink) bool { return l == service.LogAuto || l == service.LogFile }
+
+// unbounded is ready without the timeout of a oneshot that gives none: the host's is for
+// what has to be ready, and no bound for a job.
+func unbounded(k key[service.Spec]) key[service.Spec] {
+	write := k.write
+	k.write = func(s service.Spec) any {
+		value, ok := write(s).(ordered)
+		if ok && s.Type == service.TypeOneshot && !s.Bounded {
+			value = slices.DeleteFunc(value, func(e entry) bool { return e.key == "timeout" })
+		}
+		return value
+	}
+	return k
+}
 
 // ofLogFile is a key that says nothing where no file is written.
 func ofLogFile(k key[service.Spec]) key[service.Spec] {
@@ -194,7 +212,7 @@ var readiness = object[service.Check]{
 		at("pattern", "log: what a line has to match, in the syntax of RE2. The first 16 KiB of a line are looked at.",
 			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Pattern }),
 		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
-		at("timeout", "How long a start may take.",
+		at("timeout", "How long a start may take. Of a oneshot: how long its job may take, which is as long as it likes when this is left out.",
 			duration{time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
 	),
 	check: matchTarget(readyUsers),

@@ -171,6 +171,11 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
 		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
+		{`"type": "job"`, `type: "job" is not one of service, oneshot`},
+		{`"type": "oneshot", "ready": {"type": "tcp", "address": "a:1"}`, `ready.type: a oneshot is ready when its job is done, and tcp tells nothing of that; leave it out`},
+		{`"type": "oneshot", "ready": {"settle": "1s"}`, `ready.settle: a oneshot is ready when its job is done, however soon; leave it out`},
+		{`"type": "oneshot", "restart": {"policy": "always"}`, `restart.policy: a oneshot ends when its job is done: write on-failure or never, and schedule to run it again and again`},
+		{`"health": {"type": "tcp", "address": "a:1"}, "type": "oneshot"`, `health.type: a oneshot is not asked how it is, for it ends by itself; leave it out, and bound its time by ready.timeout`},
 		{`"low_battery": "freeze"`, `low_battery: freeze is for power deferrable, and this is normal`},
 		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
 		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
@@ -197,7 +202,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -402,4 +407,19 @@ func FuzzParseDefinition(f *testing.F) {
 		require.Empty(t, faults, "%s", document)
 		require.Equal(t, spec, again)
 	})
+}
+
+// The host's bound for what has to become ready is none for a job.
+func TestTheBoundOfAJob(t *testing.T) {
+	read := func(keys string) service.Spec {
+		spec, faults := ParseDefinition("", []byte(`{"name": "a", "exec": ["/a"]`+keys+`}`), service.Defaults())
+		require.Empty(t, faults)
+		return spec
+	}
+	free, bounded := read(`, "type": "oneshot"`), read(`, "type": "oneshot", "ready": {"timeout": "30s"}`)
+	require.False(t, free.Bounded)
+	require.True(t, bounded.Bounded)
+	require.Equal(t, bounded.Ready, free.Ready)
+	require.Equal(t, []string{"ready.timeout"}, Changes(free, bounded))
+	require.False(t, read(`, "ready": {"timeout": "30s"}`).Bounded)
 }

@@ -196,6 +196,16 @@ func (n *node) has(key string) (offset int, ok bool) {
 	return n.pairs[i].offset, true
 }
 
+// holds tells whether the object n has an object under key that has the other.
+func (n *node) holds(key, other string) bool {
+	i := slices.IndexFunc(n.pairs, func(p pair) bool { return p.key == key })
+	if i < 0 {
+		return false
+	}
+	_, ok := n.pairs[i].value.has(other)
+	return ok
+}
+
 // want tells whether n is of kind k, and notes a fault when it is not.
 func (d *document) want(n *node, path string, k kind) bool {
 	if n.kind == k {

@@ -55,6 +55,7 @@ const (
 	ReasonUnkillable         Reason = "UNKILLABLE"
 	ReasonPreviousAlive      Reason = "PREVIOUS_INSTANCE_ALIVE"
 	ReasonExitedEarly        Reason = "EXITED_EARLY"
+	ReasonJobFailed          Reason = "JOB_FAILED"
 	ReasonUnhealthy          Reason = "UNHEALTHY"
 	ReasonNoHistory          Reason = "NO_USAGE_HISTORY"
 	ReasonRequestIDReused    Reason = "REQUEST_ID_REUSED"

@@ -107,6 +107,33 @@ type ExitRecord struct {
 	After       *Machine      `json:",omitempty"` // what the machine made of the end
 }
 
+// Decision says what was to follow, "" where that is not on record.
+func (x ExitRecord) Decision() string {
+	if x.After == nil {
+		return ""
+	}
+	m := *x.After
+	switch m.State {
+	case Backoff:
+		if x.Verdict == VerdictClean {
+			return fmt.Sprintf("restarted after %v, as after any end", x.Wait.Round(time.Millisecond))
+		}
+		return fmt.Sprintf("restarted after %v; failure %d in a row, attempt %d of %d within %v", x.Wait.Round(time.Millisecond), m.Failures, m.Recent, m.Policy.MaxAttempts, m.Policy.Window)
+	case Crashed:
+		return "given up, since " + m.WhyGivenUp()
+	case Launching:
+		return "restarted at once, since somebody asked or the agent had kept it from running"
+	case Held:
+		return "not restarted until the battery is not low any more"
+	case Stopped:
+		if x.Verdict == VerdictStopped {
+			return "not restarted, since somebody asked for the end"
+		}
+		return "not restarted, since it was a clean end"
+	}
+	return ""
+}
+
 // Judge derives the verdict from what is known. cause is why we were ending
 // the service, CauseNone if we were not; success are ends that count as clean.
 func Judge(x Exit, r Remains, cause Cause, success Ends) Verdict {

@@ -34,13 +34,14 @@ const (
 	Hold                          // the battery is low
 	Spare                         // the battery is low, and it is about to be frozen for that
 	Unspare                       // whether it is frozen or not, it is not for the battery any more
+	Pause                         // beside a Stop or Kill: its schedule is not to begin it any more
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
-	"hold", "spare", "unspare",
+	"hold", "spare", "unspare", "pause",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -74,12 +75,13 @@ const (
 	ArmBackoff                // start the timer of BackoffOver
 	ArmRetry                  // start the timer of RetryOver
 	Disarm                    // stop the timer
+	ArmJob                    // start the timer of StartupOver for what is left of the time that its job has, if that is bounded
 	numEffects
 )
 
 var effectNames = [numEffects]string{
 	"launch", "adopt", "abort", "await", "terminate", "kill", "clear", "probe", "unprobe", "arm-stable", "arm-backoff",
-	"arm-retry", "disarm",
+	"arm-retry", "disarm", "arm-job",
 }
 
 func (e Effect) String() string { return effectNames[e] }
@@ -117,6 +119,9 @@ type Machine struct {
 	Spared      bool   // it is frozen, or about to be, to save the battery
 	Holding     bool   // it is ending for another reason, and the battery is low: what would follow waits
 	Unbegun     bool   // the launch of Incarnation could not be recorded: it is still to come
+	Once        bool   // it does a job and ends
+	Done        bool   // then: the job of Incarnation is done, and nothing of it is left
+	Paused      bool   // somebody asked for it to end, and nobody since for it to run: its schedule does not begin it
 	Failures    int    // in a row: since it was started by somebody, or has run well for long enough
 	Recent      int    `json:",omitzero"` // failures within the policy's window
 	Alike       int    `json:",omitzero"` // of Failures those at the end that have Fingerprint
@@ -132,46 +137,46 @@ type rule func(Machine, Event) (Machine, []Effect)
 // table is the whole behaviour. An empty cell means: the event is of no
 // interest in this state, or, for a user's event, refused (see Refuses).
 var table = [numStates][numEvents]rule{
-	Stopped: {Start: launch, Restart: launch, Adopt: adopt, Hold: postpone},
-	Crashed: {Start: launch, Restart: launch, Stop: rest, Kill: rest},
+	Stopped: {Start: launch, Restart: launch, Adopt: adopt, Hold: postpone, Pause: pause},
+	Crashed: {Start: launch, Restart: launch, Stop: rest, Kill: rest, Pause: pause},
 	Backoff: {
 		Start: launch, Restart: launch, BackoffOver: relaunch,
-		Stop: rest, Kill: rest, Hold: to(Held, Disarm),
+		Stop: rest, Kill: rest, Hold: to(Held, Disarm), Pause: pause,
 	},
-	Held: {Start: launch, Restart: launch, Stop: rest, Kill: rest},
+	Held: {Start: launch, Restart: launch, Stop: rest, Kill: rest, Pause: pause},
 	Adopting: {
 		Adopted: resume, Exited: clear, LaunchFailed: cutOff, AdoptFailed: keep(ArmRetry), RetryOver: keep(DoAdopt),
-		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(), Hold: becauseHeld,
+		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(), Hold: becauseHeld, Pause: pause,
 	},
 	Launching: {
 		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched, Unrecorded: unbegun,
 		StartupOver: end(CauseStartup, DoAbort),
 		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
-		Hold: end(CauseHeld, DoAbort),
+		Hold: end(CauseHeld, DoAbort), Pause: pause,
 	},
 	Starting: {
-		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(DoAwait),
+		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(awaiting),
 		StartupOver: unfrozen(end(CauseStartup, DoAbort, DoTerminate)),
 		Exceeded:    unfrozen(end(CauseExceeded, DoAbort, DoTerminate)),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
-		Hold: end(CauseHeld, DoAbort, DoTerminate),
+		Hold: end(CauseHeld, DoAbort, DoTerminate), Pause: pause,
 	},
 	Running: {
-		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(DoProbe, ArmStable), Spare: unfrozen(spare), Unspare: unspare,
+		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(running), StartupOver: unfrozen(overdue), Spare: unfrozen(spare), Unspare: unspare,
 		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
 		Exceeded:  unfrozen(end(CauseExceeded, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
-		Hold: end(CauseHeld, DoUnprobe, DoTerminate),
+		Hold: end(CauseHeld, DoUnprobe, DoTerminate), Pause: pause,
 	},
 	Stopping: {
 		// A launch that could not be given up in time.
 		Launched: killing(keep(DoKill)), LaunchFailed: unlaunched,
 		Exited: clear, GraceOver: graceOver, RetryOver: keep(DoKill),
-		Stop: becauseAsked(), Kill: killing(becauseAsked(Disarm, DoKill)), Start: again(), Restart: again(), Hold: holdAfter,
+		Stop: becauseAsked(), Kill: killing(becauseAsked(Disarm, DoKill)), Start: again(), Restart: again(), Hold: holdAfter, Pause: pause,
 	},
 	Clearing: {
 		Cleared: cleared, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
-		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(), Hold: holdAfter,
+		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(), Hold: holdAfter, Pause: pause,
 	},
 }
 
@@ -208,7 +213,30 @@ func to(s State, do ...Effect) rule {
 
 func ready(m Machine, _ Event) (Machine, []Effect) {
 	m.State, m.Unready = Running, false
-	return m, []Effect{Disarm, DoProbe, ArmStable}
+	return m, append([]Effect{Disarm}, running(m)...)
+}
+
+// running is what begins when it runs. The time of a job that is under way is bounded
+// by its definition, if by anything.
+func running(m Machine) []Effect {
+	if m.Once {
+		return []Effect{DoProbe, ArmJob}
+	}
+	return []Effect{DoProbe, ArmStable}
+}
+
+// overdue ends a job that takes too long.
+func overdue(m Machine, ev Event) (Machine, []Effect) {
+	if !m.Once {
+		return m, nil
+	}
+	return end(CauseStartup, DoUnprobe, DoTerminate)(m, ev)
+}
+
+// pause keeps the schedule from beginning it, until somebody does.
+func pause(m Machine, _ Event) (Machine, []Effect) {
+	m.Paused = true
+	return m, nil
 }
 
 // freeze notes that it is frozen; the effects end all that is expected of it.
@@ -220,15 +248,17 @@ func freeze(do ...Effect) rule {
 }
 
 // thaw notes that it runs on; the effects begin anew what the freeze has ended.
-func thaw(do ...Effect) rule {
+func thaw(do func(Machine) []Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
 		if !m.Frozen {
 			return m, nil
 		}
 		m.Frozen, m.Spared = false, false
-		return m, do
+		return m, do(m)
 	}
 }
+
+func awaiting(Machine) []Effect { return []Effect{DoAwait} }
 
 // spare notes that it is going to be frozen to save the battery, so that it is known for
 // whom, also when the agent dies over it.
@@ -272,7 +302,7 @@ func end(c Cause, do ...Effect) rule {
 func endAgain(do ...Effect) rule {
 	return func(m Machine, ev Event) (Machine, []Effect) {
 		m, do := end(CauseAsked, do...)(m, ev)
-		m.Up, m.Again, m.Asked = true, true, true
+		m.Up, m.Again, m.Asked, m.Paused = true, true, true, false
 		return m, do
 	}
 }
@@ -289,7 +319,7 @@ func becauseAsked(do ...Effect) rule {
 // again notes that somebody wants a fresh incarnation after the end under way.
 func again() rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
-		m.Up, m.Cause, m.Again, m.Asked, m.Holding = true, CauseAsked, true, true, false
+		m.Up, m.Cause, m.Again, m.Asked, m.Holding, m.Paused = true, CauseAsked, true, true, false, false
 		return m, nil
 	}
 }
@@ -311,7 +341,7 @@ func rest(m Machine, _ Event) (Machine, []Effect) {
 
 // postpone is a start that has to wait until the battery is not low any more.
 func postpone(m Machine, _ Event) (Machine, []Effect) {
-	m.State, m.Up = Held, true
+	m.State, m.Up, m.Done = Held, true, false
 	return m, []Effect{Disarm}
 }
 
@@ -340,7 +370,7 @@ func holdAfter(m Machine, _ Event) (Machine, []Effect) {
 // launch begins a fresh incarnation that somebody asked for.
 func launch(m Machine, ev Event) (Machine, []Effect) {
 	m = unblemished(m)
-	m.Up, m.Restarts = true, 0
+	m.Up, m.Restarts, m.Paused = true, 0, false
 	return begin(m)
 }
 
@@ -355,12 +385,12 @@ func begin(m Machine) (Machine, []Effect) {
 	if !m.Unbegun {
 		m.Incarnation++
 	}
-	m.Unbegun = false
+	m.Unbegun, m.Done = false, false
 	return m, []Effect{Disarm, DoLaunch}
 }
 
 func adopt(m Machine, _ Event) (Machine, []Effect) {
-	m.State = Adopting
+	m.State, m.Done = Adopting, false
 	return m, []Effect{DoAdopt}
 }
 
@@ -386,7 +416,7 @@ func resume(m Machine, _ Event) (Machine, []Effect) {
 	if m.Frozen {
 		return m, nil
 	}
-	return m, []Effect{DoProbe, ArmStable}
+	return m, running(m)
 }
 
 func graceOver(m Machine, _ Event) (Machine, []Effect) {
@@ -466,6 +496,11 @@ func settle(m Machine, ev Event) (Machine, []Effect) {
 	m.Cause, m.Recent = CauseNone, ev.Recent
 	if !failed {
 		m.Alike, m.Fingerprint = 0, ""
+		if m.Once {
+			m = unblemished(m)
+			m.State, m.Done, m.Up = Stopped, true, false // a reboot brings nothing back
+			return m, []Effect{Disarm}
+		}
 		if m.Policy.When != RestartAlways {
 			m.State = Stopped
 			return m, []Effect{Disarm}

@@ -22,13 +22,13 @@ var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
 func kindsOf(s State) []Machine {
 	var out []Machine
 	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup, CauseHeld} {
-		for bits := range 1 << 9 {
+		for bits := range 1 << 10 {
 			is := func(bit int) bool { return bits>>bit&1 == 1 }
 			m := Machine{
 				State: s, Incarnation: 1, Up: true, Again: is(0), Asked: is(0), Cause: cause, Killing: is(1), Failed: is(2), Unready: is(3),
 				ForceKill: is(4), Policy: RestartPolicy{When: RestartOnFailure},
 			}
-			m.Frozen, m.Spared = is(7), is(8)
+			m.Frozen, m.Spared, m.Once = is(7), is(8), is(9)
 			if is(5) {
 				m.Policy.MaxAttempts = 1
 			}
@@ -90,6 +90,10 @@ func TestGoldenDiagram(t *testing.T) {
 
 // walk visits every machine reachable within depth events.
 func walk(policy RestartPolicy, depth int, visit func(Machine)) {
+	walkFrom(Machine{Policy: policy, ForceKill: true}, depth, visit)
+}
+
+func walkFrom(first Machine, depth int, visit func(Machine)) {
 	seen := map[Machine]bool{}
 	var step func(Machine, int)
 	step = func(m Machine, depth int) {
@@ -109,7 +113,7 @@ func walk(policy RestartPolicy, depth int, visit func(Machine)) {
 			}
 		}
 	}
-	step(Machine{Policy: policy, ForceKill: true}, depth)
+	step(first, depth)
 }
 
 var policies = []RestartPolicy{

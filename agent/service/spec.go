@@ -18,6 +18,8 @@ import (
 type Spec struct {
 	Name        Name
 	Description string
+	Type        Type
+	Schedule    Schedule // of a oneshot
 
 	Exec             []string          // program (absolute path) and arguments
 	Environment      map[string]string // the whole environment, but for a fixed PATH when it names none
@@ -41,6 +43,7 @@ type Spec struct {
 	UsageHistory bool // what it uses is remembered for a day
 
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
+	Bounded bool  // of a oneshot: Ready.Timeout bounds its job, too
 	Health  Check // how to tell that it is well
 	Hang    OnHang
 	Restart RestartPolicy
@@ -240,6 +243,7 @@ func (s *Spec) Validate() []Fault {
 	s.Ready.validate("ready", &faults)
 	faults.duration("ready.timeout", s.Ready.Timeout, time.Millisecond, 24*time.Hour)
 	s.validateReadiness(&faults)
+	s.validateOneshot(&faults)
 	s.Health.validate("health", &faults)
 	if s.Health.Type == CheckLog {
 		faults.add("health.type", "%s tells that a service is ready, not that it is well", s.Health.Type)

@@ -29,6 +29,7 @@ type Status struct {
 	Error       string             // why it is not running although it should, "" when all is well
 	LastActor   string             // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
+	Timing      Timing // of its schedule
 
 	Health Health    // what its checks say; see Verdict
 	Well   time.Time // since when its checks have said that it is healthy; zero while they do not
@@ -177,6 +178,7 @@ type StartOptions struct {
 // StopOptions change one stop; the zero value is the definition's policy.
 type StopOptions struct {
 	Force   bool           // kill at once
+	Pause   bool           // its schedule is to rest, too; then it need not run
 	Timeout *time.Duration // instead of the definition's
 	Actor   string         // who asks
 	Request Request        // this one

@@ -25,10 +25,11 @@ type Wanted struct {
 	Document   []byte           `json:"document,omitempty"` // registered by a caller; empty when a file of the host defines it
 	Generation uint64           `json:"generation"`
 	Changed    time.Time        `json:"changed"`
-	Up         bool             `json:"up"`       // somebody started it and nobody stopped it since
-	Limits     service.Limits   `json:"limits"`   // set over those of the definition
-	Warnings   service.Warnings `json:"warnings"` // likewise
-	Over       string           `json:"over"`     // what the host's file held that they were set over, "" for none; once its digest
+	Up         bool             `json:"up"`               // somebody started it and nobody stopped it since
+	Paused     bool             `json:"paused,omitempty"` // somebody stopped it and nobody started it since: its schedule rests
+	Limits     service.Limits   `json:"limits"`           // set over those of the definition
+	Warnings   service.Warnings `json:"warnings"`         // likewise
+	Over       string           `json:"over"`             // what the host's file held that they were set over, "" for none; once its digest
 	// What the last start that somebody asked for wanted besides the definition.
 	Options service.StartOptions `json:"options"`
 	Begun   string               `json:"begun,omitempty"`  // the latest boot in which a launch was recorded

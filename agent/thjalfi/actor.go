@@ -58,7 +58,7 @@ type actor struct {
 	failure error                     // of the last launch, readiness or end
 	unready error                     // why it was not ready when that was last asked
 	words   lastWords                 // of the incarnation that was buried last
-	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled
+	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled; of a job: when its time is over
 	spread  float64                   // drawn for that wait
 	failed  service.Failures          // within the window of its policy
 	queues  bool                      // in Backoff: the wait is over, and its turn has not come
@@ -267,6 +267,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	if (a.machine.State == service.Launching || a.machine.State == service.Held) && a.next != nil {
 		a.plan, a.next = a.next, nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
+		a.machine.Once = a.plan.Spec.Type == service.TypeOneshot
 	}
 	a.count(before)
 	switch {
@@ -276,8 +277,8 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.due, a.queues = a.cfg.SinceBoot()+a.delay(), false
 	case a.machine.State == service.Crashed && before.State != service.Crashed:
 		told = a.alert()
-	case a.machine.State == service.Starting && a.settlesAnew(before):
-		a.due = a.cfg.SinceBoot() + a.plan.Spec.Ready.Settle
+	case a.machine.State == service.Starting && a.settlesAnew(before), a.machine.Once && a.thawed(before):
+		a.due = a.cfg.SinceBoot() + a.time()
 	}
 	news := a.conclude()
 	switch {

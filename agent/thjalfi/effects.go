@@ -44,6 +44,10 @@ func (a *actor) do(e service.Effect) {
 	case service.Disarm:
 		a.timer.Stop()
 		a.armed = false
+	case service.ArmJob:
+		if a.plan.Spec.Bounded {
+			a.arm(max(0, a.due-a.cfg.SinceBoot()), service.StartupOver)
+		}
 	}
 }
 
@@ -315,12 +319,28 @@ func (a *actor) settlesAnew(before service.Machine) bool {
 	case service.Adopting:
 		return a.due == 0
 	}
-	return before.Frozen && !a.machine.Frozen
+	return a.thawed(before)
+}
+
+func (a *actor) thawed(before service.Machine) bool {
+	return before.Frozen && !a.machine.Frozen && a.machine.State == before.State
+}
+
+// time is how long an incarnation has to run to be ready or, if it does a job, how long
+// that may take.
+func (a *actor) time() time.Duration {
+	if a.machine.Once {
+		return a.plan.Spec.Ready.Timeout
+	}
+	return a.plan.Spec.Ready.Settle
 }
 
 func (a *actor) startupTimeout() error {
 	ready := a.plan.Spec.Ready
 	err := fmt.Errorf("it was not ready within %v (ready: %s)", ready.Timeout, strings.TrimSpace(ready.Type.String()+" "+ready.Target()))
+	if a.plan.Spec.Bounded {
+		err = fmt.Errorf("its job was not done within %v (ready.timeout)", ready.Timeout)
+	}
 	if a.unready != nil {
 		err = fmt.Errorf("%w: %w", err, a.unready)
 	}

@@ -69,6 +69,9 @@ func (a *actor) endError(x service.ExitRecord) error {
 		return errCutOff
 	}
 	end := fmt.Errorf("it ended: %s", x.Message)
+	if a.machine.Once && !a.machine.Unready {
+		return &service.Error{Op: "start", Service: a.name, Kind: service.Unlaunchable, Reason: service.ReasonJobFailed, Err: end}
+	}
 	if !a.machine.Unready {
 		return end
 	}

@@ -17,6 +17,7 @@ type request struct {
 	plan        *Plan
 	stop        service.StopOptions
 	actor       string
+	scheduled   bool         // the schedule asks
 	reply       chan<- error // buffered: never blocks
 	incarnation uint64       // that must be ready (start, restart) or gone (stop, kill)
 }
@@ -30,7 +31,11 @@ func (a *actor) take(r request) {
 	if r.kind == service.Hold && a.need(r) {
 		return
 	}
-	if refusal := a.refuses(r.kind); refusal != nil {
+	if r.scheduled && a.machine.Paused { // whoever stopped it came first
+		r.reply <- a.outvoted(r.kind)
+		return
+	}
+	if refusal := a.refuses(r.kind); refusal != nil && !r.stop.Pause {
 		if a.unrecorded != nil && r.ends() { // it has ended, and now that may be written down
 			a.record()
 			a.reply(r, nil)
@@ -89,7 +94,9 @@ func (a *actor) rehearse(r request) {
 			case err != nil:
 				refusal = &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
 					Err: fmt.Errorf("it runs on, since the intent can not be recorded: %w", err)}
-			case !a.machine.Up && a.machine.Incarnation == incarnation:
+			case !a.machine.Up && !a.machine.Done && a.machine.Incarnation == incarnation:
+				refusal = a.outvoted(r.kind)
+			case r.scheduled && a.machine.Paused:
 				refusal = a.outvoted(r.kind)
 			case why != nil:
 				why.Service = a.name
@@ -131,8 +138,12 @@ func (a *actor) accept(r request) {
 	ending := a.machine.State == service.Stopping && a.handle != nil && a.fires == service.GraceOver && !a.machine.Killing
 	a.waiters = append(a.waiters, r)
 	before := a.machine
-	a.happen(r.events()...)
-	if r.ID != "" && a.machine == before { // else it is recorded with what it began
+	told := notice{}
+	if r.stop.Pause && !before.Paused {
+		told = notice{service.NoticeState, r.kind.String(), "its schedule rests until somebody starts it"}
+	}
+	a.happenAs(told, r.events()...)
+	if (r.ID != "" || a.unrecorded != nil) && a.machine == before { // else it is recorded with what it began
 		a.record()
 	}
 	switch {
@@ -148,6 +159,9 @@ func (a *actor) accept(r request) {
 func (r request) events() []service.Event {
 	if r.kind == service.Restart && r.stop.Force {
 		return []service.Event{{Kind: service.Kill}, {Kind: r.kind}}
+	}
+	if r.stop.Pause {
+		return []service.Event{{Kind: service.Pause}, {Kind: r.kind}}
 	}
 	return []service.Event{{Kind: r.kind}}
 }
@@ -201,10 +215,14 @@ type lastWords struct {
 	lines       []string
 }
 
-// added is err with the last lines of an incarnation that did not become ready.
+// withLines are the failures whose cause the last lines may tell.
+var withLines = map[service.Reason]bool{service.ReasonStartupTimeout: true, service.ReasonExitedEarly: true, service.ReasonJobFailed: true}
+
+// added is err with the last lines of an incarnation that did not become ready, or whose
+// job failed.
 func (w lastWords) added(r request, err error) error {
 	e, ok := err.(*service.Error)
-	if !ok || w.incarnation != r.incarnation || e.Reason != service.ReasonStartupTimeout && e.Reason != service.ReasonExitedEarly {
+	if !ok || w.incarnation != r.incarnation || !withLines[e.Reason] {
 		return err
 	}
 	told := *e
@@ -215,7 +233,7 @@ func (w lastWords) added(r request, err error) error {
 // undone tells whoever asked for an end that came that the next agent may undo
 // it, since the disk still says that the service shall run; else it is nil.
 func (a *actor) undone(r request) error {
-	if a.unrecorded == nil || !a.kept.Up || !r.ends() || r.kind == service.Hold {
+	if a.unrecorded == nil || !a.kept.Up && a.kept.Paused == a.machine.Paused || !r.ends() || r.kind == service.Hold {
 		return nil
 	}
 	return &service.Error{Op: r.kind.String(), Service: a.name, Kind: service.HostUnavailable,
@@ -228,10 +246,11 @@ func (a *actor) settled(kind service.EventKind, incarnation uint64) (bool, error
 	if ends(kind) {
 		return !m.State.Alive() || m.Incarnation > incarnation, nil
 	}
+	serves := m.State == service.Running && !m.Once
 	switch {
-	case m.State.Alive() && m.State != service.Running, m.State == service.Running && m.Incarnation < incarnation:
+	case m.State.Alive() && !serves, serves && m.Incarnation < incarnation:
 		return false, nil
-	case m.State == service.Running:
+	case serves, m.Done && m.Incarnation >= incarnation:
 		return true, nil
 	case m.Incarnation < incarnation || a.failure == nil:
 		return true, a.outvoted(kind)

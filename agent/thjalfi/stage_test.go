@@ -36,6 +36,7 @@ type stage struct {
 	backend  *watched
 	fault    func(operation string) error // of the backend, nil for none
 	complain func(format string, args ...any)
+	shim     bool                          // how a process ends is told to every agent
 	dogged   bool                          // a launch can not be given up
 	slow     time.Duration                 // from when it is identified until it runs
 	line     chan struct{}                 // closed when a line has come that is waited for
@@ -91,7 +92,7 @@ func newStage(t *testing.T) *stage {
 
 // board brings an agent onto the stage.
 func (s *stage) board() {
-	b := fake.New(fake.Config{Host: s.host, Fault: s.hook})
+	b := fake.New(fake.Config{Host: s.host, Fault: s.hook, Shim: s.shim})
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
 		Keeper: s.disk, Prober: s.prober, Monitor: s.watching(), ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,

@@ -45,7 +45,7 @@ type Record struct {
 	Exit    *service.Exit    // how the main process ended, nil while nobody knows that it did
 	Remains *service.Remains // what it left behind, nil while something of it may live
 	Ended   time.Time        // with Remains: when the main process ended, as far as is known
-	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, as SinceBoot tells time
+	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, of a job when its time is over, as SinceBoot tells time
 	Failed  service.Failures // within the window of its policy, likewise
 	Actor   string
 	Paused  string          // who has stopped the incarnation with a signal, "" for nobody
@@ -213,6 +213,16 @@ func (t *Thjalfi) Start(ctx context.Context, name service.Name, plan Plan) error
 // fresh one is ready.
 func (t *Thjalfi) Restart(ctx context.Context, name service.Name, plan Plan, opts service.StopOptions) error {
 	return t.request(ctx, name, request{kind: service.Restart, plan: &plan, stop: opts, actor: plan.Actor, Request: opts.Request})
+}
+
+// Run is Start for a schedule: what somebody has stopped, and nobody started since, it
+// leaves alone (service.Conflict). With replace it is Restart.
+func (t *Thjalfi) Run(ctx context.Context, name service.Name, plan Plan, replace bool) error {
+	r := request{kind: service.Start, plan: &plan, actor: plan.Actor, scheduled: true}
+	if replace {
+		r.kind = service.Restart
+	}
+	return t.request(ctx, name, r)
 }
 
 // Recall answers a request that was begun before, as that one is or was answered,

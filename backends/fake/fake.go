@@ -26,6 +26,7 @@ var (
 type Config struct {
 	Host     *Host                // nil for a new one
 	Enforces *service.Enforcement // nil for everything
+	Shim     bool                 // what was launched by a backend before this one still tells how it ended
 
 	// Scripts tells how the launches of a service behave, see Host.Script.
 	Scripts map[service.Name][]Script
@@ -44,6 +45,7 @@ type Backend struct {
 	enforces service.Enforcement
 	program  func(service.Launch) Script
 	fault    func(string, service.Ref) error
+	shim     bool
 	closed   atomic.Bool
 }
 
@@ -51,7 +53,7 @@ type Backend struct {
 func New(c Config) *Backend {
 	b := &Backend{
 		Host: c.Host, enforces: Everything(),
-		program: c.Program, fault: c.Fault,
+		program: c.Program, fault: c.Fault, shim: c.Shim,
 	}
 	if b.Host == nil {
 		b.Host = NewHost()
@@ -237,7 +239,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, l service.Launch) 
 		b.remove(g)
 		return nil, backends.ErrGone
 	case g.main && g.ref == ref:
-		return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: g.parent == b, requested: l.Limits}, nil
+		return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: g.parent == b || b.shim, requested: l.Limits}, nil
 	}
 	over := make(chan struct{})
 	close(over)

@@ -116,7 +116,7 @@ func billing() *apitest.Service {
 	st.Spec.Description, st.Spec.Autostart, st.Spec.User = "Billing workers", true, "billing"
 	st.Spec.Health.Type, st.Spec.Health.URL = service.CheckHTTP, "http://127.0.0.1:8081/ready"
 	st.Log = "/var/log/gladsheim/billing.log"
-	st.Machine.Restarts, st.Machine.Failures = 7, 1
+	st.Machine.Restarts, st.Machine.Failures, st.Machine.Recent = 7, 1, 1
 	st.Health = service.Health{Status: service.Ill, Strategy: service.CheckHTTP, Message: "503 Service Unavailable", Failures: 3,
 		LastCheck: now.Add(-time.Second), NextCheck: now.Add(4 * time.Second)}
 	held := func(r service.Resource, n uint64) {
@@ -167,12 +167,14 @@ func stopped(name string) *apitest.Service {
 
 func crashed(name string) *apitest.Service {
 	st := known(name, "")
-	st.Machine = service.Machine{State: service.Crashed, Incarnation: 5, Policy: st.Spec.Restart, Failures: 4, Restarts: 3}
+	st.Machine = service.Machine{State: service.Crashed, Incarnation: 5, Policy: st.Spec.Restart, Failures: 4, Recent: 4, GaveUp: service.GaveUpAttempts, Restarts: 3}
 	st.Started, st.Ended = now.Add(-3*time.Minute), now.Add(-2*time.Minute)
 	st.Error = "it failed 4 times in a row; given up"
 	st.LastExit = &service.ExitRecord{
 		Incarnation: 5, Exit: service.Exit{Code: 78}, Verdict: service.VerdictCrash, Started: st.Started, Ended: st.Ended,
-		Message: "exit code 78",
+		Message: "exit code 78", Fingerprint: "0123456789abcdef", Seen: 4, FirstSeen: now.Add(-time.Hour), After: &st.Machine,
+		LastLines: []string{"reading mailer.conf", "no such key: \x1b[31mrelay\x1b[0m"}, Violations: []string{"memory-warning"},
+		Remains: service.Remains{Usage: service.Usage{Source: "cgroup", MemoryPeak: service.Of(12 * mebibyte), CPUTime: 90 * time.Millisecond, PidsPeak: service.Of(3)}},
 	}
 	st.Spec.Log = service.LogNull
 	return &apitest.Service{Status: st, Document: []byte(`{"name":"` + name + `"}`), Exits: []service.ExitRecord{*st.LastExit}}
@@ -180,7 +182,7 @@ func crashed(name string) *apitest.Service {
 
 func waiting(name string) *apitest.Service {
 	st := known(name, "")
-	st.Machine = service.Machine{State: service.Backoff, Incarnation: 3, Policy: st.Spec.Restart, Failures: 2, Restarts: 2}
+	st.Machine = service.Machine{State: service.Backoff, Incarnation: 3, Policy: st.Spec.Restart, Failures: 2, Recent: 2, Restarts: 2}
 	st.Started, st.Ended = now.Add(-20*time.Second), now.Add(-10*time.Second)
 	st.NextAttempt = now.Add(2 * time.Second)
 	st.LastExit = &service.ExitRecord{Incarnation: 3, Exit: service.Exit{Unknown: "agent_was_down"}, Verdict: service.VerdictUnknown, Started: st.Started, Ended: st.Ended}

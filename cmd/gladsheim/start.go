@@ -17,8 +17,9 @@ func (a *app) startCommand() *cobra.Command {
 	var id string
 	c := &cobra.Command{
 		Use:   "start NAME…",
-		Short: "Start services, and wait until they are ready",
-		Long: `Start services, and wait until they are ready.
+		Short: "Start services, and wait until they are ready, or have done their job",
+		Long: `Start services, and wait until they are ready. One of the type oneshot is ready when
+its job is done.
 
 The flags change this one start; what they leave out comes from the definition.`,
 		Example: `  gladsheim start web
@@ -63,7 +64,13 @@ func (a *app) started(ask func(context.Context, string) (*gladsheimv1.ServiceSta
 	verb := a.states(ask)
 	show := verb.show
 	verb.show = func(s *gladsheimv1.ServiceStatus) error {
-		switch x := s.GetLastExit(); s.GetState() {
+		x := s.GetLastExit()
+		if s.GetCompleted() {
+			took := fromMillis(x.GetEndedUnixMs()).Sub(fromMillis(x.GetStartedUnixMs()))
+			_, err := fmt.Fprintf(a.out, "%s %s: done, in %s\n", a.show(signOf(s.GetState())), s.GetServiceName(), span(took))
+			return err
+		}
+		switch s.GetState() {
 		case gladsheimv1.ServiceState_SERVICE_STATE_RUNNING, gladsheimv1.ServiceState_SERVICE_STATE_STARTING:
 			return show(s)
 		default:

@@ -158,7 +158,28 @@ type ExitRecord struct {
 	// Whether it had to be killed because it outlived its stop timeout.
 	KilledAfterTimeout bool `protobuf:"varint,16,opt,name=killed_after_timeout,json=killedAfterTimeout,proto3" json:"killed_after_timeout,omitempty"`
 	// The whole story in one line, for humans.
-	Message       string `protobuf:"bytes,17,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,17,opt,name=message,proto3" json:"message,omitempty"`
+	// The same for ends that are the same: made of the verdict, the exit code or signal,
+	// and the last lines without times, numbers and addresses. Empty when somebody asked
+	// for the end, and of an earlier version.
+	Fingerprint string `protobuf:"bytes,40,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// How many ends with this fingerprint there were until this one, itself included, as
+	// far as is known: an end that is more than 16 before the next of its kind is not.
+	Seen uint32 `protobuf:"varint,41,opt,name=seen,proto3" json:"seen,omitempty"`
+	// When the first of them was.
+	FirstSeenUnixMs int64 `protobuf:"varint,42,opt,name=first_seen_unix_ms,json=firstSeenUnixMs,proto3" json:"first_seen_unix_ms,omitempty"`
+	// What followed, for humans: when it was restarted, or why it was not. Empty of an
+	// earlier version.
+	Decision string `protobuf:"bytes,43,opt,name=decision,proto3" json:"decision,omitempty"`
+	// How long the restart by the policy was to wait, that for its turn on the host not
+	// included. Absent when none followed.
+	RestartWaitMs *uint64 `protobuf:"varint,44,opt,name=restart_wait_ms,json=restartWaitMs,proto3,oneof" json:"restart_wait_ms,omitempty"`
+	// Why it was given up, as in ServiceStatus. Empty when it was not.
+	GivenUp string `protobuf:"bytes,45,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
+	// Violations that lasted when it ended.
+	Violations []string `protobuf:"bytes,46,rep,name=violations,proto3" json:"violations,omitempty"`
+	// The most tasks it ever had at a time.
+	PidsPeak      *uint64 `protobuf:"varint,47,opt,name=pids_peak,json=pidsPeak,proto3,oneof" json:"pids_peak,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,11 +333,67 @@ func (x *ExitRecord) GetMessage() string {
 	return ""
 }
 
+func (x *ExitRecord) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *ExitRecord) GetSeen() uint32 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
+func (x *ExitRecord) GetFirstSeenUnixMs() int64 {
+	if x != nil {
+		return x.FirstSeenUnixMs
+	}
+	return 0
+}
+
+func (x *ExitRecord) GetDecision() string {
+	if x != nil {
+		return x.Decision
+	}
+	return ""
+}
+
+func (x *ExitRecord) GetRestartWaitMs() uint64 {
+	if x != nil && x.RestartWaitMs != nil {
+		return *x.RestartWaitMs
+	}
+	return 0
+}
+
+func (x *ExitRecord) GetGivenUp() string {
+	if x != nil {
+		return x.GivenUp
+	}
+	return ""
+}
+
+func (x *ExitRecord) GetViolations() []string {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+func (x *ExitRecord) GetPidsPeak() uint64 {
+	if x != nil && x.PidsPeak != nil {
+		return *x.PidsPeak
+	}
+	return 0
+}
+
 var File_gladsheim_v1_exit_proto protoreflect.FileDescriptor
 
 const file_gladsheim_v1_exit_proto_rawDesc = "" +
 	"\n" +
-	"\x17gladsheim/v1/exit.proto\x12\fgladsheim.v1\"\xfa\x05\n" +
+	"\x17gladsheim/v1/exit.proto\x12\fgladsheim.v1\"\xa5\b\n" +
 	"\n" +
 	"ExitRecord\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12 \n" +
@@ -338,14 +415,27 @@ const file_gladsheim_v1_exit_proto_rawDesc = "" +
 	"\n" +
 	"last_lines\x18\x0f \x03(\fR\tlastLines\x120\n" +
 	"\x14killed_after_timeout\x18\x10 \x01(\bR\x12killedAfterTimeout\x12\x18\n" +
-	"\amessage\x18\x11 \x01(\tR\amessageB\f\n" +
+	"\amessage\x18\x11 \x01(\tR\amessage\x12 \n" +
+	"\vfingerprint\x18( \x01(\tR\vfingerprint\x12\x12\n" +
+	"\x04seen\x18) \x01(\rR\x04seen\x12+\n" +
+	"\x12first_seen_unix_ms\x18* \x01(\x03R\x0ffirstSeenUnixMs\x12\x1a\n" +
+	"\bdecision\x18+ \x01(\tR\bdecision\x12+\n" +
+	"\x0frestart_wait_ms\x18, \x01(\x04H\x06R\rrestartWaitMs\x88\x01\x01\x12\x19\n" +
+	"\bgiven_up\x18- \x01(\tR\agivenUp\x12\x1e\n" +
+	"\n" +
+	"violations\x18. \x03(\tR\n" +
+	"violations\x12 \n" +
+	"\tpids_peak\x18/ \x01(\x04H\aR\bpidsPeak\x88\x01\x01B\f\n" +
 	"\n" +
 	"_exit_codeB\t\n" +
 	"\a_signalB\x11\n" +
 	"\x0f_unknown_reasonB\x14\n" +
 	"\x12_memory_peak_bytesB\x10\n" +
 	"\x0e_cpu_time_usecB\x11\n" +
-	"\x0f_throttled_usec*\xc4\x02\n" +
+	"\x0f_throttled_usecB\x12\n" +
+	"\x10_restart_wait_msB\f\n" +
+	"\n" +
+	"_pids_peak*\xc4\x02\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_CLEAN\x10\x01\x12\x13\n" +

@@ -870,8 +870,8 @@ type ServiceStatus struct {
 	Generation uint64 `protobuf:"varint,36,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Whether the agent starts it when the agent itself starts.
 	Autostart bool `protobuf:"varint,37,opt,name=autostart,proto3" json:"autostart,omitempty"`
-	// How many automatic restarts are left before it is given up. Absent when
-	// the policy sets no number.
+	// How many restarts by the policy are left before it is given up, if no failure leaves
+	// its window meanwhile. Absent when it is never restarted.
 	RestartsLeft *uint32 `protobuf:"varint,38,opt,name=restarts_left,json=restartsLeft,proto3,oneof" json:"restarts_left,omitempty"`
 	// Where the output of this instance, or of the last one, goes: the path of a
 	// file, "journal" or "null". Empty when none was launched since the agent
@@ -890,6 +890,23 @@ type ServiceStatus struct {
 	// What the agent has done about violations since it began; steps that were never
 	// taken are left out.
 	Enforcements []*EnforcementCount `protobuf:"bytes,50,rep,name=enforcements,proto3" json:"enforcements,omitempty"`
+	// What is expected of it: "service", it runs until somebody ends it, or "oneshot", it
+	// does a job and ends.
+	Type string `protobuf:"bytes,85,opt,name=type,proto3" json:"type,omitempty"`
+	// Whether it is a oneshot whose job is done: its latest run, in this boot, ended well,
+	// and none was begun since.
+	Completed bool `protobuf:"varint,86,opt,name=completed,proto3" json:"completed,omitempty"`
+	// Why it is crashed and will not be restarted by itself: "policy", it is never
+	// restarted; "exit-code", it ended in a way after which it is not to be; "attempts", it
+	// failed too often; "deterministic", it failed in the same way again and again;
+	// "permanent", it can not be launched. Empty when it was not given up.
+	GivenUp string `protobuf:"bytes,75,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
+	// How many failures count for its max_attempts: those within the window of its restart
+	// policy when that was last looked at.
+	RecentFailures uint32 `protobuf:"varint,76,opt,name=recent_failures,json=recentFailures,proto3" json:"recent_failures,omitempty"`
+	// How many failures there were since somebody started it, or since it last ran well for
+	// long enough: the next wait is by that.
+	FailuresInARow uint32 `protobuf:"varint,77,opt,name=failures_in_a_row,json=failuresInARow,proto3" json:"failures_in_a_row,omitempty"`
 	// That it does nothing any more, as was seen without its help. Absent when it goes on.
 	// The state is RUNNING all the same; whether it is UNHEALTHY is for its definition to
 	// say (hang).
@@ -1164,6 +1181,41 @@ func (x *ServiceStatus) GetEnforcements() []*EnforcementCount {
 		return x.Enforcements
 	}
 	return nil
+}
+
+func (x *ServiceStatus) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ServiceStatus) GetCompleted() bool {
+	if x != nil {
+		return x.Completed
+	}
+	return false
+}
+
+func (x *ServiceStatus) GetGivenUp() string {
+	if x != nil {
+		return x.GivenUp
+	}
+	return ""
+}
+
+func (x *ServiceStatus) GetRecentFailures() uint32 {
+	if x != nil {
+		return x.RecentFailures
+	}
+	return 0
+}
+
+func (x *ServiceStatus) GetFailuresInARow() uint32 {
+	if x != nil {
+		return x.FailuresInARow
+	}
+	return 0
 }
 
 func (x *ServiceStatus) GetHung() *Hang {
@@ -2894,7 +2946,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xeb\v\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x8c\r\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -2936,7 +2988,12 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\n" +
 	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
 	"violations\x12B\n" +
-	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12+\n" +
+	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12\x12\n" +
+	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
+	"\tcompleted\x18V \x01(\bR\tcompleted\x12\x19\n" +
+	"\bgiven_up\x18K \x01(\tR\agivenUp\x12'\n" +
+	"\x0frecent_failures\x18L \x01(\rR\x0erecentFailures\x12)\n" +
+	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARow\x12+\n" +
 	"\x04hung\x18Z \x01(\v2\x12.gladsheim.v1.HangH\x06R\x04hung\x88\x01\x01B\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +

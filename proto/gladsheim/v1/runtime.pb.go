@@ -403,6 +403,189 @@ func (x *ListExitsRequest) GetLimit() uint32 {
 	return 0
 }
 
+// ListCrashesRequest names the service.
+type ListCrashesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCrashesRequest) Reset() {
+	*x = ListCrashesRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCrashesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCrashesRequest) ProtoMessage() {}
+
+func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCrashesRequest.ProtoReflect.Descriptor instead.
+func (*ListCrashesRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListCrashesRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// CrashHistory is the answer of ListCrashes.
+type CrashHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ways in which it failed, the latest first.
+	Crashes       []*Crash `protobuf:"bytes,1,rep,name=crashes,proto3" json:"crashes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashHistory) Reset() {
+	*x = CrashHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashHistory) ProtoMessage() {}
+
+func (x *CrashHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashHistory.ProtoReflect.Descriptor instead.
+func (*CrashHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CrashHistory) GetCrashes() []*Crash {
+	if x != nil {
+		return x.Crashes
+	}
+	return nil
+}
+
+// Crash is one way in which a service fails.
+type Crash struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What its ends have in common; see ExitRecord.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// How many there were, as far as is known.
+	Count uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// When the first of them was.
+	FirstUnixMs int64 `protobuf:"varint,3,opt,name=first_unix_ms,json=firstUnixMs,proto3" json:"first_unix_ms,omitempty"`
+	// When the latest was.
+	LastUnixMs int64 `protobuf:"varint,4,opt,name=last_unix_ms,json=lastUnixMs,proto3" json:"last_unix_ms,omitempty"`
+	// The latest of them, with its last lines.
+	Latest *ExitRecord `protobuf:"bytes,5,opt,name=latest,proto3" json:"latest,omitempty"`
+	// Which instances it ended, of those whose exit records are kept, the latest first.
+	Incarnations  []uint64 `protobuf:"varint,6,rep,packed,name=incarnations,proto3" json:"incarnations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Crash) Reset() {
+	*x = Crash{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Crash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Crash) ProtoMessage() {}
+
+func (x *Crash) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Crash.ProtoReflect.Descriptor instead.
+func (*Crash) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Crash) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Crash) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Crash) GetFirstUnixMs() int64 {
+	if x != nil {
+		return x.FirstUnixMs
+	}
+	return 0
+}
+
+func (x *Crash) GetLastUnixMs() int64 {
+	if x != nil {
+		return x.LastUnixMs
+	}
+	return 0
+}
+
+func (x *Crash) GetLatest() *ExitRecord {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+func (x *Crash) GetIncarnations() []uint64 {
+	if x != nil {
+		return x.Incarnations
+	}
+	return nil
+}
+
 // ExitHistory is the answer of ListExits.
 type ExitHistory struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -414,7 +597,7 @@ type ExitHistory struct {
 
 func (x *ExitHistory) Reset() {
 	*x = ExitHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +609,7 @@ func (x *ExitHistory) String() string {
 func (*ExitHistory) ProtoMessage() {}
 
 func (x *ExitHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +622,7 @@ func (x *ExitHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitHistory.ProtoReflect.Descriptor instead.
 func (*ExitHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExitHistory) GetExits() []*ExitRecord {
@@ -469,7 +652,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +664,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +677,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -546,7 +729,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +741,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +754,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -637,7 +820,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +832,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +845,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -797,7 +980,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +992,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +1005,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -852,7 +1035,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +1047,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +1060,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -908,7 +1091,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1103,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1116,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -977,7 +1160,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1172,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1185,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1107,7 +1290,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1302,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1315,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1249,7 +1432,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1444,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1457,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1339,7 +1522,7 @@ type RollingRestartRequest struct {
 
 func (x *RollingRestartRequest) Reset() {
 	*x = RollingRestartRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1534,7 @@ func (x *RollingRestartRequest) String() string {
 func (*RollingRestartRequest) ProtoMessage() {}
 
 func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1547,7 @@ func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
 func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RollingRestartRequest) GetServiceNames() []string {
@@ -1412,7 +1595,7 @@ type RollingRestartProgress struct {
 
 func (x *RollingRestartProgress) Reset() {
 	*x = RollingRestartProgress{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1607,7 @@ func (x *RollingRestartProgress) String() string {
 func (*RollingRestartProgress) ProtoMessage() {}
 
 func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1620,7 @@ func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
 func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RollingRestartProgress) GetServiceName() string {
@@ -1486,7 +1669,19 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"K\n" +
 	"\x10ListExitsRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\"=\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"7\n" +
+	"\x12ListCrashesRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"=\n" +
+	"\fCrashHistory\x12-\n" +
+	"\acrashes\x18\x01 \x03(\v2\x13.gladsheim.v1.CrashR\acrashes\"\xdb\x01\n" +
+	"\x05Crash\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\"\n" +
+	"\rfirst_unix_ms\x18\x03 \x01(\x03R\vfirstUnixMs\x12 \n" +
+	"\flast_unix_ms\x18\x04 \x01(\x03R\n" +
+	"lastUnixMs\x120\n" +
+	"\x06latest\x18\x05 \x01(\v2\x18.gladsheim.v1.ExitRecordR\x06latest\x12\"\n" +
+	"\fincarnations\x18\x06 \x03(\x04R\fincarnations\"=\n" +
 	"\vExitHistory\x12.\n" +
 	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"\xbd\x01\n" +
 	"\x16GetUsageHistoryRequest\x12!\n" +
@@ -1631,13 +1826,14 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
 	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
 	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
-	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xab\x05\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xf8\x05\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
-	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12S\n" +
+	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12K\n" +
+	"\vListCrashes\x12 .gladsheim.v1.ListCrashesRequest\x1a\x1a.gladsheim.v1.CrashHistory\x12S\n" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
 	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
@@ -1657,7 +1853,7 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
 	(RollingStep)(0),               // 1: gladsheim.v1.RollingStep
@@ -1666,55 +1862,62 @@ var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(*FreezeRequest)(nil),          // 4: gladsheim.v1.FreezeRequest
 	(*ThawRequest)(nil),            // 5: gladsheim.v1.ThawRequest
 	(*ListExitsRequest)(nil),       // 6: gladsheim.v1.ListExitsRequest
-	(*ExitHistory)(nil),            // 7: gladsheim.v1.ExitHistory
-	(*GetUsageHistoryRequest)(nil), // 8: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 9: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 10: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 11: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 12: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 13: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 14: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 15: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 16: gladsheim.v1.LimitRecommendation
-	(*RollingRestartRequest)(nil),  // 17: gladsheim.v1.RollingRestartRequest
-	(*RollingRestartProgress)(nil), // 18: gladsheim.v1.RollingRestartProgress
-	(*ExitRecord)(nil),             // 19: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),          // 20: gladsheim.v1.ServiceStatus
-	(*GladsheimError)(nil),         // 21: gladsheim.v1.GladsheimError
+	(*ListCrashesRequest)(nil),     // 7: gladsheim.v1.ListCrashesRequest
+	(*CrashHistory)(nil),           // 8: gladsheim.v1.CrashHistory
+	(*Crash)(nil),                  // 9: gladsheim.v1.Crash
+	(*ExitHistory)(nil),            // 10: gladsheim.v1.ExitHistory
+	(*GetUsageHistoryRequest)(nil), // 11: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 12: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 13: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 14: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 15: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 16: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 17: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 18: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 19: gladsheim.v1.LimitRecommendation
+	(*RollingRestartRequest)(nil),  // 20: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 21: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 22: gladsheim.v1.ExitRecord
+	(*ServiceStatus)(nil),          // 23: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 24: gladsheim.v1.GladsheimError
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	19, // 0: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	10, // 1: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	10, // 2: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
-	0,  // 3: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	15, // 4: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	16, // 5: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 6: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
-	20, // 7: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
-	21, // 8: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
-	2,  // 9: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	3,  // 10: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	4,  // 11: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	5,  // 12: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	6,  // 13: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	8,  // 14: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	11, // 15: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	13, // 16: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	17, // 17: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
-	20, // 18: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	20, // 19: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	20, // 20: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	20, // 21: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	7,  // 22: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	9,  // 23: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	12, // 24: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	14, // 25: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	18, // 26: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
-	18, // [18:27] is the sub-list for method output_type
-	9,  // [9:18] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	9,  // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
+	22, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	22, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	13, // 3: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	13, // 4: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 5: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
+	18, // 6: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	19, // 7: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 8: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
+	23, // 9: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	24, // 10: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	2,  // 11: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	3,  // 12: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	4,  // 13: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	5,  // 14: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	6,  // 15: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	7,  // 16: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	11, // 17: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	14, // 18: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	16, // 19: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	20, // 20: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	23, // 21: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	23, // 22: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	23, // 23: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	23, // 24: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	10, // 25: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	8,  // 26: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	12, // 27: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	15, // 28: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	17, // 29: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	21, // 30: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	21, // [21:31] is the sub-list for method output_type
+	11, // [11:21] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -1724,18 +1927,18 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[8].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[13].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[14].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[15].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[11].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[17].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[18].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

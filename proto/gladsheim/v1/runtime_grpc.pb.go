@@ -26,6 +26,7 @@ const (
 	RuntimeService_Freeze_FullMethodName          = "/gladsheim.v1.RuntimeService/Freeze"
 	RuntimeService_Thaw_FullMethodName            = "/gladsheim.v1.RuntimeService/Thaw"
 	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
+	RuntimeService_ListCrashes_FullMethodName     = "/gladsheim.v1.RuntimeService/ListCrashes"
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
 	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
@@ -70,6 +71,11 @@ type RuntimeServiceClient interface {
 	//
 	// NOT_FOUND: no such service.
 	ListExits(ctx context.Context, in *ListExitsRequest, opts ...grpc.CallOption) (*ExitHistory, error)
+	// ListCrashes tells in which ways a service has failed lately: its ends but those
+	// that were clean or asked for, those with the same fingerprint as one.
+	//
+	// NOT_FOUND: no such service.
+	ListCrashes(ctx context.Context, in *ListCrashesRequest, opts ...grpc.CallOption) (*CrashHistory, error)
 	// GetUsageHistory tells what a service used, oldest first, as far as it is
 	// remembered: the latest 5 minutes by the second, an hour by 10 seconds, a day by
 	// the minute. It is, over the end of the agent and of instances but not over a
@@ -164,6 +170,16 @@ func (c *runtimeServiceClient) ListExits(ctx context.Context, in *ListExitsReque
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExitHistory)
 	err := c.cc.Invoke(ctx, RuntimeService_ListExits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) ListCrashes(ctx context.Context, in *ListCrashesRequest, opts ...grpc.CallOption) (*CrashHistory, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CrashHistory)
+	err := c.cc.Invoke(ctx, RuntimeService_ListCrashes_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -266,6 +282,11 @@ type RuntimeServiceServer interface {
 	//
 	// NOT_FOUND: no such service.
 	ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error)
+	// ListCrashes tells in which ways a service has failed lately: its ends but those
+	// that were clean or asked for, those with the same fingerprint as one.
+	//
+	// NOT_FOUND: no such service.
+	ListCrashes(context.Context, *ListCrashesRequest) (*CrashHistory, error)
 	// GetUsageHistory tells what a service used, oldest first, as far as it is
 	// remembered: the latest 5 minutes by the second, an hour by 10 seconds, a day by
 	// the minute. It is, over the end of the agent and of instances but not over a
@@ -330,6 +351,9 @@ func (UnimplementedRuntimeServiceServer) Thaw(context.Context, *ThawRequest) (*S
 }
 func (UnimplementedRuntimeServiceServer) ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListExits not implemented")
+}
+func (UnimplementedRuntimeServiceServer) ListCrashes(context.Context, *ListCrashesRequest) (*CrashHistory, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCrashes not implemented")
 }
 func (UnimplementedRuntimeServiceServer) GetUsageHistory(context.Context, *GetUsageHistoryRequest) (*UsageHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetUsageHistory not implemented")
@@ -454,6 +478,24 @@ func _RuntimeService_ListExits_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_ListCrashes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCrashesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).ListCrashes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_ListCrashes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).ListCrashes(ctx, req.(*ListCrashesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RuntimeService_GetUsageHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetUsageHistoryRequest)
 	if err := dec(in); err != nil {
@@ -538,6 +580,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListExits",
 			Handler:    _RuntimeService_ListExits_Handler,
+		},
+		{
+			MethodName: "ListCrashes",
+			Handler:    _RuntimeService_ListCrashes_Handler,
 		},
 		{
 			MethodName: "GetUsageHistory",
