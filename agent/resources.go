@@ -185,6 +185,10 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 		return service.Health{}, err
 	}
 	health, pid := s.Health, s.PID()
+	if why := unasked(s.Machine); why != "" && health.Status != service.HealthUnknown {
+		// That it is not checked any more is on the way.
+		return service.Health{Strategy: health.Strategy, Message: why}, nil
+	}
 	if health.Strategy != service.CheckProcess || pid == 0 || s.Machine.State != service.Running || s.Machine.Frozen {
 		return health, nil
 	}
@@ -201,6 +205,17 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 	}
 	a.keepLook(name, s.Machine.Incarnation, health) // so that others see it, too
 	return health, nil
+}
+
+// unasked tells why a service in such a state is not checked, "" if it is.
+func unasked(m service.Machine) string {
+	switch {
+	case m.State != service.Running:
+		return "it does not run"
+	case m.Frozen:
+		return "it is frozen"
+	}
+	return ""
 }
 
 // Processes lists the processes of a service; none when it does not run.
