@@ -207,6 +207,36 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 	return health, nil
 }
 
+// CheckNow has a running service checked at once, and returns what that says; a check
+// that is under way does. One whose check is its process is looked at.
+func (a *Agent) CheckNow(ctx context.Context, name service.Name) (service.Health, error) {
+	s, err := a.Status(name)
+	if err != nil {
+		return service.Health{}, err
+	}
+	if s.Spec.Health.Type == service.CheckProcess {
+		return a.CheckHealth(ctx, name)
+	}
+	health, known, err := a.roskva.Now(ctx, name)
+	switch {
+	case err != nil:
+		return service.Health{}, &service.Error{Op: "check", Service: name, Kind: service.Timeout, Err: err}
+	case !known:
+		return service.Health{}, &service.Error{Op: "check", Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
+			Err: errors.New("its health is checked while it runs, and not while it is frozen")}
+	}
+	return health, nil
+}
+
+// Checks are the latest checks of the incarnation that runs, the latest last; none of
+// one that is not checked.
+func (a *Agent) Checks(name service.Name) ([]service.Probe, error) {
+	if _, err := a.Status(name); err != nil {
+		return nil, err
+	}
+	return a.roskva.Checks(name), nil
+}
+
 // unasked tells why a service in such a state is not checked, "" if it is.
 func unasked(m service.Machine) string {
 	switch {

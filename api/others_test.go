@@ -5,6 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -103,6 +104,31 @@ func TestCatalog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "a", d.GetServiceName())
 	_, err = c.GetDefinition(callContext(t), &gladsheimv1.GetDefinitionRequest{ServiceName: "a"})
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+}
+
+func TestChecks(t *testing.T) {
+	f := newFixture(t)
+	c := gladsheimv1.NewRuntimeServiceClient(f.conn)
+	_, err := c.CheckNow(callContext(t), &gladsheimv1.CheckNowRequest{ServiceName: "web"})
+	refused(t, err, codes.FailedPrecondition, service.ReasonNotRunning)
+	none, err := c.ListChecks(callContext(t), &gladsheimv1.ListChecksRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Empty(t, none.GetChecks())
+	f.put("web", service.Running).Checks = []service.Probe{{At: testTime, Took: time.Millisecond, Status: service.Healthy, Message: "the check succeeded"}}
+	h, err := c.CheckNow(callContext(t), &gladsheimv1.CheckNowRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, h.GetStatus())
+	checks, err := c.ListChecks(callContext(t), &gladsheimv1.ListChecksRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Len(t, checks.GetChecks(), 2)
+	require.Equal(t, "asked for now", checks.GetChecks()[0].GetMessage())
+	require.True(t, checks.GetChecks()[0].GetFailed())
+	require.EqualValues(t, 1000, checks.GetChecks()[1].GetTookUs())
+	require.Equal(t, testTime.UnixMilli(), checks.GetChecks()[1].GetBeganUnixMs())
+	_, err = c.CheckNow(callContext(t), &gladsheimv1.CheckNowRequest{ServiceName: "nobody"})
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+	_, err = c.ListChecks(callContext(t), &gladsheimv1.ListChecksRequest{ServiceName: "nobody"})
 	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
 }
 

@@ -99,10 +99,15 @@ func toHealth(st *service.Status) *gladsheimv1.ServiceHealth {
 		NextCheckUnix:       seconds(h.NextCheck),
 		ConsecutiveFailures: uint32(max(0, h.Failures)),
 		CheckStrategy:       h.Strategy.String(),
+
+		ConsecutiveSuccesses: uint32(max(0, h.Successes)),
+		LastCheckUnixMs:      millis(h.LastCheck),
+		NextCheckUnixMs:      millis(h.NextCheck),
 	}
 	if st.Spec != nil {
 		out.Target = utf8(st.Spec.Health.Target())
 		out.Threshold = uint32(max(0, st.Spec.Health.Threshold))
+		out.SuccessThreshold = uint32(max(0, st.Spec.Health.SuccessThreshold))
 	}
 	return out
 }

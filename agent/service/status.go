@@ -82,6 +82,7 @@ type Health struct {
 	LastCheck time.Time
 	NextCheck time.Time
 	Failures  int // in a row
+	Successes int // likewise
 }
 
 // Notice is one thing worth telling people and subscribers, with how the service

@@ -295,7 +295,8 @@ func (a *actor) readiness() func(context.Context) error {
 	case service.CheckLog:
 		return func(ctx context.Context) error { return a.cfg.AwaitLine(ctx, spec, incarnation, logFrom) }
 	}
-	return func(ctx context.Context) error { return a.cfg.Prober.Await(ctx, spec.Ready) }
+	exec := beside(a.handle)
+	return func(ctx context.Context) error { return a.cfg.Prober.Await(ctx, spec.Ready, exec) }
 }
 
 func settled(ctx context.Context, left time.Duration) error {
@@ -529,7 +530,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 func (a *actor) probe() {
 	a.probes++
 	name, incarnation, probe := a.name, a.machine.Incarnation, a.probes
-	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, func() {
+	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), func() {
 		a.tell(a.ctx, func() {
 			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile
 				a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation})

@@ -73,12 +73,17 @@ type Keeper interface {
 
 // Prober asks services how they are.
 type Prober interface {
-	// Await returns nil as soon as the service is ready, or an error when ctx ends.
-	Await(ctx context.Context, check service.Check) error
+	// Await returns nil as soon as the service is ready, or an error when ctx ends. An
+	// exec check asks by exec.
+	Await(ctx context.Context, check service.Check, exec Exec) error
 	// Attend checks the health of one incarnation until the returned function
 	// is called with the reason, and reports it when it is unhealthy.
-	Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string))
+	Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string))
 }
+
+// Exec runs the program of a check beside an incarnation, until ctx ends; nil says that
+// it ended well.
+type Exec = func(ctx context.Context, argv []string) error
 
 // Monitor looks at what services use.
 type Monitor interface {

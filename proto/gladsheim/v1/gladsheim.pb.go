@@ -1572,9 +1572,17 @@ type ServiceHealth struct {
 	// itself is looked at.
 	Target string `protobuf:"bytes,20,opt,name=target,proto3" json:"target,omitempty"`
 	// How many failures in a row make it unhealthy.
-	Threshold     uint32 `protobuf:"varint,21,opt,name=threshold,proto3" json:"threshold,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Threshold uint32 `protobuf:"varint,21,opt,name=threshold,proto3" json:"threshold,omitempty"`
+	// How many successes in a row make it healthy.
+	SuccessThreshold uint32 `protobuf:"varint,22,opt,name=success_threshold,json=successThreshold,proto3" json:"success_threshold,omitempty"`
+	// Successes since the last failure.
+	ConsecutiveSuccesses uint32 `protobuf:"varint,23,opt,name=consecutive_successes,json=consecutiveSuccesses,proto3" json:"consecutive_successes,omitempty"`
+	// last_check_unix, finer.
+	LastCheckUnixMs int64 `protobuf:"varint,24,opt,name=last_check_unix_ms,json=lastCheckUnixMs,proto3" json:"last_check_unix_ms,omitempty"`
+	// next_check_unix, finer.
+	NextCheckUnixMs int64 `protobuf:"varint,25,opt,name=next_check_unix_ms,json=nextCheckUnixMs,proto3" json:"next_check_unix_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ServiceHealth) Reset() {
@@ -1666,6 +1674,34 @@ func (x *ServiceHealth) GetTarget() string {
 func (x *ServiceHealth) GetThreshold() uint32 {
 	if x != nil {
 		return x.Threshold
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetSuccessThreshold() uint32 {
+	if x != nil {
+		return x.SuccessThreshold
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetConsecutiveSuccesses() uint32 {
+	if x != nil {
+		return x.ConsecutiveSuccesses
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetLastCheckUnixMs() int64 {
+	if x != nil {
+		return x.LastCheckUnixMs
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetNextCheckUnixMs() int64 {
+	if x != nil {
+		return x.NextCheckUnixMs
 	}
 	return 0
 }
@@ -2955,7 +2991,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"totalCount\x12#\n" +
 	"\rrunning_count\x18\x03 \x01(\rR\frunningCount\x12#\n" +
 	"\rstopped_count\x18\x04 \x01(\rR\fstoppedCount\x12#\n" +
-	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\xe0\x02\n" +
+	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\x9c\x04\n" +
 	"\rServiceHealth\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x122\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.HealthStatusR\x06status\x12\x18\n" +
@@ -2965,7 +3001,11 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x14consecutive_failures\x18\x06 \x01(\rR\x13consecutiveFailures\x12%\n" +
 	"\x0echeck_strategy\x18\a \x01(\tR\rcheckStrategy\x12\x16\n" +
 	"\x06target\x18\x14 \x01(\tR\x06target\x12\x1c\n" +
-	"\tthreshold\x18\x15 \x01(\rR\tthreshold\"\x92\x01\n" +
+	"\tthreshold\x18\x15 \x01(\rR\tthreshold\x12+\n" +
+	"\x11success_threshold\x18\x16 \x01(\rR\x10successThreshold\x123\n" +
+	"\x15consecutive_successes\x18\x17 \x01(\rR\x14consecutiveSuccesses\x12+\n" +
+	"\x12last_check_unix_ms\x18\x18 \x01(\x03R\x0flastCheckUnixMs\x12+\n" +
+	"\x12next_check_unix_ms\x18\x19 \x01(\x03R\x0fnextCheckUnixMs\"\x92\x01\n" +
 	"\fHealthUpdate\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.gladsheim.v1.ServiceHealthR\x06health\x12(\n" +
 	"\x10update_time_unix\x18\x02 \x01(\x03R\x0eupdateTimeUnix\x12#\n" +
