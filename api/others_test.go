@@ -41,6 +41,16 @@ func TestRuntime(t *testing.T) {
 		require.Error(t, err)
 	}
 
+	since := time.UnixMilli(1_700_000_000_000)
+	f.agent.Change("web", service.NoticeHung, "stopped", "all threads are stopped (SIGSTOP)", func(s *service.Status) {
+		s.Hung = service.Hang{Since: since, Why: "all threads are stopped (SIGSTOP)"}
+	})
+	st, err = gladsheimv1.NewGladsheimServiceClient(f.conn).GetServiceStatus(callContext(t), &gladsheimv1.ServiceStatusRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, since.UnixMilli(), st.GetHung().GetSinceUnixMs())
+	require.Equal(t, "all threads are stopped (SIGSTOP)", st.GetHung().GetWhy())
+	require.Contains(t, st.GetHealthStatus().GetMessage(), "it hangs: all threads are stopped (SIGSTOP)")
+
 	st, err = c.Kill(callContext(t), &gladsheimv1.KillRequest{ServiceName: "web"})
 	require.NoError(t, err)
 	require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_STOPPED, st.GetState())

@@ -46,6 +46,9 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 			Reason: utf8(t.Why), Policy: t.Policy.String(), SinceUnixMs: millis(t.Began), Incarnation: t.Incarnation,
 		}
 	}
+	if h := st.Hung; h.Lasts() {
+		out.Hung = &gladsheimv1.Hang{SinceUnixMs: millis(h.Since), Why: clip(h.Why, maxText)}
+	}
 	for v, since := range st.Violations {
 		if !since.IsZero() {
 			out.Violations = append(out.Violations, &gladsheimv1.Violation{Kind: service.Violation(v).String(), SinceUnixMs: millis(since)})
@@ -90,7 +93,7 @@ func launchOf(ref service.Ref) string {
 }
 
 func toHealth(st *service.Status) *gladsheimv1.ServiceHealth {
-	h := st.Health
+	h := st.Verdict()
 	out := &gladsheimv1.ServiceHealth{
 		ServiceName:         st.Name.String(),
 		Status:              gladsheimv1.HealthStatus(h.Status),

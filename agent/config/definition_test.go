@@ -215,7 +215,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

@@ -42,6 +42,7 @@ type Spec struct {
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
 	Bounded bool  // of a oneshot: Ready.Timeout bounds its job, too
 	Health  Check // how to tell that it is well
+	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
 

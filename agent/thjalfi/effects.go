@@ -157,7 +157,7 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		a.hold(h)
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
-			s.Applied, s.Warnings, s.Violations = applied, levels, service.Violations{}
+			s.Applied, s.Warnings, s.Violations, s.Hung = applied, levels, service.Violations{}, service.Hang{}
 			s.Fought = [service.NumResources]bool{}
 		})
 		a.attend(true)
@@ -385,6 +385,7 @@ func (a *actor) signal(sig syscall.Signal, actor string, reply chan<- error) {
 					a.sent = map[syscall.Signal]string{}
 				}
 				a.sent[sig], a.actor = actor, actor
+				a.pause(sig, actor)
 				detail := service.SignalName(sig) + " by " + actor
 				if a.frozenBy != "" && sig != syscall.SIGKILL {
 					detail += "; it is frozen, and gets it when it is thawed"
@@ -487,10 +488,7 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	case x.Verdict == service.VerdictKilled:
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
-	x.Message = explain(x)
-	if x.Verdict == service.VerdictExceeded && a.excess != "" {
-		x.Message += ": " + a.excess
-	}
+	x.Message = explain(x, a.why)
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)
 	cleared.Exit, cleared.OOM = exit, x.Verdict.OOM()
@@ -517,7 +515,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 			}
 			a.words = lastWords{x.Incarnation, x.LastLines}
 			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
-				s.LastExit, s.Violations = &x, service.Violations{}
+				s.LastExit, s.Violations, s.Hung = &x, service.Violations{}, service.Hang{}
 				if !s.Machine.State.Alive() {
 					s.Ended = x.Ended
 				}

@@ -93,6 +93,8 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 		return "log: " + s.GetLogTrouble().GetReason()
 	case s.GetFrozen():
 		return frozenNote(s)
+	case s.GetHung() != nil:
+		return "hangs: " + s.GetHung().GetWhy()
 	case len(s.GetUnenforcedLimits()) > 0 && s.GetProcessId() != 0:
 		return "not enforced: " + strings.Join(s.GetUnenforcedLimits(), ", ")
 	case len(s.GetViolations()) > 0:

@@ -110,6 +110,10 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if t := st.GetLogTrouble(); t != nil {
 		s.loud("LOG FULL", a.logTrouble(t))
 	}
+	if h := st.GetHung(); h != nil {
+		since := fromMillis(h.GetSinceUnixMs())
+		s.loud("HANGS", fmt.Sprintf("since %s; %s: %s", moment(since), ago(a.now(), since), h.GetWhy()))
+	}
 	for _, v := range st.GetViolations() {
 		since := fromMillis(v.GetSinceUnixMs())
 		s.loud("EXCEEDS", fmt.Sprintf("%s since %s; %s", v.GetKind(), moment(since), ago(a.now(), since)))
