@@ -29,6 +29,7 @@ import (
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/sockets"
 )
 
 // Config is what an Agent is made of. Every exported field is required.
@@ -52,8 +53,10 @@ type Config struct {
 	Settings    config.Agent
 	Log         *slog.Logger
 
-	fault  func(call, path string) error // of the store; nil but in tests
-	spread func() float64                // see thjalfi.Config; nil but in tests
+	// Nil but in tests.
+	fault  func(call, path string) error   // of the store
+	spread func() float64                  // see thjalfi.Config
+	queues func() ([]sockets.Queue, error) // instead of sockets.Queues
 }
 
 // Agent is one running agent. Its methods may be called by many goroutines at
@@ -104,6 +107,7 @@ type Agent struct {
 	starting    map[service.Name]reservation   // of starts and restarts under way
 	limiting    map[service.Name]chan struct{} // full while somebody changes limits
 	scars       []service.Finding              // of the start
+	sightless   error                          // why queues of the host can not be looked at
 	complaints  []service.Finding              // of the latest look at the definitions
 }
 
@@ -176,7 +180,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.roskva = roskva.New(a.keepHealth)
 	a.history = byggvir.NewHistory(byggvir.HistoryConfig{SinceBoot: a.cfg.SinceBoot, Open: a.openHistory, Lost: a.tellLostHistory})
-	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, History: a.history})
+	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, Hung: a.tellHang, Blind: a.tellBlind, Tables: tables{a}, History: a.history})
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot,
 		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,

@@ -167,6 +167,7 @@ func (a *Agent) Doctor(ctx context.Context) []service.Finding {
 	a.mu.Lock()
 	findings = append(append(findings, a.scars...), a.complaints...)
 	findings = append(findings, a.unwritable()...)
+	findings = append(findings, a.unseenQueues()...)
 	if a.refused != "" {
 		findings = append(findings, service.Finding{
 			Level: service.SeverityProblem, Title: "the configuration was refused at the last reload", Detail: a.refused,

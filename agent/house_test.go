@@ -24,6 +24,7 @@ import (
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/sockets"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -133,7 +134,7 @@ func (h *house) config() Config {
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), MakeRunDir: func() error { return os.MkdirAll(h.path("run"), 0o750) }, LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
 		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, ClockSet: h.clock, Facts: host, Power: h.power,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)), fault: h.disk,
-		spread: func() float64 { return 0.5 },
+		spread: func() float64 { return 0.5 }, queues: func() ([]sockets.Queue, error) { return nil, nil },
 	}
 }
 

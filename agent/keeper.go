@@ -27,13 +27,20 @@ type keeper struct{ *Agent }
 
 func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, detail string, change func(*service.Status)) {
 	var open service.Violations
+	var hung service.Hang
 	s := k.registry.Update(name, skirnir.News{Kind: kind, Reason: reason, Detail: detail}, func(s *service.Status) {
-		open = s.Violations
+		open, hung = s.Violations, s.Hung
 		if change(s); s.Violations == open {
 			open = service.Violations{}
 		}
+		if s.Hung == hung {
+			hung = service.Hang{}
+		}
 	})
 	k.endViolations(name, open)
+	if hung.Lasts() {
+		k.endHang(name, hung)
+	}
 	if reason == alert {
 		k.cfg.Log.Error("service is given up", "service", name, "detail", detail)
 	}
@@ -178,7 +185,7 @@ func (a *Agent) unwritable() (findings []service.Finding) {
 func actual(r thjalfi.Record, bootID string) skirnir.Actual {
 	return skirnir.Actual{
 		Name: r.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom, Stream: r.Stream,
-		Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Failed: r.Failed, Actor: r.Actor, Asked: r.Asked,
+		Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Failed: r.Failed, Actor: r.Actor, Paused: r.Paused, Asked: r.Asked,
 		BootID: bootID,
 	}
 }

@@ -185,6 +185,10 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 		return service.Health{}, err
 	}
 	health, pid := s.Health, s.PID()
+	if why := unasked(s.Machine); why != "" && health.Status != service.HealthUnknown {
+		// That it is not checked any more is on the way.
+		return service.Health{Strategy: health.Strategy, Message: why}, nil
+	}
 	if health.Strategy != service.CheckProcess || pid == 0 || s.Machine.State != service.Running || s.Machine.Frozen {
 		return health, nil
 	}
@@ -201,6 +205,47 @@ func (a *Agent) CheckHealth(_ context.Context, name service.Name) (service.Healt
 	}
 	a.keepLook(name, s.Machine.Incarnation, health) // so that others see it, too
 	return health, nil
+}
+
+// CheckNow has a running service checked at once, and returns what that says; a check
+// that is under way does. One whose check is its process is looked at.
+func (a *Agent) CheckNow(ctx context.Context, name service.Name) (service.Health, error) {
+	s, err := a.Status(name)
+	if err != nil {
+		return service.Health{}, err
+	}
+	if s.Spec.Health.Type == service.CheckProcess {
+		return a.CheckHealth(ctx, name)
+	}
+	health, known, err := a.roskva.Now(ctx, name)
+	switch {
+	case err != nil:
+		return service.Health{}, &service.Error{Op: "check", Service: name, Kind: service.Timeout, Err: err}
+	case !known:
+		return service.Health{}, &service.Error{Op: "check", Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning,
+			Err: errors.New("its health is checked while it runs, and not while it is frozen")}
+	}
+	return health, nil
+}
+
+// Checks are the latest checks of the incarnation that runs, the latest last; none of
+// one that is not checked.
+func (a *Agent) Checks(name service.Name) ([]service.Probe, error) {
+	if _, err := a.Status(name); err != nil {
+		return nil, err
+	}
+	return a.roskva.Checks(name), nil
+}
+
+// unasked tells why a service in such a state is not checked, "" if it is.
+func unasked(m service.Machine) string {
+	switch {
+	case m.State != service.Running:
+		return "it does not run"
+	case m.Frozen:
+		return "it is frozen"
+	}
+	return ""
 }
 
 // Processes lists the processes of a service; none when it does not run.

@@ -350,3 +350,27 @@ func TestBestEffortSaysWhatIsMissing(t *testing.T) {
 		require.Contains(t, elsewhere.Fix, "gladsheim limits web")
 	})
 }
+
+// A service that does not run, or is frozen, is not well, whatever its last check said:
+// that it is not checked any more comes later than its state.
+func TestHealthOfWhatIsNotChecked(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(web, unanswered)
+		h.start(web)
+		synctest.Wait()
+		health := func() service.Health {
+			health, err := h.CheckHealth(t.Context(), web)
+			require.NoError(t, err)
+			return health
+		}
+		h.judge(web, service.Healthy)
+		require.Equal(t, service.Healthy, health().Status)
+		_, err := h.Freeze(t.Context(), web, "alice")
+		require.NoError(t, err)
+		h.judge(web, service.Healthy)
+		require.Equal(t, service.Health{Strategy: service.CheckTCP, Message: "it is frozen"}, health())
+		h.stop(web)
+		h.judge(web, service.Healthy)
+		require.Equal(t, service.Health{Strategy: service.CheckTCP, Message: "it does not run"}, health())
+	})
+}

@@ -215,7 +215,7 @@ func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.St
 		a.recordEnd(d.Name, &r)
 		restored.Record = thjalfi.Record{
 			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom, Stream: r.Stream,
-			Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Failed: r.Failed, Actor: r.Actor, Asked: r.Asked,
+			Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Failed: r.Failed, Actor: r.Actor, Paused: r.Paused, Asked: r.Asked,
 		}
 		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
 		status.LastActor = r.Actor

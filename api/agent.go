@@ -79,6 +79,11 @@ type Resources interface {
 	// CheckHealth tells how a service is; of one whose check is its process it
 	// looks now.
 	CheckHealth(context.Context, service.Name) (service.Health, error)
+	// CheckNow has a running service checked at once; what is not checked is an error of
+	// Kind NotRunning.
+	CheckNow(context.Context, service.Name) (service.Health, error)
+	// Checks are the latest checks of the incarnation that runs, the latest last.
+	Checks(service.Name) ([]service.Probe, error)
 	// Processes lists every process, parents before children.
 	Processes(context.Context, service.Name) ([]service.Process, error)
 }

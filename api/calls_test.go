@@ -205,6 +205,7 @@ func TestGetServiceHealth(t *testing.T) {
 	require.True(t, proto.Equal(&gladsheimv1.ServiceHealth{
 		ServiceName: "web", Status: gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, Message: "200 OK",
 		LastCheckUnix: testTime.Unix() - 1, NextCheckUnix: testTime.Unix() + 4, CheckStrategy: "process", Threshold: 3,
+		SuccessThreshold: 1, LastCheckUnixMs: testTime.UnixMilli() - 1000, NextCheckUnixMs: testTime.UnixMilli() + 4000,
 	}, h), "%v", h)
 }
 

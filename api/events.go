@@ -321,7 +321,7 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 		if st, err = g.looked(ss.Context(), st); err != nil {
 			return err
 		}
-		if now := st.Health.Status; due || now != told {
+		if now := st.Verdict().Status; due || now != told {
 			err := ss.Send(&gladsheimv1.HealthUpdate{
 				Health: toHealth(st), UpdateTimeUnix: time.Now().Unix(), StateChanged: told != service.NumHealth && told != now,
 			})

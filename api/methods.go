@@ -54,6 +54,9 @@ var methods = map[string]method{
 	gladsheimv1.RuntimeService_ListExits_FullMethodName:      question,
 	gladsheimv1.RuntimeService_ListCrashes_FullMethodName:    question,
 
+	gladsheimv1.RuntimeService_CheckNow_FullMethodName:   question,
+	gladsheimv1.RuntimeService_ListChecks_FullMethodName: question,
+
 	gladsheimv1.RuntimeService_GetUsageHistory_FullMethodName: question,
 	gladsheimv1.RuntimeService_WatchUsage_FullMethodName:      stream,
 	gladsheimv1.RuntimeService_Recommend_FullMethodName:       question,

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -39,6 +40,16 @@ func TestRuntime(t *testing.T) {
 		_, err = c.Thaw(callContext(t), &gladsheimv1.ThawRequest{ServiceName: name})
 		require.Error(t, err)
 	}
+
+	since := time.UnixMilli(1_700_000_000_000)
+	f.agent.Change("web", service.NoticeHung, "stopped", "all threads are stopped (SIGSTOP)", func(s *service.Status) {
+		s.Hung = service.Hang{Since: since, Why: "all threads are stopped (SIGSTOP)"}
+	})
+	st, err = gladsheimv1.NewGladsheimServiceClient(f.conn).GetServiceStatus(callContext(t), &gladsheimv1.ServiceStatusRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, since.UnixMilli(), st.GetHung().GetSinceUnixMs())
+	require.Equal(t, "all threads are stopped (SIGSTOP)", st.GetHung().GetWhy())
+	require.Contains(t, st.GetHealthStatus().GetMessage(), "it hangs: all threads are stopped (SIGSTOP)")
 
 	st, err = c.Kill(callContext(t), &gladsheimv1.KillRequest{ServiceName: "web"})
 	require.NoError(t, err)
@@ -103,6 +114,31 @@ func TestCatalog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "a", d.GetServiceName())
 	_, err = c.GetDefinition(callContext(t), &gladsheimv1.GetDefinitionRequest{ServiceName: "a"})
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+}
+
+func TestChecks(t *testing.T) {
+	f := newFixture(t)
+	c := gladsheimv1.NewRuntimeServiceClient(f.conn)
+	_, err := c.CheckNow(callContext(t), &gladsheimv1.CheckNowRequest{ServiceName: "web"})
+	refused(t, err, codes.FailedPrecondition, service.ReasonNotRunning)
+	none, err := c.ListChecks(callContext(t), &gladsheimv1.ListChecksRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Empty(t, none.GetChecks())
+	f.put("web", service.Running).Checks = []service.Probe{{At: testTime, Took: time.Millisecond, Status: service.Healthy, Message: "the check succeeded"}}
+	h, err := c.CheckNow(callContext(t), &gladsheimv1.CheckNowRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, h.GetStatus())
+	checks, err := c.ListChecks(callContext(t), &gladsheimv1.ListChecksRequest{ServiceName: "web"})
+	require.NoError(t, err)
+	require.Len(t, checks.GetChecks(), 2)
+	require.Equal(t, "asked for now", checks.GetChecks()[0].GetMessage())
+	require.True(t, checks.GetChecks()[0].GetFailed())
+	require.EqualValues(t, 1000, checks.GetChecks()[1].GetTookUs())
+	require.Equal(t, testTime.UnixMilli(), checks.GetChecks()[1].GetBeganUnixMs())
+	_, err = c.CheckNow(callContext(t), &gladsheimv1.CheckNowRequest{ServiceName: "nobody"})
+	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+	_, err = c.ListChecks(callContext(t), &gladsheimv1.ListChecksRequest{ServiceName: "nobody"})
 	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
 }
 

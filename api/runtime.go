@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
@@ -61,6 +62,37 @@ func (r *runtime) ListExits(_ context.Context, req *gladsheimv1.ListExitsRequest
 	out := &gladsheimv1.ExitHistory{}
 	for i := range records {
 		out.Exits = append(out.Exits, toExit(&records[i]))
+	}
+	return out, nil
+}
+
+func (r *runtime) CheckNow(ctx context.Context, req *gladsheimv1.CheckNowRequest) (*gladsheimv1.ServiceHealth, error) {
+	st, err := r.find(req.GetServiceName())
+	if err != nil {
+		return nil, err
+	}
+	now := *st
+	if now.Health, err = r.agent.CheckNow(ctx, st.Name); err != nil {
+		return nil, err
+	}
+	return toHealth(&now), nil
+}
+
+func (r *runtime) ListChecks(_ context.Context, req *gladsheimv1.ListChecksRequest) (*gladsheimv1.CheckHistory, error) {
+	st, err := r.find(req.GetServiceName())
+	if err != nil {
+		return nil, err
+	}
+	checks, err := r.agent.Checks(st.Name)
+	if err != nil {
+		return nil, err
+	}
+	out := &gladsheimv1.CheckHistory{ServiceName: st.Name.String()}
+	for _, c := range slices.Backward(checks) {
+		out.Checks = append(out.Checks, &gladsheimv1.HealthCheck{
+			BeganUnixMs: millis(c.At), TookUs: uint64(c.Took.Microseconds()), Failed: c.Failed,
+			Status: gladsheimv1.HealthStatus(c.Status), Message: clip(c.Message, maxText),
+		})
 	}
 	return out, nil
 }

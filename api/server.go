@@ -70,7 +70,7 @@ func newServer(c Config, y policy) *Server {
 	s := &Server{
 		agent: c.Agent, log: c.Log, crash: c.Crash, policy: y,
 		streams: newShares(maxStreams, maxStreamsPerUser), patrol: patrol,
-		health:  health.NewServer(),
+		health: health.NewServer(),
 	}
 	s.leaving, s.leave = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(

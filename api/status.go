@@ -33,6 +33,8 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		Frozen:            st.FrozenBy != "",
 		FrozenBy:          utf8(st.FrozenBy),
 		Completed:         st.Completed(),
+		NextRunUnixMs:     millis(st.Timing.Next),
+		LastRunUnixMs:     millis(st.Timing.Last),
 		GivenUp:           st.Machine.GaveUp.String(),
 		RecentFailures:    uint32(max(0, st.Machine.Recent)),
 		FailuresInARow:    uint32(max(0, st.Machine.Failures)),
@@ -45,6 +47,9 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		out.LogTrouble = &gladsheimv1.LogTrouble{
 			Reason: utf8(t.Why), Policy: t.Policy.String(), SinceUnixMs: millis(t.Began), Incarnation: t.Incarnation,
 		}
+	}
+	if h := st.Hung; h.Lasts() {
+		out.Hung = &gladsheimv1.Hang{SinceUnixMs: millis(h.Since), Why: clip(h.Why, maxText)}
 	}
 	for v, since := range st.Violations {
 		if !since.IsZero() {
@@ -61,6 +66,7 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 	}
 	if spec := st.Spec; spec != nil {
 		out.Type = spec.Type.String()
+		out.SchedulePaused = st.Machine.Paused && !spec.Schedule.IsZero()
 		out.Description, out.User, out.Autostart = utf8(spec.Description), utf8(spec.User), spec.Autostart
 		if spec.Restart.When != service.RestartNever {
 			left := uint32(max(0, spec.Restart.MaxAttempts-st.Machine.Recent))
@@ -90,7 +96,7 @@ func launchOf(ref service.Ref) string {
 }
 
 func toHealth(st *service.Status) *gladsheimv1.ServiceHealth {
-	h := st.Health
+	h := st.Verdict()
 	out := &gladsheimv1.ServiceHealth{
 		ServiceName:         st.Name.String(),
 		Status:              gladsheimv1.HealthStatus(h.Status),
@@ -99,10 +105,15 @@ func toHealth(st *service.Status) *gladsheimv1.ServiceHealth {
 		NextCheckUnix:       seconds(h.NextCheck),
 		ConsecutiveFailures: uint32(max(0, h.Failures)),
 		CheckStrategy:       h.Strategy.String(),
+
+		ConsecutiveSuccesses: uint32(max(0, h.Successes)),
+		LastCheckUnixMs:      millis(h.LastCheck),
+		NextCheckUnixMs:      millis(h.NextCheck),
 	}
 	if st.Spec != nil {
 		out.Target = utf8(st.Spec.Health.Target())
 		out.Threshold = uint32(max(0, st.Spec.Health.Threshold))
+		out.SuccessThreshold = uint32(max(0, st.Spec.Health.SuccessThreshold))
 	}
 	return out
 }

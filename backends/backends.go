@@ -203,6 +203,16 @@ type Handle interface {
 	// error is ErrDeaf.
 	Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error)
 
+	// AwaitStop calls tell once: when a signal may have stopped the main process (SIGSTOP
+	// and its like), or it goes on. tell must not block. Who wants to hear of the next
+	// time asks again, and looks at Threads only then. Where nobody tells of this, the
+	// error is ErrDeaf, as when the shim that is its parent was left by an agent of before.
+	AwaitStop(tell func()) (forget func(), err error)
+
+	// Threads looks at the threads of the main process. Of one that has ended it says
+	// service.NotRunning.
+	Threads() (service.Threads, error)
+
 	// Processes lists the processes of the incarnation, the main one first.
 	Processes(ctx context.Context) ([]Process, error)
 

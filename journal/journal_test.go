@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -160,6 +161,24 @@ func TestPastLines(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A stream of an agent before this one, of which nobody knows yet what the journal calls
+// it, is followed from its mark on.
+func TestFollowFromTheMarkOfAnEarlierAgent(t *testing.T) {
+	unknown := stream
+	unknown.ID = ""
+	j, asked := canned(t, bytes.Join([][]byte{
+		line("0", "web begins", "_PID", "8", "_BOOT_ID", "bc", "_STREAM_ID", "s2"), // somebody else says so
+		line("1", "forged", "_STREAM_ID", "s2"),
+		line("2", "web begins", "_PID", "7", "_BOOT_ID", "bc"),
+		line("3", "one"),
+	}, nil))
+	req := Request{Streams: []service.Stream{unknown}, Lines: math.MaxInt, Follow: true, Service: service.MustName("web"), Known: func() []service.Stream { return []service.Stream{unknown} }}
+	require.Equal(t, []string{"one"}, read(t, j, req))
+	first, second, _ := strings.Cut(asked(), "\n")
+	require.Contains(t, first, "_TRANSPORT=stdout SYSLOG_IDENTIFIER=web _PID="+strconv.Itoa(os.Getpid())+" _PID=7")
+	require.Contains(t, second, "_STREAM_ID=s1")
 }
 
 func read(t *testing.T, j Journal, req Request) (lines []string) {

@@ -23,6 +23,9 @@ func (still) Read() (service.Gauge, error)      { return service.Gauge{Memory: s
 func (still) Cache() (service.Quota, error)     { return service.Quota{}, nil }
 func (still) Close() error                      { return nil }
 
+func (still) AwaitStop(func()) (func(), error)  { return func() {}, nil }
+func (still) Threads() (service.Threads, error) { return service.Threads{}, nil }
+
 func (still) Usage(context.Context) (service.Usage, error) { return service.Usage{}, nil }
 
 func (still) Press(service.PressureOf, bool, time.Duration, time.Duration, func()) (func(), error) {

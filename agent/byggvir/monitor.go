@@ -19,6 +19,8 @@ type Subject interface {
 	Tally() (service.Tally, error)
 	Press(of service.PressureOf, full bool, share, window time.Duration, tell func()) (leave func(), err error)
 	Usage(ctx context.Context) (service.Usage, error)
+	AwaitStop(tell func()) (forget func(), err error)
+	Threads() (service.Threads, error)
 }
 
 // MonitorConfig is what a Monitor needs of the rest of the agent.
@@ -33,6 +35,13 @@ type MonitorConfig struct {
 	// Deaf is told why the kernel can not be heard about a service, although it tells
 	// of such, say because there are too many watches; likewise.
 	Deaf func(service.Name, error)
+	// Hung is told of hangs that begin and that are over, likewise. Blind is told why
+	// queues of the host can not be looked at, when that begins, and nil when it is over.
+	Hung  func(Hang)
+	Blind func(error)
+	// Tables are looked at for hangs; nil, and those are told that a service's own threads
+	// show.
+	Tables Tables
 	// History gets what services use, once in soonest, of those that it wants.
 	History *History
 }
@@ -90,6 +99,14 @@ type Monitor struct {
 	leave context.CancelFunc
 	done  chan struct{}
 
+	// Of its goroutine.
+	checked   int                 // services of which it is to be told when they hang
+	queuesDue time.Time           // when those of the host are to be looked at
+	backlogs  map[uint64]*backlog // in which connections wait, by inode
+	blind     bool                // they can not be looked at, which was told
+	hostLoad  float64
+	loadAt    time.Time
+
 	sampling atomic.Bool // somebody reads for the history
 	samplers sync.WaitGroup
 
@@ -103,7 +120,7 @@ type Monitor struct {
 func NewMonitor(cfg MonitorConfig) *Monitor {
 	ctx, leave := context.WithCancel(context.Background())
 	m := &Monitor{
-		cfg: cfg, began: time.Now(), kick: make(chan struct{}, 1), leave: leave, done: make(chan struct{}), watches: map[*watch]bool{}, slower: 1,
+		cfg: cfg, began: time.Now(), kick: make(chan struct{}, 1), leave: leave, done: make(chan struct{}), watches: map[*watch]bool{}, slower: 1, backlogs: map[uint64]*backlog{},
 	}
 	go m.run(ctx)
 	return m
@@ -186,6 +203,7 @@ func (m *Monitor) run(ctx context.Context) {
 		for _, w := range due {
 			w.look(now)
 		}
+		m.lookAtQueues(ctx, time.Now())
 		m.sample(ctx, history)
 		timer.Reset(m.next(time.Now()))
 		select {
@@ -230,11 +248,18 @@ func (m *Monitor) next(now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	wait := time.Hour
+	m.checked = 0
 	for w := range m.watches {
+		if w.hang.checked {
+			m.checked++
+		}
 		wait = min(wait, max(w.due.Sub(now), 0))
 		if w.remembered {
 			wait = min(wait, max(w.sampleDue.Sub(now), m.rested.Sub(now), 0))
 		}
+	}
+	if m.checked > 0 && m.cfg.Tables != nil {
+		wait = min(wait, max(m.queuesDue.Sub(now), 0))
 	}
 	return wait
 }

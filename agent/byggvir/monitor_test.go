@@ -3,6 +3,7 @@ package byggvir
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"sync"
 	"testing"
@@ -35,6 +36,15 @@ type play struct {
 	reads   int
 	cache   uint64 // bytes of its memory
 	sorted  int    // times that it was asked for that
+	// Of hangs.
+	asked    int // times that stops were to be told
+	untold   bool
+	stirs    func()
+	looks    int // at threads
+	threads  service.Threads
+	pressure time.Duration // for the CPU, so far
+	hung     []Hang
+	*tables
 	// Of whole readings.
 	readings int
 	reading  time.Duration // that one takes
@@ -55,7 +65,8 @@ func looked(t *testing.T, f func(p *play)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		spec := service.Defaults()
-		p := &play{t: t, began: time.Now(), pressed: map[pressing]func(){}}
+		p := &play{t: t, began: time.Now(), pressed: map[pressing]func(){}, tables: &tables{}}
+		p.tables.play = p
 		p.status = service.Status{
 			Name: web, Spec: &spec, Machine: service.Machine{State: service.Running, Incarnation: 1}, Warnings: spec.Warnings,
 		}
@@ -79,7 +90,10 @@ func looked(t *testing.T, f func(p *play)) {
 				p.told = append(p.told, n.Violation.String()+word)
 				p.status.Violations[n.Violation] = n.Began
 			},
-			Deaf: func(_ service.Name, err error) { p.change(func() { p.told = append(p.told, "deaf: "+err.Error()) }) },
+			Hung:   func(h Hang) { p.change(func() { p.hung = append(p.hung, h) }) },
+			Blind:  func(err error) { p.change(func() { p.told = append(p.told, fmt.Sprint("blind: ", err)) }) },
+			Tables: p.tables,
+			Deaf:   func(_ service.Name, err error) { p.change(func() { p.told = append(p.told, "deaf: "+err.Error()) }) },
 			Act: func(o Order) {
 				require.NotEmpty(t, o.Why)
 				p.mu.Lock()
@@ -133,6 +147,24 @@ func (p *play) Gauge() (backends.Gauge, error) {
 	return meterOf{p}, nil
 }
 
+func (p *play) AwaitStop(tell func()) (func(), error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	if p.untold {
+		return nil, backends.ErrDeaf
+	}
+	p.stirs = tell
+	return func() { p.change(func() { p.stirs = nil }) }, nil
+}
+
+func (p *play) Threads() (service.Threads, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.looks++
+	return p.threads, nil
+}
+
 func (p *play) Tally() (service.Tally, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,7 +189,8 @@ func (p *play) Usage(context.Context) (service.Usage, error) {
 		return service.Usage{}, fs.ErrNotExist
 	}
 	p.spend()
-	return service.Usage{Source: "cgroup", Memory: p.gauge.Memory.Value, MemoryPeak: p.gauge.Memory, CPUTime: p.gauge.CPUTime, OOMKills: service.Of(0)}, nil
+	return service.Usage{Source: "cgroup", Memory: p.gauge.Memory.Value, MemoryPeak: p.gauge.Memory, CPUTime: p.gauge.CPUTime, OOMKills: service.Of(0),
+		CPUPressure: service.Pressure{Some: service.Stall{Set: true, Total: p.pressure}}}, nil
 }
 
 // meterOf is the gauge.

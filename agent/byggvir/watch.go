@@ -50,6 +50,7 @@ type watch struct {
 	sampleDue  time.Time
 	news       bool                        // the kernel has counted something
 	pushed     [service.NumViolations]bool // by pressure, since the last look
+	stirred    bool                        // a signal may have stopped it, or it goes on
 
 	reading sync.Mutex // for the history; of what follows
 	used    used
@@ -77,6 +78,7 @@ type watch struct {
 	pressed    time.Time // when all of it was last held up for memory
 	stuck      time.Time // since when that is so in each window
 	stuckCount uint64    // how often memory_high was hit by then
+	hang       hang
 }
 
 // press is a pressure that is watched, at a level.
@@ -95,8 +97,8 @@ type seen struct {
 func (w *watch) look(now time.Time) {
 	m := w.monitor
 	m.mu.Lock()
-	news, pushed := w.news, w.pushed
-	w.news, w.pushed = false, [service.NumViolations]bool{}
+	news, pushed, stirred := w.news, w.pushed, w.stirred
+	w.news, w.pushed, w.stirred = false, [service.NumViolations]bool{}, false
 	m.mu.Unlock()
 	w.takeUp()                           // before the status is read, which tells what was done
 	period, remembered := soonest, false // it is about to be known, or to leave
@@ -105,6 +107,7 @@ func (w *watch) look(now time.Time) {
 	case !known || s.Machine.Incarnation != w.incarnation || !s.Machine.State.Alive():
 	case s.Machine.Frozen: // nothing is its doing
 		w.last, w.rate, period = seen{}, 0, latest
+		w.calm()
 	default:
 		first := !w.opened
 		w.listen(s)
@@ -112,6 +115,7 @@ func (w *watch) look(now time.Time) {
 		w.measure(s, now)
 		w.judge(s, now, news || first, pushed)
 		w.climb(s, now, now.Sub(w.looked))
+		w.standstill(s, now, stirred)
 		period = w.soon(s)
 		remembered = m.cfg.History != nil && m.cfg.History.wants(s)
 	}
@@ -126,7 +130,7 @@ func (w *watch) look(now time.Time) {
 		period *= time.Duration(m.slower)
 	}
 	w.due = m.grid(now, period)
-	if w.news || w.pushed != [service.NumViolations]bool{} {
+	if w.news || w.stirred || w.pushed != [service.NumViolations]bool{} {
 		w.due = now.Add(gather)
 	}
 }
@@ -405,7 +409,7 @@ func (w *watch) tell(n News) {
 // soon is how long to wait for the next look. Nothing has to be looked at again of what
 // the kernel tells by itself.
 func (w *watch) soon(s *service.Status) time.Duration {
-	if slices.ContainsFunc(w.lasting[:], func(t time.Time) bool { return !t.IsZero() }) || slices.ContainsFunc(w.reins[:], func(r rein) bool { return r.throttled() }) {
+	if w.hang.uncertain() || slices.ContainsFunc(w.lasting[:], func(t time.Time) bool { return !t.IsZero() }) || slices.ContainsFunc(w.reins[:], func(r rein) bool { return r.throttled() }) {
 		return soonest
 	}
 	memory, cpu := measured(s)
@@ -433,6 +437,9 @@ func patience(near float64) time.Duration {
 func (w *watch) close() {
 	if w.leaveHear != nil {
 		w.leaveHear()
+	}
+	if w.hang.forget != nil {
+		w.hang.forget()
 	}
 	for _, p := range w.presses {
 		if p.leave != nil {

@@ -4,7 +4,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -64,6 +63,9 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		readiness, func(s *service.Spec) *service.Check { return &s.Ready })),
 	at("health", "How to tell that the service is well.",
 		health, func(s *service.Spec) *service.Check { return &s.Health }),
+	at("hang", "What is done when the service hangs, which is seen without its help: tell, it is told; unhealthy, it counts as unhealthy as well, and is ended and restarted by its policy; ignore, nobody looks.",
+		word[service.OnHang]{values: []service.OnHang{service.HangTell, service.HangUnhealthy, service.HangIgnore}},
+		func(s *service.Spec) *service.OnHang { return &s.Hang }),
 	at("restart", "When the service is started again by itself.",
 		restart, func(s *service.Spec) *service.RestartPolicy { return &s.Restart }),
 	at("stop", "How the service is ended.",
@@ -202,154 +204,6 @@ func limit(r service.Resource, about string) key[service.Spec] {
 	return at(r.String(), about, quota{r}, func(s *service.Spec) *service.Quota { return &s.Limits[r] })
 }
 
-var readiness = object[service.Check]{
-	keys: append(target(append(slices.Clone(checkTypes), service.CheckLog), "; log: a line of its output matches pattern", map[string]string{
-		"notify": "write process, http, grpc, tcp or log",
-		"exec":   "write process, http, grpc, tcp or log",
-	}),
-		at("settle", "process: how long it has to have run to be ready; an end before is a failed start.",
-			optionalDuration{duration{0, 24 * time.Hour}}, func(c *service.Check) *time.Duration { return &c.Settle }),
-		at("pattern", "log: what a line has to match, in the syntax of RE2. The first 16 KiB of a line are looked at.",
-			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Pattern }),
-		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
-		at("timeout", "How long a start may take. Of a oneshot: how long its job may take, which is as long as it likes when this is left out.",
-			duration{time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout }),
-	),
-	check: matchTarget(readyUsers),
-	rules: targetRules(readyUsers),
-}
-
-var health = object[service.Check]{
-	keys: append(target(checkTypes, "", map[string]string{
-		"exec":     "write process, http, grpc or tcp",
-		"watchdog": "write process, http, grpc or tcp",
-	}),
-		notServed[service.Check]("exec", "no program is run to ask", never, nothing),
-		asked(at("interval", "From one check to the next.",
-			duration{100 * time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Interval })),
-		asked(at("timeout", "How long an answer may take.",
-			duration{10 * time.Millisecond, time.Hour}, func(c *service.Check) *time.Duration { return &c.Timeout })),
-		asked(at("threshold", "Failures in a row that make the service unhealthy.",
-			whole[int]{low: 1, high: 1000}, func(c *service.Check) *int { return &c.Threshold })),
-	),
-	check: matchTarget(healthUsers),
-	rules: targetRules(healthUsers),
-}
-
-// asked is a key that says nothing for type process: nobody is asked, since the
-// kernel tells of the end by itself.
-func asked(k key[service.Check]) key[service.Check] {
-	write := k.write
-	k.write = func(c service.Check) any {
-		if c.Type == service.CheckProcess {
-			return nil
-		}
-		return write(c)
-	}
-	return k
-}
-
-// checkTypes are those that tell both whether a service is ready and whether it is well.
-var checkTypes = []service.CheckType{service.CheckProcess, service.CheckHTTP, service.CheckGRPC, service.CheckTCP}
-
-// target is what the two checks have in common; about tells of types that one alone has.
-func target(types []service.CheckType, about string, later map[string]string) []key[service.Check] {
-	return []key[service.Check]{
-		at("type", "process: it runs; http: GET url answers 200; grpc: grpc.health.v1 at address answers SERVING; tcp: address accepts"+about+".",
-			word[service.CheckType]{values: types, later: later},
-			func(c *service.Check) *service.CheckType { return &c.Type }),
-		at("url", "http: what to GET.",
-			text{form: regexp.MustCompile("^https?://"), say: "an http or https address"}, func(c *service.Check) *string { return &c.URL }),
-		at("address", "grpc, tcp: host:port.",
-			text{form: regexp.MustCompile("^.+:[^:]+$"), say: "host:port"}, func(c *service.Check) *string { return &c.Address }),
-		at("service", "grpc: the service name to ask for; the whole server when left out.",
-			text{max: 1024, line: true}, func(c *service.Check) *string { return &c.Service }),
-	}
-}
-
-// users are the types of check that each key belongs to; other keys belong to
-// all.
-var (
-	users = map[string][]service.CheckType{
-		"url":     {service.CheckHTTP},
-		"address": {service.CheckGRPC, service.CheckTCP},
-		"service": {service.CheckGRPC},
-	}
-	readyUsers = map[string][]service.CheckType{
-		"url":     users["url"],
-		"address": users["address"],
-		"service": users["service"],
-		"settle":  {service.CheckProcess},
-		"pattern": {service.CheckLog},
-	}
-	healthUsers = map[string][]service.CheckType{
-		"url":       users["url"],
-		"address":   users["address"],
-		"service":   users["service"],
-		"interval":  {service.CheckHTTP, service.CheckGRPC, service.CheckTCP},
-		"timeout":   {service.CheckHTTP, service.CheckGRPC, service.CheckTCP},
-		"threshold": {service.CheckHTTP, service.CheckGRPC, service.CheckTCP},
-	}
-)
-
-// targets are the keys without which the types they belong to ask nobody.
-var targets = []string{"url", "address", "pattern"}
-
-// matchTarget finds keys that the type of a check does not use, and those it
-// lacks.
-func matchTarget(users map[string][]service.CheckType) func(*document, string, *node, *service.Check) {
-	return func(d *document, path string, n *node, c *service.Check) {
-		if d.faulty(join(path, "type")) {
-			return
-		}
-		for name, types := range users {
-			used := slices.Contains(types, c.Type)
-			offset, given := n.has(name)
-			switch {
-			case given && !used:
-				d.fault(offset, join(path, name), "belongs to type %s; the type here is %s", alternatives(types), c.Type)
-			case used && !given && slices.Contains(targets, name):
-				d.fault(n.offset, join(path, name), "is required by type %s", c.Type)
-			}
-		}
-	}
-}
-
-func alternatives(types []service.CheckType) string {
-	words := make([]string, len(types))
-	for i, t := range types {
-		words[i] = t.String()
-	}
-	return strings.Join(words, " or ")
-}
-
-// targetRules says in the schema what matchTarget says.
-func targetRules(users map[string][]service.CheckType) func(*jsonschema.Schema) {
-	return func(s *jsonschema.Schema) {
-		s.DependentSchemas = map[string]*jsonschema.Schema{}
-		for name, types := range users {
-			s.DependentSchemas[name] = typeIs(types)
-			if slices.Contains(types, service.CheckProcess) { // which is the type when none is given
-				s.DependentSchemas[name].Required = nil
-			}
-		}
-		for _, name := range targets {
-			if len(users[name]) == 0 {
-				continue
-			}
-			s.AllOf = append(s.AllOf, &jsonschema.Schema{If: typeIs(users[name]), Then: &jsonschema.Schema{Required: []string{name}}})
-		}
-	}
-}
-
-func typeIs(types []service.CheckType) *jsonschema.Schema {
-	one := &jsonschema.Schema{}
-	for _, t := range types {
-		one.Enum = append(one.Enum, t.String())
-	}
-	return &jsonschema.Schema{Properties: map[string]*jsonschema.Schema{"type": one}, Required: []string{"type"}}
-}
-
 var restart = object[service.RestartPolicy]{
 	keys: []key[service.RestartPolicy]{
 		at("policy", "After which ends.",
@@ -411,8 +265,6 @@ var rotation = object[service.LogRotation]{
 		}
 	},
 }
-
-func never(*node) bool { return false }
 
 func emptyArray(n *node) bool { return n.kind == isArray && len(n.items) == 0 }
 

@@ -143,16 +143,29 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"ready": {"settle": "25h", "timeout": "24h"}`, `ready.settle: is 25h; the range is 0s to 24h`},
 		{`"ready": {"settle": "30s"}`, `ready.settle: 30s is not below ready.timeout, 30s: no start would succeed`},
 		{`"ready": {"pattern": "up"}`, `ready.pattern: belongs to type log; the type here is process`},
-		{`"health": {"type": "log"}`, `health.type: "log" is not one of process, http, grpc, tcp`},
-		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, address, service, settle, pattern, exec, timeout"},
+		{`"health": {"type": "log"}`, `health.type: "log" is not one of process, http, grpc, tcp, exec`},
+		{`"health": {"type": "exec"}`, `health.exec: is required by type exec`},
+		{`"health": {"type": "exec", "exec": ["true"]}`, `health.exec[0]: "true" is not an absolute path`},
+		{`"health": {"type": "tcp", "address": "192.0.2.1:80"}`, `health.address: 192.0.2.1 is not on this host; a check asks others only with "remote": true beside it`},
+		{`"ready": {"type": "http", "url": "http://[2001:db8::1]/"}`, `ready.url: 2001:db8::1 is not on this host; a check asks others only with "remote": true beside it`},
+		{`"health": {"type": "http", "url": "http://a/", "tls": {}}`, `health.tls: is for an https url; this is http://a/`},
+		{`"health": {"type": "http", "url": "https://a/", "tls": {"ca": "ca.pem"}}`, `health.tls.ca: "ca.pem" is not an absolute path`},
+		{`"health": {"type": "tcp", "address": "a:1", "tls": {}}`, `health.tls: belongs to type http or grpc; the type here is tcp`},
+		{`"health": {"type": "http", "url": "http://a/", "status": [200, "2xx"]}`, `health.status[1]: "2xx" is no status of HTTP, 100 to 599, nor a range such as 200-299`},
+		{`"health": {"type": "http", "url": "http://a/", "status": 99}`, `health.status: "99" is no status of HTTP, 100 to 599, nor a range such as 200-299`},
+		{`"health": {"type": "http", "url": "http://a/", "status": true}`, `health.status: is true or false; it wants a status such as 200, or a list of such and ranges like "200-299"`},
+		{`"health": {"type": "http", "url": "http://a/", "body": "("}`, "health.body: error parsing regexp: missing closing ): `(`; it is to be in the syntax of RE2 (https://golang.org/s/re2syntax)"},
+		{`"health": {"type": "tcp", "address": "a:1", "success_threshold": 0}`, `health.success_threshold: is 0; the range is 1 to 1000`},
+		{`"health": {"start_period": "5s"}`, `health.start_period: belongs to type http or grpc or tcp or exec; the type here is process`},
+		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, status, body, address, service, tls, remote, exec, settle, pattern, timeout"},
 		{`"ready": {"timeout": "25h"}`, "ready.timeout: is 25h; the range is 1ms to 24h"},
-		{`"health": {"type": "watchdog"}`, `health.type: "watchdog" is not served by this version: write process, http, grpc or tcp`},
+		{`"health": {"type": "watchdog"}`, `health.type: "watchdog" is not served by this version: write process, http, grpc, tcp or exec`},
 		{`"stop": {"timeout": "+5s"}`, `stop.timeout: "+5s" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
 		{`"stop": {"timeout": ".5s"}`, `stop.timeout: ".5s" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
 		{`"stop": {"signal": "015"}`, `stop.signal: "015" is written 15`},
 		{`"stop": {"signal": "+15"}`, `stop.signal: "+15" is written 15`},
-		{`"health": {"interval": "5s"}`, "health.interval: belongs to type http or grpc or tcp; the type here is process"},
-		{`"health": {"exec": ["/bin/true"]}`, "health.exec: is not served by this version: no program is run to ask"},
+		{`"health": {"interval": "5s"}`, "health.interval: belongs to type http or grpc or tcp or exec; the type here is process"},
+		{`"health": {"exec": ["/bin/true"]}`, "health.exec: belongs to type exec; the type here is process"},
 		{`"health": {"type": "tcp", "address": "a:1", "interval": "-5s"}`, "health.interval: is -5s; the range is 100ms to 24h"},
 		{`"health": {"type": "tcp", "address": "a:1", "interval": "5sec"}`, `health.interval: "5sec" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
 		{`"health": {"type": "tcp", "address": "a:1", "interval": "9999999999h"}`, `health.interval: "9999999999h" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
@@ -212,7 +225,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -294,6 +307,19 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"stop": {"signal": "34", "force_kill": false}`, func(s *service.Spec) { s.Stop.Signal, s.Stop.ForceKill = 34, false }},
 		{`"user": "0", "group": "4294967294"`, func(s *service.Spec) { s.User, s.Group = "0", "4294967294" }},
 		{`"umask": "77"`, func(s *service.Spec) { s.Umask = 0o77 }},
+		{`"health": {"type": "http", "url": "https://192.0.2.1/", "remote": true, "status": [204, "301-302"], "body": "^ok", "success_threshold": 2, "start_period": "10s",
+			"tls": {"ca": "/ca.pem", "server_name": "a.org", "insecure": true}}`, func(s *service.Spec) {
+			h := &s.Health
+			h.Type, h.URL, h.Remote, h.Body, h.SuccessThreshold, h.StartPeriod = service.CheckHTTP, "https://192.0.2.1/", true, "^ok", 2, 10*time.Second
+			h.Status = []service.StatusRange{{Low: 204, High: 204}, {Low: 301, High: 302}}
+			h.TLS = &service.TLS{CA: "/ca.pem", ServerName: "a.org", Insecure: true}
+		}},
+		{`"health": {"type": "grpc", "address": "localhost:1", "tls": {}, "remote": false}`, func(s *service.Spec) {
+			s.Health.Type, s.Health.Address, s.Health.TLS = service.CheckGRPC, "localhost:1", &service.TLS{}
+		}},
+		{`"ready": {"type": "exec", "exec": ["/bin/true", "-x"], "timeout": "1s"}`, func(s *service.Spec) {
+			s.Ready.Type, s.Ready.Exec, s.Ready.Timeout = service.CheckExec, []string{"/bin/true", "-x"}, time.Second
+		}},
 		{`"health": {"type": "grpc", "address": "[::1]:50051", "service": "a.B"}`, func(s *service.Spec) {
 			s.Health.Type, s.Health.Address, s.Health.Service = service.CheckGRPC, "[::1]:50051", "a.B"
 		}},

@@ -2,13 +2,20 @@ package roskva
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"os"
+	"regexp"
+	"syscall"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -18,77 +25,146 @@ import (
 // maxAnswer is as much of an answer as is read; the rest is of no interest.
 const maxAnswer = 64 << 10
 
-// client follows no redirects, uses no proxy and keeps no connection, so that
-// a check reaches what it names and nothing else.
-var client = &http.Client{
-	Transport:     &http.Transport{DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxAnswer},
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-}
-
-// Ask carries out one check; nil means that the service is well. A check that
+// question carries out one check; nil means that the service is well. A check that
 // took too long fails with an error that wraps context.DeadlineExceeded.
-func Ask(ctx context.Context, check service.Check) error {
-	var err error
+type question func(ctx context.Context) error
+
+// prepare makes the question of a check.
+func prepare(check service.Check, exec Exec) question {
+	var ask question
 	switch check.Type {
 	case service.CheckProcess:
-		return nil // its end is an event
+		return func(context.Context) error { return nil } // its end is an event
 	case service.CheckHTTP:
-		err = askHTTP(ctx, check.URL)
+		ask = askHTTP(check)
 	case service.CheckGRPC:
-		err = askGRPC(ctx, check.Address, check.Service)
+		ask = func(ctx context.Context) error { return askGRPC(ctx, check) }
 	case service.CheckTCP:
-		err = askTCP(ctx, check.Address)
+		ask = func(ctx context.Context) error { return askTCP(ctx, check) }
+	case service.CheckExec:
+		ask = func(ctx context.Context) error { return exec(ctx, check.Exec) }
 	default:
-		return fmt.Errorf("a check of type %d is not known", check.Type)
+		return func(context.Context) error { return fmt.Errorf("a check of type %s asks nobody", check.Type) }
 	}
-	if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		return fmt.Errorf("%s %s did not answer in time: %w", check.Type, check.Target(), context.DeadlineExceeded)
-	}
-	return err
-}
-
-func askHTTP(ctx context.Context, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
+	return func(ctx context.Context) error {
+		err := ask(ctx)
+		if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+			return fmt.Errorf("%s %s did not answer in time: %w", check.Type, check.Target(), context.DeadlineExceeded)
+		}
 		return err
 	}
-	req.Header.Set("User-Agent", "gladsheim-health")
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)); err != nil {
-		return fmt.Errorf("cannot read the answer of %s: %w", url, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answered %s", url, resp.Status)
-	}
-	return nil
 }
 
-func askTCP(ctx context.Context, address string) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", address)
+// dialer reaches who a check may ask. A name is looked up at each check, so what it
+// stands for is known here alone.
+func dialer(check service.Check) *net.Dialer {
+	if check.Remote {
+		return &net.Dialer{}
+	}
+	return &net.Dialer{Control: func(_, address string, _ syscall.RawConn) error {
+		if to, err := netip.ParseAddrPort(address); err != nil || !to.Addr().Unmap().IsLoopback() {
+			return fmt.Errorf("%s is not on this host; a check asks others only with \"remote\": true", address)
+		}
+		return nil
+	}}
+}
+
+// askHTTP follows no redirects, uses no proxy and keeps no connection, so that a check
+// reaches what it names and nothing else.
+func askHTTP(check service.Check) question {
+	var body *regexp.Regexp
+	if check.Body != "" {
+		var err error
+		if body, err = regexp.Compile(check.Body); err != nil {
+			return func(context.Context) error { return err }
+		}
+	}
+	transport := &http.Transport{
+		DialContext: dialer(check).DialContext, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxAnswer,
+	}
+	client := http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return func(ctx context.Context) error {
+		client := client
+		if check.TLS != nil {
+			config, err := tlsOf(check.TLS)
+			if err != nil {
+				return err
+			}
+			secure := transport.Clone()
+			secure.TLSClientConfig, client.Transport = config, secure
+		}
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, check.URL, nil)
+		if err != nil {
+			return err
+		}
+		request.Header.Set("User-Agent", "gladsheim-health")
+		answer, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
+		switch {
+		case err != nil:
+			return fmt.Errorf("cannot read the answer of %s: %w", check.URL, err)
+		case !check.Accepts(answer.StatusCode):
+			return fmt.Errorf("%s answered %s", check.URL, answer.Status)
+		case body != nil && !body.Match(text):
+			return fmt.Errorf("%s answered %s with a body that does not match %q", check.URL, answer.Status, check.Body)
+		}
+		return nil
+	}
+}
+
+func askTCP(ctx context.Context, check service.Check) error {
+	conn, err := dialer(check).DialContext(ctx, "tcp", check.Address)
 	if err != nil {
 		return err
 	}
 	return conn.Close()
 }
 
-func askGRPC(ctx context.Context, address, name string) error {
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+func askGRPC(ctx context.Context, check service.Check) error {
+	security := insecure.NewCredentials()
+	if check.TLS != nil {
+		config, err := tlsOf(check.TLS)
+		if err != nil {
+			return err
+		}
+		security = credentials.NewTLS(config)
+	}
+	reach := dialer(check)
+	conn, err := grpc.NewClient("passthrough:///"+check.Address, grpc.WithTransportCredentials(security),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return reach.DialContext(ctx, "tcp", address)
+		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)), grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	resp, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: name})
+	resp, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: check.Service})
 	if err != nil {
 		return err
 	}
 	if resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		return fmt.Errorf("%s answered %s", address, resp.GetStatus())
+		return fmt.Errorf("%s answered %s", check.Address, resp.GetStatus())
 	}
 	return nil
+}
+
+// tlsOf reads the certificates at each check: they may be renewed while a service runs.
+func tlsOf(t *service.TLS) (*tls.Config, error) {
+	config := &tls.Config{ServerName: t.ServerName, InsecureSkipVerify: t.Insecure}
+	if t.CA != "" {
+		text, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read tls.ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("%s, which is tls.ca, holds no certificate (PEM)", t.CA)
+		}
+	}
+	return config, nil
 }

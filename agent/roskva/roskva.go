@@ -1,13 +1,14 @@
 // Package roskva asks services how they are: whether they are ready after a
 // launch, and whether they are well while they run. A check of type process
-// costs nothing, since the kernel tells of an end by itself; every other check
-// is one goroutine per running incarnation, ended by its owner.
+// costs nothing, since the kernel tells of an end by itself; all others wait in
+// one queue with one timer, and no more than a bounded number is under way at once.
 package roskva
 
 import (
+	"container/heap"
 	"context"
-	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -23,56 +24,62 @@ const (
 // readyAnswer is how long the answer to one of them may take.
 const readyAnswer = 5 * time.Second
 
-// tooLate is how long we may sleep during a question whose answer is to count
-// against the service: while we are not there, others may give us up.
-const tooLate = time.Second
+// atOnce is how many health checks are under way at most; the others wait for their
+// turn, the longest due first.
+const atOnce = 256
+
+// jitter is by how much of its interval a check comes sooner or later, at most:
+// services that were started together are not asked together for ever.
+const jitter = 0.1
 
 // Reporter is told every verdict.
 type Reporter func(name service.Name, health service.Health)
 
+// Exec runs the program of an exec check beside the service; nil says that it has
+// ended well. When ctx ends, so does the program.
+type Exec = func(ctx context.Context, argv []string) error
+
 // Roskva runs the checks. Its methods may be called by many goroutines at once.
 type Roskva struct {
 	report Reporter
+	spread func(time.Duration) time.Duration // makes an interval a wait; replaced in tests
+	kick   chan struct{}
+	end    context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu     sync.Mutex
-	slower int           // times its interval lie between two health checks
-	paced  chan struct{} // closed when that changes
+	mu       sync.Mutex
+	slower   int // times its interval lie between two health checks
+	queue    queue
+	patients map[service.Name]*patient // the latest of each name
+	asking   int                       // how many checks are under way
 }
 
 // New returns a Roskva that tells report of every health check's outcome.
-// report must not block.
+// report must not block, nor call a method of Roskva.
 func New(report Reporter) *Roskva {
-	return &Roskva{report: report, slower: 1, paced: make(chan struct{})}
+	ctx, end := context.WithCancel(context.Background())
+	r := &Roskva{report: report, spread: spread, kick: make(chan struct{}, 1), end: end, slower: 1, patients: map[service.Name]*patient{}}
+	r.wg.Go(func() { r.run(ctx) })
+	return r
 }
 
-// Slow has health checks be so many times their interval apart, at once; 1 is as they
-// are defined. Readiness is asked for as ever.
-func (r *Roskva) Slow(times int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if times != r.slower {
-		r.slower = times
-		close(r.paced)
-		r.paced = make(chan struct{})
-	}
+func spread(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (1 - jitter + 2*jitter*rand.Float64()))
 }
 
-// pace is by how much health checks are slower, and tells when that changes.
-func (r *Roskva) pace() (times int, changed <-chan struct{}) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.slower, r.paced
+// Close ends the queue, and waits for the checks under way; whoever called Attend has
+// to leave first.
+func (r *Roskva) Close() {
+	r.end()
+	r.wg.Wait()
 }
-
-// Close waits for the checks; whoever called Attend has to leave first.
-func (r *Roskva) Close() { r.wg.Wait() }
 
 // Await returns nil as soon as the check succeeds, or an error when ctx ends.
-func (r *Roskva) Await(ctx context.Context, check service.Check) error {
+func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) error {
+	ask := prepare(check, exec)
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
 		once, vigil := awake(ctx, readyAnswer)
-		err := Ask(once, check)
+		err := ask(once)
 		vigil.leave()
 		if err == nil {
 			return nil
@@ -87,94 +94,171 @@ func (r *Roskva) Await(ctx context.Context, check service.Check) error {
 
 // Attend checks one incarnation at every interval until the returned function
 // is called, which tells why it is not checked any more; after that nothing is told of
-// it. unhealthy is called once,
-// when Threshold checks in a row failed.
-func (r *Roskva) Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string)) {
-	var mu sync.Mutex // held while telling, so that the last word is the last
-	left := false
-	tell := func(h service.Health) {
-		mu.Lock()
-		defer mu.Unlock()
-		if !left {
-			r.report(name, h)
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
+// it. unhealthy is called once, when Threshold checks in a row failed.
+func (r *Roskva) Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string)) {
+	p := &patient{name: name, check: check, ask: prepare(check, exec), unhealthy: unhealthy, began: time.Now(), place: nowhere}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.health = service.Health{Strategy: check.Type}
 	if check.Type == service.CheckProcess {
-		tell(service.Health{Status: service.Healthy, Strategy: check.Type, Message: "the main process runs", LastCheck: time.Now()})
+		p.health.Status, p.health.Message, p.health.LastCheck = service.Healthy, "the main process runs", p.began
 	} else {
-		r.wg.Go(func() { r.attend(ctx, check, tell, unhealthy) })
+		p.health.Status, p.health.Message = service.Checking, "first check under way"
+		r.patients[name] = p
+		r.plan(p, p.began)
 	}
-	return func(why string) {
-		cancel()
-		mu.Lock()
-		defer mu.Unlock()
-		if !left {
-			left = true
-			r.report(name, service.Health{Strategy: check.Type, Message: why})
-		}
-	}
+	r.report(name, p.health)
+	return func(why string) { r.leave(p, why) }
 }
 
-func (r *Roskva) attend(ctx context.Context, check service.Check, tell func(service.Health), unhealthy func()) {
-	health := service.Health{Status: service.Checking, Strategy: check.Type, Message: "first check under way", NextCheck: time.Now()}
-	tell(health)
-	wait := time.NewTimer(check.Interval)
-	defer wait.Stop()
-	for {
-		once, vigil := awake(ctx, check.Timeout)
-		err := Ask(once, check)
-		slept := vigil.leave()
-		if ctx.Err() != nil {
-			return
-		}
-		times, paced := r.pace()
-		wait.Reset(time.Duration(times) * check.Interval)
-		before, asked := health.Failures, time.Now()
-		health = Judge(health, check, err, slept, asked)
-		health.NextCheck = asked.Add(time.Duration(times) * check.Interval)
-		tell(health)
-		if health.Failures > before && health.Failures == check.Threshold {
-			unhealthy()
-		}
-		for due := false; !due; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-paced:
-				times, paced = r.pace()
-				health.NextCheck = asked.Add(time.Duration(times) * check.Interval)
-				wait.Reset(time.Until(health.NextCheck))
-				tell(health)
-			case <-wait.C:
-				due = true
-			}
-		}
+func (r *Roskva) leave(p *patient, why string) {
+	p.cancel()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.left {
+		return
 	}
+	p.left = true
+	if p.place != nowhere {
+		heap.Remove(&r.queue, p.place)
+	}
+	if r.patients[p.name] == p {
+		delete(r.patients, p.name)
+	}
+	p.answer()
+	r.report(p.name, service.Health{Strategy: p.check.Type, Message: why})
 }
 
-// Judge is the health after one more check that ended with err now, and during
-// which we slept for so long. A failure below the threshold leaves the status
-// as it was; one that may be our own sleep's does not count.
-func Judge(before service.Health, check service.Check, err error, slept time.Duration, now time.Time) service.Health {
-	after := before
-	after.LastCheck, after.NextCheck = now, now.Add(check.Interval)
-	switch {
-	case err == nil:
-		after.Status, after.Failures, after.Message = service.Healthy, 0, "the check succeeded"
-		return after
-	case slept > tooLate:
-		after.Message = "the agent was held up during the check"
-		return after
+// plan has a patient asked at a time. The caller holds mu.
+func (r *Roskva) plan(p *patient, due time.Time) {
+	p.due, p.health.NextCheck = due, due
+	if p.place == nowhere {
+		heap.Push(&r.queue, p)
+	} else {
+		heap.Fix(&r.queue, p.place)
 	}
-	after.Failures++
-	after.Message = err.Error()
-	switch {
-	case after.Failures < check.Threshold:
-	case errors.Is(err, context.DeadlineExceeded):
-		after.Status = service.CheckTimedOut
+	r.wake()
+}
+
+func (r *Roskva) wake() {
+	select {
+	case r.kick <- struct{}{}:
 	default:
-		after.Status = service.Ill
 	}
-	return after
+}
+
+// Slow has health checks be so many times their interval apart, at once; 1 is as they
+// are defined. Readiness is asked for as ever.
+func (r *Roskva) Slow(times int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if times == r.slower {
+		return
+	}
+	r.slower = times
+	for _, p := range r.patients {
+		if p.place == nowhere || p.asked.IsZero() { // it is asked now, or about to be
+			continue
+		}
+		r.plan(p, p.asked.Add(time.Duration(times)*p.wait))
+		r.report(p.name, p.health)
+	}
+}
+
+// Now has a service checked at once, and returns what that says; a check that is under
+// way does. known is false when the service is not checked, as when it does not run, or
+// is not checked any more when ctx ends.
+func (r *Roskva) Now(ctx context.Context, name service.Name) (health service.Health, known bool, err error) {
+	r.mu.Lock()
+	p := r.patients[name]
+	if p == nil {
+		r.mu.Unlock()
+		return service.Health{}, false, nil
+	}
+	answer := make(chan service.Health, 1)
+	p.waiting = append(p.waiting, answer)
+	if p.place != nowhere {
+		r.plan(p, time.Now())
+	}
+	r.mu.Unlock()
+	select {
+	case health, known = <-answer:
+		return health, known, nil
+	case <-ctx.Done():
+		return service.Health{}, true, ctx.Err()
+	}
+}
+
+// Checks are the latest checks of the incarnation that is checked, the latest last.
+func (r *Roskva) Checks(name service.Name) []service.Probe {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.patients[name]; p != nil {
+		return p.chart.all()
+	}
+	return nil
+}
+
+// run asks whoever is due, when there is a turn for him.
+func (r *Roskva) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		timer.Reset(r.next())
+		select {
+		case <-timer.C:
+		case <-r.kick:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// next begins what is due, and tells how long nothing is.
+func (r *Roskva) next() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	for len(r.queue) > 0 && !r.queue[0].due.After(now) {
+		if r.asking == atOnce {
+			return time.Hour // whoever is answered wakes us
+		}
+		p := heap.Pop(&r.queue).(*patient)
+		r.asking++
+		r.wg.Go(func() { r.question(p) })
+	}
+	if len(r.queue) == 0 {
+		return time.Hour
+	}
+	return r.queue[0].due.Sub(now)
+}
+
+// question asks one patient, and takes the answer.
+func (r *Roskva) question(p *patient) {
+	began := time.Now()
+	once, vigil := awake(p.ctx, p.check.Timeout)
+	err := p.ask(once)
+	slept := vigil.leave()
+	if r.answered(p, began, err, slept) {
+		p.unhealthy()
+	}
+}
+
+// answered takes the answer of a check, and tells whether it makes the service unhealthy.
+func (r *Roskva) answered(p *patient, began time.Time, err error, slept time.Duration) (unhealthy bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asking--
+	if p.left {
+		r.wake()
+		return false
+	}
+	before := p.health.Failures
+	p.asked, p.wait = time.Now(), r.spread(p.check.Interval)
+	p.health = Judge(p.health, p.check, err, slept, p.asked, p.asked.Sub(p.began))
+	p.chart.add(service.Probe{At: began, Took: p.asked.Sub(began), Status: p.health.Status, Failed: err != nil, Message: p.health.Message})
+	r.plan(p, p.asked.Add(time.Duration(r.slower)*p.wait))
+	r.report(p.name, p.health)
+	p.answer()
+	return p.health.Failures > before && p.health.Failures == p.check.Threshold
 }

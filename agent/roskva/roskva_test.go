@@ -31,32 +31,66 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
+// ask carries out one check.
+func ask(t *testing.T, patience time.Duration, check service.Check) error {
+	t.Helper()
+	return prepare(check, nil)(within(t, patience))
+}
+
+// newRoskva is one that asks exactly at the intervals, and is closed with the test.
+func newRoskva(t *testing.T, report Reporter) *Roskva {
+	t.Helper()
+	if report == nil {
+		report = func(service.Name, service.Health) {}
+	}
+	r := New(report)
+	r.spread = func(d time.Duration) time.Duration { return d }
+	t.Cleanup(r.Close)
+	return r
+}
+
 func TestAskHTTP(t *testing.T) {
 	release := make(chan struct{})
 	mux := http.NewServeMux()
-	mux.HandleFunc("/ok", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 1<<20)) })
+	mux.HandleFunc("/ok", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(append(make([]byte, 1<<20), "late"...)) })
+	mux.HandleFunc("/words", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("well done")) })
 	mux.HandleFunc("/bad", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 	mux.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", http.StatusFound) })
 	mux.HandleFunc("/slow", func(http.ResponseWriter, *http.Request) { <-release })
 	srv := httptest.NewServer(mux)
 	defer srv.Close()
 	defer close(release)
-	ask := func(path string, d time.Duration) error {
-		return Ask(within(t, d), service.Check{Type: service.CheckHTTP, URL: srv.URL + path})
+	get := func(path string, patience time.Duration, more ...func(*service.Check)) error {
+		check := service.Check{Type: service.CheckHTTP, URL: srv.URL + path}
+		for _, change := range more {
+			change(&check)
+		}
+		return ask(t, patience, check)
 	}
-	require.NoError(t, ask("/ok", 10*time.Second))
-	require.ErrorContains(t, ask("/bad", 10*time.Second), "503")
-	require.ErrorContains(t, ask("/away", 10*time.Second), "302", "a redirect is not followed")
-	require.ErrorIs(t, ask("/slow", 50*time.Millisecond), context.DeadlineExceeded)
+	status := func(text string) func(*service.Check) {
+		r, err := service.ParseStatusRange(text)
+		require.NoError(t, err)
+		return func(c *service.Check) { c.Status = append(c.Status, r) }
+	}
+	body := func(pattern string) func(*service.Check) { return func(c *service.Check) { c.Body = pattern } }
+	require.NoError(t, get("/ok", 10*time.Second))
+	require.ErrorContains(t, get("/bad", 10*time.Second), "503")
+	require.NoError(t, get("/bad", 10*time.Second, status("200-299"), status("503")))
+	require.ErrorContains(t, get("/ok", 10*time.Second, status("201-299")), "200 OK")
+	require.ErrorContains(t, get("/away", 10*time.Second), "302", "a redirect is not followed")
+	require.ErrorIs(t, get("/slow", 50*time.Millisecond), context.DeadlineExceeded)
+	require.NoError(t, get("/words", 10*time.Second, body("^well done$")))
+	require.ErrorContains(t, get("/words", 10*time.Second, body("^well$")), "does not match")
+	require.ErrorContains(t, get("/ok", 10*time.Second, body("late")), "does not match", "what comes after 64 KiB is not read")
 }
 
 func TestAskTCP(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	check := service.Check{Type: service.CheckTCP, Address: l.Addr().String()}
-	require.NoError(t, Ask(within(t, 10*time.Second), check))
+	require.NoError(t, ask(t, 10*time.Second, check))
 	require.NoError(t, l.Close())
-	require.Error(t, Ask(within(t, 10*time.Second), check))
+	require.Error(t, ask(t, 10*time.Second, check))
 }
 
 func TestAskGRPC(t *testing.T) {
@@ -67,11 +101,11 @@ func TestAskGRPC(t *testing.T) {
 	go func() { _ = srv.Serve(l) }()
 	defer srv.Stop()
 	check := service.Check{Type: service.CheckGRPC, Address: l.Addr().String()}
-	require.NoError(t, Ask(within(t, 10*time.Second), check))
+	require.NoError(t, ask(t, 10*time.Second, check))
 	h.SetServingStatus("", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
-	require.ErrorContains(t, Ask(within(t, 10*time.Second), check), "NOT_SERVING")
+	require.ErrorContains(t, ask(t, 10*time.Second, check), "NOT_SERVING")
 	check.Service = "nobody"
-	require.Error(t, Ask(within(t, 10*time.Second), check))
+	require.Error(t, ask(t, 10*time.Second, check))
 }
 
 func TestAwaitReturnsWhenReady(t *testing.T) {
@@ -82,8 +116,8 @@ func TestAwaitReturnsWhenReady(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	r := New(nil)
-	require.NoError(t, r.Await(within(t, 30*time.Second), service.Check{Type: service.CheckHTTP, URL: srv.URL}))
+	r := newRoskva(t, nil)
+	require.NoError(t, r.Await(within(t, 30*time.Second), service.Check{Type: service.CheckHTTP, URL: srv.URL}, nil))
 	require.EqualValues(t, 3, asked.Load())
 }
 
@@ -94,7 +128,7 @@ func TestAwaitIsPatientWithOneAnswer(t *testing.T) {
 	defer srv.Close()
 	asked := time.Now()
 	time.AfterFunc(1500*time.Millisecond, func() { close(release) })
-	require.NoError(t, New(nil).Await(within(t, 30*time.Second), service.Check{Type: service.CheckHTTP, URL: srv.URL}))
+	require.NoError(t, newRoskva(t, nil).Await(within(t, 30*time.Second), service.Check{Type: service.CheckHTTP, URL: srv.URL}, nil))
 	require.GreaterOrEqual(t, time.Since(asked), 1500*time.Millisecond, "by the first answer")
 }
 
@@ -106,17 +140,17 @@ func TestNothingIsToldAfterLeaving(t *testing.T) {
 	defer srv.Close()
 	var mu sync.Mutex
 	var told []string
-	r := New(func(_ service.Name, h service.Health) {
+	r := newRoskva(t, func(_ service.Name, h service.Health) {
 		mu.Lock()
 		defer mu.Unlock()
 		told = append(told, h.Message)
 	})
 	check := service.Check{Type: service.CheckHTTP, URL: srv.URL, Interval: time.Hour, Timeout: time.Hour, Threshold: 1}
-	leave := r.Attend(service.MustName("web"), check, func() { t.Error("unhealthy") })
+	leave := r.Attend(service.MustName("web"), check, nil, func() { t.Error("unhealthy") })
 	<-asked
 	leave("it does not run")
 	leave("it does not run")
-	next := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil)
+	next := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil, nil)
 	close(release)
 	r.Close()
 	require.Equal(t, []string{"first check under way", "it does not run", "the main process runs"}, told)
@@ -124,30 +158,29 @@ func TestNothingIsToldAfterLeaving(t *testing.T) {
 }
 
 func TestAwaitEndsWithItsContext(t *testing.T) {
-	err := New(nil).Await(within(t, 50*time.Millisecond), service.Check{Type: service.CheckTCP, Address: "127.0.0.1:1"})
+	err := newRoskva(t, nil).Await(within(t, 50*time.Millisecond), service.Check{Type: service.CheckTCP, Address: "127.0.0.1:1"}, nil)
 	require.ErrorContains(t, err, "not ready")
 }
 
 func TestJudge(t *testing.T) {
 	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Timeout: time.Second, Threshold: 2}
 	now, bad := time.Now(), errors.New("refused")
-	h := Judge(service.Health{Status: service.Checking}, check, bad, 0, now)
+	h := Judge(service.Health{Status: service.Checking}, check, bad, 0, now, time.Hour)
 	require.Equal(t, service.Checking, h.Status)
 	require.Equal(t, 1, h.Failures)
-	require.Equal(t, now.Add(time.Second), h.NextCheck)
-	h = Judge(h, check, bad, 0, now)
+	h = Judge(h, check, bad, 0, now, time.Hour)
 	require.Equal(t, service.Ill, h.Status)
 	require.Equal(t, "refused", h.Message)
-	h = Judge(h, check, nil, 0, now)
+	h = Judge(h, check, nil, 0, now, time.Hour)
 	require.Equal(t, service.Healthy, h.Status)
 	require.Zero(t, h.Failures)
-	h = Judge(h, check, context.DeadlineExceeded, 0, now)
+	h = Judge(h, check, context.DeadlineExceeded, 0, now, time.Hour)
 	require.Equal(t, service.Healthy, h.Status, "one failure is not an illness")
-	h = Judge(h, check, context.DeadlineExceeded, 0, now)
+	h = Judge(h, check, context.DeadlineExceeded, 0, now, time.Hour)
 	require.Equal(t, service.CheckTimedOut, h.Status)
-	h = Judge(h, check, bad, 0, now)
+	h = Judge(h, check, bad, 0, now, time.Hour)
 	require.Equal(t, service.Ill, h.Status)
-	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, 0, now)
+	h = Judge(service.Health{Status: service.Checking}, check, context.DeadlineExceeded, 0, now, time.Hour)
 	require.Equal(t, service.Checking, h.Status)
 }
 
@@ -157,13 +190,12 @@ func TestJudgeAfterOurOwnStall(t *testing.T) {
 	now := time.Now()
 	h := service.Health{Status: service.Healthy}
 	for _, err := range []error{context.DeadlineExceeded, syscall.ECONNRESET} { // it may have given us up
-		after := Judge(h, check, err, time.Minute, now)
+		after := Judge(h, check, err, time.Minute, now, time.Hour)
 		require.Equal(t, service.Healthy, after.Status)
 		require.Zero(t, after.Failures)
-		require.Equal(t, now.Add(time.Second), after.NextCheck)
 	}
-	require.Equal(t, service.CheckTimedOut, Judge(h, check, context.DeadlineExceeded, 0, now).Status)
-	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, time.Minute, now).Status, "it did answer")
+	require.Equal(t, service.CheckTimedOut, Judge(h, check, context.DeadlineExceeded, 0, now, time.Hour).Status)
+	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, time.Minute, now, time.Hour).Status, "it did answer")
 }
 
 // The time of a question passes only while we are awake. That a part is over is seen
@@ -226,7 +258,7 @@ func TestBusyIsNotAsleep(t *testing.T) {
 					v.over()
 				}
 				require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
-				after := Judge(service.Health{}, check, context.DeadlineExceeded, v.leave(), time.Now())
+				after := Judge(service.Health{}, check, context.DeadlineExceeded, v.leave(), time.Now(), time.Hour)
 				require.Equal(t, tt.failures, after.Failures, after.Message)
 			})
 		})
@@ -239,18 +271,17 @@ func TestAttendReportsAndGivesUpOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var seen []service.HealthStatus
-		r := New(func(_ service.Name, h service.Health) {
+		r := newRoskva(t, func(_ service.Name, h service.Health) {
 			mu.Lock()
 			defer mu.Unlock()
 			seen = append(seen, h.Status)
 		})
 		called := 0
 		check := service.Check{Type: service.CheckHTTP, URL: "gopher://nowhere", Interval: time.Second, Timeout: time.Second, Threshold: 2}
-		leave := r.Attend(service.MustName("web"), check, func() { called++ })
+		leave := r.Attend(service.MustName("web"), check, nil, func() { called++ })
 		time.Sleep(3500 * time.Millisecond)
 		synctest.Wait()
 		leave("it does not run")
-		r.Close()
 		require.Equal(t, 1, called)
 		require.Equal(t, []service.HealthStatus{
 			service.Checking, service.Checking, service.Ill, service.Ill, service.Ill, service.HealthUnknown,
@@ -260,8 +291,8 @@ func TestAttendReportsAndGivesUpOnce(t *testing.T) {
 
 func TestProcessChecksCostNoGoroutine(t *testing.T) {
 	var seen []service.HealthStatus
-	r := New(func(_ service.Name, h service.Health) { seen = append(seen, h.Status) })
-	leave := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil)
+	r := newRoskva(t, func(_ service.Name, h service.Health) { seen = append(seen, h.Status) })
+	leave := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil, nil)
 	leave("it does not run")
 	r.Close()
 	require.Equal(t, []service.HealthStatus{service.Healthy, service.HealthUnknown}, seen)

@@ -17,12 +17,11 @@ func TestSlow(t *testing.T) {
 		var mu sync.Mutex
 		var last service.Health
 		begin := time.Now()
-		r := New(func(_ service.Name, h service.Health) {
+		r := newRoskva(t, func(_ service.Name, h service.Health) {
 			mu.Lock()
 			defer mu.Unlock()
 			last = h
 		})
-		defer r.Close()
 		due := func(checked, next time.Duration) {
 			t.Helper()
 			synctest.Wait()
@@ -32,7 +31,7 @@ func TestSlow(t *testing.T) {
 			require.Equal(t, next, last.NextCheck.Sub(begin))
 		}
 		check := service.Check{Type: service.CheckHTTP, URL: "gopher://nowhere", Interval: 5 * time.Second, Timeout: time.Second, Threshold: 100}
-		leave := r.Attend(service.MustName("web"), check, nil)
+		leave := r.Attend(service.MustName("web"), check, nil, func() {})
 		defer leave("")
 		due(0, 5*time.Second)
 		time.Sleep(5 * time.Second)

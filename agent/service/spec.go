@@ -2,10 +2,7 @@ package service
 
 import (
 	"fmt"
-	"net"
-	"net/url"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -45,6 +42,7 @@ type Spec struct {
 	Ready   Check // how to tell that it is ready; Timeout bounds the whole start
 	Bounded bool  // of a oneshot: Ready.Timeout bounds its job, too
 	Health  Check // how to tell that it is well
+	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
 
@@ -139,49 +137,6 @@ const (
 	MinLogAge, MaxLogAge   = time.Minute, 10 * 365 * 24 * time.Hour
 )
 
-// CheckType is a way of asking a service how it is.
-type CheckType uint8
-
-// The check types.
-const (
-	CheckProcess CheckType = iota // the main process lives and is no zombie
-	CheckHTTP                     // GET URL answers 200
-	CheckGRPC                     // grpc.health.v1 at Address answers SERVING
-	CheckTCP                      // Address accepts a connection
-	CheckLog                      // a line of its output matches Pattern; of readiness only
-	numCheckTypes
-)
-
-var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp", "log"}
-
-func (c CheckType) String() string { return checkTypeNames[c] }
-
-// Check is a readiness or health check.
-type Check struct {
-	Type      CheckType
-	URL       string        // http
-	Address   string        // grpc, tcp: host:port
-	Service   string        // grpc: the name asked for, "" for the whole server
-	Interval  time.Duration // health: from one check to the next
-	Timeout   time.Duration // health: of one check; ready: of the whole start
-	Threshold int           // health: consecutive failures that make it unhealthy
-	Settle    time.Duration // ready, process: how long it has to have run
-	Pattern   string        // ready, log: RE2 that a line matches
-}
-
-// Target is what the check asks, for people.
-func (c Check) Target() string {
-	switch c.Type {
-	case CheckHTTP:
-		return c.URL
-	case CheckGRPC, CheckTCP:
-		return c.Address
-	case CheckLog:
-		return c.Pattern
-	}
-	return ""
-}
-
 // StopPolicy says how a service is ended.
 type StopPolicy struct {
 	Signal    syscall.Signal // to the main process first
@@ -196,7 +151,7 @@ func Defaults() Spec {
 		Warnings: Warnings{Memory: 80, CPU: 80},
 		Ladder:   Ladder{ThrottleAfter: 10 * time.Second, StopAfter: time.Minute},
 		Ready:    Check{Type: CheckProcess, Timeout: 30 * time.Second},
-		Health:   Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3},
+		Health:   Check{Type: CheckProcess, Interval: 5 * time.Second, Timeout: 5 * time.Second, Threshold: 3, SuccessThreshold: 1},
 		Restart: RestartPolicy{
 			When: RestartOnFailure, MaxAttempts: 3, Window: 10 * time.Minute,
 			Backoff: time.Second, MaxBackoff: time.Minute, Deterministic: 5,
@@ -214,7 +169,6 @@ const (
 	maxEnvironment = 1024
 	maxCustom      = 64
 	maxTextLength  = 128 << 10 // MAX_ARG_STRLEN of execve(2)
-	maxPattern     = 1 << 10
 )
 
 // Validate finds everything that is wrong with s, each fault with the path of
@@ -239,17 +193,9 @@ func (s *Spec) Validate() []Fault {
 		}
 	}
 	s.Ladder.validate(&faults)
-	s.Ready.validate("ready", &faults)
-	faults.duration("ready.timeout", s.Ready.Timeout, time.Millisecond, 24*time.Hour)
 	s.validateReadiness(&faults)
 	s.validateOneshot(&faults)
-	s.Health.validate("health", &faults)
-	if s.Health.Type == CheckLog {
-		faults.add("health.type", "%s tells that a service is ready, not that it is well", s.Health.Type)
-	}
-	faults.duration("health.interval", s.Health.Interval, 100*time.Millisecond, 24*time.Hour)
-	faults.duration("health.timeout", s.Health.Timeout, 10*time.Millisecond, time.Hour)
-	faults.number("health.threshold", s.Health.Threshold, 1, 1000)
+	s.validateHealth(&faults)
 	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)
 	faults.duration("restart.window", s.Restart.Window, time.Millisecond, 365*24*time.Hour)
 	faults.duration("restart.backoff", s.Restart.Backoff, 0, 24*time.Hour)
@@ -277,17 +223,7 @@ func (s *Spec) Validate() []Fault {
 }
 
 func (s *Spec) validateProcess(faults *faultList) {
-	if len(s.Exec) == 0 || s.Exec[0] == "" {
-		faults.add("exec", "is required: the program's absolute path, then its arguments")
-	} else if !filepath.IsAbs(s.Exec[0]) {
-		faults.add("exec[0]", "%q is not an absolute path", s.Exec[0])
-	}
-	if len(s.Exec) > maxArguments {
-		faults.add("exec", "has %d entries; at most %d are allowed", len(s.Exec), maxArguments)
-	}
-	for i, arg := range s.Exec {
-		faults.text(fmt.Sprintf("exec[%d]", i), arg)
-	}
+	faults.program("exec", s.Exec)
 	if len(s.Environment) > maxEnvironment {
 		faults.add("environment", "has %d entries; at most %d are allowed", len(s.Environment), maxEnvironment)
 	}
@@ -321,41 +257,6 @@ func (s *Spec) validateProcess(faults *faultList) {
 	}
 }
 
-func (s *Spec) validateReadiness(faults *faultList) {
-	faults.duration("ready.settle", s.Ready.Settle, 0, 24*time.Hour)
-	switch r := s.Ready; {
-	case r.Settle > 0 && r.Type != CheckProcess:
-		faults.add("ready.settle", "belongs to type %s; the type here is %s", CheckProcess, r.Type)
-	case r.Settle > 0 && r.Settle >= r.Timeout:
-		faults.add("ready.settle", "%v is not below ready.timeout, %v: no start would succeed", r.Settle, r.Timeout)
-	case r.Type == CheckLog && s.Log == LogNull:
-		faults.add("ready.type", "log looks at the output, and that is not kept (\"log\": \"null\")")
-	}
-}
-
-func (c Check) validate(field string, faults *faultList) {
-	switch c.Type {
-	case CheckHTTP:
-		u, err := url.Parse(c.URL)
-		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			faults.add(field+".url", "%q is not an http or https address", c.URL)
-		}
-	case CheckGRPC, CheckTCP:
-		if host, port, err := net.SplitHostPort(c.Address); err != nil || host == "" || port == "" {
-			faults.add(field+".address", "%q is not host:port", c.Address)
-		}
-	case CheckLog:
-		switch _, err := regexp.Compile(c.Pattern); {
-		case c.Pattern == "":
-			faults.add(field+".pattern", "is required by type %s", c.Type)
-		case len(c.Pattern) > maxPattern:
-			faults.add(field+".pattern", "has %d bytes; at most %d are allowed", len(c.Pattern), maxPattern)
-		case err != nil:
-			faults.add(field+".pattern", "%v; it is to be in the syntax of RE2 (https://golang.org/s/re2syntax)", err)
-		}
-	}
-}
-
 func (r LogRotation) validate(faults *faultList) {
 	faults.size("log_rotate.size", r.Size, MinLogSize, MaxLogSize)
 	faults.size("log_rotate.total", r.Total, MinLogSize, MaxLogSize)
@@ -372,6 +273,21 @@ type faultList []Fault
 
 func (f *faultList) add(field, format string, args ...any) {
 	*f = append(*f, Fault{Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// program wants the absolute path of a program, and arguments.
+func (f *faultList) program(field string, argv []string) {
+	if len(argv) == 0 || argv[0] == "" {
+		f.add(field, "is required: the program's absolute path, then its arguments")
+	} else if !filepath.IsAbs(argv[0]) {
+		f.add(field+"[0]", "%q is not an absolute path", argv[0])
+	}
+	if len(argv) > maxArguments {
+		f.add(field, "has %d entries; at most %d are allowed", len(argv), maxArguments)
+	}
+	for i, arg := range argv {
+		f.text(fmt.Sprintf("%s[%d]", field, i), arg)
+	}
 }
 
 func (f *faultList) text(field, s string) {

@@ -1,6 +1,9 @@
 package service
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Status is all that is known of one service at one moment. It is never
 // changed after it was made, so it may be shared without a lock.
@@ -28,8 +31,22 @@ type Status struct {
 	LastExit    *ExitRecord
 	Timing      Timing // of its schedule
 
-	Health Health
+	Health Health    // what its checks say; see Verdict
 	Well   time.Time // since when its checks have said that it is healthy; zero while they do not
+	Hung   Hang
+}
+
+// Verdict is how the service is: what its checks say, unless it hangs.
+func (s *Status) Verdict() Health {
+	h := s.Health
+	if !s.Hung.Lasts() {
+		return h
+	}
+	h.Message = strings.TrimSuffix("it hangs: "+s.Hung.Why+"; the check: "+h.Message, "; the check: ")
+	if s.Spec != nil && s.Spec.Hang == HangUnhealthy {
+		h.Status = Ill
+	}
+	return h
 }
 
 // PID is the main process, 0 when there is none.
@@ -82,6 +99,7 @@ type Health struct {
 	LastCheck time.Time
 	NextCheck time.Time
 	Failures  int // in a row
+	Successes int // likewise
 }
 
 // Notice is one thing worth telling people and subscribers, with how the service
@@ -135,12 +153,14 @@ const (
 	NoticeDrift                          // somebody else has changed a limit; Reason names it
 	NoticeOver                           // a violation is over
 	NoticeEnforced                       // something was done about one
+	NoticeHung                           // it does nothing any more; Reason is a word for why
+	NoticeHungOver                       // it goes on, or has ended
 	numNotices
 )
 
 var noticeNames = [numNotices]string{
 	"state", "exit", "health", "limits", "registered", "unregistered", "violation", "frozen", "thawed", "power", "drift",
-	"violation-over", "enforced",
+	"violation-over", "enforced", "hung", "hung-over",
 }
 
 func (k NoticeKind) String() string { return noticeNames[k] }

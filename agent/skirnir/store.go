@@ -61,7 +61,8 @@ type Actual struct {
 	Due     time.Duration    `json:"due_since_boot"`    // in Backoff: when the next launch is; 0 of an earlier version
 	Failed  service.Failures `json:"failed,omitempty"`  // within the window of its policy, by the same clock
 	Actor   string           `json:"actor"`
-	Asked   []service.Asked  `json:"asked,omitempty"` // requests with an id, the latest last
+	Paused  string           `json:"paused,omitempty"` // who has stopped it with a signal, see thjalfi.Record
+	Asked   []service.Asked  `json:"asked,omitempty"`  // requests with an id, the latest last
 	BootID  string           `json:"boot_id"`
 }
 

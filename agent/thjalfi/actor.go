@@ -62,7 +62,8 @@ type actor struct {
 	spread  float64                   // drawn for that wait
 	failed  service.Failures          // within the window of its policy
 	queues  bool                      // in Backoff: the wait is over, and its turn has not come
-	excess  string                    // what it used too much of, if that is why we end it
+	why     string                    // what it used too much of, or how it hung, if that is why we end it
+	paused  string                    // who has stopped the present incarnation with a signal, and not let it go on since
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
 	probes  int                       // counts their beginnings: news of others is stale
@@ -198,7 +199,7 @@ func (a *actor) timeout() {
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
 	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
-	a.logFrom, a.stream, a.asked = r.LogFrom, r.Stream, r.Asked
+	a.logFrom, a.stream, a.asked, a.paused = r.LogFrom, r.Stream, r.Asked, r.Paused
 	a.remains, a.died, a.due, a.failed = r.Remains, r.Ended, r.Due, r.Failed
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
@@ -283,7 +284,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender, a.due = service.Ref{}, time.Time{}, nil, service.CauseNone, "", 0
-		a.sent, a.forced, a.failure, a.excess, a.unready = nil, false, nil, "", nil // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.why, a.paused, a.unready = nil, false, nil, "", "", nil // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}

@@ -184,7 +184,7 @@ type prober struct {
 
 func newProber() *prober { return &prober{ready: make(chan struct{}), attended: map[int]func(){}} }
 
-func (p *prober) Await(ctx context.Context, _ service.Check) error {
+func (p *prober) Await(ctx context.Context, _ service.Check, _ Exec) error {
 	select {
 	case <-p.ready:
 		return nil
@@ -193,7 +193,7 @@ func (p *prober) Await(ctx context.Context, _ service.Check) error {
 	}
 }
 
-func (p *prober) Attend(_ service.Name, _ service.Check, unhealthy func()) (leave func(why string)) {
+func (p *prober) Attend(_ service.Name, _ service.Check, _ Exec, unhealthy func()) (leave func(why string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.count++

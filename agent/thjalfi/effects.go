@@ -157,7 +157,7 @@ func (a *actor) launched(h backends.Handle, applied service.Applied, incarnation
 		a.hold(h)
 		levels := a.plan.Spec.Warnings
 		a.cfg.Keeper.Publish(a.name, service.NoticeLimits, "launched", "", func(s *service.Status) {
-			s.Applied, s.Warnings, s.Violations = applied, levels, service.Violations{}
+			s.Applied, s.Warnings, s.Violations, s.Hung = applied, levels, service.Violations{}, service.Hang{}
 			s.Fought = [service.NumResources]bool{}
 		})
 		a.attend(true)
@@ -295,7 +295,8 @@ func (a *actor) readiness() func(context.Context) error {
 	case service.CheckLog:
 		return func(ctx context.Context) error { return a.cfg.AwaitLine(ctx, spec, incarnation, logFrom) }
 	}
-	return func(ctx context.Context) error { return a.cfg.Prober.Await(ctx, spec.Ready) }
+	exec := beside(a.handle)
+	return func(ctx context.Context) error { return a.cfg.Prober.Await(ctx, spec.Ready, exec) }
 }
 
 func settled(ctx context.Context, left time.Duration) error {
@@ -384,6 +385,7 @@ func (a *actor) signal(sig syscall.Signal, actor string, reply chan<- error) {
 					a.sent = map[syscall.Signal]string{}
 				}
 				a.sent[sig], a.actor = actor, actor
+				a.pause(sig, actor)
 				detail := service.SignalName(sig) + " by " + actor
 				if a.frozenBy != "" && sig != syscall.SIGKILL {
 					detail += "; it is frozen, and gets it when it is thawed"
@@ -486,10 +488,7 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	case x.Verdict == service.VerdictKilled:
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
-	x.Message = explain(x)
-	if x.Verdict == service.VerdictExceeded && a.excess != "" {
-		x.Message += ": " + a.excess
-	}
+	x.Message = explain(x, a.why)
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)
 	cleared.Exit, cleared.OOM = exit, x.Verdict.OOM()
@@ -516,7 +515,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 			}
 			a.words = lastWords{x.Incarnation, x.LastLines}
 			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
-				s.LastExit, s.Violations = &x, service.Violations{}
+				s.LastExit, s.Violations, s.Hung = &x, service.Violations{}, service.Hang{}
 				if !s.Machine.State.Alive() {
 					s.Ended = x.Ended
 				}
@@ -529,7 +528,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 func (a *actor) probe() {
 	a.probes++
 	name, incarnation, probe := a.name, a.machine.Incarnation, a.probes
-	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, func() {
+	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), func() {
 		a.tell(a.ctx, func() {
 			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile
 				a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation})

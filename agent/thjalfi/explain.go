@@ -6,8 +6,9 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// explain says in a sentence how an incarnation ended.
-func explain(x service.ExitRecord) string {
+// explain says in a sentence how an incarnation ended. why is what made us end one that
+// used too much, or that hung.
+func explain(x service.ExitRecord, why string) string {
 	text := x.Exit.String()
 	switch x.Verdict {
 	case service.VerdictOwnOOM:
@@ -19,6 +20,10 @@ func explain(x service.ExitRecord) string {
 	case service.VerdictStopped:
 		text += ", stopped by " + x.RequestedBy
 	case service.VerdictUnhealthy:
+		if why != "" {
+			text += ", ended because it hung"
+			break
+		}
 		text += ", ended because its health checks failed"
 	case service.VerdictExceeded:
 		text += ", ended because it used too much for too long"
@@ -45,6 +50,9 @@ func explain(x service.ExitRecord) string {
 	}
 	if x.Remains.Leftovers > 0 {
 		text += fmt.Sprintf(", %d processes left over and killed", x.Remains.Leftovers)
+	}
+	if why != "" && (x.Verdict == service.VerdictUnhealthy || x.Verdict == service.VerdictExceeded) {
+		text += ": " + why
 	}
 	return text
 }

@@ -42,7 +42,7 @@ func TestSettle(t *testing.T) {
 }
 
 func TestAnEndBeforeItHasSettledIsAFailedStart(t *testing.T) {
-	for name, after := range map[string]time.Duration{"before": 2 * time.Second, "at the very moment": 5 * time.Second} {
+	for name, after := range map[string]time.Duration{"before": 2 * time.Second, "just before": 5*time.Second - 1} {
 		t.Run(name, func(t *testing.T) {
 			play(t, func(t *testing.T, s *stage) {
 				s.script(fake.Script{End: &fake.End{After: after, Exit: service.Exit{Code: 3}}})

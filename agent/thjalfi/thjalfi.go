@@ -48,6 +48,7 @@ type Record struct {
 	Due     time.Duration    // in Backoff: when the next launch is, in Starting when it has settled, of a job when its time is over, as SinceBoot tells time
 	Failed  service.Failures // within the window of its policy, likewise
 	Actor   string
+	Paused  string          // who has stopped the incarnation with a signal, "" for nobody
 	Asked   []service.Asked // requests with an id, the latest last
 	Options service.StartOptions
 
@@ -73,12 +74,17 @@ type Keeper interface {
 
 // Prober asks services how they are.
 type Prober interface {
-	// Await returns nil as soon as the service is ready, or an error when ctx ends.
-	Await(ctx context.Context, check service.Check) error
+	// Await returns nil as soon as the service is ready, or an error when ctx ends. An
+	// exec check asks by exec.
+	Await(ctx context.Context, check service.Check, exec Exec) error
 	// Attend checks the health of one incarnation until the returned function
 	// is called with the reason, and reports it when it is unhealthy.
-	Attend(name service.Name, check service.Check, unhealthy func()) (leave func(why string))
+	Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string))
 }
+
+// Exec runs the program of a check beside an incarnation, until ctx ends; nil says that
+// it ended well.
+type Exec = func(ctx context.Context, argv []string) error
 
 // Monitor looks at what services use.
 type Monitor interface {
@@ -385,34 +391,6 @@ func (t *Thjalfi) still(ctx context.Context, freeze bool, name service.Name, act
 				a.still(freeze, actor, reply)
 			}
 		})
-	})
-}
-
-// Exceed ends an incarnation that used too much for too long; what follows is for its
-// policy to say. It returns when that has begun. One that ends already, or is no more, is
-// service.NotRunning, and one that is frozen service.Conflict: what that has is not its
-// doing.
-func (t *Thjalfi) Exceed(ctx context.Context, name service.Name, incarnation uint64, why string) error {
-	const op = "end"
-	a, err := t.find(op, name)
-	if err != nil {
-		return err
-	}
-	return ask(ctx, a, op, func(reply chan<- error) {
-		if !a.sawExit() {
-			a.hearFreeze()
-		}
-		before := a.machine
-		a.happen(service.Event{Kind: service.Exceeded, Incarnation: incarnation})
-		switch {
-		case a.machine != before:
-			a.excess = why
-			reply <- nil
-		case a.machine.Frozen && a.machine.Incarnation == incarnation:
-			reply <- &service.Error{Op: op, Service: name, Kind: service.Conflict, Err: errors.New("it is frozen")}
-		default:
-			reply <- notRunning(op, name)
-		}
 	})
 }
 

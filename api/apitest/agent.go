@@ -29,6 +29,7 @@ type Service struct {
 	Outputs   []service.Output
 	History   []service.Sample // nil: it does not ask for it
 	Advice    *service.Advice  // nil: too little is known of it
+	Checks    []service.Probe  // nil: it is not checked
 }
 
 // Before is the sequence before the first notice: an agent counts on from those
@@ -391,6 +392,30 @@ func (a *Agent) CheckHealth(ctx context.Context, name service.Name) (service.Hea
 	}
 	defer a.mu.Unlock()
 	return s.Status.Health, nil
+}
+
+// CheckNow adds a check that failed to Service.Checks, and tells what Status.Health holds.
+func (a *Agent) CheckNow(ctx context.Context, name service.Name) (service.Health, error) {
+	s, err := a.of(ctx, "CheckNow", name)
+	if err != nil {
+		return service.Health{}, err
+	}
+	defer a.mu.Unlock()
+	if s.Checks == nil {
+		return service.Health{}, &service.Error{Op: "check", Service: name, Kind: service.NotRunning, Reason: service.ReasonNotRunning, Err: errors.New("it is not checked")}
+	}
+	s.Checks = append(s.Checks, service.Probe{At: a.Now, Took: 1500 * time.Microsecond, Failed: true, Status: s.Status.Health.Status, Message: "asked for now"})
+	return s.Status.Health, nil
+}
+
+// Checks tells what Service.Checks holds.
+func (a *Agent) Checks(name service.Name) ([]service.Probe, error) {
+	s, err := a.of(context.Background(), "Checks", name)
+	if err != nil {
+		return nil, err
+	}
+	defer a.mu.Unlock()
+	return slices.Clone(s.Checks), nil
 }
 
 // Processes tells what Service.Processes holds.

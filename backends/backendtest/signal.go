@@ -15,6 +15,7 @@ func signalLaws() []law {
 		{says: "a signal ends a program that does nothing about it", check: lawSignalEnds},
 		{says: "a signal reaches the main process only", check: lawSignalMain},
 		{says: "a stopped process goes on when it is told to", only: real, check: lawSignalContinue},
+		{says: "that the main process is stopped or goes on is told, and seen in its threads", check: lawStopTold},
 		{says: "who has ended can not be signalled", check: lawSignalEnded},
 	}
 }
@@ -54,6 +55,32 @@ func lawSignalContinue(b *bench) {
 	require.NoError(b, i.Signal(b.within(), syscall.SIGCONT))
 	b.eventually(in('S'), "it never went on")
 	i.lives()
+}
+
+func lawStopTold(b *bench) {
+	i := b.start("sleep")
+	for _, step := range []struct {
+		sig     syscall.Signal
+		stopped bool
+	}{{syscall.SIGSTOP, true}, {syscall.SIGCONT, false}, {syscall.SIGSTOP, true}} {
+		told := make(chan struct{}, 1)
+		_, err := i.AwaitStop(func() { told <- struct{}{} })
+		require.NoError(b, err)
+		require.NoError(b, i.Signal(b.within(), step.sig))
+		select {
+		case <-told:
+		case <-b.within().Done():
+			b.Fatalf("%v is not told", step.sig)
+		}
+		threads, err := i.Threads()
+		require.NoError(b, err)
+		require.Equal(b, step.stopped, threads.Stopped)
+		require.Equal(b, step.stopped, threads.Held)
+	}
+	require.NoError(b, i.Signal(b.within(), syscall.SIGKILL))
+	require.Equal(b, syscall.SIGKILL, i.exit().Signal)
+	_, err := i.Threads()
+	b.wantError(err, service.NotRunning)
 }
 
 func lawSignalEnded(b *bench) {

@@ -366,6 +366,21 @@ func (h *handle) Press(of service.PressureOf, full bool, share, window time.Dura
 	return leave, nil
 }
 
+func (h *handle) AwaitStop(tell func()) (func(), error) {
+	if forget, told := h.main.AwaitStop(tell); told {
+		return forget, nil
+	}
+	return nil, backends.ErrDeaf
+}
+
+func (h *handle) Threads() (service.Threads, error) {
+	t, err := h.main.Threads(h.backend.procfs)
+	if err != nil {
+		return t, failure("look at", h.ref.Name, service.HostUnavailable, err)
+	}
+	return t, nil
+}
+
 func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {
 	const op = "list the processes of"
 	if err := h.begin(ctx, op); err != nil {

@@ -87,6 +87,21 @@ func (h *handle) Press(service.PressureOf, bool, time.Duration, time.Duration, f
 	return nil, backends.ErrDeaf
 }
 
+func (h *handle) AwaitStop(tell func()) (func(), error) {
+	if forget, told := h.main.AwaitStop(tell); told {
+		return forget, nil
+	}
+	return nil, backends.ErrDeaf
+}
+
+func (h *handle) Threads() (service.Threads, error) {
+	t, err := h.main.Threads(h.backend.proc)
+	if err != nil {
+		return t, &service.Error{Op: "look at", Service: h.ref.Name, Kind: service.KindOf(err), Err: err}
+	}
+	return t, nil
+}
+
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	if h.main == nil || over(h.exited) {
 		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}

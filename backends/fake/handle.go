@@ -197,12 +197,17 @@ func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
 	return ran, gaveUp(op, g.ref, ctx.Err())
 }
 
-// signal lets a signal arrive. Those to the frozen wait, but for SIGKILL.
+// signal lets a signal arrive. Those to the frozen wait, but for SIGKILL, as do those to
+// the stopped, but for SIGCONT.
 func (g *group) signal(sig syscall.Signal) {
 	ends, asks := deadly(sig)
 	switch {
 	case g.ice.frozen() && sig != syscall.SIGKILL:
 		g.ice.signals = append(g.ice.signals, sig)
+	case stops(sig), sig == syscall.SIGCONT:
+		g.pause(stops(sig))
+	case g.halt.stopped() && sig != syscall.SIGKILL:
+		g.halt.signals = append(g.halt.signals, sig)
 	case !ends || g.script.Unkillable || (asks && g.script.Stubborn):
 	case asks && g.script.Term != nil:
 		g.schedule(*g.script.Term)

@@ -87,6 +87,7 @@ type group struct {
 	drifts    []service.Drift // by somebody else, that nobody has looked at
 
 	ice       ice
+	halt      halt
 	tell      map[*int]func(file string) // who hears what is written
 	pressed   map[pressure]func()        // who hears of pressure
 	tally     service.Tally

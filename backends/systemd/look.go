@@ -54,6 +54,21 @@ func (h *handle) Press(of service.PressureOf, full bool, share, window time.Dura
 	return leave, nil
 }
 
+func (h *handle) AwaitStop(tell func()) (func(), error) {
+	if forget, told := h.main.AwaitStop(tell); told {
+		return forget, nil
+	}
+	return nil, backends.ErrDeaf
+}
+
+func (h *handle) Threads() (service.Threads, error) {
+	t, err := h.main.Threads(h.b.fs)
+	if err != nil {
+		return t, failure("look at", h.ref.Name, err)
+	}
+	return t, nil
+}
+
 // Run implements backends.Handle.
 func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
 	if h.ended() {

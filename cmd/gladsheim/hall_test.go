@@ -40,6 +40,10 @@ func hall(logDir string) *apitest.Agent {
 	api := running("api", 4121, 74*time.Hour)
 	api.History = daily()
 	api.Advice = advised()
+	api.Checks = []service.Probe{
+		{At: now.Add(-6 * time.Second), Took: 1234 * time.Microsecond, Status: service.Healthy, Message: "the check succeeded"},
+		{At: now.Add(-time.Second), Took: 5 * time.Second, Failed: true, Status: service.Healthy, Message: "127.0.0.1:80 did not answer in time"},
+	}
 	a.Put(api)
 	a.Put(billing())
 	a.Put(stopped("batch"))

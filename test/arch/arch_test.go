@@ -27,6 +27,7 @@ var rooms = map[string]string{
 
 	"procfs":             "agent/service",
 	"cgroup":             "agent/service",
+	"sockets":            "",
 	"units":              "agent/service",
 	"platform":           "agent/service",
 	"platform/power":     "agent/service",
@@ -52,11 +53,11 @@ var rooms = map[string]string{
 
 	"agent/thjalfi":   "agent/service backends failpoint",
 	"agent/skirnir":   "agent/service",
-	"agent/byggvir":   "agent/service backends",
+	"agent/byggvir":   "agent/service backends sockets",
 	"agent/roskva":    "agent/service",
 	"agent/timetable": "agent/service",
 	"agent/config":    "agent/service agent/timetable platform",
-	"agent":           "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config agent/timetable backends journal lockfile logfile logfile/tail platform procfs",
+	"agent":           "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config agent/timetable backends journal lockfile logfile logfile/tail platform procfs sockets",
 
 	"proto/gladsheim/v1": "",
 	"api":                "agent/service journal logfile logfile/tail proto/gladsheim/v1 failpoint",

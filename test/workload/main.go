@@ -60,6 +60,8 @@ func modes() map[string]mode {
 		"exec-self":    {"RATE: exec itself RATE times a second", runExecSelf},
 		"birth":        {"print as JSON what it was born with", runBirth},
 		"http":         {"ADDR [FAIL_AFTER]: serve /health, 200 at first, 503 after the time FAIL_AFTER", runHTTP},
+		"deaf":         {"NETWORK ADDR [AFTER]: listen at ADDR and accept nobody, or nobody any more after the time AFTER", runDeaf},
+		"slow":         {"ADDR PERIOD: accept one connection in each PERIOD", runSlow},
 		"broken-files": {"DIR: fill DIR with files that can not be executed, and hold one open for writing", runBrokenFiles},
 	}
 }

@@ -24,6 +24,7 @@ type line struct {
 	answers  chan forked
 	children map[gate.Child]bool // that live, guarded by the Shim's mu
 	troubles map[string]bool     // that last, by whose, likewise
+	stops    bool                // it tells of children that are stopped, likewise
 }
 
 // forked is what became of a request to fork.
@@ -278,6 +279,13 @@ func (s *Shim) read(l *line) {
 			if e, ok := gate.DecodeEnd(said); ok {
 				s.ended(l, e)
 			}
+		case gate.SayStopped:
+			s.mu.Lock()
+			l.stops = true // one that an earlier version has left does not
+			s.mu.Unlock()
+			s.stirred(gate.DecodeChildren(said)...)
+		case gate.SayGoesOn:
+			s.stirred(gate.DecodeChildren(said)...)
 		case gate.SayTrouble:
 			if t, ok := gate.DecodeTrouble(said); ok {
 				s.troubled(l, t)

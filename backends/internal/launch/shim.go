@@ -35,6 +35,7 @@ type Shim struct {
 	searching bool  // for the process, after a connection was lost
 	ends      map[gate.Child]ending
 	waiting   map[gate.Child]func(process.Told, bool)
+	stirs     map[gate.Child]func()         // who waits for stops
 	unsaid    []string                      // what was heard of, and nobody was told so
 	troubles  map[string]service.LogTrouble // that last, by whose
 	untold    []service.LogTrouble          // that are over, and nobody watched
@@ -75,7 +76,7 @@ func NewShim(cfg ShimConfig) *Shim {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Shim{
 		cfg: cfg, ctx: ctx, cancel: cancel, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
-		waiting: map[gate.Child]func(process.Told, bool){}, troubles: map[string]service.LogTrouble{},
+		waiting: map[gate.Child]func(process.Told, bool){}, stirs: map[gate.Child]func(){}, troubles: map[string]service.LogTrouble{},
 	}
 }
 
@@ -286,4 +287,5 @@ func (s *Shim) orphan() {
 	for _, told := range tell {
 		told(process.Told{}, false)
 	}
+	s.disappoint()
 }

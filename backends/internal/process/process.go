@@ -79,6 +79,10 @@ type Teller interface {
 	// Ended tells how a child ended that is no more. An error says that the teller
 	// may know and could not be asked.
 	Ended(pid int, startTicks uint64) (Told, bool, error)
+	// AwaitStop calls tell once: when a signal has stopped the process, or it goes on
+	// after that, or nobody will tell any more. tell must not block. told is false when
+	// nobody tells of that process.
+	AwaitStop(pid int, startTicks uint64, tell func()) (forget func(), told bool)
 }
 
 // Mark names a process for whoever finds it again in the same boot.

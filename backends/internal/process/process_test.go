@@ -294,6 +294,8 @@ func (lateTeller) Await(_ int, _ uint64, tell func(Told, bool)) func() {
 	return func() {}
 }
 
+func (lateTeller) AwaitStop(int, uint64, func()) (func(), bool) { return nil, false }
+
 // TestTheTellerCountsMore: what ends before its parent was asked has ended as the
 // parent says, and not as unknown.
 func TestTheTellerCountsMore(t *testing.T) {

@@ -896,6 +896,13 @@ type ServiceStatus struct {
 	// Whether it is a oneshot whose job is done: its latest run, in this boot, ended well,
 	// and none was begun since.
 	Completed bool `protobuf:"varint,86,opt,name=completed,proto3" json:"completed,omitempty"`
+	// When its schedule has it begin next; 0 when it has none, or that rests.
+	NextRunUnixMs int64 `protobuf:"varint,87,opt,name=next_run_unix_ms,json=nextRunUnixMs,proto3" json:"next_run_unix_ms,omitempty"`
+	// When its schedule last had it begin.
+	LastRunUnixMs int64 `protobuf:"varint,88,opt,name=last_run_unix_ms,json=lastRunUnixMs,proto3" json:"last_run_unix_ms,omitempty"`
+	// Whether its schedule rests, since somebody has stopped it and nobody has started it
+	// since.
+	SchedulePaused bool `protobuf:"varint,89,opt,name=schedule_paused,json=schedulePaused,proto3" json:"schedule_paused,omitempty"`
 	// Why it is crashed and will not be restarted by itself: "policy", it is never
 	// restarted; "exit-code", it ended in a way after which it is not to be; "attempts", it
 	// failed too often; "deterministic", it failed in the same way again and again;
@@ -907,8 +914,12 @@ type ServiceStatus struct {
 	// How many failures there were since somebody started it, or since it last ran well for
 	// long enough: the next wait is by that.
 	FailuresInARow uint32 `protobuf:"varint,77,opt,name=failures_in_a_row,json=failuresInARow,proto3" json:"failures_in_a_row,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// That it does nothing any more, as was seen without its help. Absent when it goes on.
+	// The state is RUNNING all the same; whether it is UNHEALTHY is for its definition to
+	// say (hang).
+	Hung          *Hang `protobuf:"bytes,90,opt,name=hung,proto3,oneof" json:"hung,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceStatus) Reset() {
@@ -1193,6 +1204,27 @@ func (x *ServiceStatus) GetCompleted() bool {
 	return false
 }
 
+func (x *ServiceStatus) GetNextRunUnixMs() int64 {
+	if x != nil {
+		return x.NextRunUnixMs
+	}
+	return 0
+}
+
+func (x *ServiceStatus) GetLastRunUnixMs() int64 {
+	if x != nil {
+		return x.LastRunUnixMs
+	}
+	return 0
+}
+
+func (x *ServiceStatus) GetSchedulePaused() bool {
+	if x != nil {
+		return x.SchedulePaused
+	}
+	return false
+}
+
 func (x *ServiceStatus) GetGivenUp() string {
 	if x != nil {
 		return x.GivenUp
@@ -1214,6 +1246,70 @@ func (x *ServiceStatus) GetFailuresInARow() uint32 {
 	return 0
 }
 
+func (x *ServiceStatus) GetHung() *Hang {
+	if x != nil {
+		return x.Hung
+	}
+	return nil
+}
+
+// Hang is that a service does nothing any more, though nothing keeps it from that which
+// the agent or the kernel's freezer has done.
+type Hang struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since when.
+	SinceUnixMs int64 `protobuf:"varint,1,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	// What was seen: that a signal has stopped all its threads, that all wait in the kernel,
+	// or that connections wait to be accepted while it uses no CPU. For humans.
+	Why           string `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hang) Reset() {
+	*x = Hang{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hang) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hang) ProtoMessage() {}
+
+func (x *Hang) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hang.ProtoReflect.Descriptor instead.
+func (*Hang) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Hang) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+func (x *Hang) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 // Violation is a use of a resource that is worth a word. It lasts at least 10 s, so
 // that it does not flap.
 type Violation struct {
@@ -1231,7 +1327,7 @@ type Violation struct {
 
 func (x *Violation) Reset() {
 	*x = Violation{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1339,7 @@ func (x *Violation) String() string {
 func (*Violation) ProtoMessage() {}
 
 func (x *Violation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1352,7 @@ func (x *Violation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Violation.ProtoReflect.Descriptor instead.
 func (*Violation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Violation) GetKind() string {
@@ -1287,7 +1383,7 @@ type EnforcementCount struct {
 
 func (x *EnforcementCount) Reset() {
 	*x = EnforcementCount{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1395,7 @@ func (x *EnforcementCount) String() string {
 func (*EnforcementCount) ProtoMessage() {}
 
 func (x *EnforcementCount) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1408,7 @@ func (x *EnforcementCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnforcementCount.ProtoReflect.Descriptor instead.
 func (*EnforcementCount) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EnforcementCount) GetStep() string {
@@ -1347,7 +1443,7 @@ type LogTrouble struct {
 
 func (x *LogTrouble) Reset() {
 	*x = LogTrouble{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1455,7 @@ func (x *LogTrouble) String() string {
 func (*LogTrouble) ProtoMessage() {}
 
 func (x *LogTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1468,7 @@ func (x *LogTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTrouble.ProtoReflect.Descriptor instead.
 func (*LogTrouble) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogTrouble) GetReason() string {
@@ -1419,7 +1515,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1527,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1540,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Process) GetPid() int32 {
@@ -1488,7 +1584,7 @@ type ServiceList struct {
 
 func (x *ServiceList) Reset() {
 	*x = ServiceList{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1596,7 @@ func (x *ServiceList) String() string {
 func (*ServiceList) ProtoMessage() {}
 
 func (x *ServiceList) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1609,7 @@ func (x *ServiceList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceList.ProtoReflect.Descriptor instead.
 func (*ServiceList) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServiceList) GetServices() []*ServiceStatus {
@@ -1558,7 +1654,7 @@ type ServiceHealth struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// The verdict.
 	Status HealthStatus `protobuf:"varint,2,opt,name=status,proto3,enum=gladsheim.v1.HealthStatus" json:"status,omitempty"`
-	// What the last check said.
+	// What the last check said; behind why the service hangs, if it does.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// When the last check ended.
 	LastCheckUnix int64 `protobuf:"varint,4,opt,name=last_check_unix,json=lastCheckUnix,proto3" json:"last_check_unix,omitempty"`
@@ -1572,14 +1668,22 @@ type ServiceHealth struct {
 	// itself is looked at.
 	Target string `protobuf:"bytes,20,opt,name=target,proto3" json:"target,omitempty"`
 	// How many failures in a row make it unhealthy.
-	Threshold     uint32 `protobuf:"varint,21,opt,name=threshold,proto3" json:"threshold,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Threshold uint32 `protobuf:"varint,21,opt,name=threshold,proto3" json:"threshold,omitempty"`
+	// How many successes in a row make it healthy.
+	SuccessThreshold uint32 `protobuf:"varint,22,opt,name=success_threshold,json=successThreshold,proto3" json:"success_threshold,omitempty"`
+	// Successes since the last failure.
+	ConsecutiveSuccesses uint32 `protobuf:"varint,23,opt,name=consecutive_successes,json=consecutiveSuccesses,proto3" json:"consecutive_successes,omitempty"`
+	// last_check_unix, finer.
+	LastCheckUnixMs int64 `protobuf:"varint,24,opt,name=last_check_unix_ms,json=lastCheckUnixMs,proto3" json:"last_check_unix_ms,omitempty"`
+	// next_check_unix, finer.
+	NextCheckUnixMs int64 `protobuf:"varint,25,opt,name=next_check_unix_ms,json=nextCheckUnixMs,proto3" json:"next_check_unix_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1695,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1708,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServiceHealth) GetServiceName() string {
@@ -1670,6 +1774,34 @@ func (x *ServiceHealth) GetThreshold() uint32 {
 	return 0
 }
 
+func (x *ServiceHealth) GetSuccessThreshold() uint32 {
+	if x != nil {
+		return x.SuccessThreshold
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetConsecutiveSuccesses() uint32 {
+	if x != nil {
+		return x.ConsecutiveSuccesses
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetLastCheckUnixMs() int64 {
+	if x != nil {
+		return x.LastCheckUnixMs
+	}
+	return 0
+}
+
+func (x *ServiceHealth) GetNextCheckUnixMs() int64 {
+	if x != nil {
+		return x.NextCheckUnixMs
+	}
+	return 0
+}
+
 // HealthUpdate is one message of a health subscription.
 type HealthUpdate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1686,7 +1818,7 @@ type HealthUpdate struct {
 
 func (x *HealthUpdate) Reset() {
 	*x = HealthUpdate{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1698,7 +1830,7 @@ func (x *HealthUpdate) String() string {
 func (*HealthUpdate) ProtoMessage() {}
 
 func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1711,7 +1843,7 @@ func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthUpdate.ProtoReflect.Descriptor instead.
 func (*HealthUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HealthUpdate) GetHealth() *ServiceHealth {
@@ -1798,7 +1930,7 @@ type ResourceUsage struct {
 
 func (x *ResourceUsage) Reset() {
 	*x = ResourceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1942,7 @@ func (x *ResourceUsage) String() string {
 func (*ResourceUsage) ProtoMessage() {}
 
 func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1955,7 @@ func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceUsage.ProtoReflect.Descriptor instead.
 func (*ResourceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResourceUsage) GetMemoryBytes() uint64 {
@@ -2019,7 +2151,7 @@ type IOUsage struct {
 
 func (x *IOUsage) Reset() {
 	*x = IOUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2163,7 @@ func (x *IOUsage) String() string {
 func (*IOUsage) ProtoMessage() {}
 
 func (x *IOUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2176,7 @@ func (x *IOUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOUsage.ProtoReflect.Descriptor instead.
 func (*IOUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IOUsage) GetReadBytes() uint64 {
@@ -2088,7 +2220,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2232,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2245,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeviceUsage) GetDevice() string {
@@ -2145,7 +2277,7 @@ type Pressure struct {
 
 func (x *Pressure) Reset() {
 	*x = Pressure{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2289,7 @@ func (x *Pressure) String() string {
 func (*Pressure) ProtoMessage() {}
 
 func (x *Pressure) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2302,7 @@ func (x *Pressure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
 func (*Pressure) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Pressure) GetSome() *Stall {
@@ -2202,7 +2334,7 @@ type Stall struct {
 
 func (x *Stall) Reset() {
 	*x = Stall{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2346,7 @@ func (x *Stall) String() string {
 func (*Stall) ProtoMessage() {}
 
 func (x *Stall) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2359,7 @@ func (x *Stall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stall.ProtoReflect.Descriptor instead.
 func (*Stall) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Stall) GetAvg10Percent() float64 {
@@ -2343,7 +2475,7 @@ type ResourceLimits struct {
 
 func (x *ResourceLimits) Reset() {
 	*x = ResourceLimits{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2355,7 +2487,7 @@ func (x *ResourceLimits) String() string {
 func (*ResourceLimits) ProtoMessage() {}
 
 func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2368,7 +2500,7 @@ func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLimits.ProtoReflect.Descriptor instead.
 func (*ResourceLimits) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResourceLimits) GetMaxMemoryBytes() uint64 {
@@ -2623,7 +2755,7 @@ type LimitReport struct {
 
 func (x *LimitReport) Reset() {
 	*x = LimitReport{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2767,7 @@ func (x *LimitReport) String() string {
 func (*LimitReport) ProtoMessage() {}
 
 func (x *LimitReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2780,7 @@ func (x *LimitReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitReport.ProtoReflect.Descriptor instead.
 func (*LimitReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LimitReport) GetName() string {
@@ -2763,7 +2895,7 @@ type GladsheimError struct {
 
 func (x *GladsheimError) Reset() {
 	*x = GladsheimError{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +2907,7 @@ func (x *GladsheimError) String() string {
 func (*GladsheimError) ProtoMessage() {}
 
 func (x *GladsheimError) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +2920,7 @@ func (x *GladsheimError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GladsheimError.ProtoReflect.Descriptor instead.
 func (*GladsheimError) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{25}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GladsheimError) GetCode() string {
@@ -2878,7 +3010,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xd6\f\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x87\x0e\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -2922,17 +3054,25 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"violations\x12B\n" +
 	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12\x12\n" +
 	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
-	"\tcompleted\x18V \x01(\bR\tcompleted\x12\x19\n" +
+	"\tcompleted\x18V \x01(\bR\tcompleted\x12'\n" +
+	"\x10next_run_unix_ms\x18W \x01(\x03R\rnextRunUnixMs\x12'\n" +
+	"\x10last_run_unix_ms\x18X \x01(\x03R\rlastRunUnixMs\x12'\n" +
+	"\x0fschedule_paused\x18Y \x01(\bR\x0eschedulePaused\x12\x19\n" +
 	"\bgiven_up\x18K \x01(\tR\agivenUp\x12'\n" +
 	"\x0frecent_failures\x18L \x01(\rR\x0erecentFailures\x12)\n" +
-	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARowB\x11\n" +
+	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARow\x12+\n" +
+	"\x04hung\x18Z \x01(\v2\x12.gladsheim.v1.HangH\x06R\x04hung\x88\x01\x01B\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +
 	"\n" +
 	"_last_exitB\x10\n" +
 	"\x0e_restarts_leftB\x0e\n" +
-	"\f_log_trouble\"C\n" +
+	"\f_log_troubleB\a\n" +
+	"\x05_hung\"<\n" +
+	"\x04Hang\x12\"\n" +
+	"\rsince_unix_ms\x18\x01 \x01(\x03R\vsinceUnixMs\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"C\n" +
 	"\tViolation\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\"\n" +
 	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"<\n" +
@@ -2955,7 +3095,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"totalCount\x12#\n" +
 	"\rrunning_count\x18\x03 \x01(\rR\frunningCount\x12#\n" +
 	"\rstopped_count\x18\x04 \x01(\rR\fstoppedCount\x12#\n" +
-	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\xe0\x02\n" +
+	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\x9c\x04\n" +
 	"\rServiceHealth\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x122\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.HealthStatusR\x06status\x12\x18\n" +
@@ -2965,7 +3105,11 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x14consecutive_failures\x18\x06 \x01(\rR\x13consecutiveFailures\x12%\n" +
 	"\x0echeck_strategy\x18\a \x01(\tR\rcheckStrategy\x12\x16\n" +
 	"\x06target\x18\x14 \x01(\tR\x06target\x12\x1c\n" +
-	"\tthreshold\x18\x15 \x01(\rR\tthreshold\"\x92\x01\n" +
+	"\tthreshold\x18\x15 \x01(\rR\tthreshold\x12+\n" +
+	"\x11success_threshold\x18\x16 \x01(\rR\x10successThreshold\x123\n" +
+	"\x15consecutive_successes\x18\x17 \x01(\rR\x14consecutiveSuccesses\x12+\n" +
+	"\x12last_check_unix_ms\x18\x18 \x01(\x03R\x0flastCheckUnixMs\x12+\n" +
+	"\x12next_check_unix_ms\x18\x19 \x01(\x03R\x0fnextCheckUnixMs\"\x92\x01\n" +
 	"\fHealthUpdate\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.gladsheim.v1.ServiceHealthR\x06health\x12(\n" +
 	"\x10update_time_unix\x18\x02 \x01(\x03R\x0eupdateTimeUnix\x12#\n" +
@@ -3179,7 +3323,7 @@ func file_gladsheim_v1_gladsheim_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_gladsheim_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(ServiceState)(0),              // 0: gladsheim.v1.ServiceState
 	(HealthStatus)(0),              // 1: gladsheim.v1.HealthStatus
@@ -3194,75 +3338,77 @@ var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(*ResourceLimitsRequest)(nil),  // 10: gladsheim.v1.ResourceLimitsRequest
 	(*ServiceRequest)(nil),         // 11: gladsheim.v1.ServiceRequest
 	(*ServiceStatus)(nil),          // 12: gladsheim.v1.ServiceStatus
-	(*Violation)(nil),              // 13: gladsheim.v1.Violation
-	(*EnforcementCount)(nil),       // 14: gladsheim.v1.EnforcementCount
-	(*LogTrouble)(nil),             // 15: gladsheim.v1.LogTrouble
-	(*Process)(nil),                // 16: gladsheim.v1.Process
-	(*ServiceList)(nil),            // 17: gladsheim.v1.ServiceList
-	(*ServiceHealth)(nil),          // 18: gladsheim.v1.ServiceHealth
-	(*HealthUpdate)(nil),           // 19: gladsheim.v1.HealthUpdate
-	(*ResourceUsage)(nil),          // 20: gladsheim.v1.ResourceUsage
-	(*IOUsage)(nil),                // 21: gladsheim.v1.IOUsage
-	(*DeviceUsage)(nil),            // 22: gladsheim.v1.DeviceUsage
-	(*Pressure)(nil),               // 23: gladsheim.v1.Pressure
-	(*Stall)(nil),                  // 24: gladsheim.v1.Stall
-	(*ResourceLimits)(nil),         // 25: gladsheim.v1.ResourceLimits
-	(*LimitReport)(nil),            // 26: gladsheim.v1.LimitReport
-	(*GladsheimError)(nil),         // 27: gladsheim.v1.GladsheimError
-	nil,                            // 28: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	(*ExitRecord)(nil),             // 29: gladsheim.v1.ExitRecord
+	(*Hang)(nil),                   // 13: gladsheim.v1.Hang
+	(*Violation)(nil),              // 14: gladsheim.v1.Violation
+	(*EnforcementCount)(nil),       // 15: gladsheim.v1.EnforcementCount
+	(*LogTrouble)(nil),             // 16: gladsheim.v1.LogTrouble
+	(*Process)(nil),                // 17: gladsheim.v1.Process
+	(*ServiceList)(nil),            // 18: gladsheim.v1.ServiceList
+	(*ServiceHealth)(nil),          // 19: gladsheim.v1.ServiceHealth
+	(*HealthUpdate)(nil),           // 20: gladsheim.v1.HealthUpdate
+	(*ResourceUsage)(nil),          // 21: gladsheim.v1.ResourceUsage
+	(*IOUsage)(nil),                // 22: gladsheim.v1.IOUsage
+	(*DeviceUsage)(nil),            // 23: gladsheim.v1.DeviceUsage
+	(*Pressure)(nil),               // 24: gladsheim.v1.Pressure
+	(*Stall)(nil),                  // 25: gladsheim.v1.Stall
+	(*ResourceLimits)(nil),         // 26: gladsheim.v1.ResourceLimits
+	(*LimitReport)(nil),            // 27: gladsheim.v1.LimitReport
+	(*GladsheimError)(nil),         // 28: gladsheim.v1.GladsheimError
+	nil,                            // 29: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	(*ExitRecord)(nil),             // 30: gladsheim.v1.ExitRecord
 }
 var file_gladsheim_v1_gladsheim_proto_depIdxs = []int32{
-	28, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	25, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
+	29, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	26, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 2: gladsheim.v1.ListServicesRequest.filter_states:type_name -> gladsheim.v1.ServiceState
-	25, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
+	26, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 4: gladsheim.v1.ServiceStatus.state:type_name -> gladsheim.v1.ServiceState
-	20, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
-	18, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
-	29, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
-	16, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
-	26, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
-	15, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
-	13, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
-	14, // 12: gladsheim.v1.ServiceStatus.enforcements:type_name -> gladsheim.v1.EnforcementCount
-	12, // 13: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
-	1,  // 14: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
-	18, // 15: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
-	21, // 16: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
-	22, // 17: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
-	23, // 18: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
-	23, // 19: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
-	23, // 20: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
-	21, // 21: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
-	24, // 22: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
-	24, // 23: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
-	26, // 24: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
-	2,  // 25: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
-	3,  // 26: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
-	4,  // 27: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
-	5,  // 28: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
-	6,  // 29: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
-	7,  // 30: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
-	8,  // 31: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
-	9,  // 32: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
-	10, // 33: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
-	11, // 34: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
-	12, // 35: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 36: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 37: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 38: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
-	17, // 39: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
-	18, // 40: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
-	19, // 41: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
-	20, // 42: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
-	25, // 43: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	25, // 44: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	21, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
+	19, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
+	30, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
+	17, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
+	27, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
+	16, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
+	14, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
+	15, // 12: gladsheim.v1.ServiceStatus.enforcements:type_name -> gladsheim.v1.EnforcementCount
+	13, // 13: gladsheim.v1.ServiceStatus.hung:type_name -> gladsheim.v1.Hang
+	12, // 14: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
+	1,  // 15: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
+	19, // 16: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
+	22, // 17: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
+	23, // 18: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
+	24, // 19: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
+	24, // 20: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
+	24, // 21: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
+	22, // 22: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
+	25, // 23: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
+	25, // 24: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
+	27, // 25: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
+	2,  // 26: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
+	3,  // 27: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
+	4,  // 28: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
+	5,  // 29: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
+	6,  // 30: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
+	7,  // 31: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
+	8,  // 32: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
+	9,  // 33: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
+	10, // 34: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
+	11, // 35: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
+	12, // 36: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 37: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 38: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 39: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
+	18, // 40: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
+	19, // 41: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
+	20, // 42: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
+	21, // 43: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
+	26, // 44: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	26, // 45: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	36, // [36:46] is the sub-list for method output_type
+	26, // [26:36] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_gladsheim_proto_init() }
@@ -3275,18 +3421,18 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[2].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[18].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[19].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[23].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[20].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[24].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[25].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_gladsheim_proto_rawDesc), len(file_gladsheim_v1_gladsheim_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -632,6 +632,235 @@ func (x *ExitHistory) GetExits() []*ExitRecord {
 	return nil
 }
 
+// CheckNowRequest names the service to check.
+type CheckNowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNowRequest) Reset() {
+	*x = CheckNowRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNowRequest) ProtoMessage() {}
+
+func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNowRequest.ProtoReflect.Descriptor instead.
+func (*CheckNowRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CheckNowRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// ListChecksRequest names the service whose checks are asked for.
+type ListChecksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChecksRequest) Reset() {
+	*x = ListChecksRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChecksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChecksRequest) ProtoMessage() {}
+
+func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChecksRequest.ProtoReflect.Descriptor instead.
+func (*ListChecksRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListChecksRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+// CheckHistory is the answer of ListChecks.
+type CheckHistory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// The checks, latest first.
+	Checks        []*HealthCheck `protobuf:"bytes,2,rep,name=checks,proto3" json:"checks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHistory) Reset() {
+	*x = CheckHistory{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHistory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHistory) ProtoMessage() {}
+
+func (x *CheckHistory) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHistory.ProtoReflect.Descriptor instead.
+func (*CheckHistory) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CheckHistory) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *CheckHistory) GetChecks() []*HealthCheck {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+// HealthCheck is one check, and what it said.
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it began, milliseconds since 1970.
+	BeganUnixMs int64 `protobuf:"varint,1,opt,name=began_unix_ms,json=beganUnixMs,proto3" json:"began_unix_ms,omitempty"`
+	// How long it took, in microseconds.
+	TookUs uint64 `protobuf:"varint,2,opt,name=took_us,json=tookUs,proto3" json:"took_us,omitempty"`
+	// Whether it failed.
+	Failed bool `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	// The verdict after it.
+	Status HealthStatus `protobuf:"varint,4,opt,name=status,proto3,enum=gladsheim.v1.HealthStatus" json:"status,omitempty"`
+	// Why it failed, or that it did not.
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *HealthCheck) GetBeganUnixMs() int64 {
+	if x != nil {
+		return x.BeganUnixMs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetTookUs() uint64 {
+	if x != nil {
+		return x.TookUs
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *HealthCheck) GetStatus() HealthStatus {
+	if x != nil {
+		return x.Status
+	}
+	return HealthStatus_HEALTH_STATUS_UNKNOWN
+}
+
+func (x *HealthCheck) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // GetUsageHistoryRequest says of what time, and how fine.
 type GetUsageHistoryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -652,7 +881,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +893,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +906,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -729,7 +958,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +970,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +983,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -820,7 +1049,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1061,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +1074,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -980,7 +1209,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1221,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1234,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -1035,7 +1264,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1276,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1289,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -1091,7 +1320,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1332,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1345,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -1160,7 +1389,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1401,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1414,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1290,7 +1519,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1531,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1544,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1432,7 +1661,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1673,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1686,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1522,7 +1751,7 @@ type RollingRestartRequest struct {
 
 func (x *RollingRestartRequest) Reset() {
 	*x = RollingRestartRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1763,7 @@ func (x *RollingRestartRequest) String() string {
 func (*RollingRestartRequest) ProtoMessage() {}
 
 func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1776,7 @@ func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
 func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RollingRestartRequest) GetServiceNames() []string {
@@ -1595,7 +1824,7 @@ type RollingRestartProgress struct {
 
 func (x *RollingRestartProgress) Reset() {
 	*x = RollingRestartProgress{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1836,7 @@ func (x *RollingRestartProgress) String() string {
 func (*RollingRestartProgress) ProtoMessage() {}
 
 func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1849,7 @@ func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
 func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollingRestartProgress) GetServiceName() string {
@@ -1683,7 +1912,20 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x06latest\x18\x05 \x01(\v2\x18.gladsheim.v1.ExitRecordR\x06latest\x12\"\n" +
 	"\fincarnations\x18\x06 \x03(\x04R\fincarnations\"=\n" +
 	"\vExitHistory\x12.\n" +
-	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"\xbd\x01\n" +
+	"\x05exits\x18\x01 \x03(\v2\x18.gladsheim.v1.ExitRecordR\x05exits\"4\n" +
+	"\x0fCheckNowRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"6\n" +
+	"\x11ListChecksRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"d\n" +
+	"\fCheckHistory\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x121\n" +
+	"\x06checks\x18\x02 \x03(\v2\x19.gladsheim.v1.HealthCheckR\x06checks\"\xb0\x01\n" +
+	"\vHealthCheck\x12\"\n" +
+	"\rbegan_unix_ms\x18\x01 \x01(\x03R\vbeganUnixMs\x12\x17\n" +
+	"\atook_us\x18\x02 \x01(\x04R\x06tookUs\x12\x16\n" +
+	"\x06failed\x18\x03 \x01(\bR\x06failed\x122\n" +
+	"\x06status\x18\x04 \x01(\x0e2\x1a.gladsheim.v1.HealthStatusR\x06status\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xbd\x01\n" +
 	"\x16GetUsageHistoryRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\"\n" +
 	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\x12\"\n" +
@@ -1826,13 +2068,16 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
 	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
 	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
-	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xf8\x05\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\x8b\a\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
-	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12K\n" +
+	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12F\n" +
+	"\bCheckNow\x12\x1d.gladsheim.v1.CheckNowRequest\x1a\x1b.gladsheim.v1.ServiceHealth\x12I\n" +
+	"\n" +
+	"ListChecks\x12\x1f.gladsheim.v1.ListChecksRequest\x1a\x1a.gladsheim.v1.CheckHistory\x12K\n" +
 	"\vListCrashes\x12 .gladsheim.v1.ListCrashesRequest\x1a\x1a.gladsheim.v1.CrashHistory\x12S\n" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
@@ -1853,7 +2098,7 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
 	(RollingStep)(0),               // 1: gladsheim.v1.RollingStep
@@ -1866,58 +2111,70 @@ var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(*CrashHistory)(nil),           // 8: gladsheim.v1.CrashHistory
 	(*Crash)(nil),                  // 9: gladsheim.v1.Crash
 	(*ExitHistory)(nil),            // 10: gladsheim.v1.ExitHistory
-	(*GetUsageHistoryRequest)(nil), // 11: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 12: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 13: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 14: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 15: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 16: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 17: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 18: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 19: gladsheim.v1.LimitRecommendation
-	(*RollingRestartRequest)(nil),  // 20: gladsheim.v1.RollingRestartRequest
-	(*RollingRestartProgress)(nil), // 21: gladsheim.v1.RollingRestartProgress
-	(*ExitRecord)(nil),             // 22: gladsheim.v1.ExitRecord
-	(*ServiceStatus)(nil),          // 23: gladsheim.v1.ServiceStatus
-	(*GladsheimError)(nil),         // 24: gladsheim.v1.GladsheimError
+	(*CheckNowRequest)(nil),        // 11: gladsheim.v1.CheckNowRequest
+	(*ListChecksRequest)(nil),      // 12: gladsheim.v1.ListChecksRequest
+	(*CheckHistory)(nil),           // 13: gladsheim.v1.CheckHistory
+	(*HealthCheck)(nil),            // 14: gladsheim.v1.HealthCheck
+	(*GetUsageHistoryRequest)(nil), // 15: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 16: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 17: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 18: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 19: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 20: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 21: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 22: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 23: gladsheim.v1.LimitRecommendation
+	(*RollingRestartRequest)(nil),  // 24: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 25: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 26: gladsheim.v1.ExitRecord
+	(HealthStatus)(0),              // 27: gladsheim.v1.HealthStatus
+	(*ServiceStatus)(nil),          // 28: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 29: gladsheim.v1.GladsheimError
+	(*ServiceHealth)(nil),          // 30: gladsheim.v1.ServiceHealth
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
 	9,  // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
-	22, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
-	22, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	13, // 3: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	13, // 4: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
-	0,  // 5: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	18, // 6: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	19, // 7: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 8: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
-	23, // 9: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
-	24, // 10: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
-	2,  // 11: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	3,  // 12: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	4,  // 13: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	5,  // 14: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	6,  // 15: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	7,  // 16: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
-	11, // 17: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	14, // 18: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	16, // 19: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	20, // 20: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
-	23, // 21: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	23, // 22: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	23, // 23: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	23, // 24: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	10, // 25: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	8,  // 26: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
-	12, // 27: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	15, // 28: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	17, // 29: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	21, // 30: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
-	21, // [21:31] is the sub-list for method output_type
-	11, // [11:21] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	26, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	26, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	14, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
+	27, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
+	17, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	17, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	0,  // 7: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
+	22, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	23, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	1,  // 10: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
+	28, // 11: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	29, // 12: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	2,  // 13: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	3,  // 14: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	4,  // 15: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	5,  // 16: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	6,  // 17: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	11, // 18: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
+	12, // 19: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
+	7,  // 20: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	15, // 21: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	18, // 22: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	20, // 23: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	24, // 24: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	28, // 25: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	28, // 26: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	28, // 27: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	28, // 28: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	10, // 29: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	30, // 30: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
+	13, // 31: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
+	8,  // 32: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	16, // 33: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	19, // 34: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	21, // 35: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	25, // 36: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	25, // [25:37] is the sub-list for method output_type
+	13, // [13:25] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -1927,18 +2184,18 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[11].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[17].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[18].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[19].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[15].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[20].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[21].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[22].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,8 @@ const (
 	RuntimeService_Freeze_FullMethodName          = "/gladsheim.v1.RuntimeService/Freeze"
 	RuntimeService_Thaw_FullMethodName            = "/gladsheim.v1.RuntimeService/Thaw"
 	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
+	RuntimeService_CheckNow_FullMethodName        = "/gladsheim.v1.RuntimeService/CheckNow"
+	RuntimeService_ListChecks_FullMethodName      = "/gladsheim.v1.RuntimeService/ListChecks"
 	RuntimeService_ListCrashes_FullMethodName     = "/gladsheim.v1.RuntimeService/ListCrashes"
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
@@ -71,6 +73,19 @@ type RuntimeServiceClient interface {
 	//
 	// NOT_FOUND: no such service.
 	ListExits(ctx context.Context, in *ListExitsRequest, opts ...grpc.CallOption) (*ExitHistory, error)
+	// CheckNow has the health of a running service checked at once, and answers with
+	// what that says; a check that is under way is waited for instead. It counts as any
+	// other check does.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NOT_RUNNING: it is not checked,
+	// since it does not run, is not ready yet or is frozen. DEADLINE_EXCEEDED: the answer
+	// did not come in the caller's time; the check goes on.
+	CheckNow(ctx context.Context, in *CheckNowRequest, opts ...grpc.CallOption) (*ServiceHealth, error)
+	// ListChecks tells the latest checks of the instance that runs: at most 64, none of
+	// a service whose process alone is looked at.
+	//
+	// NOT_FOUND: no such service.
+	ListChecks(ctx context.Context, in *ListChecksRequest, opts ...grpc.CallOption) (*CheckHistory, error)
 	// ListCrashes tells in which ways a service has failed lately: its ends but those
 	// that were clean or asked for, those with the same fingerprint as one.
 	//
@@ -170,6 +185,26 @@ func (c *runtimeServiceClient) ListExits(ctx context.Context, in *ListExitsReque
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ExitHistory)
 	err := c.cc.Invoke(ctx, RuntimeService_ListExits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) CheckNow(ctx context.Context, in *CheckNowRequest, opts ...grpc.CallOption) (*ServiceHealth, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServiceHealth)
+	err := c.cc.Invoke(ctx, RuntimeService_CheckNow_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) ListChecks(ctx context.Context, in *ListChecksRequest, opts ...grpc.CallOption) (*CheckHistory, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckHistory)
+	err := c.cc.Invoke(ctx, RuntimeService_ListChecks_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -282,6 +317,19 @@ type RuntimeServiceServer interface {
 	//
 	// NOT_FOUND: no such service.
 	ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error)
+	// CheckNow has the health of a running service checked at once, and answers with
+	// what that says; a check that is under way is waited for instead. It counts as any
+	// other check does.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION, NOT_RUNNING: it is not checked,
+	// since it does not run, is not ready yet or is frozen. DEADLINE_EXCEEDED: the answer
+	// did not come in the caller's time; the check goes on.
+	CheckNow(context.Context, *CheckNowRequest) (*ServiceHealth, error)
+	// ListChecks tells the latest checks of the instance that runs: at most 64, none of
+	// a service whose process alone is looked at.
+	//
+	// NOT_FOUND: no such service.
+	ListChecks(context.Context, *ListChecksRequest) (*CheckHistory, error)
 	// ListCrashes tells in which ways a service has failed lately: its ends but those
 	// that were clean or asked for, those with the same fingerprint as one.
 	//
@@ -351,6 +399,12 @@ func (UnimplementedRuntimeServiceServer) Thaw(context.Context, *ThawRequest) (*S
 }
 func (UnimplementedRuntimeServiceServer) ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListExits not implemented")
+}
+func (UnimplementedRuntimeServiceServer) CheckNow(context.Context, *CheckNowRequest) (*ServiceHealth, error) {
+	return nil, status.Error(codes.Unimplemented, "method CheckNow not implemented")
+}
+func (UnimplementedRuntimeServiceServer) ListChecks(context.Context, *ListChecksRequest) (*CheckHistory, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListChecks not implemented")
 }
 func (UnimplementedRuntimeServiceServer) ListCrashes(context.Context, *ListCrashesRequest) (*CrashHistory, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCrashes not implemented")
@@ -478,6 +532,42 @@ func _RuntimeService_ListExits_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_CheckNow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckNowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).CheckNow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_CheckNow_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).CheckNow(ctx, req.(*CheckNowRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RuntimeService_ListChecks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListChecksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).ListChecks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_ListChecks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).ListChecks(ctx, req.(*ListChecksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RuntimeService_ListCrashes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListCrashesRequest)
 	if err := dec(in); err != nil {
@@ -580,6 +670,14 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListExits",
 			Handler:    _RuntimeService_ListExits_Handler,
+		},
+		{
+			MethodName: "CheckNow",
+			Handler:    _RuntimeService_CheckNow_Handler,
+		},
+		{
+			MethodName: "ListChecks",
+			Handler:    _RuntimeService_ListChecks_Handler,
 		},
 		{
 			MethodName: "ListCrashes",

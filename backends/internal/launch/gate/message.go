@@ -34,6 +34,12 @@ const (
 	// SayTrouble: a Trouble, when it begins and when it is over. On every connection
 	// those that last come before the SayAll, and those that were over when nobody heard.
 	SayTrouble = 'T'
+	// SayStopped: Children that a signal keeps from running (SIGSTOP and its like). On
+	// every connection those of the moment come before the SayAll, were it none: an
+	// agent knows by it that this shim tells.
+	SayStopped = 'S'
+	// SayGoesOn: Children that were stopped and run again.
+	SayGoesOn = 'G'
 	// SayAll: all ends that are kept have been told. It comes behind those on every
 	// connection, and as the answer to a SayAsk.
 	SayAll = 'A'
@@ -115,7 +121,7 @@ func DecodeChild(b []byte) (Child, syscall.Errno, bool) {
 	return r.child(), syscall.Errno(r.uint32()), true
 }
 
-// DecodeChildren reads the children of a SayLiving.
+// DecodeChildren reads the children of a SayLiving, SayStopped or SayGoesOn.
 func DecodeChildren(b []byte) []Child {
 	var children []Child
 	for r := (reader{b: b[1:]}); len(r.b) >= childSize; {

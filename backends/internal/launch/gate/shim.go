@@ -32,6 +32,7 @@ type warden struct {
 	ends    []End            // that were not heard of
 	agents  map[int]bool     // connections; more than one only while an agent follows another
 	forked  chan struct{}    // that there is somebody to wait for
+	bred    chan struct{}    // likewise, for who waits for stops
 	socket  syscall.Stat_t   // as it was when agents could find it
 
 	pours    *pourer            // nil while no output was ever to be poured
@@ -42,10 +43,11 @@ type warden struct {
 
 // living is a child that was not reaped.
 type living struct {
-	ticks uint64
-	whose string
-	heard bool    // nobody will ask how it ended
-	pipe  *stream // of its output, nil if that is not poured
+	ticks   uint64
+	whose   string
+	heard   bool    // nobody will ask how it ended
+	stopped bool    // by a signal
+	pipe    *stream // of its output, nil if that is not poured
 }
 
 // shim is the life of the process that is the parent of every service, so that
@@ -71,10 +73,11 @@ func shim(reapOrphans bool) {
 	answer(StepExecute, 0)
 	// Closed, but not free: what is received lies above all that a gate is given.
 	syscall.Dup3(0, FD, syscall.O_CLOEXEC)
-	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1), troubles: map[string]Trouble{}}
+	w := &warden{living: map[int32]living{}, agents: map[int]bool{}, forked: make(chan struct{}, 1), bred: make(chan struct{}, 1), troubles: map[string]Trouble{}}
 	w.known.L = &w.mu
 	lookUp(&w.socket)
 	go w.reap()
+	go w.watchStops()
 	for agent := FirstFD; ; {
 		w.greet(agent)
 		go w.serve(agent)
@@ -99,19 +102,28 @@ func (w *warden) greet(agent int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.agents[agent] = true
-	message := []byte{SayLiving}
+	w.name(agent, SayLiving, func(living) bool { return true })
+	for _, e := range w.ends {
+		say(agent, e.Encode(SayEnd), nil)
+	}
+	w.name(agent, SayStopped, func(l living) bool { return l.stopped })
+	w.recount(agent)
+	say(agent, []byte{SayAll}, nil)
+}
+
+// name names children to an agent, in as many messages as it takes, and in one at least.
+func (w *warden) name(agent int, kind byte, which func(living) bool) {
+	message := []byte{kind}
 	for pid, l := range w.living {
+		if !which(l) {
+			continue
+		}
 		if message = putChild(message, Child{pid, l.ticks}); len(message)+childSize > MaxSaid {
 			say(agent, message, nil)
 			message = message[:1]
 		}
 	}
 	say(agent, message, nil)
-	for _, e := range w.ends {
-		say(agent, e.Encode(SayEnd), nil)
-	}
-	w.recount(agent)
-	say(agent, []byte{SayAll}, nil)
 }
 
 // serve talks with one agent until that goes.
@@ -221,9 +233,11 @@ func (w *warden) fork(agent int, message []byte, files []int) (left []int) {
 			say(other, putChild([]byte{SayLiving}, c), nil)
 		}
 	}
-	select {
-	case w.forked <- struct{}{}:
-	default:
+	for _, waits := range []chan struct{}{w.forked, w.bred} {
+		select {
+		case waits <- struct{}{}:
+		default:
+		}
 	}
 	return left
 }
@@ -285,16 +299,16 @@ func (w *warden) reachable() bool {
 // reap waits for the ends of children, and of orphans.
 func (w *warden) reap() {
 	for {
-		pid, err := awaitZombie()
+		pid, _, err := awaitChild(syscall.WEXITED | syscall.WNOWAIT) // it is reaped later
 		if err == syscall.ECHILD {
 			<-w.forked
 		}
 		if err != nil {
 			continue
 		}
-		w.pourLast(pid)
+		w.pourLast(int(pid))
 		w.mu.Lock()
-		w.bury(pid)
+		w.bury(int(pid))
 		w.leaveIfIdle()
 		w.mu.Unlock()
 	}
@@ -350,15 +364,17 @@ func (w *warden) keep(e End) {
 	w.ends = append(w.ends, e)
 }
 
-// awaitZombie waits until a child has ended, and leaves it to be reaped.
-func awaitZombie() (int, error) {
+// awaitChild waits until something has become of a child, and tells the signal or the
+// exit code that this was.
+func awaitChild(options uintptr) (pid, status int32, err error) {
 	var info [128]byte // siginfo_t
 	const pAll = 0
-	_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info[0])), syscall.WEXITED|syscall.WNOWAIT, 0, 0)
+	_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info[0])), options, 0, 0)
 	if errno != 0 {
-		return 0, errno
+		return 0, 0, errno
 	}
-	return int(*(*int32)(unsafe.Pointer(&info[siginfoPID]))), nil
+	const behind = 8 // si_status, behind si_pid and si_uid
+	return *(*int32)(unsafe.Pointer(&info[siginfoPID])), *(*int32)(unsafe.Pointer(&info[siginfoPID+behind])), nil
 }
 
 // siginfoPID is where siginfo_t has si_pid: behind three ints, aligned for pointers.

@@ -24,10 +24,11 @@ const (
 	Packages = "packages.txt" // name and version of all that is installed
 )
 
-// Modules are the kernel modules without which a machine finds neither its root nor its port, each after those it needs.
-// An image holds as NAME.ko those that its kernel has not built in.
+// Modules are the kernel modules without which a machine finds neither its root nor its port, each after those it needs; then those
+// that a host loads by itself when somebody asks for them (sock_diag(7)), which these machines have no programs for. An image holds as NAME.ko those that its kernel has not built in.
 var Modules = []string{
 	"virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_console", "virtio_blk", "overlay",
+	"inet_diag", "tcp_diag", "unix_diag",
 }
 
 // packages are the programs a test may use. What dpkg calls essential comes besides.

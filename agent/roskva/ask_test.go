@@ -1,0 +1,179 @@
+package roskva
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Other hosts are asked only where the definition says so.
+func TestAskOthers(t *testing.T) {
+	for _, check := range []service.Check{
+		{Type: service.CheckTCP, Address: "192.0.2.1:80"}, // TEST-NET-1 of RFC 5737
+		{Type: service.CheckHTTP, URL: "http://192.0.2.1/"},
+		{Type: service.CheckGRPC, Address: "192.0.2.1:80"},
+	} {
+		t.Run(check.Type.String(), func(t *testing.T) {
+			require.ErrorContains(t, ask(t, 10*time.Second, check), "is not on this host")
+			check.Remote = true
+			err := ask(t, 50*time.Millisecond, check)
+			require.Error(t, err)
+			require.NotContains(t, err.Error(), "is not on this host")
+		})
+	}
+}
+
+func TestAskTLS(t *testing.T) {
+	web := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer web.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	rpc := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: web.TLS.Certificates})))
+	grpc_health_v1.RegisterHealthServer(rpc, health.NewServer())
+	go func() { _ = rpc.Serve(l) }()
+	defer rpc.Stop()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600))
+	for _, check := range []service.Check{
+		{Type: service.CheckHTTP, URL: web.URL},
+		{Type: service.CheckGRPC, Address: l.Addr().String()},
+	} {
+		t.Run(check.Type.String(), func(t *testing.T) {
+			with := func(security service.TLS) error {
+				check.TLS = &security
+				return ask(t, 10*time.Second, check)
+			}
+			require.ErrorContains(t, with(service.TLS{}), "certificate")
+			require.NoError(t, with(service.TLS{CA: ca}))
+			require.NoError(t, with(service.TLS{CA: ca, ServerName: "example.com"}))
+			require.ErrorContains(t, with(service.TLS{CA: ca, ServerName: "elsewhere.org"}), "elsewhere.org")
+			require.NoError(t, with(service.TLS{Insecure: true}))
+			require.ErrorIs(t, with(service.TLS{CA: ca + "x"}), os.ErrNotExist)
+			require.ErrorContains(t, with(service.TLS{CA: "/dev/null"}), "holds no certificate")
+		})
+	}
+}
+
+// FuzzReply has a server answer with anything: that is well only if it is an answer
+// with status 200 and the body that is wanted, to whoever reads it, and nothing hangs.
+func FuzzReply(f *testing.F) {
+	for _, reply := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwe",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwell\r\n0\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nwell",
+		"HTTP/1.0 200\n\nwell", "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "HTTP/1.1 503 No\r\n\r\nwell", "200 OK", "",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nwell", "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\nwell",
+	} {
+		f.Add([]byte(reply))
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(f, err)
+	replies := make(chan []byte, 1)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				_, _ = conn.Write(<-replies)
+			}
+			conn.Close()
+		}
+	}()
+	f.Cleanup(func() { l.Close() })
+	question := prepare(service.Check{Type: service.CheckHTTP, URL: "http://" + l.Addr().String(), Body: "well"}, nil)
+	f.Fuzz(func(t *testing.T, reply []byte) {
+		replies <- reply
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		err := question(ctx)
+		require.NotErrorIs(t, err, context.DeadlineExceeded)
+		if err == nil {
+			require.True(t, bytes.HasPrefix(reply, []byte("HTTP/1.")), "%q", reply)
+			require.Contains(t, string(reply), " 200", "%q", reply)
+		}
+	})
+}
+
+// BenchmarkAsk is one check with the server that it asks, in CPU time.
+func BenchmarkAsk(b *testing.B) {
+	mux := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer mux.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(b, err)
+	rpc := grpc.NewServer()
+	grpc_health_v1.RegisterHealthServer(rpc, health.NewServer())
+	go func() { _ = rpc.Serve(l) }()
+	defer rpc.Stop()
+	for _, check := range []service.Check{
+		{Type: service.CheckTCP, Address: mux.Listener.Addr().String()},
+		{Type: service.CheckHTTP, URL: mux.URL},
+		{Type: service.CheckGRPC, Address: l.Addr().String()},
+	} {
+		b.Run(check.Type.String(), func(b *testing.B) {
+			question, before := prepare(check, nil), cpu(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				require.NoError(b, question(b.Context()))
+			}
+			b.ReportMetric(float64((cpu(b)-before).Microseconds())/float64(b.N), "cpu-us/op")
+		})
+	}
+}
+
+// BenchmarkTenThousand is what 10,000 checks every 5 s use of two cores, with the server
+// that they ask.
+func BenchmarkTenThousand(b *testing.B) {
+	const many, interval, window = 10_000, 5 * time.Second, 20 * time.Second
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(b, err)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	defer l.Close()
+	r := New(func(service.Name, service.Health) {})
+	defer r.Close()
+	check := service.Check{Type: service.CheckTCP, Address: l.Addr().String(), Interval: interval, Timeout: interval, Threshold: 3}
+	for n := range many {
+		defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), check, nil, func() {})("")
+	}
+	<-time.After(2 * interval) // the first checks are all at once
+	for b.Loop() {
+		before, began := cpu(b), time.Now()
+		<-time.After(window)
+		b.ReportMetric(100*float64(cpu(b)-before)/float64(2*time.Since(began)), "%of-two-cores")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// cpu is the CPU time that this process has used.
+func cpu(b *testing.B) time.Duration {
+	var used syscall.Rusage
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &used))
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}

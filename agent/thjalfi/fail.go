@@ -1,0 +1,75 @@
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Exceed ends an incarnation that used too much for too long; what follows is for its
+// policy to say. It returns when that has begun. One that ends already, or is no more, is
+// service.NotRunning, and one that is frozen service.Conflict: what that has is not its
+// doing.
+func (t *Thjalfi) Exceed(ctx context.Context, name service.Name, incarnation uint64, why string) error {
+	return t.end(ctx, name, service.Event{Kind: service.Exceeded, Incarnation: incarnation}, why, func(*actor) error { return nil })
+}
+
+// Hang is Exceed for an incarnation that hangs: it goes the way of one whose checks
+// failed. stopped says that a signal keeps it from running; if somebody has sent that by
+// Signal, it is his wish, and service.Conflict.
+func (t *Thjalfi) Hang(ctx context.Context, name service.Name, incarnation uint64, why string, stopped bool) error {
+	return t.end(ctx, name, service.Event{Kind: service.Unhealthy, Incarnation: incarnation}, why, func(a *actor) error {
+		if stopped && a.paused != "" {
+			return fmt.Errorf("%s has stopped it", a.paused)
+		}
+		return nil
+	})
+}
+
+// end ends an incarnation that fails, unless something speaks against it.
+func (t *Thjalfi) end(ctx context.Context, name service.Name, ev service.Event, why string, against func(*actor) error) error {
+	const op = "end"
+	a, err := t.find(op, name)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, a, op, func(reply chan<- error) {
+		if !a.sawExit() {
+			a.hearFreeze()
+		}
+		ours := a.machine.Incarnation == ev.Incarnation
+		if err := against(a); err != nil && ours {
+			reply <- &service.Error{Op: op, Service: name, Kind: service.Conflict, Err: err}
+			return
+		}
+		before := a.machine
+		a.happen(ev)
+		switch {
+		case a.machine != before:
+			a.why = why
+			reply <- nil
+		case a.machine.Frozen && ours:
+			reply <- &service.Error{Op: op, Service: name, Kind: service.Conflict, Err: errors.New("it is frozen")}
+		default:
+			reply <- notRunning(op, name)
+		}
+	})
+}
+
+// pause notes, also for the next agent, that somebody has stopped it with a signal, or
+// lets it go on.
+func (a *actor) pause(sig syscall.Signal, actor string) {
+	before := a.paused
+	switch sig {
+	case syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
+		a.paused = actor
+	case syscall.SIGCONT:
+		a.paused = ""
+	}
+	if a.paused != before {
+		a.record()
+	}
+}
