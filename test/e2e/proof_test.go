@@ -110,6 +110,8 @@ func TestRealProgramsAreChecked(t *testing.T) {
 			require.Equal(t, gladsheimv1.Verdict_VERDICT_UNHEALTHY, x.Verdict, "%v", x)
 			require.EqualValues(t, 1, after.RestartCount)
 			eventually(t, "it is well again", healthy)
+			w.mustCLI("health", p.name, "--now")
+			require.Contains(t, w.mustCLI("health", p.name, "--checks"), "the check succeeded")
 			var told bool
 			for _, line := range strings.Split(w.mustCLI("events", "-n", "100", p.name), "\n") {
 				told = told || strings.Contains(line, p.says)
