@@ -35,6 +35,7 @@ var rooms = map[string]string{
 	"logfile":            "agent/service",
 	"logfile/tail":       "logfile",
 	"journal":            "agent/service",
+	"notify":             "agent/service",
 	"lockfile":           "procfs",
 
 	"backends":                      "agent/service",
@@ -57,7 +58,7 @@ var rooms = map[string]string{
 	"agent/roskva":    "agent/service",
 	"agent/timetable": "agent/service",
 	"agent/config":    "agent/service agent/timetable platform",
-	"agent":           "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config agent/timetable backends journal lockfile logfile logfile/tail platform procfs sockets",
+	"agent":           "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config agent/timetable backends journal lockfile logfile notify logfile/tail platform procfs sockets",
 
 	"proto/gladsheim/v1": "",
 	"api":                "agent/service journal logfile logfile/tail proto/gladsheim/v1 failpoint",
