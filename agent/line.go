@@ -32,7 +32,7 @@ func (a *Agent) awaitLine(ctx context.Context, spec *service.Spec, incarnation u
 	}
 	why := errors.New("no line of its output matched")
 	for {
-		err := a.lookForLine(ctx, spec.Name, incarnation, logFrom, pattern)
+		err := a.lookForLine(ctx, spec.Name, incarnation, logFrom, pattern, true)
 		switch {
 		case errors.Is(err, errLine):
 			return nil
@@ -45,6 +45,10 @@ func (a *Agent) awaitLine(ctx context.Context, spec *service.Spec, incarnation u
 				a.cfg.Log.Warn("cannot look whether a service is ready; trying again", "service", spec.Name.String(), "error", err)
 			}
 			why = err
+			// The host may have no inotify(7) left: what is there already can be read all the same.
+			if errors.Is(a.lookForLine(ctx, spec.Name, incarnation, logFrom, pattern, false), errLine) {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -55,8 +59,8 @@ func (a *Agent) awaitLine(ctx context.Context, spec *service.Spec, incarnation u
 }
 
 // lookForLine reads the output of an incarnation from its first line on until one
-// matches, which is errLine, or ctx ends.
-func (a *Agent) lookForLine(ctx context.Context, name service.Name, incarnation uint64, logFrom int64, pattern *regexp.Regexp) error {
+// matches, which is errLine; to follow it goes on until ctx ends.
+func (a *Agent) lookForLine(ctx context.Context, name service.Name, incarnation uint64, logFrom int64, pattern *regexp.Regexp, follow bool) error {
 	goesOn := false
 	look := func(text []byte, cut bool) error {
 		begins := !goesOn
@@ -68,7 +72,7 @@ func (a *Agent) lookForLine(ctx context.Context, name service.Name, incarnation 
 	if stream := a.streamOf(name, incarnation); !stream.IsZero() {
 		only := []service.Stream{stream}
 		return a.cfg.Journal.Read(ctx, journal.Request{
-			Streams: only, Lines: math.MaxInt, Follow: true, Service: name, Known: func() []service.Stream { return only },
+			Streams: only, Lines: math.MaxInt, Follow: follow, Service: name, Known: func() []service.Stream { return only },
 		}, func(l journal.Line) error {
 			if l.Dropped > 0 {
 				return nil // that is journald's word
@@ -81,7 +85,7 @@ func (a *Agent) lookForLine(ctx context.Context, name service.Name, incarnation 
 	if err != nil {
 		return err
 	}
-	return tail.Read(ctx, tail.Request{Log: log, Lines: math.MaxInt, From: from, Resumed: true, Follow: true},
+	return tail.Read(ctx, tail.Request{Log: log, Lines: math.MaxInt, From: from, Resumed: true, Follow: follow},
 		func(l tail.Line) error { return look(l.Text, l.Cut) })
 }
 

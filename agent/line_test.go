@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/logfile"
 )
 
@@ -89,6 +91,21 @@ func TestAwaitLineTakesTheBeginningsOfLines(t *testing.T) {
 	p.absent(0)
 	p.write(filler[:maxReadyLine-4] + "late and more\n")
 	p.found(p.await(0))
+}
+
+// An output that can not be followed is read now and then.
+func TestAwaitLineThatCanNotBeFollowed(t *testing.T) {
+	p := newPages(t, "^up$")
+	program := filepath.Join(p.cfg.LogDir, "journalctl")
+	said := "__CURSOR=1\n__REALTIME_TIMESTAMP=5000000\n_STREAM_ID=s1\nMESSAGE=up\n\n"
+	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\ncase \"$*\" in *--follow*) echo no watch >&2; exit 1;; esac\nprintf '"+said+"'\n"), 0o700))
+	p.cfg.Journal = journal.Journal{Program: program}
+	p.outputs.of = map[service.Name][]service.Output{web: {{Incarnation: 1, Stream: service.Stream{Mark: "m", ID: "s1"}}}}
+	p.found(p.await(0))
+	p.spec.Ready.Pattern = "^down$"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	require.ErrorContains(t, p.awaitLine(ctx, &p.spec, 1, 0), "no watch")
 }
 
 func TestAwaitLineOverCuts(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -77,6 +78,17 @@ func TestThreadsOfARealProcess(t *testing.T) {
 	stopped(true)
 	require.NoError(t, p.Process.Signal(unix.SIGCONT))
 	stopped(false)
+
+	runtime.LockOSThread() // the thread is the tracer
+	defer runtime.UnlockOSThread()
+	require.NoError(t, unix.PtraceAttach(p.Process.Pid))
+	_, err = unix.Wait4(p.Process.Pid, nil, unix.WUNTRACED, nil)
+	require.NoError(t, err)
+	traced, err := fs.Process(p.Process.Pid)
+	require.NoError(t, err)
+	require.Equal(t, byte('t'), traced.State)
+	stopped(false)
+	require.NoError(t, unix.PtraceDetach(p.Process.Pid))
 }
 
 func TestLoad(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -112,6 +113,23 @@ func (w *world) endHang(mode string) {
 	w.mustCLI("signal", "wanted", "CONT")
 	w.hung("wanted", false)
 	d.stop("wanted")
+}
+
+// TestAWaitInTheKernel: of threads that wait where no signal but SIGKILL reaches them (D) nobody
+// tells, and disks may take long; still it is seen.
+func TestAWaitInTheKernel(t *testing.T) {
+	oneOfAKind(t)
+	w := newWorld(t)
+	// What has called vfork(2) waits so for its child; this one sleeps.
+	script := fmt.Sprintf("syscall(%d, %d, 0, 0, 0, 0) or sleep(10000)", unix.SYS_CLONE, unix.CLONE_VFORK|unix.SIGCHLD)
+	w.register(fields{"name": "waits", "exec": []string{"/usr/bin/perl", "-e", script, mine("waits")}, "restart": fields{"policy": "never"}})
+	byGRPC{w}.start("waits")
+	took, s := w.hung("waits", true)
+	t.Logf("seen after %v: %s", took, s.Hung.Why)
+	require.Greater(t, took, 25*time.Second)
+	require.Contains(t, s.Hung.Why, "all threads wait in the kernel (D)")
+	byGRPC{w}.stop("waits")
+	require.EqualValues(t, 1, byGRPC{w}.exits("waits").Exits[0].LeftoversKilled, "its child")
 }
 
 // TestAQueueThatNobodyServes: who accepts nobody and does nothing is seen within seconds,
