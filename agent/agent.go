@@ -47,6 +47,7 @@ type Config struct {
 	Findings    []service.Finding  // of who opened them
 	Procfs      procfs.FS
 	SinceBoot   func() time.Duration // suspended time included, see procfs.SinceBoot
+	ClockSet    <-chan struct{}      // has a value when the clock of the wall was set; nil where nobody tells
 	Facts       platform.Facts
 	Power       Power
 	Platform    string // whose profile the settings began with
@@ -88,6 +89,8 @@ type Agent struct {
 	outputs outputs
 	power   supply
 
+	schedules schedules
+
 	changing    sync.Mutex            // held by whoever changes the catalogue, from the look at it to the change
 	writing     sync.Mutex            // see want
 	torn        map[service.Name]bool // after a write that failed the disk may hold another than wanted, and if true whether and how it is to run; with writing held
@@ -128,8 +131,9 @@ func Open(ctx context.Context, cfg Config) (*Agent, error) {
 		exits: map[service.Name][]service.ExitRecord{}, strangers: map[service.Name]stranger{},
 		blind: map[string]bool{}, looked: map[service.Name]bool{}, starting: map[service.Name]reservation{},
 		unwritten: map[service.Name]error{}, unburied: map[service.Name]bool{}, unkept: map[service.Name]lostHistory{}, limiting: map[service.Name]chan struct{}{}, torn: map[service.Name]bool{},
-		power:   supply{look: make(chan struct{}, 1), tried: map[service.Name]bool{}},
-		outputs: outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},
+		power:     supply{look: make(chan struct{}, 1), tried: map[service.Name]bool{}},
+		schedules: schedules{look: make(chan struct{}, 1), tables: map[service.Name]planned{}},
+		outputs:   outputs{unsaved: map[service.Name]bool{}, turns: make(chan struct{}, lastLineTurns)},
 	}
 	if a.cfg.spread == nil {
 		a.cfg.spread = rand.Float64

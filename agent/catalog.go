@@ -251,6 +251,7 @@ func (a *Agent) know(d *definition, reason, actor string) {
 	})
 	a.thjalfi.Add(d.Name, restored)
 	a.reviseHistory(d.Name)
+	a.scheduleSoon()
 }
 
 // remembered is the status of a service that does not run, as its exit records

@@ -50,6 +50,7 @@ type house struct {
 	began    time.Time                                     // of the boot, as the bubble's clock has it
 	ahead    atomic.Int64                                  // by how much that was set since
 	power    *plug
+	clock    chan struct{} // has a value when somebody set it
 }
 
 var facts = platform.Facts{
@@ -69,7 +70,7 @@ func inside(t *testing.T, f func(*testing.T, *house)) {
 	synctest.Test(t, func(t *testing.T) {
 		profile, err := platform.Choose("asgard", platform.Facts{})
 		require.NoError(t, err)
-		h := &house{t: t, dir: dir, logs: logs, host: fake.NewHost(), log: log, settings: config.DefaultAgent(profile), power: &plug{news: make(chan struct{}, 1)}}
+		h := &house{t: t, dir: dir, logs: logs, host: fake.NewHost(), log: log, settings: config.DefaultAgent(profile), power: &plug{news: make(chan struct{}, 1)}, clock: make(chan struct{}, 1)}
 		h.write("services.d/.keep", "")
 		h.boot(h.bootID())
 		h.write("proc/meminfo", "MemTotal: 4096000 kB\nMemAvailable: 2048000 kB\nSwapTotal: 0 kB\n")
@@ -131,7 +132,7 @@ func (h *house) config() Config {
 	host.CgroupRoot = h.path("cgroup")
 	return Config{
 		Version: "1.2.3", StateDir: h.path("state"), RunDir: h.path("run"), MakeRunDir: func() error { return os.MkdirAll(h.path("run"), 0o750) }, LogDir: h.path("log"), Logs: h.logs, ServicesDir: h.path("services.d"),
-		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, Facts: host, Power: h.power,
+		Backends: offered, Findings: h.findings, Procfs: proc, SinceBoot: h.sinceBoot, ClockSet: h.clock, Facts: host, Power: h.power,
 		Platform: "asgard", Settings: h.settings, Log: slog.New(slog.NewTextHandler(h.log, nil)), fault: h.disk,
 		spread: func() float64 { return 0.5 }, queues: func() ([]sockets.Queue, error) { return nil, nil },
 	}

@@ -47,6 +47,9 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 	if s != nil && (s.Machine.State == service.Held || s.Machine.Spared) { // it may be on AC by now
 		k.lookSoon()
 	}
+	if s != nil && !s.Spec.Schedule.IsZero() {
+		k.scheduleSoon()
+	}
 }
 
 func (k keeper) Show(name service.Name, change func(*service.Status)) {
@@ -264,7 +267,7 @@ func (a *Agent) rewrite(name service.Name, anyway bool, change func(*skirnir.Wan
 func same(a, b skirnir.Wanted) bool {
 	return a.Name == b.Name && bytes.Equal(a.Document, b.Document) && a.Generation == b.Generation &&
 		a.Changed.Equal(b.Changed) && a.Up == b.Up && a.Paused == b.Paused && a.Limits == b.Limits && a.Warnings == b.Warnings && a.Over == b.Over &&
-		a.Begun == b.Begun && a.Latest == b.Latest && reflect.DeepEqual(a.Options, b.Options)
+		a.Begun == b.Begun && a.Latest == b.Latest && a.Timing == b.Timing && reflect.DeepEqual(a.Options, b.Options)
 }
 
 func (k keeper) Bury(name service.Name, x service.ExitRecord) (service.ExitRecord, error) {

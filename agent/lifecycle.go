@@ -25,7 +25,12 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 	if err != nil {
 		return nil, err
 	}
-	return a.launch(ctx, "start", plan, func() error { return a.thjalfi.Start(ctx, name, plan) })
+	return a.launch(ctx, "start", plan, func() error {
+		if err := a.begun(name); err != nil {
+			return err
+		}
+		return a.thjalfi.Start(ctx, name, plan)
+	})
 }
 
 // Restart ends a service if it runs, and answers when a fresh incarnation is
@@ -48,7 +53,12 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.Sto
 	if err != nil {
 		return nil, err
 	}
-	return a.launch(ctx, "restart", plan, func() error { return a.thjalfi.Restart(ctx, name, plan, opts) })
+	return a.launch(ctx, "restart", plan, func() error {
+		if err := a.begun(name); err != nil {
+			return err
+		}
+		return a.thjalfi.Restart(ctx, name, plan, opts)
+	})
 }
 
 // launch carries out what a plan was made for.
@@ -70,7 +80,7 @@ func (a *Agent) launch(ctx context.Context, op string, plan thjalfi.Plan, do fun
 
 // Stop ends a service and answers when nothing of it is left.
 func (a *Agent) Stop(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
-	if err := a.thjalfi.Stop(ctx, name, opts); err != nil {
+	if err := a.rest(ctx, name, opts); err != nil {
 		return nil, err
 	}
 	return a.Status(name)

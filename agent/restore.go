@@ -56,7 +56,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 		}
 		if r, known := a.recall(d); known {
 			actual[name] = r
-		} else if d.spec.Autostart || a.wanted[name].Up {
+		} else if d.spec.Autostart || a.wanted[name].Up && !cutOff(d, a.wanted[name]) {
 			a.pending = append(a.pending, name)
 		}
 	}
@@ -96,6 +96,7 @@ func (a *Agent) Autostart() {
 	}
 	a.mu.Unlock()
 	a.pending = nil
+	a.background.Go(a.attendSchedules)
 	a.background.Go(func() {
 		// Places are for those first that are started now.
 		a.autostartAll(a.autostartAll(priorities, a.saved), func(service.Name) bool { return false })

@@ -33,6 +33,8 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		Frozen:            st.FrozenBy != "",
 		FrozenBy:          utf8(st.FrozenBy),
 		Completed:         st.Completed(),
+		NextRunUnixMs:     millis(st.Timing.Next),
+		LastRunUnixMs:     millis(st.Timing.Last),
 		GivenUp:           st.Machine.GaveUp.String(),
 		RecentFailures:    uint32(max(0, st.Machine.Recent)),
 		FailuresInARow:    uint32(max(0, st.Machine.Failures)),
@@ -70,6 +72,7 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 	}
 	if spec := st.Spec; spec != nil {
 		out.Type = spec.Type.String()
+		out.SchedulePaused = st.Machine.Paused && !spec.Schedule.IsZero()
 		out.Description, out.User, out.Autostart = utf8(spec.Description), utf8(spec.User), spec.Autostart
 		if spec.Restart.When != service.RestartNever {
 			left := uint32(max(0, spec.Restart.MaxAttempts-st.Machine.Recent))

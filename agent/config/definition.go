@@ -22,6 +22,8 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 	at("type", "service: it runs until somebody ends it; oneshot: it does a job and ends, and a start is over when the job is.",
 		word[service.Type]{values: []service.Type{service.TypeService, service.TypeOneshot}},
 		func(s *service.Spec) *service.Type { return &s.Type }),
+	at("schedule", "When a oneshot is begun by itself. A stop lets the schedule rest until the next start.",
+		schedule, func(s *service.Spec) *service.Schedule { return &s.Schedule }),
 	at("launch", "Way into a cgroup: a transient systemd scope, a cgroup of the agent's own, or whatever suits the host.",
 		word[service.LaunchMode]{values: []service.LaunchMode{service.LaunchAuto, service.LaunchScope, service.LaunchCgroup}},
 		func(s *service.Spec) *service.LaunchMode { return &s.Launch }),
@@ -94,6 +96,7 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		func(s *service.Spec) *map[string]string { return &s.Custom }),
 },
 	check: func(d *document, path string, n *node, s *service.Spec) {
+		readTable(d, path, s)
 		s.Bounded = s.Type == service.TypeOneshot && n.holds("ready", "timeout")
 		for _, key := range []string{"log_full", "log_rotate"} {
 			if offset, given := n.has(key); given && !mayHaveFile(s.Log) {

@@ -191,6 +191,16 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"type": "oneshot", "ready": {"settle": "1s"}`, `ready.settle: a oneshot is ready when its job is done, however soon; leave it out`},
 		{`"type": "oneshot", "restart": {"policy": "always"}`, `restart.policy: a oneshot ends when its job is done: write on-failure or never, and schedule to run it again and again`},
 		{`"health": {"type": "tcp", "address": "a:1"}, "type": "oneshot"`, `health.type: a oneshot is not asked how it is, for it ends by itself; leave it out, and bound its time by ready.timeout`},
+		{`"schedule": {"cron": "@daily"}`, `schedule: is for type oneshot; the type here is service`},
+		{`"type": "oneshot", "schedule": {}`, `schedule: says no time: write cron or every`},
+		{`"type": "oneshot", "schedule": {"missed": "run"}`, `schedule: says no time: write cron or every`},
+		{`"type": "oneshot", "schedule": {"cron": "* * *"}`, `schedule.cron: "* * *" can not be read: expected exactly 5 fields, found 3: [* * *]; write minute, hour, day of month, month and day of week, as in "30 3 * * mon-fri"`},
+		{`"type": "oneshot", "schedule": {"cron": "0 0 30 feb *"}`, `schedule.cron: "0 0 30 feb *" never comes`},
+		{`"type": "oneshot", "schedule": {"cron": "@daily", "timezone": "Midgard"}`, `schedule.timezone: "Midgard" is not the name of a time zone; write one as in "Europe/Stockholm" or "UTC"`},
+		{`"type": "oneshot", "schedule": {"cron": "@daily", "every": "1h"}`, `schedule.every: is beside cron; write one of the two`},
+		{`"type": "oneshot", "schedule": {"every": "1h", "timezone": "UTC"}`, `schedule.timezone: belongs to cron: every counts time, whatever the clock says`},
+		{`"type": "oneshot", "schedule": {"every": "1ms"}`, `schedule.every: is 1ms; the range is 1s to 8760h`},
+		{`"type": "oneshot", "schedule": {"every": "1h", "overlap": "kill"}`, `schedule.overlap: "kill" is not one of skip, queue, replace`},
 		{`"low_battery": "freeze"`, `low_battery: freeze is for power deferrable, and this is normal`},
 		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
 		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
@@ -217,7 +227,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

@@ -14,6 +14,7 @@ func TestExamples(t *testing.T) {
 	for dir, want := range map[string][]string{
 		"../../examples/services": {"flaky", "hog", "web"},
 		"../../examples/real":     {"nginx", "postgres", "redis"},
+		"../../examples/jobs":     {"etc-backup"},
 	} {
 		definitions, faults := ReadDefinitions(dir, asgard(t).Base(), AnyFile)
 		require.Empty(t, faults)

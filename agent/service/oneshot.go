@@ -1,8 +1,6 @@
 package service
 
-import (
-	"time"
-)
+import "time"
 
 // Type says what is expected of a service.
 type Type uint8
@@ -118,4 +116,11 @@ func (s *Status) Completed() bool { return s.Machine.Done }
 type Timing struct {
 	Next time.Time // when the next run is due, zero while it is paused
 	Last time.Time // when a run was last begun by it, zero for never
+}
+
+// Mark is until when all that was due by a schedule is dealt with: run, or passed over.
+type Mark struct {
+	Wall      time.Time     `json:"wall,omitzero"`
+	SinceBoot time.Duration `json:"since_boot,omitzero"` // the same moment, by the boot that is named
+	Boot      string        `json:"boot,omitempty"`
 }

@@ -34,6 +34,15 @@ type Wanted struct {
 	Options service.StartOptions `json:"options"`
 	Begun   string               `json:"begun,omitempty"`  // the latest boot in which a launch was recorded
 	Latest  uint64               `json:"latest,omitempty"` // the incarnation of that launch
+	Timing  Timing               `json:"timing,omitzero"`
+}
+
+// Timing is how far a schedule was kept to.
+type Timing struct {
+	Table  string       `json:"table"` // of which schedule that is told, see service.Schedule
+	Mark   service.Mark `json:"mark"`
+	Ran    time.Time    `json:"ran,omitzero"`     // when a run was last begun by it
+	Queued bool         `json:"queued,omitempty"` // a run waits for the end of the one before
 }
 
 // Actual is what is, and is worth nothing in another boot.

@@ -107,9 +107,31 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 		return "next start " + ago(a.now(), fromMillis(s.GetNextAttemptUnixMs()))
 	case s.GetPhase() == service.Held.String():
 		return "held, to save the battery"
-	case s.GetProcessId() == 0 && s.GetLastExit() != nil:
-		x := s.GetLastExit()
-		return fmt.Sprintf("%s, %s", ended(x), ago(a.now(), fromMillis(x.GetEndedUnixMs())))
+	case s.GetProcessId() == 0:
+		return list(a.lastEnding(s), a.nextRun(s))
+	}
+	return ""
+}
+
+// lastEnding is how it ended last, and when.
+func (a *app) lastEnding(s *gladsheimv1.ServiceStatus) string {
+	x := s.GetLastExit()
+	switch {
+	case x == nil:
+		return ""
+	case s.GetCompleted():
+		return "done " + ago(a.now(), fromMillis(x.GetEndedUnixMs()))
+	}
+	return fmt.Sprintf("%s, %s", ended(x), ago(a.now(), fromMillis(x.GetEndedUnixMs())))
+}
+
+// nextRun is when its schedule has it begin.
+func (a *app) nextRun(s *gladsheimv1.ServiceStatus) string {
+	switch {
+	case s.GetSchedulePaused():
+		return "its schedule rests"
+	case s.GetNextRunUnixMs() != 0:
+		return "next run " + ago(a.now(), fromMillis(s.GetNextRunUnixMs()))
 	}
 	return ""
 }

@@ -29,3 +29,16 @@ func TestWhatHangsSaysSo(t *testing.T) {
 	require.NoError(t, a.showStatus(&report{ServiceStatus: hung}))
 	require.Regexp(t, `HANGS: since .*; 5s ago: all threads are stopped \(SIGSTOP\)\n`, out.String())
 }
+
+func TestScheduleIsShown(t *testing.T) {
+	a := &app{surroundings: surroundings{now: func() time.Time { return now }}}
+	st := &gladsheimv1.ServiceStatus{
+		Completed: true, LastExit: &gladsheimv1.ExitRecord{EndedUnixMs: now.Add(-time.Minute).UnixMilli()},
+		NextRunUnixMs: now.Add(3 * time.Hour).UnixMilli(), LastRunUnixMs: now.Add(-time.Hour).UnixMilli(),
+	}
+	require.Equal(t, "done 1m 0s ago, next run in 3h 0m", a.note(st))
+	require.Equal(t, "next run "+moment(now.Add(3*time.Hour))+"; in 3h 0m, last run "+moment(now.Add(-time.Hour)), a.scheduleLine(st))
+	st.SchedulePaused, st.NextRunUnixMs = true, 0
+	require.Equal(t, "done 1m 0s ago, its schedule rests", a.note(st))
+	require.Contains(t, a.scheduleLine(st), "rests since it was stopped, last run ")
+}

@@ -89,7 +89,7 @@ func advice(st *gladsheimv1.ServiceStatus) string {
 	case st.GetLastExit().GetVerdict() == gladsheimv1.Verdict_VERDICT_OWN_LIMIT_OOM:
 		return fmt.Sprintf("it needs more memory than it may have; try: gladsheim set %s memory_max=SIZE", name)
 	case st.GetState() == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED:
-		return fmt.Sprintf("how it ended before: gladsheim history %s --exits; to start it again: gladsheim start %s", name, name)
+		return fmt.Sprintf("in which ways it failed: gladsheim history %s --crashes; to start it again: gladsheim start %s", name, name)
 	}
 	return ""
 }
@@ -124,6 +124,7 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if pid := st.GetProcessId(); pid != 0 {
 		s.line("Main PID", and(number(pid), in(programOf(pid, st.GetProcesses()), labelled("user", st.GetUser()))))
 	}
+	s.line("Schedule", a.scheduleLine(st))
 	s.line("Restarts", and(number(st.GetRestartCount()), in(maybe(st.RestartsLeft, func(n uint32) string { return number(n) + " left" }))))
 	s.line("Asked by", st.GetLastActor())
 	if x := st.GetLastExit(); x != nil {
@@ -179,8 +180,26 @@ func programOf(pid int32, processes []*gladsheimv1.Process) string {
 }
 
 // active is the state, since when, and how long that is.
+// scheduleLine is when it is begun by itself, "" if it is not.
+func (a *app) scheduleLine(st *gladsheimv1.ServiceStatus) string {
+	next, last := st.GetNextRunUnixMs(), ""
+	if ms := st.GetLastRunUnixMs(); ms != 0 {
+		last = "last run " + moment(fromMillis(ms))
+	}
+	switch {
+	case st.GetSchedulePaused():
+		return list("rests since it was stopped", last)
+	case next == 0:
+		return ""
+	}
+	return list("next run "+moment(fromMillis(next))+"; "+ago(a.now(), fromMillis(next)), last)
+}
+
 func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 	text := stateWord(st.GetState())
+	if st.GetCompleted() {
+		text += ", its job is done,"
+	}
 	if phase := st.GetPhase(); phase != "" && phase != text {
 		text += " (" + phase + ")"
 	}

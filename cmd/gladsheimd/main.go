@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
@@ -24,14 +23,12 @@ import (
 	"github.com/gladsheim/gladsheim/logfile"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/platform/power"
+	"github.com/gladsheim/gladsheim/platform/wallclock"
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
 // version is set by the linker.
 var version = "unknown"
-
-// leaveTime is how long calls under way may take once the agent has to leave.
-const leaveTime = 5 * time.Second
 
 func main() {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -85,9 +82,11 @@ func serve(o options, log *slog.Logger) error {
 	defer logs.Close()
 	supply := power.Open("/sys", log)
 	defer supply.Close()
+	clock := wallclock.Open(log)
+	defer clock.Close()
 	a, err := agent.Open(ctx, agent.Config{
 		Version: version, StateDir: o.stateDir, RunDir: o.runDir, MakeRunDir: func() error { return api.MakeRunDir(o.runDir) }, LogDir: o.logDir, Logs: logs, Journal: journal.Host(), ServicesDir: o.servicesDir,
-		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, Facts: facts, Power: supply, Platform: profile.Name, Settings: settings, Log: log,
+		Backends: host.Backends, Findings: host.Findings, Procfs: proc, SinceBoot: procfs.SinceBoot, ClockSet: clock.Set(), Facts: facts, Power: supply, Platform: profile.Name, Settings: settings, Log: log,
 	})
 	if err != nil {
 		return err
@@ -106,11 +105,7 @@ func serve(o options, log *slog.Logger) error {
 	})
 	group.Go(func() error {
 		<-ctx.Done()
-		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-		a.Leave()
-		leave, cancel := context.WithTimeout(context.Background(), leaveTime)
-		defer cancel()
-		server.Stop(leave)
+		leave(a, server)
 		return nil
 	})
 	a.Autostart() // not before somebody can ask how it goes

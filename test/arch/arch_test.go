@@ -25,17 +25,18 @@ var rooms = map[string]string{
 	"agent/service": "",
 	"failpoint":     "",
 
-	"procfs":         "agent/service",
-	"cgroup":         "agent/service",
-	"sockets":        "",
-	"units":          "agent/service",
-	"platform":       "agent/service",
-	"platform/power": "agent/service",
-	"logfile":        "agent/service",
-	"logfile/tail":   "logfile",
-	"journal":        "agent/service",
-	"notify":         "agent/service",
-	"lockfile":       "procfs",
+	"procfs":             "agent/service",
+	"cgroup":             "agent/service",
+	"sockets":            "",
+	"units":              "agent/service",
+	"platform":           "agent/service",
+	"platform/power":     "agent/service",
+	"platform/wallclock": "",
+	"logfile":            "agent/service",
+	"logfile/tail":       "logfile",
+	"journal":            "agent/service",
+	"notify":             "agent/service",
+	"lockfile":           "procfs",
 
 	"backends":                      "agent/service",
 	"backends/internal/watch":       "",
@@ -51,12 +52,13 @@ var rooms = map[string]string{
 	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/launch backends/internal/process backends/internal/watch cgroup lockfile platform procfs",
 	"backends/backendtest":          "agent/service backends backends/internal/launch/gate",
 
-	"agent/thjalfi": "agent/service backends failpoint",
-	"agent/skirnir": "agent/service",
-	"agent/byggvir": "agent/service backends sockets",
-	"agent/roskva":  "agent/service",
-	"agent/config":  "agent/service platform",
-	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile notify logfile/tail platform procfs sockets",
+	"agent/thjalfi":   "agent/service backends failpoint",
+	"agent/skirnir":   "agent/service",
+	"agent/byggvir":   "agent/service backends sockets",
+	"agent/roskva":    "agent/service",
+	"agent/timetable": "agent/service",
+	"agent/config":    "agent/service agent/timetable platform",
+	"agent":           "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config agent/timetable backends journal lockfile logfile notify logfile/tail platform procfs sockets",
 
 	"proto/gladsheim/v1": "",
 	"api":                "agent/service journal logfile logfile/tail proto/gladsheim/v1 failpoint",
@@ -68,7 +70,7 @@ var rooms = map[string]string{
 	"test/auditor": "proto/gladsheim/v1",
 
 	"cmd/gladsheim":  "api/client agent/service agent/config platform proto/gladsheim/v1 test/auditor",
-	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform platform/power procfs failpoint",
+	"cmd/gladsheimd": "agent agent/config agent/service api backends/offer journal logfile platform platform/power platform/wallclock procfs failpoint",
 }
 
 // lowest are the rooms that everything stands on.

@@ -899,6 +899,13 @@ type ServiceStatus struct {
 	// Whether it is a oneshot whose job is done: its latest run, in this boot, ended well,
 	// and none was begun since.
 	Completed bool `protobuf:"varint,86,opt,name=completed,proto3" json:"completed,omitempty"`
+	// When its schedule has it begin next; 0 when it has none, or that rests.
+	NextRunUnixMs int64 `protobuf:"varint,87,opt,name=next_run_unix_ms,json=nextRunUnixMs,proto3" json:"next_run_unix_ms,omitempty"`
+	// When its schedule last had it begin.
+	LastRunUnixMs int64 `protobuf:"varint,88,opt,name=last_run_unix_ms,json=lastRunUnixMs,proto3" json:"last_run_unix_ms,omitempty"`
+	// Whether its schedule rests, since somebody has stopped it and nobody has started it
+	// since.
+	SchedulePaused bool `protobuf:"varint,89,opt,name=schedule_paused,json=schedulePaused,proto3" json:"schedule_paused,omitempty"`
 	// Why it is crashed and will not be restarted by itself: "policy", it is never
 	// restarted; "exit-code", it ended in a way after which it is not to be; "attempts", it
 	// failed too often; "deterministic", it failed in the same way again and again;
@@ -1203,6 +1210,27 @@ func (x *ServiceStatus) GetType() string {
 func (x *ServiceStatus) GetCompleted() bool {
 	if x != nil {
 		return x.Completed
+	}
+	return false
+}
+
+func (x *ServiceStatus) GetNextRunUnixMs() int64 {
+	if x != nil {
+		return x.NextRunUnixMs
+	}
+	return 0
+}
+
+func (x *ServiceStatus) GetLastRunUnixMs() int64 {
+	if x != nil {
+		return x.LastRunUnixMs
+	}
+	return 0
+}
+
+func (x *ServiceStatus) GetSchedulePaused() bool {
+	if x != nil {
+		return x.SchedulePaused
 	}
 	return false
 }
@@ -3102,7 +3130,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xd2\r\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xcd\x0e\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -3147,7 +3175,10 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x127\n" +
 	"\bnotified\x18F \x01(\v2\x16.gladsheim.v1.NotifiedH\x06R\bnotified\x88\x01\x01\x12\x12\n" +
 	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
-	"\tcompleted\x18V \x01(\bR\tcompleted\x12\x19\n" +
+	"\tcompleted\x18V \x01(\bR\tcompleted\x12'\n" +
+	"\x10next_run_unix_ms\x18W \x01(\x03R\rnextRunUnixMs\x12'\n" +
+	"\x10last_run_unix_ms\x18X \x01(\x03R\rlastRunUnixMs\x12'\n" +
+	"\x0fschedule_paused\x18Y \x01(\bR\x0eschedulePaused\x12\x19\n" +
 	"\bgiven_up\x18K \x01(\tR\agivenUp\x12'\n" +
 	"\x0frecent_failures\x18L \x01(\rR\x0erecentFailures\x12)\n" +
 	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARow\x12+\n" +

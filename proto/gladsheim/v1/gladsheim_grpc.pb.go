@@ -75,9 +75,11 @@ type GladsheimServiceClient interface {
 	// launched, or ended while it started, or its job failed (JOB_FAILED).
 	StartService(ctx context.Context, in *StartServiceRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// StopService ends a service with everything it started, and answers once
-	// nothing of it is left. A stop also cancels a pending restart.
+	// nothing of it is left. A stop also cancels a pending restart, and lets a schedule
+	// rest until the next start.
 	//
-	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, and has no
+	// schedule.
 	// DEADLINE_EXCEEDED: it outlived its timeout, and its definition forbids
 	// to kill it.
 	StopService(ctx context.Context, in *StopServiceRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
@@ -260,9 +262,11 @@ type GladsheimServiceServer interface {
 	// launched, or ended while it started, or its job failed (JOB_FAILED).
 	StartService(context.Context, *StartServiceRequest) (*ServiceStatus, error)
 	// StopService ends a service with everything it started, and answers once
-	// nothing of it is left. A stop also cancels a pending restart.
+	// nothing of it is left. A stop also cancels a pending restart, and lets a schedule
+	// rest until the next start.
 	//
-	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run, and has no
+	// schedule.
 	// DEADLINE_EXCEEDED: it outlived its timeout, and its definition forbids
 	// to kill it.
 	StopService(context.Context, *StopServiceRequest) (*ServiceStatus, error)
