@@ -45,7 +45,7 @@ func (p *pages) write(text string) {
 
 // await looks for the line from an offset on; what it returns tells what came of it.
 func (p *pages) await(from int64) <-chan error {
-	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
 	p.t.Cleanup(cancel)
 	done := make(chan error, 1)
 	go func() { done <- p.awaitLine(ctx, &p.spec, 1, from) }()
@@ -119,7 +119,7 @@ func TestAwaitLineOverCuts(t *testing.T) {
 		p.write(noise)
 		entries, err := os.ReadDir(p.cfg.LogDir)
 		return err == nil && len(entries) > 1
-	}, 20*time.Second, 5*time.Millisecond)
+	}, 2*time.Minute, 5*time.Millisecond)
 	p.write("up\n")
 	p.found(done)
 	require.NoError(t, os.Truncate(p.path, 0)) // somebody empties it

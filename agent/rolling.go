@@ -95,20 +95,22 @@ func (a *Agent) awaitHealthy(ctx context.Context, name service.Name, incarnation
 	}
 	for {
 		st, err := a.Status(name)
-		switch {
-		case err != nil:
+		if err != nil {
 			return nil, err
+		}
+		health := st.Verdict() // a hang may count as unhealthy
+		switch {
 		case st.Machine.Incarnation != incarnation || st.Machine.State != service.Running:
 			return nil, ill(name, errors.New("it was ready, and runs no more before it was healthy"))
-		case st.Health.Status == service.Healthy:
+		case health.Status == service.Healthy:
 			return st, nil
-		case st.Health.Status == service.Ill || st.Health.Status == service.CheckTimedOut:
-			return nil, ill(name, fmt.Errorf("it is ready, and %s: %s", st.Health.Status, st.Health.Message))
+		case health.Status == service.Ill || health.Status == service.CheckTimedOut:
+			return nil, ill(name, fmt.Errorf("it is ready, and %s: %s", health.Status, health.Message))
 		}
 		// If we were slow some were left out, and others wait.
 		if _, open := <-notices; !open {
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return nil, late(name, fmt.Errorf("it is ready, and was not healthy within %v: %s", each, st.Health.Message))
+				return nil, late(name, fmt.Errorf("it is ready, and was not healthy within %v: %s", each, health.Message))
 			}
 			return nil, ctx.Err()
 		}
