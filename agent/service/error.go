@@ -57,6 +57,8 @@ const (
 	ReasonExitedEarly        Reason = "EXITED_EARLY"
 	ReasonJobFailed          Reason = "JOB_FAILED"
 	ReasonUnhealthy          Reason = "UNHEALTHY"
+	ReasonDependencyFailed   Reason = "DEPENDENCY_FAILED"
+	ReasonInUse              Reason = "IN_USE"
 	ReasonNoHistory          Reason = "NO_USAGE_HISTORY"
 	ReasonRequestIDReused    Reason = "REQUEST_ID_REUSED"
 	ReasonBackendTimeout     Reason = "BACKEND_TIMEOUT"
