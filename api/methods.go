@@ -49,6 +49,7 @@ var methods = map[string]method{
 	gladsheimv1.RuntimeService_Kill_FullMethodName:           lifecycle,
 	gladsheimv1.RuntimeService_RollingRestart_FullMethodName: lifecycle,
 	gladsheimv1.RuntimeService_Signal_FullMethodName:         order,
+	gladsheimv1.RuntimeService_Reload_FullMethodName:         lifecycle,
 	gladsheimv1.RuntimeService_Freeze_FullMethodName:         order,
 	gladsheimv1.RuntimeService_Thaw_FullMethodName:           order,
 	gladsheimv1.RuntimeService_ListExits_FullMethodName:      question,

@@ -70,6 +70,9 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		restart, func(s *service.Spec) *service.RestartPolicy { return &s.Restart }),
 	at("stop", "How the service is ended.",
 		stop, func(s *service.Spec) *service.StopPolicy { return &s.Stop }),
+	notServed[service.Spec]("hooks", "no program is run before or after a service starts or stops", emptyObject, noKeys),
+	at("reload", "How the service is made to read its configuration anew, by gladsheim reload.",
+		reload, func(s *service.Spec) *service.Reload { return &s.Reload }),
 	notServed[service.Spec]("requires", "services start independently of each other", emptyArray, noItems),
 	notServed[service.Spec]("after", "services start independently of each other", emptyArray, noItems),
 	at("autostart", "Start it together with the agent.",
@@ -265,6 +268,10 @@ var rotation = object[service.LogRotation]{
 		}
 	},
 }
+
+func emptyObject(n *node) bool { return n.kind == isObject && len(n.pairs) == 0 }
+
+var noKeys = &jsonschema.Schema{Type: "object", MaxProperties: jsonschema.Ptr(0)}
 
 func emptyArray(n *node) bool { return n.kind == isArray && len(n.items) == 0 }
 

@@ -45,6 +45,7 @@ type Spec struct {
 	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
+	Reload  Reload
 
 	Autostart     bool
 	StartPriority int        // 0..1000: who starts first with the agent, and is stopped last for the battery
@@ -199,6 +200,7 @@ func (s *Spec) Validate() []Fault {
 	s.Ladder.validate(&faults)
 	s.validateReadiness(&faults)
 	s.validateOneshot(&faults)
+	s.Reload.validate(&faults)
 	s.validateHealth(&faults)
 	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)
 	faults.duration("restart.window", s.Restart.Window, time.Millisecond, 365*24*time.Hour)

@@ -201,6 +201,52 @@ func (x *KillRequest) GetRequestId() string {
 	return ""
 }
 
+// ReloadRequest says which service reads its configuration anew.
+type ReloadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadRequest) Reset() {
+	*x = ReloadRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadRequest) ProtoMessage() {}
+
+func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
+func (*ReloadRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReloadRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
 // SignalRequest says which signal goes to which service.
 type SignalRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -214,7 +260,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +272,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +285,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SignalRequest) GetServiceName() string {
@@ -267,7 +313,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +325,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +338,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FreezeRequest) GetServiceName() string {
@@ -313,7 +359,7 @@ type ThawRequest struct {
 
 func (x *ThawRequest) Reset() {
 	*x = ThawRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +371,7 @@ func (x *ThawRequest) String() string {
 func (*ThawRequest) ProtoMessage() {}
 
 func (x *ThawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +384,7 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ThawRequest) GetServiceName() string {
@@ -361,7 +407,7 @@ type ListExitsRequest struct {
 
 func (x *ListExitsRequest) Reset() {
 	*x = ListExitsRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +419,7 @@ func (x *ListExitsRequest) String() string {
 func (*ListExitsRequest) ProtoMessage() {}
 
 func (x *ListExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +432,7 @@ func (x *ListExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExitsRequest.ProtoReflect.Descriptor instead.
 func (*ListExitsRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{4}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListExitsRequest) GetServiceName() string {
@@ -414,7 +460,7 @@ type ListCrashesRequest struct {
 
 func (x *ListCrashesRequest) Reset() {
 	*x = ListCrashesRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +472,7 @@ func (x *ListCrashesRequest) String() string {
 func (*ListCrashesRequest) ProtoMessage() {}
 
 func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +485,7 @@ func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCrashesRequest.ProtoReflect.Descriptor instead.
 func (*ListCrashesRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListCrashesRequest) GetServiceName() string {
@@ -460,7 +506,7 @@ type CrashHistory struct {
 
 func (x *CrashHistory) Reset() {
 	*x = CrashHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +518,7 @@ func (x *CrashHistory) String() string {
 func (*CrashHistory) ProtoMessage() {}
 
 func (x *CrashHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +531,7 @@ func (x *CrashHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashHistory.ProtoReflect.Descriptor instead.
 func (*CrashHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CrashHistory) GetCrashes() []*Crash {
@@ -516,7 +562,7 @@ type Crash struct {
 
 func (x *Crash) Reset() {
 	*x = Crash{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +574,7 @@ func (x *Crash) String() string {
 func (*Crash) ProtoMessage() {}
 
 func (x *Crash) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +587,7 @@ func (x *Crash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Crash.ProtoReflect.Descriptor instead.
 func (*Crash) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Crash) GetFingerprint() string {
@@ -597,7 +643,7 @@ type ExitHistory struct {
 
 func (x *ExitHistory) Reset() {
 	*x = ExitHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +655,7 @@ func (x *ExitHistory) String() string {
 func (*ExitHistory) ProtoMessage() {}
 
 func (x *ExitHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +668,7 @@ func (x *ExitHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitHistory.ProtoReflect.Descriptor instead.
 func (*ExitHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExitHistory) GetExits() []*ExitRecord {
@@ -643,7 +689,7 @@ type CheckNowRequest struct {
 
 func (x *CheckNowRequest) Reset() {
 	*x = CheckNowRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +701,7 @@ func (x *CheckNowRequest) String() string {
 func (*CheckNowRequest) ProtoMessage() {}
 
 func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +714,7 @@ func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNowRequest.ProtoReflect.Descriptor instead.
 func (*CheckNowRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckNowRequest) GetServiceName() string {
@@ -689,7 +735,7 @@ type ListChecksRequest struct {
 
 func (x *ListChecksRequest) Reset() {
 	*x = ListChecksRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +747,7 @@ func (x *ListChecksRequest) String() string {
 func (*ListChecksRequest) ProtoMessage() {}
 
 func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +760,7 @@ func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChecksRequest.ProtoReflect.Descriptor instead.
 func (*ListChecksRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListChecksRequest) GetServiceName() string {
@@ -737,7 +783,7 @@ type CheckHistory struct {
 
 func (x *CheckHistory) Reset() {
 	*x = CheckHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +795,7 @@ func (x *CheckHistory) String() string {
 func (*CheckHistory) ProtoMessage() {}
 
 func (x *CheckHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +808,7 @@ func (x *CheckHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHistory.ProtoReflect.Descriptor instead.
 func (*CheckHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CheckHistory) GetServiceName() string {
@@ -798,7 +844,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +856,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +869,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HealthCheck) GetBeganUnixMs() int64 {
@@ -881,7 +927,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +939,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +952,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -958,7 +1004,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1016,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1029,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -1049,7 +1095,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1107,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1120,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -1209,7 +1255,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1267,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1280,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -1264,7 +1310,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1322,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1335,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -1320,7 +1366,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1378,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1391,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -1389,7 +1435,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1447,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1460,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1519,7 +1565,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1577,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1590,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{20}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1661,7 +1707,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1719,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1732,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{21}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1751,7 +1797,7 @@ type RollingRestartRequest struct {
 
 func (x *RollingRestartRequest) Reset() {
 	*x = RollingRestartRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1809,7 @@ func (x *RollingRestartRequest) String() string {
 func (*RollingRestartRequest) ProtoMessage() {}
 
 func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +1822,7 @@ func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
 func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{22}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RollingRestartRequest) GetServiceNames() []string {
@@ -1824,7 +1870,7 @@ type RollingRestartProgress struct {
 
 func (x *RollingRestartProgress) Reset() {
 	*x = RollingRestartProgress{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1882,7 @@ func (x *RollingRestartProgress) String() string {
 func (*RollingRestartProgress) ProtoMessage() {}
 
 func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1895,7 @@ func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
 func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollingRestartProgress) GetServiceName() string {
@@ -1888,7 +1934,9 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\vKillRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x14 \x01(\tR\trequestId\"J\n" +
+	"request_id\x18\x14 \x01(\tR\trequestId\"2\n" +
+	"\rReloadRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"J\n" +
 	"\rSignalRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\"2\n" +
@@ -2068,10 +2116,11 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
 	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
 	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
-	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\x8b\a\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xcf\a\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
+	"\x06Reload\x12\x1b.gladsheim.v1.ReloadRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
 	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12F\n" +
@@ -2098,80 +2147,83 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
 	(RollingStep)(0),               // 1: gladsheim.v1.RollingStep
 	(*KillRequest)(nil),            // 2: gladsheim.v1.KillRequest
-	(*SignalRequest)(nil),          // 3: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),          // 4: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),            // 5: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil),       // 6: gladsheim.v1.ListExitsRequest
-	(*ListCrashesRequest)(nil),     // 7: gladsheim.v1.ListCrashesRequest
-	(*CrashHistory)(nil),           // 8: gladsheim.v1.CrashHistory
-	(*Crash)(nil),                  // 9: gladsheim.v1.Crash
-	(*ExitHistory)(nil),            // 10: gladsheim.v1.ExitHistory
-	(*CheckNowRequest)(nil),        // 11: gladsheim.v1.CheckNowRequest
-	(*ListChecksRequest)(nil),      // 12: gladsheim.v1.ListChecksRequest
-	(*CheckHistory)(nil),           // 13: gladsheim.v1.CheckHistory
-	(*HealthCheck)(nil),            // 14: gladsheim.v1.HealthCheck
-	(*GetUsageHistoryRequest)(nil), // 15: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 16: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 17: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 18: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 19: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 20: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 21: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 22: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 23: gladsheim.v1.LimitRecommendation
-	(*RollingRestartRequest)(nil),  // 24: gladsheim.v1.RollingRestartRequest
-	(*RollingRestartProgress)(nil), // 25: gladsheim.v1.RollingRestartProgress
-	(*ExitRecord)(nil),             // 26: gladsheim.v1.ExitRecord
-	(HealthStatus)(0),              // 27: gladsheim.v1.HealthStatus
-	(*ServiceStatus)(nil),          // 28: gladsheim.v1.ServiceStatus
-	(*GladsheimError)(nil),         // 29: gladsheim.v1.GladsheimError
-	(*ServiceHealth)(nil),          // 30: gladsheim.v1.ServiceHealth
+	(*ReloadRequest)(nil),          // 3: gladsheim.v1.ReloadRequest
+	(*SignalRequest)(nil),          // 4: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 5: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 6: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 7: gladsheim.v1.ListExitsRequest
+	(*ListCrashesRequest)(nil),     // 8: gladsheim.v1.ListCrashesRequest
+	(*CrashHistory)(nil),           // 9: gladsheim.v1.CrashHistory
+	(*Crash)(nil),                  // 10: gladsheim.v1.Crash
+	(*ExitHistory)(nil),            // 11: gladsheim.v1.ExitHistory
+	(*CheckNowRequest)(nil),        // 12: gladsheim.v1.CheckNowRequest
+	(*ListChecksRequest)(nil),      // 13: gladsheim.v1.ListChecksRequest
+	(*CheckHistory)(nil),           // 14: gladsheim.v1.CheckHistory
+	(*HealthCheck)(nil),            // 15: gladsheim.v1.HealthCheck
+	(*GetUsageHistoryRequest)(nil), // 16: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 17: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 18: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 19: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 20: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 21: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 22: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 23: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 24: gladsheim.v1.LimitRecommendation
+	(*RollingRestartRequest)(nil),  // 25: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 26: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 27: gladsheim.v1.ExitRecord
+	(HealthStatus)(0),              // 28: gladsheim.v1.HealthStatus
+	(*ServiceStatus)(nil),          // 29: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 30: gladsheim.v1.GladsheimError
+	(*ServiceHealth)(nil),          // 31: gladsheim.v1.ServiceHealth
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	9,  // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
-	26, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
-	26, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	14, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
-	27, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
-	17, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	17, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	10, // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
+	27, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	27, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	15, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
+	28, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
+	18, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	18, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
 	0,  // 7: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	22, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	23, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	23, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	24, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
 	1,  // 10: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
-	28, // 11: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
-	29, // 12: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	29, // 11: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	30, // 12: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
 	2,  // 13: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	3,  // 14: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	4,  // 15: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	5,  // 16: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	6,  // 17: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	11, // 18: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
-	12, // 19: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
-	7,  // 20: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
-	15, // 21: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	18, // 22: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	20, // 23: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	24, // 24: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
-	28, // 25: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	28, // 26: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	28, // 27: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	28, // 28: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	10, // 29: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	30, // 30: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
-	13, // 31: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
-	8,  // 32: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
-	16, // 33: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	19, // 34: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	21, // 35: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	25, // 36: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
-	25, // [25:37] is the sub-list for method output_type
-	13, // [13:25] is the sub-list for method input_type
+	4,  // 14: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	3,  // 15: gladsheim.v1.RuntimeService.Reload:input_type -> gladsheim.v1.ReloadRequest
+	5,  // 16: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	6,  // 17: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	7,  // 18: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	12, // 19: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
+	13, // 20: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
+	8,  // 21: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	16, // 22: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	19, // 23: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	21, // 24: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	25, // 25: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	29, // 26: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	29, // 27: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	29, // 28: gladsheim.v1.RuntimeService.Reload:output_type -> gladsheim.v1.ServiceStatus
+	29, // 29: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	29, // 30: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	11, // 31: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	31, // 32: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
+	14, // 33: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
+	9,  // 34: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	17, // 35: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	20, // 36: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	22, // 37: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	26, // 38: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	26, // [26:39] is the sub-list for method output_type
+	13, // [13:26] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -2184,18 +2236,18 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[15].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[20].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[21].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[22].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[23].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
