@@ -77,8 +77,8 @@ type hang struct {
 }
 
 // heldEvery is the least time between two looks whether one waits in the kernel that did
-// not at the last one.
-const heldEvery = 30 * time.Second
+// not at the last one: where the host is busy all are looked at, the idle too.
+const heldEvery = 2 * time.Minute
 
 // uneasy is the load of the host from which on somebody may wait in the kernel: one task
 // that does raises it as high within a quarter of a minute (proc_loadavg(5)). Below it

@@ -187,9 +187,9 @@ func TestADiskThatDoesNotAnswer(t *testing.T) {
 		require.Empty(t, p.news())
 
 		p.change(func() { p.tables.load = 1 })
-		time.Sleep(heldEvery)
+		time.Sleep(hangAfter[heldHang])
 		require.Empty(t, p.news(), "disks may take long")
-		time.Sleep(heldEvery)
+		time.Sleep(heldEvery + latest)
 		require.Equal(t, []string{whyHeld}, p.news())
 		p.change(func() { p.threads = service.Threads{} })
 		time.Sleep(2 * time.Second)

@@ -54,10 +54,11 @@ func plainLine(line string) string {
 }
 
 // OfItself tells whether an end of this kind is the service's own doing, so that one like
-// another says that there will be a third.
+// another says that there will be a third. A launch that failed is not: what can not be
+// helped by another is given up at once, and the rest is the host's.
 func (v Verdict) OfItself() bool {
 	switch v {
-	case VerdictCrash, VerdictOwnOOM, VerdictUnhealthy, VerdictStartupTime, VerdictLaunchFailed, VerdictExceeded:
+	case VerdictCrash, VerdictOwnOOM, VerdictUnhealthy, VerdictStartupTime, VerdictExceeded:
 		return true
 	}
 	return false

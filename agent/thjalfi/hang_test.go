@@ -4,6 +4,7 @@ import (
 	"context"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -25,6 +26,7 @@ func TestAHangEndsTheIncarnationThatHung(t *testing.T) {
 		require.ErrorContains(t, hang(1, true), "dora has stopped it")
 		s.is(service.Running)
 		require.NoError(t, hang(1, false), "that is another matter")
+		synctest.Wait() // it is recorded behind the answer
 		s.is(service.Stopping)
 		require.Equal(t, service.NotRunning, service.KindOf(hang(1, false)), "it ends already")
 		pass(time.Minute)

@@ -45,7 +45,7 @@ type stage struct {
 	noOutlet atomic.Pointer[service.Error] // why the output of a launch has nowhere to go
 	lax      bool                          // the disk fails, so that deeds may come without a record
 	began    time.Time
-	clockSet time.Duration             // by how much, altogether
+	clockSet atomic.Int64              // by how much, altogether
 	hall     hall                      // where services say how they are
 	gazes    atomic.Int64              // how many incarnations are looked at
 	spread   float64                   // of waits before restarts: as the policy says
@@ -150,11 +150,13 @@ func (g *gaze) Attend(service.Name, uint64, backends.Handle, bool) (leave func(*
 
 // sinceBoot tells the time of a host that was up for a day when time in the bubble
 // began, and whose clock was set meanwhile.
-func (s *stage) sinceBoot() time.Duration { return 24*time.Hour + time.Since(s.began) - s.clockSet }
+func (s *stage) sinceBoot() time.Duration {
+	return 24*time.Hour + time.Since(s.began) - time.Duration(s.clockSet.Load())
+}
 
 // setClock sets the host's clock ahead.
 func (s *stage) setClock(ahead time.Duration) {
-	s.clockSet += ahead
+	s.clockSet.Add(int64(ahead))
 	time.Sleep(ahead)
 }
 

@@ -89,7 +89,7 @@ func advice(st *gladsheimv1.ServiceStatus) string {
 	case st.GetLastExit().GetVerdict() == gladsheimv1.Verdict_VERDICT_OWN_LIMIT_OOM:
 		return fmt.Sprintf("it needs more memory than it may have; try: gladsheim set %s memory_max=SIZE", name)
 	case st.GetState() == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED:
-		return fmt.Sprintf("how it ended before: gladsheim history %s --exits; to start it again: gladsheim start %s", name, name)
+		return fmt.Sprintf("in which ways it failed: gladsheim history %s --crashes; to start it again: gladsheim start %s", name, name)
 	}
 	return ""
 }

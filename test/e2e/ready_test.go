@@ -83,8 +83,12 @@ func TestReadyByLog(t *testing.T) {
 					_, err := w.services().StartService(ctx, &gladsheimv1.StartServiceRequest{ServiceName: "server"})
 					return err
 				})
-				before := byGRPC{w}.status("server")
-				require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_STARTING, before.State, "the start goes on")
+				var before *gladsheimv1.ServiceStatus
+				eventually(t, "the start goes on", func() bool {
+					before = byGRPC{w}.status("server")
+					require.Equal(t, gladsheimv1.ServiceState_SERVICE_STATE_STARTING, before.State)
+					return before.Phase == "starting" && before.ProcessId != 0
+				})
 
 				waited := w.waits("beacon", "beacon", "server")
 				w.leave(syscall.SIGKILL)

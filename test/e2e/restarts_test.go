@@ -165,8 +165,9 @@ func TestCountersOutliveTheAgent(t *testing.T) {
 			})
 			w.leave(syscall.SIGKILL)
 			w.begin()
-			s := byGRPC{w}.status("loop")
-			require.GreaterOrEqual(t, s.RecentFailures, failures)
+			eventually(t, "the next agent knows, or takes up the end that was not on record yet", func() bool {
+				return byGRPC{w}.status("loop").RecentFailures >= failures
+			})
 		}
 		exits := w.crashed("loop")
 		require.Len(t, exits, 4)
