@@ -151,6 +151,7 @@ var verdictOf = [...]gladsheimv1.Verdict{
 	service.VerdictAncestorOOM:  gladsheimv1.Verdict_VERDICT_ANCESTOR_OOM,
 	service.VerdictHostOOM:      gladsheimv1.Verdict_VERDICT_HOST_OOM,
 	service.VerdictUnhealthy:    gladsheimv1.Verdict_VERDICT_UNHEALTHY,
+	service.VerdictWatchdog:     gladsheimv1.Verdict_VERDICT_WATCHDOG,
 	service.VerdictExceeded:     gladsheimv1.Verdict_VERDICT_EXCEEDED,
 	service.VerdictKilled:       gladsheimv1.Verdict_VERDICT_KILLED_FROM_OUTSIDE,
 	service.VerdictStartupTime:  gladsheimv1.Verdict_VERDICT_STARTUP_TIMEOUT,

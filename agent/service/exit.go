@@ -54,12 +54,13 @@ const (
 	VerdictLaunchFailed         // it never ran
 	VerdictUnknown              // it ended, or its counters went, while nobody was watching
 	VerdictExceeded             // we ended it because it used too much for too long
+	VerdictWatchdog             // we ended it because it stopped sending signs of life
 	numVerdicts
 )
 
 var verdictNames = [numVerdicts]string{
 	"none", "clean", "stopped", "crash", "own-limit OOM", "ancestor OOM", "host OOM", "unhealthy",
-	"killed from outside", "startup timeout", "launch failed", "unknown", "used too much",
+	"killed from outside", "startup timeout", "launch failed", "unknown", "used too much", "watchdog",
 }
 
 func (v Verdict) String() string { return verdictNames[v] }
@@ -150,6 +151,8 @@ func Judge(x Exit, r Remains, cause Cause, success Ends) Verdict {
 		return VerdictStopped
 	case cause == CauseUnhealthy:
 		return VerdictUnhealthy
+	case cause == CauseWatchdog:
+		return VerdictWatchdog
 	case cause == CauseStartup:
 		return VerdictStartupTime
 	case cause == CauseExceeded:

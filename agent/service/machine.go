@@ -51,6 +51,7 @@ type Event struct {
 	Kind        EventKind
 	Incarnation uint64 // 0 for users' events; else news of another incarnation is ignored
 	Exit        Exit   // of Exited and Cleared
+	Silent      bool   // of Unhealthy: its watchdog found it so
 	Permanent   bool   // of LaunchFailed: trying again can not help
 	OOM         bool   // of Cleared: it was killed for want of memory, which no exit code makes clean
 	Fingerprint string // of Cleared and LaunchFailed, "" when the end says nothing about the next
@@ -97,10 +98,11 @@ const (
 	CauseStartup                // it was not ready in time
 	CauseHeld                   // the battery is low
 	CauseExceeded               // it used too much for too long
+	CauseWatchdog               // it did not say that it is well, or said that it is not
 	numCauses
 )
 
-var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much"}
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much", "watchdog"}
 
 func (c Cause) String() string { return causeNames[c] }
 
@@ -163,7 +165,7 @@ var table = [numStates][numEvents]rule{
 	},
 	Running: {
 		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(running), StartupOver: unfrozen(overdue), Spare: unfrozen(spare), Unspare: unspare,
-		Unhealthy: unfrozen(end(CauseUnhealthy, DoUnprobe, DoTerminate)),
+		Unhealthy: unfrozen(ill),
 		Exceeded:  unfrozen(end(CauseExceeded, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
 		Hold: end(CauseHeld, DoUnprobe, DoTerminate), Pause: pause,
@@ -296,6 +298,15 @@ func end(c Cause, do ...Effect) rule {
 		m.Up = m.Up && c != CauseAsked
 		return m, append([]Effect{Disarm}, do...)
 	}
+}
+
+// ill ends an incarnation that is not well, or does not say that it is.
+func ill(m Machine, ev Event) (Machine, []Effect) {
+	c := CauseUnhealthy
+	if ev.Silent {
+		c = CauseWatchdog
+	}
+	return end(c, DoUnprobe, DoTerminate)(m, ev)
 }
 
 // endAgain ends the incarnation because somebody asked for a fresh one.

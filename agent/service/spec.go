@@ -59,7 +59,9 @@ type Spec struct {
 
 // Notifies tells whether what the service says of itself counts (sd_notify(3)). Then it is
 // given a socket to say it to, and else none.
-func (s *Spec) Notifies() bool { return s.Ready.Type == CheckNotify }
+func (s *Spec) Notifies() bool {
+	return s.Ready.Type == CheckNotify || s.Health.Type == CheckWatchdog
+}
 
 // LaunchMode chooses the way into a cgroup on hosts that have several.
 type LaunchMode uint8
@@ -239,8 +241,10 @@ func (s *Spec) validateProcess(faults *faultList) {
 		}
 		faults.text("environment."+key, s.Environment[key])
 	}
-	if _, set := s.Environment[notifySocket]; set && s.Notifies() {
-		faults.add("environment."+notifySocket, "is the agent's to set where ready.type is %s", CheckNotify)
+	for _, name := range notifyVariables {
+		if _, set := s.Environment[name]; set && s.Notifies() {
+			faults.add("environment."+name, "is the agent's to set where ready.type is %s or health.type %s", CheckNotify, CheckWatchdog)
+		}
 	}
 	if s.WorkingDirectory != "" && !filepath.IsAbs(s.WorkingDirectory) {
 		faults.add("working_directory", "%q is not an absolute path", s.WorkingDirectory)
@@ -266,8 +270,8 @@ func (s *Spec) validateProcess(faults *faultList) {
 	}
 }
 
-// notifySocket is the variable that tells a service where it may say how it is.
-const notifySocket = "NOTIFY_SOCKET"
+// notifyVariables tell a service where it may say how it is, and how often it has to.
+var notifyVariables = []string{"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 
 func (r LogRotation) validate(faults *faultList) {
 	faults.size("log_rotate.size", r.Size, MinLogSize, MaxLogSize)

@@ -555,10 +555,11 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 func (a *actor) probe() {
 	a.probes++
 	name, incarnation, probe := a.name, a.machine.Incarnation, a.probes
+	silent := a.plan.Spec.Health.Type == service.CheckWatchdog
 	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), func() {
 		a.tell(a.ctx, func() {
 			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile
-				a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation})
+				a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation, Silent: silent})
 			}
 		})
 	})

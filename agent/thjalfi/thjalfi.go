@@ -80,6 +80,10 @@ type Prober interface {
 	// Attend checks the health of one incarnation until the returned function
 	// is called with the reason, and reports it when it is unhealthy.
 	Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string))
+	// Beat is told that the incarnation which is attended has said that it is well, and
+	// Trigger that it is not; they count with a watchdog.
+	Beat(name service.Name)
+	Trigger(name service.Name)
 }
 
 // Exec runs the program of a check beside an incarnation, until ctx ends; nil says that
