@@ -167,7 +167,7 @@ func (a *Agent) plan(op string, spec service.Spec) (service.Change, error) {
 }
 
 // live are the fields of a definition that what runs follows at once.
-var live = []string{"usage_history"}
+var live = []string{"usage_history", "reload", "reload.signal", "reload.exec", "reload.timeout"}
 
 // room refuses changes that would register more than the configuration allows.
 func (a *Agent) room(op string, changes ...service.Change) error {

@@ -101,6 +101,22 @@ func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signa
 	return a.Status(name)
 }
 
+// ReloadService makes a service read its configuration anew, as its definition is now.
+func (a *Agent) ReloadService(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
+	s, err := a.Status(name)
+	if err != nil {
+		return nil, err
+	}
+	if s.Spec.Reload.IsZero() {
+		return nil, &service.Error{Op: "reload", Service: name, Kind: service.Conflict, Reason: service.ReasonNoReload,
+			Err: errors.New(`its definition does not say how ("reload")`)}
+	}
+	if err := a.thjalfi.Reload(ctx, name, s.Spec.Reload, actor); err != nil {
+		return nil, err
+	}
+	return a.Status(name)
+}
+
 // Freeze stops a running service where it is, until Thaw or its end.
 func (a *Agent) Freeze(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
 	if err := a.thjalfi.Freeze(ctx, name, actor); err != nil {

@@ -54,6 +54,7 @@ var methods = map[string]method{
 	gladsheimv1.RuntimeService_ListExits_FullMethodName:       question,
 	gladsheimv1.RuntimeService_GetDependencies_FullMethodName: question,
 	gladsheimv1.RuntimeService_ListCrashes_FullMethodName:     question,
+	gladsheimv1.RuntimeService_Reload_FullMethodName:          lifecycle,
 
 	gladsheimv1.RuntimeService_CheckNow_FullMethodName:   question,
 	gladsheimv1.RuntimeService_ListChecks_FullMethodName: question,

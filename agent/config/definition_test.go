@@ -214,6 +214,13 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"type": "oneshot", "schedule": {"every": "1h", "timezone": "UTC"}`, `schedule.timezone: belongs to cron: every counts time, whatever the clock says`},
 		{`"type": "oneshot", "schedule": {"every": "1ms"}`, `schedule.every: is 1ms; the range is 1s to 8760h`},
 		{`"type": "oneshot", "schedule": {"every": "1h", "overlap": "kill"}`, `schedule.overlap: "kill" is not one of skip, queue, replace`},
+		{`"hooks": {"pre_start": [["/a"]]}`, `hooks: is not served by this version: no program is run before or after a service starts or stops`},
+		{`"reload": {}`, `reload: says no way: write signal or exec`},
+		{`"reload": {"timeout": "1s"}`, `reload: says no way: write signal or exec`},
+		{`"exec": ["/x"], "reload": {"signal": "SIGHUP", "exec": ["/a"]}`, `reload.exec: is beside signal; write one of the two`},
+		{`"reload": {"signal": "SIGHUP", "timeout": "1s"}`, `reload.timeout: belongs to exec: a signal takes no time`},
+		{`"reload": {"signal": "SIGKILL"}`, `reload.signal: SIGKILL can not be heeded by any program`},
+		{`"exec": ["/x"], "reload": {"exec": ["a"]}`, `reload.exec[0]: "a" is not an absolute path`},
 		{`"low_battery": "freeze"`, `low_battery: freeze is for power deferrable, and this is normal`},
 		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
 		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
@@ -240,7 +247,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, binds, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, hooks, reload, requires, after, binds, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

@@ -55,6 +55,8 @@ const (
 	ReasonUnkillable         Reason = "UNKILLABLE"
 	ReasonPreviousAlive      Reason = "PREVIOUS_INSTANCE_ALIVE"
 	ReasonExitedEarly        Reason = "EXITED_EARLY"
+	ReasonReloadFailed       Reason = "RELOAD_FAILED"
+	ReasonNoReload           Reason = "NO_RELOAD"
 	ReasonJobFailed          Reason = "JOB_FAILED"
 	ReasonUnhealthy          Reason = "UNHEALTHY"
 	ReasonDependencyFailed   Reason = "DEPENDENCY_FAILED"

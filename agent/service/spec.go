@@ -45,6 +45,7 @@ type Spec struct {
 	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
+	Reload  Reload
 
 	Requires []Need // it is not begun before these are as far as that
 	After    []Need // nor while one of these is on its way up; their conditions do not count
@@ -205,6 +206,7 @@ func (s *Spec) Validate() []Fault {
 	s.Ladder.validate(&faults)
 	s.validateReadiness(&faults)
 	s.validateOneshot(&faults)
+	s.Reload.validate(&faults)
 	s.validateHealth(&faults)
 	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)
 	faults.duration("restart.window", s.Restart.Window, time.Millisecond, 365*24*time.Hour)

@@ -59,6 +59,7 @@ type actor struct {
 	forced  bool                      // the present incarnation outlived its grace
 	failure error                     // of the last launch, readiness or end
 	unready error                     // why it was not ready when that was last asked
+	loading bool                      // a program makes it read its configuration anew
 	words   lastWords                 // of the incarnation that was buried last
 	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled; of a job: when its time is over
 	spread  float64                   // drawn for that wait

@@ -319,6 +319,52 @@ func (x *KillRequest) GetRequestId() string {
 	return ""
 }
 
+// ReloadRequest says which service reads its configuration anew.
+type ReloadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName   string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadRequest) Reset() {
+	*x = ReloadRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadRequest) ProtoMessage() {}
+
+func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
+func (*ReloadRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ReloadRequest) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
 // SignalRequest says which signal goes to which service.
 type SignalRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -332,7 +378,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +390,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[1]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +403,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SignalRequest) GetServiceName() string {
@@ -385,7 +431,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +443,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[2]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +456,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *FreezeRequest) GetServiceName() string {
@@ -431,7 +477,7 @@ type ThawRequest struct {
 
 func (x *ThawRequest) Reset() {
 	*x = ThawRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -443,7 +489,7 @@ func (x *ThawRequest) String() string {
 func (*ThawRequest) ProtoMessage() {}
 
 func (x *ThawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[3]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -456,7 +502,7 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ThawRequest) GetServiceName() string {
@@ -479,7 +525,7 @@ type ListExitsRequest struct {
 
 func (x *ListExitsRequest) Reset() {
 	*x = ListExitsRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +537,7 @@ func (x *ListExitsRequest) String() string {
 func (*ListExitsRequest) ProtoMessage() {}
 
 func (x *ListExitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[4]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +550,7 @@ func (x *ListExitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExitsRequest.ProtoReflect.Descriptor instead.
 func (*ListExitsRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{4}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListExitsRequest) GetServiceName() string {
@@ -532,7 +578,7 @@ type ListCrashesRequest struct {
 
 func (x *ListCrashesRequest) Reset() {
 	*x = ListCrashesRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +590,7 @@ func (x *ListCrashesRequest) String() string {
 func (*ListCrashesRequest) ProtoMessage() {}
 
 func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[5]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +603,7 @@ func (x *ListCrashesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCrashesRequest.ProtoReflect.Descriptor instead.
 func (*ListCrashesRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{5}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListCrashesRequest) GetServiceName() string {
@@ -578,7 +624,7 @@ type CrashHistory struct {
 
 func (x *CrashHistory) Reset() {
 	*x = CrashHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +636,7 @@ func (x *CrashHistory) String() string {
 func (*CrashHistory) ProtoMessage() {}
 
 func (x *CrashHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[6]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +649,7 @@ func (x *CrashHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CrashHistory.ProtoReflect.Descriptor instead.
 func (*CrashHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{6}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CrashHistory) GetCrashes() []*Crash {
@@ -634,7 +680,7 @@ type Crash struct {
 
 func (x *Crash) Reset() {
 	*x = Crash{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +692,7 @@ func (x *Crash) String() string {
 func (*Crash) ProtoMessage() {}
 
 func (x *Crash) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[7]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +705,7 @@ func (x *Crash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Crash.ProtoReflect.Descriptor instead.
 func (*Crash) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{7}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Crash) GetFingerprint() string {
@@ -715,7 +761,7 @@ type ExitHistory struct {
 
 func (x *ExitHistory) Reset() {
 	*x = ExitHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +773,7 @@ func (x *ExitHistory) String() string {
 func (*ExitHistory) ProtoMessage() {}
 
 func (x *ExitHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[8]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +786,7 @@ func (x *ExitHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitHistory.ProtoReflect.Descriptor instead.
 func (*ExitHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{8}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExitHistory) GetExits() []*ExitRecord {
@@ -761,7 +807,7 @@ type CheckNowRequest struct {
 
 func (x *CheckNowRequest) Reset() {
 	*x = CheckNowRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +819,7 @@ func (x *CheckNowRequest) String() string {
 func (*CheckNowRequest) ProtoMessage() {}
 
 func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[9]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +832,7 @@ func (x *CheckNowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNowRequest.ProtoReflect.Descriptor instead.
 func (*CheckNowRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{9}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CheckNowRequest) GetServiceName() string {
@@ -807,7 +853,7 @@ type ListChecksRequest struct {
 
 func (x *ListChecksRequest) Reset() {
 	*x = ListChecksRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +865,7 @@ func (x *ListChecksRequest) String() string {
 func (*ListChecksRequest) ProtoMessage() {}
 
 func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[10]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +878,7 @@ func (x *ListChecksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChecksRequest.ProtoReflect.Descriptor instead.
 func (*ListChecksRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{10}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListChecksRequest) GetServiceName() string {
@@ -855,7 +901,7 @@ type CheckHistory struct {
 
 func (x *CheckHistory) Reset() {
 	*x = CheckHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +913,7 @@ func (x *CheckHistory) String() string {
 func (*CheckHistory) ProtoMessage() {}
 
 func (x *CheckHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[11]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +926,7 @@ func (x *CheckHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHistory.ProtoReflect.Descriptor instead.
 func (*CheckHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{11}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CheckHistory) GetServiceName() string {
@@ -916,7 +962,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +974,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +987,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HealthCheck) GetBeganUnixMs() int64 {
@@ -999,7 +1045,7 @@ type GetUsageHistoryRequest struct {
 
 func (x *GetUsageHistoryRequest) Reset() {
 	*x = GetUsageHistoryRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1011,7 +1057,7 @@ func (x *GetUsageHistoryRequest) String() string {
 func (*GetUsageHistoryRequest) ProtoMessage() {}
 
 func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1024,7 +1070,7 @@ func (x *GetUsageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetUsageHistoryRequest) GetServiceName() string {
@@ -1076,7 +1122,7 @@ type UsageHistory struct {
 
 func (x *UsageHistory) Reset() {
 	*x = UsageHistory{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1088,7 +1134,7 @@ func (x *UsageHistory) String() string {
 func (*UsageHistory) ProtoMessage() {}
 
 func (x *UsageHistory) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1101,7 +1147,7 @@ func (x *UsageHistory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageHistory.ProtoReflect.Descriptor instead.
 func (*UsageHistory) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UsageHistory) GetServiceName() string {
@@ -1167,7 +1213,7 @@ type UsageSample struct {
 
 func (x *UsageSample) Reset() {
 	*x = UsageSample{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1225,7 @@ func (x *UsageSample) String() string {
 func (*UsageSample) ProtoMessage() {}
 
 func (x *UsageSample) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1238,7 @@ func (x *UsageSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageSample.ProtoReflect.Descriptor instead.
 func (*UsageSample) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UsageSample) GetBeganUnixMs() int64 {
@@ -1327,7 +1373,7 @@ type WatchUsageRequest struct {
 
 func (x *WatchUsageRequest) Reset() {
 	*x = WatchUsageRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1385,7 @@ func (x *WatchUsageRequest) String() string {
 func (*WatchUsageRequest) ProtoMessage() {}
 
 func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1398,7 @@ func (x *WatchUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchUsageRequest.ProtoReflect.Descriptor instead.
 func (*WatchUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchUsageRequest) GetServiceNames() []string {
@@ -1382,7 +1428,7 @@ type UsageUpdate struct {
 
 func (x *UsageUpdate) Reset() {
 	*x = UsageUpdate{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1440,7 @@ func (x *UsageUpdate) String() string {
 func (*UsageUpdate) ProtoMessage() {}
 
 func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1453,7 @@ func (x *UsageUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageUpdate.ProtoReflect.Descriptor instead.
 func (*UsageUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UsageUpdate) GetServiceName() string {
@@ -1438,7 +1484,7 @@ type RecommendRequest struct {
 
 func (x *RecommendRequest) Reset() {
 	*x = RecommendRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1496,7 @@ func (x *RecommendRequest) String() string {
 func (*RecommendRequest) ProtoMessage() {}
 
 func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1509,7 @@ func (x *RecommendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecommendRequest.ProtoReflect.Descriptor instead.
 func (*RecommendRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RecommendRequest) GetServiceName() string {
@@ -1507,7 +1553,7 @@ type Recommendation struct {
 
 func (x *Recommendation) Reset() {
 	*x = Recommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1565,7 @@ func (x *Recommendation) String() string {
 func (*Recommendation) ProtoMessage() {}
 
 func (x *Recommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1578,7 @@ func (x *Recommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recommendation.ProtoReflect.Descriptor instead.
 func (*Recommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Recommendation) GetServiceName() string {
@@ -1637,7 +1683,7 @@ type UsageEvidence struct {
 
 func (x *UsageEvidence) Reset() {
 	*x = UsageEvidence{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +1695,7 @@ func (x *UsageEvidence) String() string {
 func (*UsageEvidence) ProtoMessage() {}
 
 func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +1708,7 @@ func (x *UsageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageEvidence.ProtoReflect.Descriptor instead.
 func (*UsageEvidence) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{20}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UsageEvidence) GetMemoryPeakBytes() uint64 {
@@ -1779,7 +1825,7 @@ type LimitRecommendation struct {
 
 func (x *LimitRecommendation) Reset() {
 	*x = LimitRecommendation{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1791,7 +1837,7 @@ func (x *LimitRecommendation) String() string {
 func (*LimitRecommendation) ProtoMessage() {}
 
 func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1804,7 +1850,7 @@ func (x *LimitRecommendation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitRecommendation.ProtoReflect.Descriptor instead.
 func (*LimitRecommendation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{21}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LimitRecommendation) GetName() string {
@@ -1862,7 +1908,7 @@ type GetDependenciesRequest struct {
 
 func (x *GetDependenciesRequest) Reset() {
 	*x = GetDependenciesRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1920,7 @@ func (x *GetDependenciesRequest) String() string {
 func (*GetDependenciesRequest) ProtoMessage() {}
 
 func (x *GetDependenciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1933,7 @@ func (x *GetDependenciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDependenciesRequest.ProtoReflect.Descriptor instead.
 func (*GetDependenciesRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{22}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetDependenciesRequest) GetServiceNames() []string {
@@ -1915,7 +1961,7 @@ type DependencyGraph struct {
 
 func (x *DependencyGraph) Reset() {
 	*x = DependencyGraph{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +1973,7 @@ func (x *DependencyGraph) String() string {
 func (*DependencyGraph) ProtoMessage() {}
 
 func (x *DependencyGraph) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +1986,7 @@ func (x *DependencyGraph) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyGraph.ProtoReflect.Descriptor instead.
 func (*DependencyGraph) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DependencyGraph) GetServices() []*DependencyNode {
@@ -1972,7 +2018,7 @@ type DependencyNode struct {
 
 func (x *DependencyNode) Reset() {
 	*x = DependencyNode{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2030,7 @@ func (x *DependencyNode) String() string {
 func (*DependencyNode) ProtoMessage() {}
 
 func (x *DependencyNode) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2043,7 @@ func (x *DependencyNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyNode.ProtoReflect.Descriptor instead.
 func (*DependencyNode) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{24}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DependencyNode) GetServiceName() string {
@@ -2059,7 +2105,7 @@ type Dependency struct {
 
 func (x *Dependency) Reset() {
 	*x = Dependency{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[25]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2071,7 +2117,7 @@ func (x *Dependency) String() string {
 func (*Dependency) ProtoMessage() {}
 
 func (x *Dependency) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[25]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2084,7 +2130,7 @@ func (x *Dependency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
 func (*Dependency) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{25}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Dependency) GetServiceName() string {
@@ -2135,7 +2181,7 @@ type RollingRestartRequest struct {
 
 func (x *RollingRestartRequest) Reset() {
 	*x = RollingRestartRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[26]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2193,7 @@ func (x *RollingRestartRequest) String() string {
 func (*RollingRestartRequest) ProtoMessage() {}
 
 func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[26]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2206,7 @@ func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
 func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{26}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollingRestartRequest) GetServiceNames() []string {
@@ -2208,7 +2254,7 @@ type RollingRestartProgress struct {
 
 func (x *RollingRestartProgress) Reset() {
 	*x = RollingRestartProgress{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[27]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2266,7 @@ func (x *RollingRestartProgress) String() string {
 func (*RollingRestartProgress) ProtoMessage() {}
 
 func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[27]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2279,7 @@ func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
 func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{27}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollingRestartProgress) GetServiceName() string {
@@ -2272,7 +2318,9 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\vKillRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x14 \x01(\tR\trequestId\"J\n" +
+	"request_id\x18\x14 \x01(\tR\trequestId\"2\n" +
+	"\rReloadRequest\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"J\n" +
 	"\rSignalRequest\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\"2\n" +
@@ -2483,10 +2531,11 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
 	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
 	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
-	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xe3\a\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xa7\b\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
+	"\x06Reload\x12\x1b.gladsheim.v1.ReloadRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Freeze\x12\x1b.gladsheim.v1.FreezeRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12>\n" +
 	"\x04Thaw\x12\x19.gladsheim.v1.ThawRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12F\n" +
 	"\tListExits\x12\x1e.gladsheim.v1.ListExitsRequest\x1a\x19.gladsheim.v1.ExitHistory\x12F\n" +
@@ -2514,94 +2563,97 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
 	(DependencyKind)(0),            // 1: gladsheim.v1.DependencyKind
 	(DependencyCondition)(0),       // 2: gladsheim.v1.DependencyCondition
 	(RollingStep)(0),               // 3: gladsheim.v1.RollingStep
 	(*KillRequest)(nil),            // 4: gladsheim.v1.KillRequest
-	(*SignalRequest)(nil),          // 5: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),          // 6: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),            // 7: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil),       // 8: gladsheim.v1.ListExitsRequest
-	(*ListCrashesRequest)(nil),     // 9: gladsheim.v1.ListCrashesRequest
-	(*CrashHistory)(nil),           // 10: gladsheim.v1.CrashHistory
-	(*Crash)(nil),                  // 11: gladsheim.v1.Crash
-	(*ExitHistory)(nil),            // 12: gladsheim.v1.ExitHistory
-	(*CheckNowRequest)(nil),        // 13: gladsheim.v1.CheckNowRequest
-	(*ListChecksRequest)(nil),      // 14: gladsheim.v1.ListChecksRequest
-	(*CheckHistory)(nil),           // 15: gladsheim.v1.CheckHistory
-	(*HealthCheck)(nil),            // 16: gladsheim.v1.HealthCheck
-	(*GetUsageHistoryRequest)(nil), // 17: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 18: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 19: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 20: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 21: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 22: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 23: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 24: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 25: gladsheim.v1.LimitRecommendation
-	(*GetDependenciesRequest)(nil), // 26: gladsheim.v1.GetDependenciesRequest
-	(*DependencyGraph)(nil),        // 27: gladsheim.v1.DependencyGraph
-	(*DependencyNode)(nil),         // 28: gladsheim.v1.DependencyNode
-	(*Dependency)(nil),             // 29: gladsheim.v1.Dependency
-	(*RollingRestartRequest)(nil),  // 30: gladsheim.v1.RollingRestartRequest
-	(*RollingRestartProgress)(nil), // 31: gladsheim.v1.RollingRestartProgress
-	(*ExitRecord)(nil),             // 32: gladsheim.v1.ExitRecord
-	(HealthStatus)(0),              // 33: gladsheim.v1.HealthStatus
-	(ServiceState)(0),              // 34: gladsheim.v1.ServiceState
-	(*ServiceStatus)(nil),          // 35: gladsheim.v1.ServiceStatus
-	(*GladsheimError)(nil),         // 36: gladsheim.v1.GladsheimError
-	(*ServiceHealth)(nil),          // 37: gladsheim.v1.ServiceHealth
+	(*ReloadRequest)(nil),          // 5: gladsheim.v1.ReloadRequest
+	(*SignalRequest)(nil),          // 6: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 7: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 8: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 9: gladsheim.v1.ListExitsRequest
+	(*ListCrashesRequest)(nil),     // 10: gladsheim.v1.ListCrashesRequest
+	(*CrashHistory)(nil),           // 11: gladsheim.v1.CrashHistory
+	(*Crash)(nil),                  // 12: gladsheim.v1.Crash
+	(*ExitHistory)(nil),            // 13: gladsheim.v1.ExitHistory
+	(*CheckNowRequest)(nil),        // 14: gladsheim.v1.CheckNowRequest
+	(*ListChecksRequest)(nil),      // 15: gladsheim.v1.ListChecksRequest
+	(*CheckHistory)(nil),           // 16: gladsheim.v1.CheckHistory
+	(*HealthCheck)(nil),            // 17: gladsheim.v1.HealthCheck
+	(*GetUsageHistoryRequest)(nil), // 18: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 19: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 20: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 21: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 22: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 23: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 24: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 25: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 26: gladsheim.v1.LimitRecommendation
+	(*GetDependenciesRequest)(nil), // 27: gladsheim.v1.GetDependenciesRequest
+	(*DependencyGraph)(nil),        // 28: gladsheim.v1.DependencyGraph
+	(*DependencyNode)(nil),         // 29: gladsheim.v1.DependencyNode
+	(*Dependency)(nil),             // 30: gladsheim.v1.Dependency
+	(*RollingRestartRequest)(nil),  // 31: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 32: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 33: gladsheim.v1.ExitRecord
+	(HealthStatus)(0),              // 34: gladsheim.v1.HealthStatus
+	(ServiceState)(0),              // 35: gladsheim.v1.ServiceState
+	(*ServiceStatus)(nil),          // 36: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 37: gladsheim.v1.GladsheimError
+	(*ServiceHealth)(nil),          // 38: gladsheim.v1.ServiceHealth
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	11, // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
-	32, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
-	32, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	16, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
-	33, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
-	19, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	19, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	12, // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
+	33, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	33, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	17, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
+	34, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
+	20, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	20, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
 	0,  // 7: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	24, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	25, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	28, // 10: gladsheim.v1.DependencyGraph.services:type_name -> gladsheim.v1.DependencyNode
-	34, // 11: gladsheim.v1.DependencyNode.state:type_name -> gladsheim.v1.ServiceState
-	29, // 12: gladsheim.v1.DependencyNode.dependencies:type_name -> gladsheim.v1.Dependency
+	25, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	26, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	29, // 10: gladsheim.v1.DependencyGraph.services:type_name -> gladsheim.v1.DependencyNode
+	35, // 11: gladsheim.v1.DependencyNode.state:type_name -> gladsheim.v1.ServiceState
+	30, // 12: gladsheim.v1.DependencyNode.dependencies:type_name -> gladsheim.v1.Dependency
 	1,  // 13: gladsheim.v1.Dependency.kind:type_name -> gladsheim.v1.DependencyKind
 	2,  // 14: gladsheim.v1.Dependency.condition:type_name -> gladsheim.v1.DependencyCondition
 	3,  // 15: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
-	35, // 16: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
-	36, // 17: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	36, // 16: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	37, // 17: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
 	4,  // 18: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	5,  // 19: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	6,  // 20: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	7,  // 21: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	8,  // 22: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	13, // 23: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
-	14, // 24: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
-	9,  // 25: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
-	17, // 26: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	20, // 27: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	22, // 28: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	26, // 29: gladsheim.v1.RuntimeService.GetDependencies:input_type -> gladsheim.v1.GetDependenciesRequest
-	30, // 30: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
-	35, // 31: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	35, // 32: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	35, // 33: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	35, // 34: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	12, // 35: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	37, // 36: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
-	15, // 37: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
-	10, // 38: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
-	18, // 39: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	21, // 40: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	23, // 41: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	27, // 42: gladsheim.v1.RuntimeService.GetDependencies:output_type -> gladsheim.v1.DependencyGraph
-	31, // 43: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
-	31, // [31:44] is the sub-list for method output_type
-	18, // [18:31] is the sub-list for method input_type
+	6,  // 19: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	5,  // 20: gladsheim.v1.RuntimeService.Reload:input_type -> gladsheim.v1.ReloadRequest
+	7,  // 21: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	8,  // 22: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	9,  // 23: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	14, // 24: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
+	15, // 25: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
+	10, // 26: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	18, // 27: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	21, // 28: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	23, // 29: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	27, // 30: gladsheim.v1.RuntimeService.GetDependencies:input_type -> gladsheim.v1.GetDependenciesRequest
+	31, // 31: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	36, // 32: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	36, // 33: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	36, // 34: gladsheim.v1.RuntimeService.Reload:output_type -> gladsheim.v1.ServiceStatus
+	36, // 35: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	36, // 36: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	13, // 37: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	38, // 38: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
+	16, // 39: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
+	11, // 40: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	19, // 41: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	22, // 42: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	24, // 43: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	28, // 44: gladsheim.v1.RuntimeService.GetDependencies:output_type -> gladsheim.v1.DependencyGraph
+	32, // 45: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	32, // [32:46] is the sub-list for method output_type
+	18, // [18:32] is the sub-list for method input_type
 	18, // [18:18] is the sub-list for extension type_name
 	18, // [18:18] is the sub-list for extension extendee
 	0,  // [0:18] is the sub-list for field type_name
@@ -2614,19 +2666,19 @@ func file_gladsheim_v1_runtime_proto_init() {
 	}
 	file_gladsheim_v1_exit_proto_init()
 	file_gladsheim_v1_gladsheim_proto_init()
-	file_gladsheim_v1_runtime_proto_msgTypes[15].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[20].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[21].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[24].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[26].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[22].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[25].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[27].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

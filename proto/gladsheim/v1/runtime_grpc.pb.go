@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	RuntimeService_Kill_FullMethodName            = "/gladsheim.v1.RuntimeService/Kill"
 	RuntimeService_Signal_FullMethodName          = "/gladsheim.v1.RuntimeService/Signal"
+	RuntimeService_Reload_FullMethodName          = "/gladsheim.v1.RuntimeService/Reload"
 	RuntimeService_Freeze_FullMethodName          = "/gladsheim.v1.RuntimeService/Freeze"
 	RuntimeService_Thaw_FullMethodName            = "/gladsheim.v1.RuntimeService/Thaw"
 	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
@@ -54,6 +55,15 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
 	// INVALID_ARGUMENT: no such signal.
 	Signal(ctx context.Context, in *SignalRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
+	// Reload makes a service read its configuration anew, in the way that its definition
+	// says ("reload"), and answers when the signal is sent, or the program that does it
+	// has ended.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: its definition does not say how
+	// (NO_RELOAD), it does not run, is not ready, frozen or ending, a reload is under way, or
+	// the program failed (RELOAD_FAILED), whose output is in last_lines.
+	// DEADLINE_EXCEEDED: the program took longer than its timeout, and was ended.
+	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// Freeze stops every process of a running service where it is, and answers when
 	// the kernel says so. It stays RUNNING, holds its memory and takes no CPU time;
 	// its health is not checked. Signals wait until it is thawed, but for SIGKILL; a
@@ -162,6 +172,16 @@ func (c *runtimeServiceClient) Signal(ctx context.Context, in *SignalRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ServiceStatus)
 	err := c.cc.Invoke(ctx, RuntimeService_Signal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ServiceStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServiceStatus)
+	err := c.cc.Invoke(ctx, RuntimeService_Reload_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -314,6 +334,15 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
 	// INVALID_ARGUMENT: no such signal.
 	Signal(context.Context, *SignalRequest) (*ServiceStatus, error)
+	// Reload makes a service read its configuration anew, in the way that its definition
+	// says ("reload"), and answers when the signal is sent, or the program that does it
+	// has ended.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: its definition does not say how
+	// (NO_RELOAD), it does not run, is not ready, frozen or ending, a reload is under way, or
+	// the program failed (RELOAD_FAILED), whose output is in last_lines.
+	// DEADLINE_EXCEEDED: the program took longer than its timeout, and was ended.
+	Reload(context.Context, *ReloadRequest) (*ServiceStatus, error)
 	// Freeze stops every process of a running service where it is, and answers when
 	// the kernel says so. It stays RUNNING, holds its memory and takes no CPU time;
 	// its health is not checked. Signals wait until it is thawed, but for SIGKILL; a
@@ -414,6 +443,9 @@ func (UnimplementedRuntimeServiceServer) Kill(context.Context, *KillRequest) (*S
 func (UnimplementedRuntimeServiceServer) Signal(context.Context, *SignalRequest) (*ServiceStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Signal not implemented")
 }
+func (UnimplementedRuntimeServiceServer) Reload(context.Context, *ReloadRequest) (*ServiceStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reload not implemented")
+}
 func (UnimplementedRuntimeServiceServer) Freeze(context.Context, *FreezeRequest) (*ServiceStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Freeze not implemented")
 }
@@ -500,6 +532,24 @@ func _RuntimeService_Signal_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RuntimeServiceServer).Signal(ctx, req.(*SignalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RuntimeService_Reload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).Reload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_Reload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).Reload(ctx, req.(*ReloadRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -702,6 +752,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Signal",
 			Handler:    _RuntimeService_Signal_Handler,
+		},
+		{
+			MethodName: "Reload",
+			Handler:    _RuntimeService_Reload_Handler,
 		},
 		{
 			MethodName: "Freeze",
