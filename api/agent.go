@@ -31,6 +31,8 @@ type Lifecycle interface {
 	// the error of the first that fails, or when ctx ends.
 	RollingRestart(ctx context.Context, names []service.Name, opts service.RollingOptions, tell func(service.Rolling) error) error
 	Signal(ctx context.Context, name service.Name, sig syscall.Signal, actor string) (*service.Status, error)
+	// ReloadService answers once the signal is sent, or the program has ended.
+	ReloadService(ctx context.Context, name service.Name, actor string) (*service.Status, error)
 	// Freeze answers once the kernel keeps every process of it from running, and Thaw
 	// once it lets them again.
 	Freeze(ctx context.Context, name service.Name, actor string) (*service.Status, error)

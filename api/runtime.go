@@ -34,6 +34,14 @@ func (r *runtime) Signal(ctx context.Context, req *gladsheimv1.SignalRequest) (*
 	return answer(r.agent.Signal(ctx, st.Name, sig, peerOf(ctx).String()))
 }
 
+func (r *runtime) Reload(ctx context.Context, req *gladsheimv1.ReloadRequest) (*gladsheimv1.ServiceStatus, error) {
+	st, err := r.find(req.GetServiceName())
+	if err != nil {
+		return nil, err
+	}
+	return answer(r.agent.ReloadService(ctx, st.Name, peerOf(ctx).String()))
+}
+
 func (r *runtime) Freeze(ctx context.Context, req *gladsheimv1.FreezeRequest) (*gladsheimv1.ServiceStatus, error) {
 	st, err := r.find(req.GetServiceName())
 	if err != nil {

@@ -27,9 +27,7 @@ var readiness = object[service.Check]{
 }
 
 var health = object[service.Check]{
-	keys: append(target(checkTypes, "", map[string]string{
-		"watchdog": "write process, http, grpc, tcp or exec",
-	}),
+	keys: append(target(append(slices.Clone(checkTypes), service.CheckWatchdog), "; watchdog: it says WATCHDOG=1 (sd_notify(3)) in every interval, which WATCHDOG_USEC tells it", nil),
 		asked(at("interval", "From one check to the next, give or take a tenth.",
 			duration{100 * time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Interval })),
 		asked(at("timeout", "How long an answer may take.",
@@ -45,12 +43,12 @@ var health = object[service.Check]{
 	rules: targetRules(healthUsers),
 }
 
-// asked is a key that says nothing for type process: nobody is asked, since the
+// asked is a key that says nothing where nobody is asked, as with type process: the
 // kernel tells of the end by itself.
 func asked(k key[service.Check]) key[service.Check] {
 	write := k.write
 	k.write = func(c service.Check) any {
-		if c.Type == service.CheckProcess {
+		if !slices.Contains(healthUsers[k.name], c.Type) {
 			return nil
 		}
 		return write(c)
@@ -192,7 +190,7 @@ var (
 	})
 	asking      = []service.CheckType{service.CheckHTTP, service.CheckGRPC, service.CheckTCP, service.CheckExec}
 	healthUsers = with(users, map[string][]service.CheckType{
-		"interval": asking, "timeout": asking, "threshold": asking, "success_threshold": asking, "start_period": asking,
+		"interval": append(slices.Clone(asking), service.CheckWatchdog), "timeout": asking, "threshold": asking, "success_threshold": asking, "start_period": asking,
 	})
 )
 

@@ -31,6 +31,10 @@ func TestDefinitionSaysEverything(t *testing.T) {
 	want.Ready = service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:8080/", Timeout: 30 * time.Second}
 	want.Health.Type, want.Health.URL = service.CheckHTTP, "http://127.0.0.1:8080/health"
 	want.Rotation = service.LogRotation{Size: 1 << 20, Age: 24 * time.Hour, Total: 8 << 20}
+	db, cache := service.MustName("db"), service.MustName("cache")
+	want.Requires = []service.Need{{Service: db}, {Service: cache, Condition: service.ConditionHealthy}}
+	want.After = []service.Need{{Service: service.MustName("log")}}
+	want.Binds = []service.Need{{Service: service.MustName("disk"), Condition: service.ConditionStarted}}
 	want.StartPriority, want.Power = 700, service.PowerClassEssential
 	want.Custom = map[string]string{"team": "hall"}
 	require.Equal(t, want, spec)
@@ -141,11 +145,13 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"ready": {"type": "log", "pattern": "up"}, "log": "null"`, `ready.type: log looks at the output, and that is not kept ("log": "null")`},
 		{`"ready": {"type": "tcp", "address": "a:1", "settle": "1s"}`, `ready.settle: belongs to type process; the type here is tcp`},
 		{`"ready": {"settle": "25h", "timeout": "24h"}`, `ready.settle: is 25h; the range is 0s to 24h`},
-		{`"ready": {"type": "notify"}, "environment": {"NOTIFY_SOCKET": "/run/x"}`, `environment.NOTIFY_SOCKET: is the agent's to set where ready.type is notify`},
+		{`"ready": {"type": "notify"}, "environment": {"NOTIFY_SOCKET": "/run/x"}`, `environment.NOTIFY_SOCKET: is the agent's to set where ready.type is notify or health.type watchdog`},
+		{`"health": {"type": "watchdog", "threshold": 2}`, `health.threshold: belongs to type http or grpc or tcp or exec; the type here is watchdog`},
+		{`"health": {"type": "watchdog"}, "environment": {"WATCHDOG_USEC": "1"}`, `environment.WATCHDOG_USEC: is the agent's to set where ready.type is notify or health.type watchdog`},
 		{`"ready": {"type": "notify", "pattern": "x"}`, `ready.pattern: belongs to type log; the type here is notify`},
 		{`"ready": {"settle": "30s"}`, `ready.settle: 30s is not below ready.timeout, 30s: no start would succeed`},
 		{`"ready": {"pattern": "up"}`, `ready.pattern: belongs to type log; the type here is process`},
-		{`"health": {"type": "log"}`, `health.type: "log" is not one of process, http, grpc, tcp, exec`},
+		{`"health": {"type": "log"}`, `health.type: "log" is not one of process, http, grpc, tcp, exec, watchdog`},
 		{`"health": {"type": "exec"}`, `health.exec: is required by type exec`},
 		{`"health": {"type": "exec", "exec": ["true"]}`, `health.exec[0]: "true" is not an absolute path`},
 		{`"health": {"type": "tcp", "address": "192.0.2.1:80"}`, `health.address: 192.0.2.1 is not on this host; a check asks others only with "remote": true beside it`},
@@ -161,12 +167,11 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"health": {"start_period": "5s"}`, `health.start_period: belongs to type http or grpc or tcp or exec; the type here is process`},
 		{`"ready": {"interval": "1s"}`, "ready.interval: is not a known key; known are type, url, status, body, address, service, tls, remote, exec, settle, pattern, timeout"},
 		{`"ready": {"timeout": "25h"}`, "ready.timeout: is 25h; the range is 1ms to 24h"},
-		{`"health": {"type": "watchdog"}`, `health.type: "watchdog" is not served by this version: write process, http, grpc, tcp or exec`},
 		{`"stop": {"timeout": "+5s"}`, `stop.timeout: "+5s" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
 		{`"stop": {"timeout": ".5s"}`, `stop.timeout: ".5s" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
 		{`"stop": {"signal": "015"}`, `stop.signal: "015" is written 15`},
 		{`"stop": {"signal": "+15"}`, `stop.signal: "+15" is written 15`},
-		{`"health": {"interval": "5s"}`, "health.interval: belongs to type http or grpc or tcp or exec; the type here is process"},
+		{`"health": {"interval": "5s"}`, "health.interval: belongs to type http or grpc or tcp or exec or watchdog; the type here is process"},
 		{`"health": {"exec": ["/bin/true"]}`, "health.exec: belongs to type exec; the type here is process"},
 		{`"health": {"type": "tcp", "address": "a:1", "interval": "-5s"}`, "health.interval: is -5s; the range is 100ms to 24h"},
 		{`"health": {"type": "tcp", "address": "a:1", "interval": "5sec"}`, `health.interval: "5sec" is not a duration; write numbers with h, m, s, ms, us or ns, such as "1m30s"`},
@@ -185,7 +190,15 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"restart": {"exit_codes": {"success": [3, 4], "never": [5, 3]}}`, "restart.exit_codes.never: 3 is in success as well; an end is clean, or the last, not both"},
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
-		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
+		{`"after": [{"service": "db"}]`, "after[0]: is an object; it wants the name of a service, without a condition"},
+		{`"requires": "db"`, "requires: is a string; it wants an array"},
+		{`"requires": [3]`, `requires[0]: is a number; it wants the name of a service, or {"service": NAME, "condition": HOW_FAR}`},
+		{`"requires": [{"condition": "started"}]`, "requires[0].service: is required: the name of a service"},
+		{`"requires": [{"service": "db", "condition": "up"}]`, `requires[0].condition: "up" is not one of ready, started, healthy, completed`},
+		{`"requires": ["db", "cache", "db"]`, "requires[2]: db is in requires[0] already"},
+		{`"requires": ["db"], "binds": ["db"]`, "binds[0]: db is in requires[0] as well, which binds includes"},
+		{`"binds": [{"service": "db", "condition": "completed"}]`, "binds[0]: what has done its job has ended, and so would a; write it into requires"},
+		{`"after": ["a"]`, "after[0]: is a itself"},
 		{`"type": "job"`, `type: "job" is not one of service, oneshot`},
 		{`"type": "oneshot", "ready": {"type": "tcp", "address": "a:1"}`, `ready.type: a oneshot is ready when its job is done, and tcp tells nothing of that; leave it out`},
 		{`"type": "oneshot", "ready": {"settle": "1s"}`, `ready.settle: a oneshot is ready when its job is done, however soon; leave it out`},
@@ -201,6 +214,13 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"type": "oneshot", "schedule": {"every": "1h", "timezone": "UTC"}`, `schedule.timezone: belongs to cron: every counts time, whatever the clock says`},
 		{`"type": "oneshot", "schedule": {"every": "1ms"}`, `schedule.every: is 1ms; the range is 1s to 8760h`},
 		{`"type": "oneshot", "schedule": {"every": "1h", "overlap": "kill"}`, `schedule.overlap: "kill" is not one of skip, queue, replace`},
+		{`"hooks": {"pre_start": [["/a"]]}`, `hooks: is not served by this version: no program is run before or after a service starts or stops`},
+		{`"reload": {}`, `reload: says no way: write signal or exec`},
+		{`"reload": {"timeout": "1s"}`, `reload: says no way: write signal or exec`},
+		{`"exec": ["/x"], "reload": {"signal": "SIGHUP", "exec": ["/a"]}`, `reload.exec: is beside signal; write one of the two`},
+		{`"reload": {"signal": "SIGHUP", "timeout": "1s"}`, `reload.timeout: belongs to exec: a signal takes no time`},
+		{`"reload": {"signal": "SIGKILL"}`, `reload.signal: SIGKILL can not be heeded by any program`},
+		{`"exec": ["/x"], "reload": {"exec": ["a"]}`, `reload.exec[0]: "a" is not an absolute path`},
 		{`"low_battery": "freeze"`, `low_battery: freeze is for power deferrable, and this is normal`},
 		{`"power": "low"`, `power: "low" is not one of essential, normal, deferrable`},
 		{`"priority": 1001`, "priority: is 1001; the range is 0 to 1000"},
@@ -227,7 +247,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, hooks, reload, requires, after, binds, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {
@@ -331,6 +351,7 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"log_full": "fail"`, func(*service.Spec) {}},
 		{`"log_full": "drop-count"`, func(s *service.Spec) { s.LogFull = service.LogFullDrop }},
 		{`"ready": {"settle": "2s"}`, func(s *service.Spec) { s.Ready.Settle = 2 * time.Second }},
+		{`"health": {"type": "watchdog", "interval": "20s"}`, func(s *service.Spec) { s.Health.Type, s.Health.Interval = service.CheckWatchdog, 20*time.Second }},
 		{`"ready": {"type": "notify"}`, func(s *service.Spec) { s.Ready.Type = service.CheckNotify }},
 		{`"ready": {"type": "log", "pattern": "^(up|ready)"}`, func(s *service.Spec) { s.Ready.Type, s.Ready.Pattern = service.CheckLog, "^(up|ready)" }},
 		{`"log_full": "block", "log": "file"`, func(s *service.Spec) { s.LogFull, s.Log = service.LogFullBlock, service.LogFile }},

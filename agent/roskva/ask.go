@@ -43,6 +43,8 @@ func prepare(check service.Check, exec Exec) question {
 		ask = func(ctx context.Context) error { return askTCP(ctx, check) }
 	case service.CheckExec:
 		ask = func(ctx context.Context) error { return exec(ctx, check.Exec) }
+	case service.CheckWatchdog:
+		return silence(check)
 	default:
 		return func(context.Context) error { return fmt.Errorf("a check of type %s asks nobody", check.Type) }
 	}

@@ -24,6 +24,7 @@ type patient struct {
 	due     time.Time // when it is to be asked
 	asked   time.Time // when the last answer came, zero for never
 	wait    time.Duration
+	beat    time.Time // when it last said that it is well, with a watchdog
 	left    bool
 	health  service.Health
 	chart   chart

@@ -101,14 +101,22 @@ func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) erro
 // is called, which tells why it is not checked any more; after that nothing is told of
 // it. unhealthy is called once, when Threshold checks in a row failed.
 func (r *Roskva) Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string)) {
+	if check.Type == service.CheckWatchdog {
+		check = watched(check)
+	}
 	p := &patient{name: name, check: check, ask: prepare(check, exec), unhealthy: unhealthy, began: time.Now(), place: nowhere}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.health = service.Health{Strategy: check.Type}
-	if check.Type == service.CheckProcess {
+	switch check.Type {
+	case service.CheckProcess:
 		p.health.Status, p.health.Message, p.health.LastCheck = service.Healthy, "the main process runs", p.began
-	} else {
+	case service.CheckWatchdog:
+		p.health.Status, p.health.Message = service.Checking, "it has not said WATCHDOG=1 yet"
+		r.patients[name] = p
+		r.plan(p, p.began.Add(check.Interval))
+	default:
 		p.health.Status, p.health.Message = service.Checking, "first check under way"
 		r.patients[name] = p
 		r.plan(p, p.began)
@@ -163,7 +171,7 @@ func (r *Roskva) Slow(times int) {
 	}
 	r.slower = times
 	for _, p := range r.patients {
-		if p.place == nowhere || p.asked.IsZero() { // it is asked now, or about to be
+		if p.place == nowhere || p.asked.IsZero() || p.check.Type == service.CheckWatchdog { // it is asked now, or about to be, or never
 			continue
 		}
 		r.plan(p, p.asked.Add(time.Duration(times)*p.wait))
@@ -180,6 +188,10 @@ func (r *Roskva) Now(ctx context.Context, name service.Name) (health service.Hea
 	if p == nil {
 		r.mu.Unlock()
 		return service.Health{}, false, nil
+	}
+	if p.check.Type == service.CheckWatchdog { // it says so by itself
+		defer r.mu.Unlock()
+		return p.health, true, nil
 	}
 	answer := make(chan service.Health, 1)
 	p.waiting = append(p.waiting, answer)
@@ -257,6 +269,12 @@ func (r *Roskva) answered(p *patient, began time.Time, err error, slept time.Dur
 	if p.left {
 		r.wake()
 		return false
+	}
+	if p.check.Type == service.CheckWatchdog {
+		if !p.beat.Before(p.due) {
+			err = nil
+		}
+		return r.hear(p, began, err, slept+began.Sub(p.due)) // late by a sleep of ours, perhaps
 	}
 	before := p.health.Failures
 	p.asked, p.wait = time.Now(), r.spread(p.check.Interval)

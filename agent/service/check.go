@@ -17,17 +17,18 @@ type CheckType uint8
 
 // The check types.
 const (
-	CheckProcess CheckType = iota // the main process lives and is no zombie
-	CheckHTTP                     // GET URL answers as it is to
-	CheckGRPC                     // grpc.health.v1 at Address answers SERVING
-	CheckTCP                      // Address accepts a connection
-	CheckExec                     // the program Exec, run beside the service, ends well
-	CheckLog                      // a line of its output matches Pattern; of readiness only
-	CheckNotify                   // it says so (sd_notify(3)); of readiness only
+	CheckProcess  CheckType = iota // the main process lives and is no zombie
+	CheckHTTP                      // GET URL answers as it is to
+	CheckGRPC                      // grpc.health.v1 at Address answers SERVING
+	CheckTCP                       // Address accepts a connection
+	CheckExec                      // the program Exec, run beside the service, ends well
+	CheckLog                       // a line of its output matches Pattern; of readiness only
+	CheckNotify                    // it says so (sd_notify(3)); of readiness only
+	CheckWatchdog                  // it says WATCHDOG=1 in every Interval (sd_notify(3)); of health only
 	numCheckTypes
 )
 
-var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp", "exec", "log", "notify"}
+var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp", "exec", "log", "notify", "watchdog"}
 
 func (c CheckType) String() string { return checkTypeNames[c] }
 
@@ -133,6 +134,8 @@ func (s *Spec) validateReadiness(faults *faultList) {
 		faults.add("ready.settle", "belongs to type %s; the type here is %s", CheckProcess, r.Type)
 	case r.Settle > 0 && r.Settle >= r.Timeout:
 		faults.add("ready.settle", "%v is not below ready.timeout, %v: no start would succeed", r.Settle, r.Timeout)
+	case r.Type == CheckWatchdog:
+		faults.add("ready.type", "%s tells that a service is well, not that it is ready", r.Type)
 	case r.Type == CheckLog && s.Log == LogNull:
 		faults.add("ready.type", "log looks at the output, and that is not kept (\"log\": \"null\")")
 	}

@@ -54,12 +54,13 @@ const (
 	VerdictLaunchFailed         // it never ran
 	VerdictUnknown              // it ended, or its counters went, while nobody was watching
 	VerdictExceeded             // we ended it because it used too much for too long
+	VerdictWatchdog             // we ended it because it stopped sending signs of life
 	numVerdicts
 )
 
 var verdictNames = [numVerdicts]string{
 	"none", "clean", "stopped", "crash", "own-limit OOM", "ancestor OOM", "host OOM", "unhealthy",
-	"killed from outside", "startup timeout", "launch failed", "unknown", "used too much",
+	"killed from outside", "startup timeout", "launch failed", "unknown", "used too much", "watchdog",
 }
 
 func (v Verdict) String() string { return verdictNames[v] }
@@ -123,6 +124,11 @@ func (x ExitRecord) Decision() string {
 		return "given up, since " + m.WhyGivenUp()
 	case Launching:
 		return "restarted at once, since somebody asked or the agent had kept it from running"
+	case Waiting:
+		if x.Verdict == VerdictStopped {
+			return "begun again when what it is bound to is back"
+		}
+		return "begun again when what it requires is there, and no failure of its own"
 	case Held:
 		return "not restarted until the battery is not low any more"
 	case Stopped:
@@ -146,10 +152,12 @@ func Judge(x Exit, r Remains, cause Cause, success Ends) Verdict {
 		return VerdictAncestorOOM
 	case mayBeOOM && r.OOM == OOMHost:
 		return VerdictHostOOM
-	case cause == CauseAsked, cause == CauseHeld:
+	case cause == CauseAsked, cause == CauseHeld, cause == CauseUnbound:
 		return VerdictStopped
 	case cause == CauseUnhealthy:
 		return VerdictUnhealthy
+	case cause == CauseWatchdog:
+		return VerdictWatchdog
 	case cause == CauseStartup:
 		return VerdictStartupTime
 	case cause == CauseExceeded:

@@ -30,9 +30,8 @@ type Notification struct {
 	// (EXTEND_TIMEOUT_USEC=); 0 if it does not say.
 	Extend time.Duration
 
-	Alive    bool          // WATCHDOG=1
-	Trigger  bool          // WATCHDOG=trigger: it calls itself ill
-	Watchdog time.Duration // WATCHDOG_USEC=: the interval from now on, 0 if it does not say
+	Alive   bool // WATCHDOG=1
+	Trigger bool // WATCHDOG=trigger: it calls itself ill
 }
 
 // The caps of a message.
@@ -87,8 +86,6 @@ func (n *Notification) assign(name, value string) (err error) {
 		n.Extend, err = microseconds(value, maxExtend)
 	case "WATCHDOG":
 		n.Alive, n.Trigger = n.Alive || value == "1", n.Trigger || value == "trigger"
-	case "WATCHDOG_USEC":
-		n.Watchdog, err = microseconds(value, maxExtend)
 	}
 	return err
 }

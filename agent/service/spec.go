@@ -45,6 +45,11 @@ type Spec struct {
 	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
+	Reload  Reload
+
+	Requires []Need // it is not begun before these are as far as that
+	After    []Need // nor while one of these is on its way up; their conditions do not count
+	Binds    []Need // as Requires, and it ends with them
 
 	Autostart     bool
 	StartPriority int        // 0..1000: who starts first with the agent, and is stopped last for the battery
@@ -58,7 +63,9 @@ type Spec struct {
 
 // Notifies tells whether what the service says of itself counts (sd_notify(3)). Then it is
 // given a socket to say it to, and else none.
-func (s *Spec) Notifies() bool { return s.Ready.Type == CheckNotify }
+func (s *Spec) Notifies() bool {
+	return s.Ready.Type == CheckNotify || s.Health.Type == CheckWatchdog
+}
 
 // LaunchMode chooses the way into a cgroup on hosts that have several.
 type LaunchMode uint8
@@ -199,6 +206,7 @@ func (s *Spec) Validate() []Fault {
 	s.Ladder.validate(&faults)
 	s.validateReadiness(&faults)
 	s.validateOneshot(&faults)
+	s.Reload.validate(&faults)
 	s.validateHealth(&faults)
 	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)
 	faults.duration("restart.window", s.Restart.Window, time.Millisecond, 365*24*time.Hour)
@@ -218,6 +226,7 @@ func (s *Spec) Validate() []Fault {
 	if s.LowBattery != LowBatteryStop && s.Power != PowerClassDeferrable {
 		faults.add("low_battery", "%v is for power %v, and this is %v", s.LowBattery, PowerClassDeferrable, s.Power)
 	}
+	s.validateNeeds(&faults)
 	faults.duration("stop.timeout", s.Stop.Timeout, 0, time.Hour)
 	s.Rotation.validate(&faults)
 	if len(s.Custom) > maxCustom {
@@ -237,8 +246,10 @@ func (s *Spec) validateProcess(faults *faultList) {
 		}
 		faults.text("environment."+key, s.Environment[key])
 	}
-	if _, set := s.Environment[notifySocket]; set && s.Notifies() {
-		faults.add("environment."+notifySocket, "is the agent's to set where ready.type is %s", CheckNotify)
+	for _, name := range notifyVariables {
+		if _, set := s.Environment[name]; set && s.Notifies() {
+			faults.add("environment."+name, "is the agent's to set where ready.type is %s or health.type %s", CheckNotify, CheckWatchdog)
+		}
 	}
 	if s.WorkingDirectory != "" && !filepath.IsAbs(s.WorkingDirectory) {
 		faults.add("working_directory", "%q is not an absolute path", s.WorkingDirectory)
@@ -264,8 +275,8 @@ func (s *Spec) validateProcess(faults *faultList) {
 	}
 }
 
-// notifySocket is the variable that tells a service where it may say how it is.
-const notifySocket = "NOTIFY_SOCKET"
+// notifyVariables tell a service where it may say how it is, and how often it has to.
+var notifyVariables = []string{"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 
 func (r LogRotation) validate(faults *faultList) {
 	faults.size("log_rotate.size", r.Size, MinLogSize, MaxLogSize)

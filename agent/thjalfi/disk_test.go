@@ -180,6 +180,8 @@ type prober struct {
 	ready    chan struct{} // closed when services are ready
 	attended map[int]func()
 	count    int
+	beats    int
+	triggers int
 }
 
 func newProber() *prober { return &prober{ready: make(chan struct{}), attended: map[int]func(){}} }
@@ -204,6 +206,18 @@ func (p *prober) Attend(_ service.Name, _ service.Check, _ Exec, unhealthy func(
 		defer p.mu.Unlock()
 		delete(p.attended, id)
 	}
+}
+
+func (p *prober) Beat(service.Name) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.beats++
+}
+
+func (p *prober) Trigger(service.Name) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.triggers++
 }
 
 // sicken reports that whatever is attended is unhealthy.

@@ -25,6 +25,8 @@ func explain(x service.ExitRecord, why string) string {
 			break
 		}
 		text += ", ended because its health checks failed"
+	case service.VerdictWatchdog:
+		text += ", ended because it did not say in time that it is well (WATCHDOG=1), or said that it is not"
 	case service.VerdictExceeded:
 		text += ", ended because it used too much for too long"
 	case service.VerdictStartupTime:

@@ -101,6 +101,12 @@ func (a *actor) heard(h service.Heard) {
 	default:
 		a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Notified = is })
 	}
+	if n.Alive {
+		a.cfg.Prober.Beat(a.name)
+	}
+	if n.Trigger {
+		a.cfg.Prober.Trigger(a.name)
+	}
 	if n.Ready {
 		a.readyBySaying()
 	}

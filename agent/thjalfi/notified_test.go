@@ -241,3 +241,22 @@ func TestWhoCanNotBeHeard(t *testing.T) {
 		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
 	})
 }
+
+func withWatchdog(d *service.Spec) { d.Health.Type = service.CheckWatchdog }
+
+// A watchdog that was not fed ends the service, and the record says so.
+func TestWatchdog(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.ok(s.start(withWatchdog, never))
+		s.says("WATCHDOG=1")
+		s.says("WATCHDOG=1\nSTATUS=well")
+		s.says("WATCHDOG=trigger")
+		require.Equal(t, []int{2, 1}, []int{s.prober.beats, s.prober.triggers})
+		s.prober.sicken()
+		require.Equal(t, service.Crashed, s.status().Machine.State)
+		x := s.status().LastExit
+		require.Equal(t, service.VerdictWatchdog, x.Verdict)
+		require.Contains(t, x.Message, "it did not say in time that it is well")
+		s.saw("launching starting running stopping clearing crashed")
+	})
+}

@@ -229,6 +229,22 @@ func (a *Agent) Signal(ctx context.Context, name service.Name, sig syscall.Signa
 	return &st, nil
 }
 
+// ReloadService is told of what runs and says how.
+func (a *Agent) ReloadService(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
+	s, err := a.of(ctx, "ReloadService", name)
+	if err != nil {
+		return nil, err
+	}
+	defer a.mu.Unlock()
+	switch {
+	case s.Status.Spec.Reload.IsZero():
+		return nil, &service.Error{Op: "reload", Service: name, Kind: service.Conflict, Reason: service.ReasonNoReload, Err: errors.New("its definition does not say how")}
+	case s.Status.PID() == 0:
+		return nil, notRunning("reload", name)
+	}
+	return a.change(s, service.NoticeState, "reload", "by "+actor, func(st *service.Status) { st.LastActor = actor }), nil
+}
+
 // Freeze freezes what runs, by its own cgroup.
 func (a *Agent) Freeze(ctx context.Context, name service.Name, actor string) (*service.Status, error) {
 	return a.still(ctx, "Freeze", name, actor, service.NoticeFrozen, func(st *service.Status) {

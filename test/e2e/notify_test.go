@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -67,7 +68,10 @@ func (s *speaker) socket() string {
 // start has somebody start it, and tells when the start was answered.
 func (s *speaker) start() (answer <-chan result) {
 	answered := make(chan result, 1)
-	go func() { answered <- s.cli("start", s.name) }()
+	go func() {
+		defer close(answered) // also when there is no agent to answer
+		answered <- s.cli("start", s.name)
+	}()
 	return answered
 }
 
@@ -195,4 +199,42 @@ func TestNotifyNever(t *testing.T) {
 	require.NotZero(t, failed.code)
 	require.Contains(t, failed.stderr, "it has not said READY=1")
 	require.Contains(t, byGRPC{w}.status("never").LastExit.Message, "it said ERRNO=2")
+}
+
+// TestWatchdog: a service that says in time that it is well runs on, over the end of the
+// agent too; one that does not, or says that it is not, is ended, and restarted.
+func TestWatchdog(t *testing.T) {
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			s := w.speaker(mode, "dog", fields{"health": fields{"type": "watchdog", "interval": "3s"}, "restart": fields{"policy": "always", "backoff": "10ms"}})
+			w.mustCLI("start", "dog")
+			was := s.status()
+			feed := func(times int) {
+				t.Helper()
+				for range times {
+					s.says("WATCHDOG=1")
+					time.Sleep(500 * time.Millisecond)
+				}
+				require.Equal(t, was.ProcessId, s.status().ProcessId)
+			}
+			feed(10)
+			require.Equal(t, gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, byGRPC{w}.health("dog").Status)
+			w.leave(syscall.SIGKILL)
+			w.begin()
+			feed(10)
+			ends := func(n int, says string) {
+				t.Helper()
+				eventually(t, "it is restarted", func() bool { return s.status().RestartCount == uint32(n) && s.status().Phase == "running" })
+				x := s.status().LastExit
+				require.Equal(t, gladsheimv1.Verdict_VERDICT_WATCHDOG, x.Verdict)
+				require.Contains(t, x.Message, says)
+			}
+			ends(1, "it did not say in time that it is well")
+			s.says("WATCHDOG=1")
+			s.says("WATCHDOG=trigger")
+			ends(2, "or said that it is not")
+			w.mustCLI("stop", "dog")
+		})
+	}
 }

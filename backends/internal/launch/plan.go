@@ -81,12 +81,16 @@ func checkText(spec *service.Spec) error {
 }
 
 // environment is the definition's and nothing else, sorted, with PATH if it
-// names none, and the socket to which it says how it is, if it asks for one.
+// names none, and the socket to which it says how it is, if it asks for one, and how
+// often it has to.
 func environment(l *service.Launch) []string {
 	defined := l.Spec.Environment
-	list := make([]string, 0, len(defined)+2)
+	list := make([]string, 0, len(defined)+3)
 	if l.NotifyPath != "" {
 		list = append(list, "NOTIFY_SOCKET="+l.NotifyPath)
+		if l.Spec.Health.Type == service.CheckWatchdog {
+			list = append(list, fmt.Sprintf("WATCHDOG_USEC=%d", l.Spec.Health.Interval.Microseconds()))
+		}
 	}
 	for name, value := range defined {
 		list = append(list, name+"="+value)

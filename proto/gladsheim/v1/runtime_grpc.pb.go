@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	RuntimeService_Kill_FullMethodName            = "/gladsheim.v1.RuntimeService/Kill"
 	RuntimeService_Signal_FullMethodName          = "/gladsheim.v1.RuntimeService/Signal"
+	RuntimeService_Reload_FullMethodName          = "/gladsheim.v1.RuntimeService/Reload"
 	RuntimeService_Freeze_FullMethodName          = "/gladsheim.v1.RuntimeService/Freeze"
 	RuntimeService_Thaw_FullMethodName            = "/gladsheim.v1.RuntimeService/Thaw"
 	RuntimeService_ListExits_FullMethodName       = "/gladsheim.v1.RuntimeService/ListExits"
@@ -32,6 +33,7 @@ const (
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
 	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
+	RuntimeService_GetDependencies_FullMethodName = "/gladsheim.v1.RuntimeService/GetDependencies"
 	RuntimeService_RollingRestart_FullMethodName  = "/gladsheim.v1.RuntimeService/RollingRestart"
 )
 
@@ -53,6 +55,15 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
 	// INVALID_ARGUMENT: no such signal.
 	Signal(ctx context.Context, in *SignalRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
+	// Reload makes a service read its configuration anew, in the way that its definition
+	// says ("reload"), and answers when the signal is sent, or the program that does it
+	// has ended.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: its definition does not say how
+	// (NO_RELOAD), it does not run, is not ready, frozen or ending, a reload is under way, or
+	// the program failed (RELOAD_FAILED), whose output is in last_lines.
+	// DEADLINE_EXCEEDED: the program took longer than its timeout, and was ended.
+	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// Freeze stops every process of a running service where it is, and answers when
 	// the kernel says so. It stays RUNNING, holds its memory and takes no CPU time;
 	// its health is not checked. Signals wait until it is thawed, but for SIGKILL; a
@@ -114,6 +125,12 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error)
+	// GetDependencies tells what services say of each other in their definitions, and how
+	// it stands: of those that are named and all that they name, directly or not; of all
+	// without a name.
+	//
+	// NOT_FOUND: no such service.
+	GetDependencies(ctx context.Context, in *GetDependenciesRequest, opts ...grpc.CallOption) (*DependencyGraph, error)
 	// RollingRestart restarts services one after the other, in the order in which they are
 	// named, each as RestartService does. The next one is begun when the one before is
 	// ready and, where its definition has a health check that asks, healthy. The first
@@ -155,6 +172,16 @@ func (c *runtimeServiceClient) Signal(ctx context.Context, in *SignalRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ServiceStatus)
 	err := c.cc.Invoke(ctx, RuntimeService_Signal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *runtimeServiceClient) Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ServiceStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServiceStatus)
+	err := c.cc.Invoke(ctx, RuntimeService_Reload_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -260,6 +287,16 @@ func (c *runtimeServiceClient) Recommend(ctx context.Context, in *RecommendReque
 	return out, nil
 }
 
+func (c *runtimeServiceClient) GetDependencies(ctx context.Context, in *GetDependenciesRequest, opts ...grpc.CallOption) (*DependencyGraph, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DependencyGraph)
+	err := c.cc.Invoke(ctx, RuntimeService_GetDependencies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runtimeServiceClient) RollingRestart(ctx context.Context, in *RollingRestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RollingRestartProgress], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &RuntimeService_ServiceDesc.Streams[1], RuntimeService_RollingRestart_FullMethodName, cOpts...)
@@ -297,6 +334,15 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION: it does not run.
 	// INVALID_ARGUMENT: no such signal.
 	Signal(context.Context, *SignalRequest) (*ServiceStatus, error)
+	// Reload makes a service read its configuration anew, in the way that its definition
+	// says ("reload"), and answers when the signal is sent, or the program that does it
+	// has ended.
+	//
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: its definition does not say how
+	// (NO_RELOAD), it does not run, is not ready, frozen or ending, a reload is under way, or
+	// the program failed (RELOAD_FAILED), whose output is in last_lines.
+	// DEADLINE_EXCEEDED: the program took longer than its timeout, and was ended.
+	Reload(context.Context, *ReloadRequest) (*ServiceStatus, error)
 	// Freeze stops every process of a running service where it is, and answers when
 	// the kernel says so. It stays RUNNING, holds its memory and takes no CPU time;
 	// its health is not checked. Signals wait until it is thawed, but for SIGKILL; a
@@ -358,6 +404,12 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(context.Context, *RecommendRequest) (*Recommendation, error)
+	// GetDependencies tells what services say of each other in their definitions, and how
+	// it stands: of those that are named and all that they name, directly or not; of all
+	// without a name.
+	//
+	// NOT_FOUND: no such service.
+	GetDependencies(context.Context, *GetDependenciesRequest) (*DependencyGraph, error)
 	// RollingRestart restarts services one after the other, in the order in which they are
 	// named, each as RestartService does. The next one is begun when the one before is
 	// ready and, where its definition has a health check that asks, healthy. The first
@@ -391,6 +443,9 @@ func (UnimplementedRuntimeServiceServer) Kill(context.Context, *KillRequest) (*S
 func (UnimplementedRuntimeServiceServer) Signal(context.Context, *SignalRequest) (*ServiceStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Signal not implemented")
 }
+func (UnimplementedRuntimeServiceServer) Reload(context.Context, *ReloadRequest) (*ServiceStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reload not implemented")
+}
 func (UnimplementedRuntimeServiceServer) Freeze(context.Context, *FreezeRequest) (*ServiceStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method Freeze not implemented")
 }
@@ -417,6 +472,9 @@ func (UnimplementedRuntimeServiceServer) WatchUsage(*WatchUsageRequest, grpc.Ser
 }
 func (UnimplementedRuntimeServiceServer) Recommend(context.Context, *RecommendRequest) (*Recommendation, error) {
 	return nil, status.Error(codes.Unimplemented, "method Recommend not implemented")
+}
+func (UnimplementedRuntimeServiceServer) GetDependencies(context.Context, *GetDependenciesRequest) (*DependencyGraph, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetDependencies not implemented")
 }
 func (UnimplementedRuntimeServiceServer) RollingRestart(*RollingRestartRequest, grpc.ServerStreamingServer[RollingRestartProgress]) error {
 	return status.Error(codes.Unimplemented, "method RollingRestart not implemented")
@@ -474,6 +532,24 @@ func _RuntimeService_Signal_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RuntimeServiceServer).Signal(ctx, req.(*SignalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _RuntimeService_Reload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).Reload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_Reload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).Reload(ctx, req.(*ReloadRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -633,6 +709,24 @@ func _RuntimeService_Recommend_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_GetDependencies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetDependenciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).GetDependencies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_GetDependencies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).GetDependencies(ctx, req.(*GetDependenciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RuntimeService_RollingRestart_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(RollingRestartRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -658,6 +752,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Signal",
 			Handler:    _RuntimeService_Signal_Handler,
+		},
+		{
+			MethodName: "Reload",
+			Handler:    _RuntimeService_Reload_Handler,
 		},
 		{
 			MethodName: "Freeze",
@@ -690,6 +788,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Recommend",
 			Handler:    _RuntimeService_Recommend_Handler,
+		},
+		{
+			MethodName: "GetDependencies",
+			Handler:    _RuntimeService_GetDependencies_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
