@@ -80,14 +80,16 @@ type Agent struct {
 	history     *byggvir.History // of those who ask for it
 	ears        ears
 	turns       *turns // to be restarted
+	calls       calls  // of those that others require
 
 	ctx        context.Context // ends when the agent leaves
 	leave      context.CancelFunc
 	background sync.WaitGroup // of work that nobody waits for
 
-	pending []service.Name // for Autostart
-	outputs outputs
-	power   supply
+	pending  []service.Name // for Autostart
+	recalled []recalled     // likewise
+	outputs  outputs
+	power    supply
 
 	schedules schedules
 
@@ -180,13 +182,14 @@ func (a *Agent) open(ctx context.Context) error {
 	if a.registry, fault = skirnir.OpenRegistry(a.cfg.RunDir, a.bootID); fault != nil {
 		a.scar("the events before this agent could not be read", fault, "nothing has to be done; whoever follows them is told that some are missing")
 	}
+	a.calls = newCalls()
 	a.roskva = roskva.New(a.keepHealth)
 	a.history = byggvir.NewHistory(byggvir.HistoryConfig{SinceBoot: a.cfg.SinceBoot, Open: a.openHistory, Lost: a.tellLostHistory})
 	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, Hung: a.tellHang, Blind: a.tellBlind, Tables: tables{a}, History: a.history})
 	a.ears = ears{notify.New(filepath.Join(a.cfg.RunDir, "notify"))}
 	a.thjalfi = thjalfi.New(thjalfi.Config{
 		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, Listener: a.ears, SinceBoot: a.cfg.SinceBoot,
-		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
+		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Needs: a.standing, Call: a.call, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
 	})
 	a.recallPower()
 	a.restore(ctx, left)

@@ -17,7 +17,8 @@ import (
 // definition is one entry of the catalogue. It is replaced, never changed.
 type definition struct {
 	service.Definition
-	spec service.Spec
+	spec  service.Spec
+	named string // what faults call its document while it is to be registered, "" for its source
 }
 
 // sourceGone is the Source of a definition that is gone while its service runs
@@ -43,6 +44,9 @@ func (a *Agent) Register(ctx context.Context, file string, document []byte, repl
 	if change.Action == service.ActionChanged && !replace {
 		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists,
 			Err: fmt.Errorf("it is registered already, and differs in %s; ask for it to be replaced", strings.Join(change.Fields, ", "))}
+	}
+	if err := a.fits("register", proposed(file, document, spec)); err != nil {
+		return service.Change{}, err
 	}
 	if err := a.room("register", change); err != nil {
 		return service.Change{}, err
@@ -88,6 +92,13 @@ func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, ac
 	if refusal != nil {
 		return nil, refusal
 	}
+	together := make([]*definition, len(all))
+	for i, r := range all {
+		together[i] = proposed(files[i].Name, r.document, r.spec)
+	}
+	if err := a.fits("apply", together...); err != nil {
+		return nil, err
+	}
 	if err := a.room("apply", changes...); err != nil {
 		return nil, err
 	}
@@ -98,6 +109,11 @@ func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, ac
 		return nil, err
 	}
 	return changes, nil
+}
+
+// proposed is a definition that is to be registered.
+func proposed(file string, document []byte, spec service.Spec) *definition {
+	return &definition{Definition: service.Definition{Name: spec.Name, Document: document, Source: service.SourceAPI}, spec: spec, named: file}
 }
 
 // faultsOf are those of the definition in a file.
@@ -283,6 +299,9 @@ func (a *Agent) Unregister(ctx context.Context, name service.Name, actor string)
 	if d != nil && d.ofHost() {
 		return &service.Error{Op: "unregister", Service: name, Kind: service.Conflict,
 			Err: fmt.Errorf("%s defines it; remove that file, then reload the agent (systemctl reload gladsheimd, or SIGHUP)", d.Source)}
+	}
+	if edges := a.naming(name); d != nil && len(edges) > 0 {
+		return inUse(name, edges)
 	}
 	return a.forget(ctx, name, actor)
 }

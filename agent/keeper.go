@@ -37,6 +37,7 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 			hung = service.Hang{}
 		}
 	})
+	k.thjalfi.Changed(name)
 	k.endViolations(name, open)
 	if hung.Lasts() {
 		k.endHang(name, hung)
@@ -54,6 +55,7 @@ func (k keeper) Publish(name service.Name, kind service.NoticeKind, reason, deta
 
 func (k keeper) Show(name service.Name, change func(*service.Status)) {
 	k.registry.Update(name, skirnir.News{Silent: true}, change)
+	k.thjalfi.Changed(name)
 }
 
 // Record writes what is, and then, if it changed, what is wanted: that a service was
@@ -322,6 +324,7 @@ func (a *Agent) withLines(name service.Name, exits []service.ExitRecord) []servi
 // keepHealth takes every verdict of roskva, and tells subscribers of changes.
 func (a *Agent) keepHealth(name service.Name, h service.Health) {
 	a.registry.Revise(name, func(s *service.Status) skirnir.News { return newHealth(s, h) })
+	a.thjalfi.Changed(name)
 }
 
 // keepLook is keepHealth for a look at one incarnation, which may have begun to

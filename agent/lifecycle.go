@@ -57,6 +57,9 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.Sto
 		if err := a.begun(name); err != nil {
 			return err
 		}
+		if !opts.Force {
+			defer a.part(ctx, name)()
+		}
 		return a.thjalfi.Restart(ctx, name, plan, opts)
 	})
 }
@@ -78,8 +81,12 @@ func (a *Agent) launch(ctx context.Context, op string, plan thjalfi.Plan, do fun
 	return a.Status(name)
 }
 
-// Stop ends a service and answers when nothing of it is left.
+// Stop ends a service and answers when nothing of it is left. Those that are bound to it
+// end first, unless it is to be killed.
 func (a *Agent) Stop(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
+	if !opts.Force {
+		defer a.part(ctx, name)()
+	}
 	if err := a.rest(ctx, name, opts); err != nil {
 		return nil, err
 	}
@@ -182,7 +189,7 @@ func (a *Agent) compose(op string, spec service.Spec, over skirnir.Wanted, opts 
 		return thjalfi.Plan{}, &service.Error{Op: op, Service: name, Kind: service.Invalid, Faults: faults}
 	}
 	plan, err := a.planFor(op, spec, defaults, opts.Actor)
-	plan.Options = opts
+	plan.Options, plan.Patient = opts, patient(opts.Actor)
 	return plan, err
 }
 

@@ -124,7 +124,9 @@ func (a *Agent) levelled(level service.PowerLevel, now service.Power) {
 	if level != service.PowerLow {
 		return
 	}
-	for _, s := range a.sacrifice(func(s *service.Status) bool { return s.Machine.State.Alive() || s.Machine.State == service.Backoff }) {
+	for _, s := range a.sacrifice(func(s *service.Status) bool {
+		return s.Machine.State.Alive() || s.Machine.State == service.Backoff || s.Machine.State == service.Waiting
+	}) {
 		a.power.queue = append(a.power.queue, s)
 	}
 }
@@ -286,7 +288,7 @@ func (a *Agent) holdLate(name service.Name, starter string) {
 		return
 	}
 	s, known := a.registry.Get(name)
-	if known && s.LastActor == starter && (s.Machine.State.Alive() || s.Machine.State == service.Backoff) {
+	if known && s.LastActor == starter && (s.Machine.State.Alive() || s.Machine.State == service.Backoff || s.Machine.State == service.Waiting) {
 		a.hold(name)
 	}
 }

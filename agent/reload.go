@@ -32,26 +32,62 @@ func (a *Agent) Reload(ctx context.Context, settings config.Agent, refused error
 	a.mu.Unlock()
 	found, faults := config.ReadDefinitions(a.cfg.ServicesDir, settings.Base(), config.OwnFile)
 	a.lookFor(ctx, defined(found, registered))
+	apart, tangled := a.untangleAnew(found, registered, settings.Base(), faults)
 	taken := map[service.Name]bool{}
 	for _, f := range found {
-		taken[f.Spec.Name] = true
-		a.takeFile(f)
+		if taken[f.Spec.Name] = true; !apart[f.Spec.Name] {
+			a.takeFile(f)
+		}
 	}
 	for _, w := range registered {
 		if len(w.Document) == 0 || taken[w.Name] {
 			continue
 		}
 		taken[w.Name] = true // even when it is faulty: it is not gone
+		if apart[w.Name] {
+			continue
+		}
 		if !a.isOfHost(w.Name) || !faults.Hide(a.cfg.ServicesDir, w.Name) {
 			faults = append(faults, a.takeRegistered(w, settings.Base())...)
 		}
 	}
+	faults = append(faults, tangled...)
 	a.complain(faults)
 	for _, d := range a.Definitions() {
 		if !taken[d.Name] && !faults.Hide(a.cfg.ServicesDir, d.Name) {
 			a.lose(ctx, d)
 		}
 	}
+}
+
+// untangleAnew tells which definitions do not go with the others, as they are to be now.
+func (a *Agent) untangleAnew(files []config.Definition, registered []skirnir.Wanted, base service.Spec, faults config.Faults) (refused map[service.Name]bool, tangled config.Faults) {
+	a.mu.Lock()
+	present := maps.Clone(a.definitions)
+	a.mu.Unlock()
+	before := func(name service.Name) *definition { return present[name] }
+	hidden := func(name service.Name) bool { return faults.Hide(a.cfg.ServicesDir, name) }
+	together, documents := map[service.Name]*definition{}, map[service.Name]bool{}
+	for _, w := range registered {
+		if len(w.Document) == 0 {
+			continue
+		}
+		documents[w.Name] = true
+		if d, wrong := ofCaller(w, base); len(wrong) == 0 {
+			together[w.Name] = d
+		} else if present[w.Name] != nil {
+			together[w.Name] = present[w.Name]
+		}
+	}
+	for _, f := range files {
+		together[f.Spec.Name] = ofFile(f)
+	}
+	for name, d := range present {
+		if hidden(name) {
+			together[name] = d
+		}
+	}
+	return untangle(together, before, func(name service.Name) bool { return documents[name] || hidden(name) })
 }
 
 // defined names what files define or callers registered.

@@ -42,7 +42,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	a.missEnds(left.LostExits)
 	found, faults := a.gather(left)
 	for name, r := range actual {
-		waits := (r.Machine.State == service.Backoff || r.Machine.State == service.Held) && a.hidden(name, faults)
+		waits := (r.Machine.State == service.Backoff || r.Machine.State == service.Held || r.Machine.State == service.Waiting) && a.hidden(name, faults)
 		if found[name] == nil && (r.Machine.State.Alive() || waits) {
 			found[name] = &definition{Definition: service.Definition{Name: name, Source: sourceGone}, spec: r.Spec}
 		}
@@ -76,6 +76,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	a.sweepHistories(faults)
 	a.registry.Add(statuses...)
+	a.callAgain(restored)
 	a.ears.Sweep(a.mayNotify)
 	a.catchUp()
 	a.watchLogs()
@@ -87,15 +88,15 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 // Autostart launches what is to run from the start, and does not wait for it. It
 // is to be called once, when all else is in order.
 func (a *Agent) Autostart() {
-	priorities := map[int][]service.Name{}
-	a.mu.Lock()
-	for _, name := range a.pending {
-		if d := a.definitions[name]; d != nil { // else it was forgotten meanwhile
-			priorities[d.spec.StartPriority] = append(priorities[d.spec.StartPriority], name)
-		}
+	priorities := a.turnsToStart(a.pending)
+	for _, names := range priorities {
+		a.calls.expect(names)
 	}
-	a.mu.Unlock()
 	a.pending = nil
+	for _, c := range a.recalled {
+		a.background.Go(func() { a.summon(c.name, c.actor) })
+	}
+	a.recalled = nil
 	a.background.Go(a.attendSchedules)
 	a.background.Go(func() {
 		// Places are for those first that are started now.
@@ -112,13 +113,17 @@ func (a *Agent) autostartAll(priorities map[int][]service.Name, waits func(servi
 		for _, name := range priorities[p] {
 			if waits(name) {
 				waiting[p] = append(waiting[p], name)
+				a.arrive(name)
 				continue
 			}
 			launch := starts.Go
 			if a.isOneshot(name) {
 				launch = a.background.Go // who is to wait for its job says so
 			}
-			launch(func() { a.autostart(name) })
+			launch(func() {
+				_ = a.autostart(name) // it has told
+				a.arrive(name)
+			})
 		}
 		starts.Wait() // until all are ready, or have failed
 	}
@@ -203,6 +208,8 @@ func (a *Agent) gather(left skirnir.Loaded) (map[service.Name]*definition, confi
 		}
 		found[w.Name] = d
 	}
+	_, tangled := untangle(found, func(service.Name) *definition { return nil }, func(n service.Name) bool { return a.hidden(n, faults) })
+	faults = append(faults, tangled...)
 	a.complain(faults)
 	return found, faults
 }
@@ -218,7 +225,7 @@ func (a *Agent) left(d *definition, r skirnir.Actual, recorded bool) (service.St
 			Name: d.Name, Machine: r.Machine, Ref: r.Ref, Spec: r.Spec, Limits: r.Limits, Started: r.Started, LogFrom: r.LogFrom, Stream: r.Stream,
 			Exit: r.Exit, Remains: r.Remains, Ended: r.Ended, Due: r.Due, Failed: r.Failed, Actor: r.Actor, Paused: r.Paused, Asked: r.Asked,
 		}
-		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options}
+		restored.Plan = &thjalfi.Plan{Spec: r.Spec, Limits: r.Limits, Backend: a.backendOf(r), Actor: r.Actor, Options: a.wantedOf(d.Name).Options, Patient: patient(r.Actor)}
 		status.LastActor = r.Actor
 		if status.Machine = r.Machine; r.Machine.State.Alive() {
 			status.Log = a.takeUpOutput(&r.Spec, r.Machine.Incarnation, r.LogFrom, r.Stream)
@@ -284,19 +291,20 @@ func (b absent) Leftovers(context.Context, []service.Name) ([]service.Ref, error
 
 // autostart launches a service that nobody asked for just now. One that ran
 // when the host went down comes back as it was started.
-func (a *Agent) autostart(name service.Name) {
+func (a *Agent) autostart(name service.Name) error {
 	var options service.StartOptions
 	if wanted := a.wantedOf(name); wanted.Up {
 		options = wanted.Options
 	}
-	options.Actor = "autostart"
+	options.Actor = starter
 	postponed, err := a.postpone(name, options)
 	if err == nil && !postponed {
 		_, err = a.Start(a.ctx, name, options)
 		a.holdLate(name, options.Actor)
 	}
-	if err == nil || a.ctx.Err() != nil {
-		return
+	// One that is required is started by whoever comes first.
+	if err == nil || a.ctx.Err() != nil || service.KindOf(err) == service.AlreadyRunning {
+		return err
 	}
 	a.cfg.Log.Error("autostart failed", "service", name, "error", err)
 	a.registry.Update(name, skirnir.News{Kind: service.NoticeState, Reason: "autostart failed", Detail: err.Error()}, func(s *service.Status) {
@@ -304,6 +312,7 @@ func (a *Agent) autostart(name service.Name) {
 			s.Error = err.Error()
 		}
 	})
+	return err
 }
 
 func (a *Agent) isOneshot(name service.Name) bool {

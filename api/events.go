@@ -258,7 +258,7 @@ func asked(n service.Notice) bool {
 var stateWords = [...]string{
 	service.Stopped: "stopped", service.Adopting: "adopting", service.Launching: "starting", service.Starting: "started",
 	service.Running: "ready", service.Stopping: "stopping", service.Clearing: "clearing", service.Backoff: "restarting",
-	service.Crashed: "crashed", service.Held: "held",
+	service.Crashed: "crashed", service.Held: "held", service.Waiting: "waiting",
 }
 
 // asides are the reasons of notices about a service whose state stays.

@@ -44,7 +44,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := patient(ctx, st.Spec.Stop.Timeout+st.Spec.Ready.Timeout) // one that still ends is waited for
+	ctx, cancel := patient(ctx, g.startTime(st))
 	defer cancel()
 	return answer(g.agent.Start(ctx, st.Name, service.StartOptions{
 		Environment:      req.GetEnvironmentVars(),
@@ -75,7 +75,7 @@ func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.Restart
 		return nil, err
 	}
 	timeout := stopTimeout(req.StopTimeoutMs)
-	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+st.Spec.Ready.Timeout)
+	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+g.stopTime(st)+g.startTime(st)-st.Spec.Stop.Timeout)
 	defer cancel()
 	return answer(g.agent.Restart(ctx, st.Name, service.StopOptions{
 		Force: req.GetForceStop(), Timeout: timeout, Actor: peerOf(ctx).String(), Request: request,
@@ -254,7 +254,7 @@ func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeo
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout))
+	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+s.stopTime(st))
 	defer cancel()
 	return answer(s.agent.Stop(ctx, st.Name, service.StopOptions{
 		Force: force, Timeout: timeout, Actor: peerOf(ctx).String(), Request: request,

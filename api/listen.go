@@ -144,7 +144,8 @@ func makeRunDir(dir string, group uint32, grouped bool) error {
 		return err
 	}
 	stat := info.Sys().(*syscall.Stat_t)
-	if info.Mode().Perm() == socketDirMode && int(stat.Uid) == os.Geteuid() && stat.Gid != group {
+	if info.Mode().Perm()&^0o001 == socketDirMode && // others may pass through it, see package notify
+		int(stat.Uid) == os.Geteuid() && stat.Gid != group {
 		return giveToGroup(dir, group)
 	}
 	return nil

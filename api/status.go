@@ -27,6 +27,7 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 		LastExit:          toExit(st.LastExit),
 		Source:            utf8(st.Source),
 		NextAttemptUnixMs: millis(st.NextAttempt),
+		WaitingFor:        utf8(st.WaitsFor),
 		LastActor:         utf8(st.LastActor),
 		Generation:        st.Generation,
 		Log:               utf8(st.Log),

@@ -73,8 +73,12 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 	notServed[service.Spec]("hooks", "no program is run before or after a service starts or stops", emptyObject, noKeys),
 	at("reload", "How the service is made to read its configuration anew, by gladsheim reload.",
 		reload, func(s *service.Spec) *service.Reload { return &s.Reload }),
-	notServed[service.Spec]("requires", "services start independently of each other", emptyArray, noItems),
-	notServed[service.Spec]("after", "services start independently of each other", emptyArray, noItems),
+	at("requires", "Services that have to be there before this one is begun; they are started for it. Each is a name, which wants it to be ready, or an object.",
+		needs{conditions: true}, func(s *service.Spec) *[]service.Need { return &s.Requires }),
+	at("after", "Services that this one waits for while they are on their way up, and is stopped before. They need not run.",
+		needs{}, func(s *service.Spec) *[]service.Need { return &s.After }),
+	at("binds", "As requires; and when such a service stops, crashes for good or begins anew, this one is stopped, and begun again when it is back.",
+		needs{conditions: true}, func(s *service.Spec) *[]service.Need { return &s.Binds }),
 	at("autostart", "Start it together with the agent.",
 		yesNo{}, func(s *service.Spec) *bool { return &s.Autostart }),
 	at("priority", "Who starts first with the agent, the highest first, and is stopped last of those with the same power when the battery is low.",
@@ -271,13 +275,9 @@ var rotation = object[service.LogRotation]{
 
 func emptyObject(n *node) bool { return n.kind == isObject && len(n.pairs) == 0 }
 
-var noKeys = &jsonschema.Schema{Type: "object", MaxProperties: jsonschema.Ptr(0)}
-
-func emptyArray(n *node) bool { return n.kind == isArray && len(n.items) == 0 }
-
 var (
 	nothing = &jsonschema.Schema{Not: &jsonschema.Schema{}}
-	noItems = &jsonschema.Schema{Type: "array", MaxItems: jsonschema.Ptr(0)}
+	noKeys  = &jsonschema.Schema{Type: "object", MaxProperties: jsonschema.Ptr(0)}
 )
 
 // account is a user or group, by name or number. Spellings that other programs

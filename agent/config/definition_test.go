@@ -31,6 +31,10 @@ func TestDefinitionSaysEverything(t *testing.T) {
 	want.Ready = service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:8080/", Timeout: 30 * time.Second}
 	want.Health.Type, want.Health.URL = service.CheckHTTP, "http://127.0.0.1:8080/health"
 	want.Rotation = service.LogRotation{Size: 1 << 20, Age: 24 * time.Hour, Total: 8 << 20}
+	db, cache := service.MustName("db"), service.MustName("cache")
+	want.Requires = []service.Need{{Service: db}, {Service: cache, Condition: service.ConditionHealthy}}
+	want.After = []service.Need{{Service: service.MustName("log")}}
+	want.Binds = []service.Need{{Service: service.MustName("disk"), Condition: service.ConditionStarted}}
 	want.StartPriority, want.Power = 700, service.PowerClassEssential
 	want.Custom = map[string]string{"team": "hall"}
 	require.Equal(t, want, spec)
@@ -186,7 +190,15 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"restart": {"exit_codes": {"success": [3, 4], "never": [5, 3]}}`, "restart.exit_codes.never: 3 is in success as well; an end is clean, or the last, not both"},
 		{`"stop": {"signal": "SIGNOPE"}`, `stop.signal: "SIGNOPE" is not a signal; write a name such as SIGTERM or a number`},
 		{`"stop": {"signal": 15}`, "stop.signal: is a number; it wants a string"},
-		{`"after": ["db"]`, "after: is not served by this version: services start independently of each other"},
+		{`"after": [{"service": "db"}]`, "after[0]: is an object; it wants the name of a service, without a condition"},
+		{`"requires": "db"`, "requires: is a string; it wants an array"},
+		{`"requires": [3]`, `requires[0]: is a number; it wants the name of a service, or {"service": NAME, "condition": HOW_FAR}`},
+		{`"requires": [{"condition": "started"}]`, "requires[0].service: is required: the name of a service"},
+		{`"requires": [{"service": "db", "condition": "up"}]`, `requires[0].condition: "up" is not one of ready, started, healthy, completed`},
+		{`"requires": ["db", "cache", "db"]`, "requires[2]: db is in requires[0] already"},
+		{`"requires": ["db"], "binds": ["db"]`, "binds[0]: db is in requires[0] as well, which binds includes"},
+		{`"binds": [{"service": "db", "condition": "completed"}]`, "binds[0]: what has done its job has ended, and so would a; write it into requires"},
+		{`"after": ["a"]`, "after[0]: is a itself"},
 		{`"type": "job"`, `type: "job" is not one of service, oneshot`},
 		{`"type": "oneshot", "ready": {"type": "tcp", "address": "a:1"}`, `ready.type: a oneshot is ready when its job is done, and tcp tells nothing of that; leave it out`},
 		{`"type": "oneshot", "ready": {"settle": "1s"}`, `ready.settle: a oneshot is ready when its job is done, however soon; leave it out`},
@@ -235,7 +247,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"user": "4294967295"`, "user: 4294967295 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": "4294967296"`, "user: 4294967296 is not the number of an account; the range is 0 to 4294967294"},
 		{`"user": ""`, `user: "" is not the name or number of an account`},
-		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, hooks, reload, requires, after, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
+		{`"a\u001b[2Jb": 1`, `"a\x1b[2Jb": is not a known key; known are name, description, type, schedule, launch, exec, environment, working_directory, user, group, umask, oom_score_adj, nice, scheduling, scheduling_priority, no_new_privs, limits, enforcement, usage_history, ready, health, hang, restart, stop, hooks, reload, requires, after, binds, autostart, priority, power, low_battery, log, log_full, log_rotate, custom`},
 	} {
 		document := fmt.Sprintf(`{"name": "a", %s}`, c.members)
 		if !strings.Contains(c.members, `"exec": `) || strings.HasPrefix(c.members, `"health"`) {

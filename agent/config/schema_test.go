@@ -50,7 +50,7 @@ func TestSchemaAcceptsWhatIsServed(t *testing.T) {
 func TestSchemaRefuses(t *testing.T) {
 	schema := resolved(t, DefinitionSchema())
 	for _, members := range []string{
-		`"exce": 1`, `"Name": "b"`, `"exec": []`, `"exec": ["a"]`, `"requires": ["b"]`, `"power": "low"`, `"power": ""`, `"priority": 1001`, `"priority": -1`, `"log": "syslog"`,
+		`"exce": 1`, `"Name": "b"`, `"exec": []`, `"exec": ["a"]`, `"requires": [3]`, `"requires": [{"condition": "ready"}]`, `"after": [{"service": "b"}]`, `"power": "low"`, `"power": ""`, `"priority": 1001`, `"priority": -1`, `"log": "syslog"`,
 		`"log_rotate": {"size": 1}`, `"log_rotate": {"total": "1MB"}`, `"log": "null", "log_rotate": {}`, `"log": "journal", "log_rotate": {}`,
 		`"log_full": "drop"`, `"log": "null", "log_full": "fail"`, `"log": "journal", "log_full": "block"`,
 		`"limits": {"memory_max": "256MB"}`, `"limits": {"memory_max": 5}`, `"limits": {"cpu_percent": 0.5}`, `"limits": {"pids_max": "many"}`,

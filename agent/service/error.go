@@ -59,6 +59,8 @@ const (
 	ReasonNoReload           Reason = "NO_RELOAD"
 	ReasonJobFailed          Reason = "JOB_FAILED"
 	ReasonUnhealthy          Reason = "UNHEALTHY"
+	ReasonDependencyFailed   Reason = "DEPENDENCY_FAILED"
+	ReasonInUse              Reason = "IN_USE"
 	ReasonNoHistory          Reason = "NO_USAGE_HISTORY"
 	ReasonRequestIDReused    Reason = "REQUEST_ID_REUSED"
 	ReasonBackendTimeout     Reason = "BACKEND_TIMEOUT"

@@ -124,6 +124,11 @@ func (x ExitRecord) Decision() string {
 		return "given up, since " + m.WhyGivenUp()
 	case Launching:
 		return "restarted at once, since somebody asked or the agent had kept it from running"
+	case Waiting:
+		if x.Verdict == VerdictStopped {
+			return "begun again when what it is bound to is back"
+		}
+		return "begun again when what it requires is there, and no failure of its own"
 	case Held:
 		return "not restarted until the battery is not low any more"
 	case Stopped:
@@ -147,7 +152,7 @@ func Judge(x Exit, r Remains, cause Cause, success Ends) Verdict {
 		return VerdictAncestorOOM
 	case mayBeOOM && r.OOM == OOMHost:
 		return VerdictHostOOM
-	case cause == CauseAsked, cause == CauseHeld:
+	case cause == CauseAsked, cause == CauseHeld, cause == CauseUnbound:
 		return VerdictStopped
 	case cause == CauseUnhealthy:
 		return VerdictUnhealthy

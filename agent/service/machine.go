@@ -35,13 +35,16 @@ const (
 	Spare                         // the battery is low, and it is about to be frozen for that
 	Unspare                       // whether it is frozen or not, it is not for the battery any more
 	Pause                         // beside a Stop or Kill: its schedule is not to begin it any more
+	Met                           // what it needs is there
+	Unmet                         // what it needs can not be had
+	Unbound                       // what it is bound to is ending or gone
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
-	"hold", "spare", "unspare", "pause",
+	"hold", "spare", "unspare", "pause", "met", "unmet", "unbound",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -55,6 +58,8 @@ type Event struct {
 	Permanent   bool   // of LaunchFailed: trying again can not help
 	OOM         bool   // of Cleared: it was killed for want of memory, which no exit code makes clean
 	Fingerprint string // of Cleared and LaunchFailed, "" when the end says nothing about the next
+	Lacking     bool   // of what begins an incarnation, Exited, Cleared and LaunchFailed: what it requires is not there; of Unmet: it waits on all the same
+	Early       bool   // of what begins an incarnation: one that it comes after is on its way up
 	Recent      int    // of Cleared, LaunchFailed and Stable: failures within the policy's window before this event
 }
 
@@ -77,12 +82,13 @@ const (
 	ArmRetry                  // start the timer of RetryOver
 	Disarm                    // stop the timer
 	ArmJob                    // start the timer of StartupOver for what is left of the time that its job has, if that is bounded
+	DoNeed                    // look at what it needs; if somebody asked for it to run, have that started
 	numEffects
 )
 
 var effectNames = [numEffects]string{
 	"launch", "adopt", "abort", "await", "terminate", "kill", "clear", "probe", "unprobe", "arm-stable", "arm-backoff",
-	"arm-retry", "disarm", "arm-job",
+	"arm-retry", "disarm", "arm-job", "need",
 }
 
 func (e Effect) String() string { return effectNames[e] }
@@ -99,10 +105,11 @@ const (
 	CauseHeld                   // the battery is low
 	CauseExceeded               // it used too much for too long
 	CauseWatchdog               // it did not say that it is well, or said that it is not
+	CauseUnbound                // what it is bound to is ending or gone
 	numCauses
 )
 
-var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much", "watchdog"}
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much", "watchdog", "unbound"}
 
 func (c Cause) String() string { return causeNames[c] }
 
@@ -112,7 +119,8 @@ type Machine struct {
 	Incarnation uint64 // counts launches; news of another one is stale
 	Up          bool   // somebody asked for it to run, and nobody since for it to end: what a reboot brings back
 	Again       bool   // launch again once nothing is left
-	Asked       bool   // Again was asked for by a person, so it is no failure
+	Asked       bool   // Again was asked for by a person, so it is no failure; in Waiting: its start was, so that it ends where that can not be had
+	Excused     bool   `json:",omitzero"` // what it requires was not there when its main process ended
 	Cause       Cause  // why the present incarnation is being ended
 	Killing     bool   // it is being killed; until then it is told to end
 	Failed      bool   // the present incarnation ended other than cleanly
@@ -146,6 +154,10 @@ var table = [numStates][numEvents]rule{
 		Stop: rest, Kill: rest, Hold: to(Held, Disarm), Pause: pause,
 	},
 	Held: {Start: launch, Restart: launch, Stop: rest, Kill: rest, Pause: pause},
+	Waiting: {
+		Start: launch, Restart: launch, Met: met, Unmet: unmet,
+		Stop: rest, Kill: rest, Hold: holdWaiting, Pause: pause,
+	},
 	Adopting: {
 		Adopted: resume, Exited: clear, LaunchFailed: cutOff, AdoptFailed: keep(ArmRetry), RetryOver: keep(DoAdopt),
 		Stop: becauseAsked(), Kill: killing(becauseAsked()), Restart: again(), Hold: becauseHeld, Pause: pause,
@@ -154,21 +166,21 @@ var table = [numStates][numEvents]rule{
 		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched, Unrecorded: unbegun,
 		StartupOver: end(CauseStartup, DoAbort),
 		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
-		Hold: end(CauseHeld, DoAbort), Pause: pause,
+		Hold: end(CauseHeld, DoAbort), Unbound: end(CauseUnbound, DoAbort), Pause: pause,
 	},
 	Starting: {
 		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(awaiting),
 		StartupOver: unfrozen(end(CauseStartup, DoAbort, DoTerminate)),
 		Exceeded:    unfrozen(end(CauseExceeded, DoAbort, DoTerminate)),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
-		Hold: end(CauseHeld, DoAbort, DoTerminate), Pause: pause,
+		Hold: end(CauseHeld, DoAbort, DoTerminate), Unbound: end(CauseUnbound, DoAbort, DoTerminate), Pause: pause,
 	},
 	Running: {
 		Exited: clear, Stable: unfrozen(forgive), Froze: freeze(Disarm, DoUnprobe), Thawed: thaw(running), StartupOver: unfrozen(overdue), Spare: unfrozen(spare), Unspare: unspare,
 		Unhealthy: unfrozen(ill),
 		Exceeded:  unfrozen(end(CauseExceeded, DoUnprobe, DoTerminate)),
 		Stop:      end(CauseAsked, DoUnprobe, DoTerminate), Kill: killing(end(CauseAsked, DoUnprobe, DoKill)), Restart: endAgain(DoUnprobe, DoTerminate),
-		Hold: end(CauseHeld, DoUnprobe, DoTerminate), Pause: pause,
+		Hold: end(CauseHeld, DoUnprobe, DoTerminate), Unbound: end(CauseUnbound, DoUnprobe, DoTerminate), Pause: pause,
 	},
 	Stopping: {
 		// A launch that could not be given up in time.
@@ -346,7 +358,7 @@ func killing(r rule) rule {
 // rest acknowledges an end that has already happened.
 func rest(m Machine, _ Event) (Machine, []Effect) {
 	m = unblemished(m)
-	m.State, m.Up = Stopped, false
+	m.State, m.Up, m.Asked = Stopped, false, false
 	return m, []Effect{Disarm}
 }
 
@@ -382,17 +394,21 @@ func holdAfter(m Machine, _ Event) (Machine, []Effect) {
 func launch(m Machine, ev Event) (Machine, []Effect) {
 	m = unblemished(m)
 	m.Up, m.Restarts, m.Paused = true, 0, false
-	return begin(m)
+	return beginOrWait(m, ev, true)
 }
 
 // relaunch begins a fresh incarnation by the policy.
-func relaunch(m Machine, _ Event) (Machine, []Effect) {
-	m.Restarts++
-	return begin(m)
+func relaunch(m Machine, ev Event) (Machine, []Effect) {
+	m, do := beginOrWait(m, ev, false)
+	if m.State == Launching {
+		m.Restarts++
+	}
+	return m, do
 }
 
 func begin(m Machine) (Machine, []Effect) {
 	m.State, m.Again, m.Asked, m.Cause, m.Killing, m.Failed, m.Unready, m.Frozen, m.Spared = Launching, false, false, CauseNone, false, false, true, false, false
+	m.Excused = false
 	if !m.Unbegun {
 		m.Incarnation++
 	}
@@ -441,6 +457,7 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 // clear begins to remove what is left of an incarnation whose main process ended.
 func clear(m Machine, ev Event) (Machine, []Effect) {
 	m.State, m.Failed, m.Frozen, m.Spared = Clearing, !m.Policy.Clean(ev.Exit), false, false
+	m.Excused = ev.Lacking
 	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
 }
 
@@ -454,7 +471,7 @@ func cutOff(m Machine, ev Event) (Machine, []Effect) {
 		m.State, m.Holding = Held, false
 		return m, []Effect{Disarm}
 	}
-	return begin(m)
+	return beginOrWait(m, ev, false)
 }
 
 // unlaunched decides what follows a launch that came to nothing.
@@ -492,7 +509,7 @@ func settle(m Machine, ev Event) (Machine, []Effect) {
 	m.Holding = false
 	switch {
 	case m.Again && m.Asked:
-		return launch(m, Event{})
+		return launch(m, ev)
 	case m.Cause == CauseAsked:
 		m = unblemished(m)
 		m.State, m.Cause = Stopped, CauseNone
@@ -502,10 +519,16 @@ func settle(m Machine, ev Event) (Machine, []Effect) {
 		m.State, m.Cause = Held, CauseNone // which is no failure; earlier ones are not forgotten
 		return m, []Effect{Disarm}
 	}
+	unbound := m.Cause == CauseUnbound
 	last := m.Cause == CauseNone && m.Policy.Never.Has(ev.Exit)
 	failed := m.Failed || m.Cause != CauseNone || last
 	m.Cause, m.Recent = CauseNone, ev.Recent
-	if !failed {
+	switch {
+	case unbound || failed && !last && m.excuses(ev):
+		if !holding {
+			return await(m, false)
+		}
+	case !failed:
 		m.Alike, m.Fingerprint = 0, ""
 		if m.Once {
 			m = unblemished(m)
@@ -516,7 +539,7 @@ func settle(m Machine, ev Event) (Machine, []Effect) {
 			m.State = Stopped
 			return m, []Effect{Disarm}
 		}
-	} else {
+	default:
 		m = blemish(m, ev)
 		if m.GaveUp = m.givesUp(last); m.GaveUp != GaveUpNot {
 			m.State = Crashed

@@ -21,7 +21,7 @@ var exits = []Exit{{}, {Code: 1}, {Signal: 9}, {Unknown: "agent_was_down"}}
 // kindsOf are machines in one state that differ in all that rules look at.
 func kindsOf(s State) []Machine {
 	var out []Machine
-	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup, CauseHeld} {
+	for _, cause := range []Cause{CauseNone, CauseAsked, CauseStartup, CauseHeld, CauseUnbound} {
 		for bits := range 1 << 10 {
 			is := func(bit int) bool { return bits>>bit&1 == 1 }
 			m := Machine{
@@ -29,6 +29,7 @@ func kindsOf(s State) []Machine {
 				ForceKill: is(4), Policy: RestartPolicy{When: RestartOnFailure},
 			}
 			m.Frozen, m.Spared, m.Once = is(7), is(8), is(9)
+			m.Again = m.Again && s != Waiting
 			if is(5) {
 				m.Policy.MaxAttempts = 1
 			}
@@ -61,9 +62,10 @@ func TestGoldenDiagram(t *testing.T) {
 			}
 			for _, m := range kindsOf(s) {
 				for _, exit := range exits {
-					for _, permanent := range []bool{false, true} {
+					for _, flags := range []int{0, 1, 2, 3} {
+						permanent, lacking := flags&1 != 0, flags&2 != 0
 						// A failure that does not count any more differs from none in Stable alone.
-						next, do := Next(m, Event{Kind: k, Exit: exit, Permanent: permanent, Recent: map[bool]int{true: 1}[permanent && k == Stable]})
+						next, do := Next(m, Event{Kind: k, Exit: exit, Permanent: permanent, Lacking: lacking, Recent: map[bool]int{true: 1}[permanent && k == Stable]})
 						arrow := fmt.Sprintf("  %s --> %s: %%s %v\n", s, next.State, do)
 						if !slices.Contains(arrows, arrow) {
 							arrows = append(arrows, arrow)
@@ -106,8 +108,8 @@ func walkFrom(first Machine, depth int, visit func(Machine)) {
 		visit(m)
 		for k := range numEvents {
 			for _, x := range exits {
-				for _, permanent := range []bool{false, true} {
-					n, _ := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: x, Permanent: permanent})
+				for _, flags := range []int{0, 1, 2} {
+					n, _ := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: x, Permanent: flags == 1, Lacking: flags == 2})
 					step(n, depth-1)
 				}
 			}
@@ -125,7 +127,7 @@ func oblige(t require.TestingT, m Machine, do []Effect) Machine {
 	for range 16 {
 		var ev EventKind
 		switch {
-		case m.State == Stopped, m.State == Crashed, m.State == Backoff, m.State == Held, m.State == Running:
+		case m.State == Stopped, m.State == Crashed, m.State == Backoff, m.State == Held, m.State == Waiting, m.State == Running:
 			return m
 		case m.State == Adopting:
 			ev = Adopted
@@ -312,6 +314,7 @@ func TestPublicStates(t *testing.T) {
 		Backoff:   {PublicRestarting, PublicRestarting},
 		Crashed:   {PublicCrashed, PublicCrashed},
 		Held:      {PublicStopped, PublicStopped},
+		Waiting:   {PublicRestarting, PublicRestarting},
 	}
 	require.Len(t, want, int(numStates))
 	for s, p := range want {
@@ -352,7 +355,7 @@ func FuzzNext(f *testing.F) {
 
 // play lets one event happen and checks what always holds.
 func play(t require.TestingT, m Machine, b byte) Machine {
-	ev := Event{Kind: EventKind(b % byte(numEvents)), Exit: exits[b>>4%4], Permanent: b&0x80 != 0, Recent: m.Recent}
+	ev := Event{Kind: EventKind(b % byte(numEvents)), Exit: exits[b>>4%4], Permanent: b&0x80 != 0, Lacking: b&0x40 != 0, Recent: m.Recent}
 	if ev.Kind == Adopt && m.State == Stopped { // what lives was started by somebody, whose record says so
 		m.Up = true
 	}

@@ -47,6 +47,10 @@ type Spec struct {
 	Stop    StopPolicy
 	Reload  Reload
 
+	Requires []Need // it is not begun before these are as far as that
+	After    []Need // nor while one of these is on its way up; their conditions do not count
+	Binds    []Need // as Requires, and it ends with them
+
 	Autostart     bool
 	StartPriority int        // 0..1000: who starts first with the agent, and is stopped last for the battery
 	Power         PowerClass // what becomes of it then
@@ -222,6 +226,7 @@ func (s *Spec) Validate() []Fault {
 	if s.LowBattery != LowBatteryStop && s.Power != PowerClassDeferrable {
 		faults.add("low_battery", "%v is for power %v, and this is %v", s.LowBattery, PowerClassDeferrable, s.Power)
 	}
+	s.validateNeeds(&faults)
 	faults.duration("stop.timeout", s.Stop.Timeout, 0, time.Hour)
 	s.Rotation.validate(&faults)
 	if len(s.Custom) > maxCustom {

@@ -15,18 +15,19 @@ const (
 	Backoff                // it failed, and waits for its next attempt
 	Crashed                // it failed, and nothing will be tried by itself
 	Held                   // ended to save the battery, and comes back by itself
+	Waiting                // it shall run, and what it needs for that is not there yet
 	numStates
 )
 
 var stateNames = [numStates]string{
-	"stopped", "adopting", "launching", "starting", "running", "stopping", "clearing", "backoff", "crashed", "held",
+	"stopped", "adopting", "launching", "starting", "running", "stopping", "clearing", "backoff", "crashed", "held", "waiting",
 }
 
 func (s State) String() string { return stateNames[s] }
 
 // Alive tells whether processes of the service may exist in this state.
 func (s State) Alive() bool {
-	return s != Stopped && s != Backoff && s != Crashed && s != Held
+	return s != Stopped && s != Backoff && s != Crashed && s != Held && s != Waiting
 }
 
 // Public is one of the seven states that the wire contract knows.
@@ -65,6 +66,11 @@ func (m Machine) Public() Public {
 	case Crashed:
 		return PublicCrashed
 	case Backoff:
+		return PublicRestarting
+	case Waiting:
+		if m.Asked {
+			return PublicStarting
+		}
 		return PublicRestarting
 	}
 	return PublicUnknown

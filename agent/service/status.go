@@ -27,6 +27,7 @@ type Status struct {
 	FrozenBy    string             // the cgroup that keeps it frozen, its own or one above; "" when it runs
 	NextAttempt time.Time          // in Backoff: when the next launch is due
 	Error       string             // why it is not running although it should, "" when all is well
+	WaitsFor    string             // in Waiting: for what, such as "waits for db to be ready"
 	LastActor   string             // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
 	Notified    Notified // what it says of itself

@@ -19,14 +19,16 @@ const retryClear = 5 * time.Second
 // actor owns one service. Its fields are touched by run's goroutine only,
 // unless said otherwise; the rest of the program reaches it by ask.
 type actor struct {
-	name     service.Name
-	cfg      Config
-	ctx      context.Context // ends when the agent leaves or the service is forgotten
-	leave    context.CancelFunc
-	launches context.Context // of Thjalfi
-	inbox    chan func()
-	gone     chan struct{}                   // closed when run has returned
-	present  atomic.Pointer[backends.Handle] // read by everybody
+	name      service.Name
+	cfg       Config
+	ctx       context.Context // ends when the agent leaves or the service is forgotten
+	leave     context.CancelFunc
+	launches  context.Context // of Thjalfi
+	followers *followers      // likewise
+	nudged    chan struct{}   // one that its plan names may stand otherwise now
+	inbox     chan func()
+	gone      chan struct{}                   // closed when run has returned
+	present   atomic.Pointer[backends.Handle] // read by everybody
 
 	machine service.Machine
 	plan    *Plan // of the present or last incarnation
@@ -63,6 +65,7 @@ type actor struct {
 	spread  float64                   // drawn for that wait
 	failed  service.Failures          // within the window of its policy
 	queues  bool                      // in Backoff: the wait is over, and its turn has not come
+	lacks   string                    // in Waiting: for what
 	why     string                    // what it used too much of, or how it hung, if that is why we end it
 	paused  string                    // who has stopped the present incarnation with a signal, and not let it go on since
 	leaveHC func(why string)          // ends the health checks, nil when there are none
@@ -104,7 +107,7 @@ type work struct {
 func newActor(t *Thjalfi, name service.Name) *actor {
 	ctx, leave := context.WithCancel(t.ctx)
 	return &actor{
-		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches,
+		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches, followers: &t.followers, nudged: make(chan struct{}, 1),
 		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
 		abort: func() {}, end: func() {}, written: make(chan struct{}, 1), said: silent(), guard: guard{leave: func() {}},
 	}
@@ -113,6 +116,7 @@ func newActor(t *Thjalfi, name service.Name) *actor {
 func (a *actor) run(r Restored) {
 	defer close(a.gone)
 	defer a.leave()
+	defer func() { a.follow(nil) }()
 	a.timer = time.NewTimer(time.Hour)
 	a.timer.Stop()
 	a.restore(r)
@@ -139,6 +143,8 @@ func (a *actor) run(r Restored) {
 			a.publish(service.NoticeState, "displaced", "somebody moved its main process out of "+a.ref.Cgroup+": no limit holds there, and it is not counted; restart it")
 		case <-a.froze:
 			a.sawFreeze()
+		case <-a.nudged:
+			a.heed()
 		case h := <-a.said.news:
 			a.heard(h)
 		case <-a.written:
@@ -168,7 +174,7 @@ func (a *actor) ended(x service.Exit) {
 		a.exit = &x
 	}
 	a.failure, a.frozenBy = nil, "" // it was of this end, which has come
-	a.happen(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit})
+	a.happen(a.weighed(service.Event{Kind: service.Exited, Incarnation: a.machine.Incarnation, Exit: *a.exit}))
 }
 
 // awake is the most of a timer that one sleep of ours can use up: a service's time
@@ -200,12 +206,13 @@ func (a *actor) timeout() {
 				Err: fmt.Errorf("it did not end within %v, and its definition forbids to kill it (stop.force_kill)", a.grace)})
 		}
 	}
-	a.happen(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation, Recent: a.recent()})
+	a.happen(a.weighed(service.Event{Kind: a.fires, Incarnation: a.machine.Incarnation, Recent: a.recent()}))
 }
 
 // restore takes up what an earlier agent left.
 func (a *actor) restore(r Restored) {
-	a.machine, a.plan, a.ref, a.started, a.exit, a.actor = r.Machine, r.Plan, r.Ref, r.Started, r.Exit, r.Actor
+	a.follow(r.Plan)
+	a.machine, a.ref, a.started, a.exit, a.actor = r.Machine, r.Ref, r.Started, r.Exit, r.Actor
 	a.logFrom, a.stream, a.asked, a.paused = r.LogFrom, r.Stream, r.Asked, r.Paused
 	a.remains, a.died, a.due, a.failed = r.Remains, r.Ended, r.Due, r.Failed
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
@@ -221,6 +228,10 @@ func (a *actor) restore(r Restored) {
 		a.publish(service.NoticeState, "restored", "")
 	case a.machine.State == service.Held:
 		a.publish(service.NoticeState, "restored", "")
+	case a.machine.State == service.Waiting:
+		a.lacks = a.standing().Waits
+		a.publish(service.NoticeState, "restored", a.lacks)
+		a.nudge()
 	case a.machine.State == service.Crashed:
 		a.cfg.Keeper.Show(a.name, a.shown())
 	case a.machine.State.Alive():
@@ -271,8 +282,9 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.machine, more = service.Next(a.machine, ev)
 		effects = append(effects, more...)
 	}
-	if (a.machine.State == service.Launching || a.machine.State == service.Held) && a.next != nil {
-		a.plan, a.next = a.next, nil
+	if (a.machine.State == service.Launching || a.machine.State == service.Held || a.machine.State == service.Waiting) && a.next != nil {
+		a.follow(a.next)
+		a.next = nil
 		a.machine.Policy, a.machine.ForceKill = a.plan.Spec.Restart, a.plan.Spec.Stop.ForceKill
 		a.machine.Once = a.plan.Spec.Type == service.TypeOneshot
 	}
@@ -280,6 +292,10 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Stopping && a.cause == service.CauseNone:
 		a.cause, a.ender = a.machine.Cause, a.actor
+	case a.machine.State == service.Waiting && a.machine != before:
+		told = a.awaits(told)
+	case a.machine.State == service.Backoff && before.State == service.Waiting:
+		a.due, a.queues = a.cfg.SinceBoot()+a.comeback(), false
 	case a.machine.State == service.Backoff && before.State != service.Backoff:
 		a.due, a.queues = a.cfg.SinceBoot()+a.delay(), false
 	case a.machine.State == service.Crashed && before.State != service.Crashed:

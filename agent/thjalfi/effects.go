@@ -35,6 +35,8 @@ func (a *actor) do(e service.Effect) {
 		a.probe()
 	case service.DoUnprobe:
 		a.unprobe()
+	case service.DoNeed:
+		a.call()
 	case service.ArmStable:
 		a.armStable()
 	case service.ArmBackoff:
@@ -187,7 +189,7 @@ func (a *actor) unlaunched(err error, failed service.Event) {
 	case service.CauseStartup:
 		a.failure = a.startupTimeout()
 		x.Verdict, x.Message = service.VerdictStartupTime, a.failure.Error()
-	case service.CauseAsked, service.CauseHeld:
+	case service.CauseAsked, service.CauseHeld, service.CauseUnbound:
 		a.failure = nil
 		x.Verdict, x.RequestedBy, x.Message = service.VerdictStopped, a.ender, "given up before it ran, stopped by "+a.ender
 	default:
@@ -252,6 +254,7 @@ func (a *actor) adopt() {
 				if !a.sawExit() {
 					a.exit, a.failure = nil, nil
 					a.happen(a.event(service.Adopted))
+					a.nudge() // what was said of those it names meanwhile was not heeded
 					a.lookForDrift(" since before this agent came")
 				}
 			}
@@ -507,7 +510,7 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 		x.Fingerprint = service.Fingerprint(x.Verdict, exit, lines)
 	}
 	switch {
-	case a.cause == service.CauseAsked, a.cause == service.CauseHeld:
+	case a.cause == service.CauseAsked, a.cause == service.CauseHeld, a.cause == service.CauseUnbound:
 		x.RequestedBy = a.ender
 	case x.Verdict == service.VerdictKilled:
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
@@ -525,12 +528,16 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 // bury keeps the exit record of an end off the actor's goroutine, and shows it; and the
 // end happens.
 func (a *actor) bury(x service.ExitRecord, end service.Event) {
+	end = a.weighed(end)
 	if end.Recent = a.recent(); x.Verdict.OfItself() {
 		end.Fingerprint = x.Fingerprint
 	}
 	a.cfg.Keeper.Show(a.name, func(s *service.Status) { x.Violations = s.Violations.Names() })
 	after, _ := service.Next(a.machine, end)
 	x.After = &after
+	if after.State == service.Waiting && after.Cause == service.CauseNone && x.Verdict != service.VerdictStopped {
+		x.Message += "; that is no failure of its own: it " + cmp.Or(a.standing().Waits, "requires what was not there")
+	}
 	if a.spread = a.cfg.Spread(); after.State == service.Backoff {
 		x.Wait = after.Policy.Delay(after.Failures, a.spread)
 	}

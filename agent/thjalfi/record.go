@@ -73,7 +73,7 @@ func (a *actor) publish(kind service.NoticeKind, reason, detail string) {
 func (a *actor) shown() func(*service.Status) {
 	m, ref, started, actor, frozenBy := a.machine, a.ref, a.started, a.actor, a.frozenBy
 	var why []string
-	if a.failure != nil && m.State != service.Stopped && m.State != service.Running {
+	if a.failure != nil && m.State != service.Running && (m.State != service.Stopped || service.ReasonOf(a.failure) == service.ReasonDependencyFailed) {
 		why = append(why, a.failure.Error())
 	}
 	switch {
@@ -81,6 +81,8 @@ func (a *actor) shown() func(*service.Status) {
 		why = append(why, a.givenUp())
 	case m.State == service.Backoff && a.queues:
 		why = append(why, turnText)
+	case m.State == service.Waiting:
+		why = append(why, "it "+a.lacks)
 	case m.State == service.Held:
 		why = []string{heldText}
 	case m.Frozen && m.Spared:
@@ -90,9 +92,14 @@ func (a *actor) shown() func(*service.Status) {
 	if m.State == service.Backoff {
 		next = time.Now().Add(a.due - a.cfg.SinceBoot())
 	}
+	waits := ""
+	if m.State == service.Waiting {
+		waits = a.lacks
+	}
 	notified := a.said.notified
 	return func(s *service.Status) {
 		s.Notified = notified
+		s.WaitsFor = waits
 		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt, s.FrozenBy = m, ref, actor, strings.Join(why, "; "), next, frozenBy
 		if !started.IsZero() {
 			s.Started = started

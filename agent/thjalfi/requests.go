@@ -142,7 +142,11 @@ func (a *actor) accept(r request) {
 	if r.stop.Pause && !before.Paused {
 		told = notice{service.NoticeState, r.kind.String(), "its schedule rests until somebody starts it"}
 	}
-	a.happenAs(told, r.events()...)
+	events := r.events()
+	for i := range events {
+		events[i] = a.weighed(events[i])
+	}
+	a.happenAs(told, events...)
 	if (r.ID != "" || a.unrecorded != nil) && a.machine == before { // else it is recorded with what it began
 		a.record()
 	}
@@ -246,12 +250,17 @@ func (a *actor) settled(kind service.EventKind, incarnation uint64) (bool, error
 	if ends(kind) {
 		return !m.State.Alive() || m.Incarnation > incarnation, nil
 	}
+	if m.State == service.Waiting && m.Asked {
+		return false, nil
+	}
 	serves := m.State == service.Running && !m.Once
 	switch {
 	case m.State.Alive() && !serves, serves && m.Incarnation < incarnation:
 		return false, nil
 	case serves, m.Done && m.Incarnation >= incarnation:
 		return true, nil
+	case service.ReasonOf(a.failure) == service.ReasonDependencyFailed: // of a start that was never begun
+		return true, a.failure
 	case m.Incarnation < incarnation || a.failure == nil:
 		return true, a.outvoted(kind)
 	}

@@ -25,6 +25,7 @@ type Plan struct {
 	Backend backends.Backend
 	Actor   string               // who asked
 	Options service.StartOptions // as they were asked for; see Thjalfi.Options
+	Patient bool                 // nobody waits for it: if what it needs can not be had now, it waits on
 }
 
 // launch is what an incarnation by this plan is made of.
@@ -112,6 +113,11 @@ type Config struct {
 	// Spread is drawn for each wait before a restart by the policy, from 0 to 1, so that
 	// those who failed together do not all come back together.
 	Spread func() float64
+	// Needs tells how the others stand that a definition names. Call has those started
+	// that it requires and that do not run, in the name of actor, and does not wait for
+	// them. Both are called for definitions that name others alone, and do no IO.
+	Needs func(*service.Spec) service.Standing
+	Call  func(spec *service.Spec, actor string)
 	// Turn is asked when such a wait is over: 0, go on; else wait so long, and ask again.
 	Turn func(service.Name) time.Duration
 	// Well is for how long a service has been healthy by now, as far as its checks tell.
@@ -140,6 +146,8 @@ type Thjalfi struct {
 	leave    context.CancelFunc
 	wg       sync.WaitGroup
 
+	followers followers
+
 	mu     sync.Mutex
 	actors map[service.Name]*actor
 }
@@ -148,7 +156,7 @@ type Thjalfi struct {
 func New(cfg Config) *Thjalfi {
 	ctx, stop := context.WithCancel(context.Background())
 	launches, leave := context.WithCancel(ctx)
-	return &Thjalfi{cfg: cfg, ctx: ctx, stop: stop, launches: launches, leave: leave, actors: map[service.Name]*actor{}}
+	return &Thjalfi{cfg: cfg, ctx: ctx, stop: stop, launches: launches, leave: leave, actors: map[service.Name]*actor{}, followers: followers{of: map[service.Name]map[*actor]bool{}}}
 }
 
 // Leave gives up the launches under way, and begins none any more: those who
@@ -197,7 +205,7 @@ func (t *Thjalfi) Remove(ctx context.Context, name service.Name) error {
 // its service runs or is to run. It runs on the actor's goroutine.
 func (t *Thjalfi) retire(a *actor, reply chan<- error) {
 	switch {
-	case a.machine.State.Alive() || a.machine.State == service.Backoff || a.machine.State == service.Held || len(a.waiters) > 0:
+	case a.machine.State.Alive() || a.machine.State == service.Backoff || a.machine.State == service.Held || a.machine.State == service.Waiting || len(a.waiters) > 0:
 		reply <- &service.Error{Op: "unregister", Service: a.name, Kind: service.Conflict,
 			Err: fmt.Errorf("it is %s; stop it first", a.machine.State)}
 	case a.busy || len(a.todo) > 0:

@@ -90,11 +90,12 @@ var hints = map[service.Kind]string{
 
 // hintsByReason go before hints.
 var hintsByReason = map[service.Reason]string{
-	service.ReasonStartupTimeout: "see what it wrote: gladsheim logs %s; \"ready\" in its definition says what is waited for, and how long",
-	service.ReasonNoHistory:      "what is remembered begins with \"usage_history\": true in its definition; to look now: gladsheim usage %s --watch",
-	service.ReasonJobFailed:      "see what it wrote: gladsheim logs %s",
-	service.ReasonExitedEarly:    "see what it wrote: gladsheim logs %s",
-	service.ReasonStopTimeout:    "to end it at once: gladsheim kill %s",
+	service.ReasonStartupTimeout:   "see what it wrote: gladsheim logs %s; \"ready\" in its definition says what is waited for, and how long",
+	service.ReasonNoHistory:        "what is remembered begins with \"usage_history\": true in its definition; to look now: gladsheim usage %s --watch",
+	service.ReasonJobFailed:        "see what it wrote: gladsheim logs %s",
+	service.ReasonDependencyFailed: "see how those stand that it requires: gladsheim deps %s",
+	service.ReasonExitedEarly:      "see what it wrote: gladsheim logs %s",
+	service.ReasonStopTimeout:      "to end it at once: gladsheim kill %s",
 }
 
 // hint is what to do about err, "" when there is nothing to say.

@@ -103,6 +103,8 @@ func (a *app) note(s *gladsheimv1.ServiceStatus) string {
 			kinds = append(kinds, v.GetKind())
 		}
 		return strings.Join(kinds, ", ")
+	case s.GetWaitingFor() != "":
+		return s.GetWaitingFor()
 	case s.GetNextAttemptUnixMs() != 0:
 		return "next start " + ago(a.now(), fromMillis(s.GetNextAttemptUnixMs()))
 	case s.GetPhase() == service.Held.String():

@@ -220,6 +220,9 @@ func (a *app) active(st *gladsheimv1.ServiceStatus) string {
 	if st.GetFrozen() { // nobody keeps since when
 		text += "; " + frozenNote(st)
 	}
+	if st.GetWaitingFor() != "" {
+		text += "; " + st.GetWaitingFor()
+	}
 	if next := st.GetNextAttemptUnixMs(); next != 0 {
 		text += "; next start " + ago(a.now(), fromMillis(next))
 	}

@@ -124,7 +124,7 @@ services it is the highest of theirs.`,
 	add(groupRun, a.startCommand(), a.stopCommand(), a.restartCommand(), a.waitCommand(), a.killCommand(), a.signalCommand(), a.reloadCommand(),
 		a.freezeCommand(), a.thawCommand())
 	add(groupLook, a.statusCommand(), a.listCommand(), a.healthCommand(), a.usageCommand(), a.limitsCommand(), a.recommendCommand(),
-		a.eventsCommand(), a.logsCommand(), a.historyCommand(), a.definitionCommand())
+		a.eventsCommand(), a.logsCommand(), a.historyCommand(), a.depsCommand(), a.definitionCommand())
 	add(groupChange, a.setCommand(), a.registerCommand(), a.unregisterCommand(), a.applyCommand())
 	add(groupHost, a.systemCommand(), a.statsCommand(), a.metricsCommand(), a.doctorCommand(), a.fsckCommand(), a.configCommand(), a.versionCommand())
 	root.SetHelpCommandGroupID(groupHost)

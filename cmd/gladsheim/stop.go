@@ -17,7 +17,7 @@ func (a *app) stopCommand() *cobra.Command {
 	var id string
 	c := &cobra.Command{
 		Use:               "stop NAME…",
-		Short:             "Stop services, and wait until nothing of them is left",
+		Short:             "Stop services, those first that name others, and wait until nothing of them is left",
 		Args:              someNames,
 		ValidArgsFunction: a.completeNames,
 	}
@@ -28,7 +28,7 @@ func (a *app) stopCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return each(cmd.Context(), a, names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
+		return a.inWaves(cmd.Context(), names, a.states(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
 			return a.client.StopService(ctx, &gladsheimv1.StopServiceRequest{ServiceName: name, Force: force, TimeoutMs: timeout, RequestId: id})

@@ -844,7 +844,8 @@ type ServiceStatus struct {
 	// Number of this instance; it grows with every launch and is never used twice.
 	Incarnation uint64 `protobuf:"varint,25,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// The exact state: stopped, adopting, launching, starting, running, stopping, clearing,
-	// backoff, crashed or held. Held: stopped to save the battery, and comes back by itself. Clearing: the main process is gone, others are not.
+	// backoff, crashed, held or waiting. Waiting: it shall run, and what its definition
+	// requires, or comes after, is not there yet (waiting_for). Held: stopped to save the battery, and comes back by itself. Clearing: the main process is gone, others are not.
 	Phase string `protobuf:"bytes,26,opt,name=phase,proto3" json:"phase,omitempty"`
 	// Limits asked for that this host does not enforce, by the names of
 	// LimitReport.name. Only ever filled when best_effort was asked for.
@@ -893,6 +894,9 @@ type ServiceStatus struct {
 	// What the present instance has said of itself, by sd_notify(3). Absent where it has said
 	// nothing, and where its definition does not ask for it; the end of the agent forgets it.
 	Notified *Notified `protobuf:"bytes,70,opt,name=notified,proto3,oneof" json:"notified,omitempty"`
+	// What it waits for, in words: "waits for db to be ready". Empty unless phase is
+	// waiting.
+	WaitingFor string `protobuf:"bytes,80,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
 	// What is expected of it: "service", it runs until somebody ends it, or "oneshot", it
 	// does a job and ends.
 	Type string `protobuf:"bytes,85,opt,name=type,proto3" json:"type,omitempty"`
@@ -1198,6 +1202,13 @@ func (x *ServiceStatus) GetNotified() *Notified {
 		return x.Notified
 	}
 	return nil
+}
+
+func (x *ServiceStatus) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
 }
 
 func (x *ServiceStatus) GetType() string {
@@ -3130,7 +3141,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xcd\x0e\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xee\x0e\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -3173,7 +3184,9 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
 	"violations\x12B\n" +
 	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x127\n" +
-	"\bnotified\x18F \x01(\v2\x16.gladsheim.v1.NotifiedH\x06R\bnotified\x88\x01\x01\x12\x12\n" +
+	"\bnotified\x18F \x01(\v2\x16.gladsheim.v1.NotifiedH\x06R\bnotified\x88\x01\x01\x12\x1f\n" +
+	"\vwaiting_for\x18P \x01(\tR\n" +
+	"waitingFor\x12\x12\n" +
 	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
 	"\tcompleted\x18V \x01(\bR\tcompleted\x12'\n" +
 	"\x10next_run_unix_ms\x18W \x01(\x03R\rnextRunUnixMs\x12'\n" +

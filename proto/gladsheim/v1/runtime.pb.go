@@ -81,6 +81,124 @@ func (Confidence) EnumDescriptor() ([]byte, []int) {
 	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{0}
 }
 
+// DependencyKind is what one service has to do with another.
+type DependencyKind int32
+
+const (
+	// Never sent.
+	DependencyKind_DEPENDENCY_KIND_UNSPECIFIED DependencyKind = 0
+	// It is not begun before the other fulfils the condition, and has it started.
+	DependencyKind_DEPENDENCY_KIND_REQUIRES DependencyKind = 1
+	// If the other is on its way up it comes after it, and it is stopped before it.
+	DependencyKind_DEPENDENCY_KIND_AFTER DependencyKind = 2
+	// It requires the other, and ends with it.
+	DependencyKind_DEPENDENCY_KIND_BINDS DependencyKind = 3
+)
+
+// Enum value maps for DependencyKind.
+var (
+	DependencyKind_name = map[int32]string{
+		0: "DEPENDENCY_KIND_UNSPECIFIED",
+		1: "DEPENDENCY_KIND_REQUIRES",
+		2: "DEPENDENCY_KIND_AFTER",
+		3: "DEPENDENCY_KIND_BINDS",
+	}
+	DependencyKind_value = map[string]int32{
+		"DEPENDENCY_KIND_UNSPECIFIED": 0,
+		"DEPENDENCY_KIND_REQUIRES":    1,
+		"DEPENDENCY_KIND_AFTER":       2,
+		"DEPENDENCY_KIND_BINDS":       3,
+	}
+)
+
+func (x DependencyKind) Enum() *DependencyKind {
+	p := new(DependencyKind)
+	*p = x
+	return p
+}
+
+func (x DependencyKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DependencyKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_gladsheim_v1_runtime_proto_enumTypes[1].Descriptor()
+}
+
+func (DependencyKind) Type() protoreflect.EnumType {
+	return &file_gladsheim_v1_runtime_proto_enumTypes[1]
+}
+
+func (x DependencyKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DependencyKind.Descriptor instead.
+func (DependencyKind) EnumDescriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+}
+
+// DependencyCondition is how far another service has to be.
+type DependencyCondition int32
+
+const (
+	// There is none: of DEPENDENCY_KIND_AFTER.
+	DependencyCondition_DEPENDENCY_CONDITION_UNSPECIFIED DependencyCondition = 0
+	// It serves; of a oneshot, its job is done.
+	DependencyCondition_DEPENDENCY_CONDITION_READY DependencyCondition = 1
+	// Its program runs.
+	DependencyCondition_DEPENDENCY_CONDITION_STARTED DependencyCondition = 2
+	// It serves, and its health checks say that it is well.
+	DependencyCondition_DEPENDENCY_CONDITION_HEALTHY DependencyCondition = 3
+	// It is a oneshot, and its job is done.
+	DependencyCondition_DEPENDENCY_CONDITION_COMPLETED DependencyCondition = 4
+)
+
+// Enum value maps for DependencyCondition.
+var (
+	DependencyCondition_name = map[int32]string{
+		0: "DEPENDENCY_CONDITION_UNSPECIFIED",
+		1: "DEPENDENCY_CONDITION_READY",
+		2: "DEPENDENCY_CONDITION_STARTED",
+		3: "DEPENDENCY_CONDITION_HEALTHY",
+		4: "DEPENDENCY_CONDITION_COMPLETED",
+	}
+	DependencyCondition_value = map[string]int32{
+		"DEPENDENCY_CONDITION_UNSPECIFIED": 0,
+		"DEPENDENCY_CONDITION_READY":       1,
+		"DEPENDENCY_CONDITION_STARTED":     2,
+		"DEPENDENCY_CONDITION_HEALTHY":     3,
+		"DEPENDENCY_CONDITION_COMPLETED":   4,
+	}
+)
+
+func (x DependencyCondition) Enum() *DependencyCondition {
+	p := new(DependencyCondition)
+	*p = x
+	return p
+}
+
+func (x DependencyCondition) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DependencyCondition) Descriptor() protoreflect.EnumDescriptor {
+	return file_gladsheim_v1_runtime_proto_enumTypes[2].Descriptor()
+}
+
+func (DependencyCondition) Type() protoreflect.EnumType {
+	return &file_gladsheim_v1_runtime_proto_enumTypes[2]
+}
+
+func (x DependencyCondition) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DependencyCondition.Descriptor instead.
+func (DependencyCondition) EnumDescriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{2}
+}
+
 // RollingStep is how far one service of a rolling restart is.
 type RollingStep int32
 
@@ -130,11 +248,11 @@ func (x RollingStep) String() string {
 }
 
 func (RollingStep) Descriptor() protoreflect.EnumDescriptor {
-	return file_gladsheim_v1_runtime_proto_enumTypes[1].Descriptor()
+	return file_gladsheim_v1_runtime_proto_enumTypes[3].Descriptor()
 }
 
 func (RollingStep) Type() protoreflect.EnumType {
-	return &file_gladsheim_v1_runtime_proto_enumTypes[1]
+	return &file_gladsheim_v1_runtime_proto_enumTypes[3]
 }
 
 func (x RollingStep) Number() protoreflect.EnumNumber {
@@ -143,7 +261,7 @@ func (x RollingStep) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RollingStep.Descriptor instead.
 func (RollingStep) EnumDescriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{1}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{3}
 }
 
 // KillRequest names the service to kill.
@@ -1777,6 +1895,272 @@ func (x *LimitRecommendation) GetEnforced() bool {
 	return false
 }
 
+// GetDependenciesRequest says of whom to tell.
+type GetDependenciesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which services; none for all.
+	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
+	// Tell of those that name them, directly or not, instead of those that they name.
+	Reverse       bool `protobuf:"varint,2,opt,name=reverse,proto3" json:"reverse,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDependenciesRequest) Reset() {
+	*x = GetDependenciesRequest{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDependenciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDependenciesRequest) ProtoMessage() {}
+
+func (x *GetDependenciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDependenciesRequest.ProtoReflect.Descriptor instead.
+func (*GetDependenciesRequest) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetDependenciesRequest) GetServiceNames() []string {
+	if x != nil {
+		return x.ServiceNames
+	}
+	return nil
+}
+
+func (x *GetDependenciesRequest) GetReverse() bool {
+	if x != nil {
+		return x.Reverse
+	}
+	return false
+}
+
+// DependencyGraph is the answer of GetDependencies.
+type DependencyGraph struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The services, by their names.
+	Services      []*DependencyNode `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyGraph) Reset() {
+	*x = DependencyGraph{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyGraph) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyGraph) ProtoMessage() {}
+
+func (x *DependencyGraph) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyGraph.ProtoReflect.Descriptor instead.
+func (*DependencyGraph) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DependencyGraph) GetServices() []*DependencyNode {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+// DependencyNode is one service, and what it says of others.
+type DependencyNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// How it stands; absent when no such service is registered.
+	State *ServiceState `protobuf:"varint,2,opt,name=state,proto3,enum=gladsheim.v1.ServiceState,oneof" json:"state,omitempty"`
+	// The exact state, as ServiceStatus.phase; empty when no such service is registered.
+	Phase string `protobuf:"bytes,3,opt,name=phase,proto3" json:"phase,omitempty"`
+	// What it waits for, as ServiceStatus.waiting_for.
+	WaitingFor string `protobuf:"bytes,4,opt,name=waiting_for,json=waitingFor,proto3" json:"waiting_for,omitempty"`
+	// How many steps it comes after the first: those of one rank may start at once, each
+	// after all of lower ranks that it names, and they stop in the reverse order.
+	Rank uint32 `protobuf:"varint,5,opt,name=rank,proto3" json:"rank,omitempty"`
+	// Whom it names, in the order of its definition.
+	Dependencies  []*Dependency `protobuf:"bytes,6,rep,name=dependencies,proto3" json:"dependencies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyNode) Reset() {
+	*x = DependencyNode{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyNode) ProtoMessage() {}
+
+func (x *DependencyNode) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyNode.ProtoReflect.Descriptor instead.
+func (*DependencyNode) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DependencyNode) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *DependencyNode) GetState() ServiceState {
+	if x != nil && x.State != nil {
+		return *x.State
+	}
+	return ServiceState_SERVICE_STATE_UNKNOWN
+}
+
+func (x *DependencyNode) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *DependencyNode) GetWaitingFor() string {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return ""
+}
+
+func (x *DependencyNode) GetRank() uint32 {
+	if x != nil {
+		return x.Rank
+	}
+	return 0
+}
+
+func (x *DependencyNode) GetDependencies() []*Dependency {
+	if x != nil {
+		return x.Dependencies
+	}
+	return nil
+}
+
+// Dependency is one thing that a service says of another.
+type Dependency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The other service.
+	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// What it has to do with it.
+	Kind DependencyKind `protobuf:"varint,2,opt,name=kind,proto3,enum=gladsheim.v1.DependencyKind" json:"kind,omitempty"`
+	// How far that has to be.
+	Condition DependencyCondition `protobuf:"varint,3,opt,name=condition,proto3,enum=gladsheim.v1.DependencyCondition" json:"condition,omitempty"`
+	// Whether it is so far; with DEPENDENCY_KIND_AFTER, that it is not on its way up.
+	Fulfilled     bool `protobuf:"varint,4,opt,name=fulfilled,proto3" json:"fulfilled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dependency) Reset() {
+	*x = Dependency{}
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dependency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dependency) ProtoMessage() {}
+
+func (x *Dependency) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dependency.ProtoReflect.Descriptor instead.
+func (*Dependency) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Dependency) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *Dependency) GetKind() DependencyKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DependencyKind_DEPENDENCY_KIND_UNSPECIFIED
+}
+
+func (x *Dependency) GetCondition() DependencyCondition {
+	if x != nil {
+		return x.Condition
+	}
+	return DependencyCondition_DEPENDENCY_CONDITION_UNSPECIFIED
+}
+
+func (x *Dependency) GetFulfilled() bool {
+	if x != nil {
+		return x.Fulfilled
+	}
+	return false
+}
+
 // RollingRestartRequest says what to restart one after the other.
 type RollingRestartRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1797,7 +2181,7 @@ type RollingRestartRequest struct {
 
 func (x *RollingRestartRequest) Reset() {
 	*x = RollingRestartRequest{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +2193,7 @@ func (x *RollingRestartRequest) String() string {
 func (*RollingRestartRequest) ProtoMessage() {}
 
 func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2206,7 @@ func (x *RollingRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartRequest.ProtoReflect.Descriptor instead.
 func (*RollingRestartRequest) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RollingRestartRequest) GetServiceNames() []string {
@@ -1870,7 +2254,7 @@ type RollingRestartProgress struct {
 
 func (x *RollingRestartProgress) Reset() {
 	*x = RollingRestartProgress{}
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2266,7 @@ func (x *RollingRestartProgress) String() string {
 func (*RollingRestartProgress) ProtoMessage() {}
 
 func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_runtime_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_runtime_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2279,7 @@ func (x *RollingRestartProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollingRestartProgress.ProtoReflect.Descriptor instead.
 func (*RollingRestartProgress) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{24}
+	return file_gladsheim_v1_runtime_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RollingRestartProgress) GetServiceName() string {
@@ -2087,7 +2471,27 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x03why\x18\x05 \x01(\tR\x03why\x12\x1a\n" +
 	"\benforced\x18\x06 \x01(\bR\benforcedB\n" +
 	"\n" +
-	"\b_current\"\xcf\x01\n" +
+	"\b_current\"W\n" +
+	"\x16GetDependenciesRequest\x12#\n" +
+	"\rservice_names\x18\x01 \x03(\tR\fserviceNames\x12\x18\n" +
+	"\areverse\x18\x02 \x01(\bR\areverse\"K\n" +
+	"\x0fDependencyGraph\x128\n" +
+	"\bservices\x18\x01 \x03(\v2\x1c.gladsheim.v1.DependencyNodeR\bservices\"\xfd\x01\n" +
+	"\x0eDependencyNode\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x125\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateH\x00R\x05state\x88\x01\x01\x12\x14\n" +
+	"\x05phase\x18\x03 \x01(\tR\x05phase\x12\x1f\n" +
+	"\vwaiting_for\x18\x04 \x01(\tR\n" +
+	"waitingFor\x12\x12\n" +
+	"\x04rank\x18\x05 \x01(\rR\x04rank\x12<\n" +
+	"\fdependencies\x18\x06 \x03(\v2\x18.gladsheim.v1.DependencyR\fdependenciesB\b\n" +
+	"\x06_state\"\xc0\x01\n" +
+	"\n" +
+	"Dependency\x12!\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1c.gladsheim.v1.DependencyKindR\x04kind\x12?\n" +
+	"\tcondition\x18\x03 \x01(\x0e2!.gladsheim.v1.DependencyConditionR\tcondition\x12\x1c\n" +
+	"\tfulfilled\x18\x04 \x01(\bR\tfulfilled\"\xcf\x01\n" +
 	"\x15RollingRestartRequest\x12#\n" +
 	"\rservice_names\x18\x01 \x03(\tR\fserviceNames\x12\"\n" +
 	"\n" +
@@ -2109,14 +2513,25 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x16CONFIDENCE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCONFIDENCE_LOW\x10\x01\x12\x15\n" +
 	"\x11CONFIDENCE_MEDIUM\x10\x02\x12\x13\n" +
-	"\x0fCONFIDENCE_HIGH\x10\x03*\xac\x01\n" +
+	"\x0fCONFIDENCE_HIGH\x10\x03*\x85\x01\n" +
+	"\x0eDependencyKind\x12\x1f\n" +
+	"\x1bDEPENDENCY_KIND_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18DEPENDENCY_KIND_REQUIRES\x10\x01\x12\x19\n" +
+	"\x15DEPENDENCY_KIND_AFTER\x10\x02\x12\x19\n" +
+	"\x15DEPENDENCY_KIND_BINDS\x10\x03*\xc3\x01\n" +
+	"\x13DependencyCondition\x12$\n" +
+	" DEPENDENCY_CONDITION_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aDEPENDENCY_CONDITION_READY\x10\x01\x12 \n" +
+	"\x1cDEPENDENCY_CONDITION_STARTED\x10\x02\x12 \n" +
+	"\x1cDEPENDENCY_CONDITION_HEALTHY\x10\x03\x12\"\n" +
+	"\x1eDEPENDENCY_CONDITION_COMPLETED\x10\x04*\xac\x01\n" +
 	"\vRollingStep\x12\x1c\n" +
 	"\x18ROLLING_STEP_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17ROLLING_STEP_RESTARTING\x10\x01\x12\x16\n" +
 	"\x12ROLLING_STEP_READY\x10\x02\x12\x15\n" +
 	"\x11ROLLING_STEP_DONE\x10\x03\x12\x17\n" +
 	"\x13ROLLING_STEP_FAILED\x10\x04\x12\x1a\n" +
-	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xcf\a\n" +
+	"\x16ROLLING_STEP_UNTOUCHED\x10\x052\xa7\b\n" +
 	"\x0eRuntimeService\x12>\n" +
 	"\x04Kill\x12\x19.gladsheim.v1.KillRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
 	"\x06Signal\x12\x1b.gladsheim.v1.SignalRequest\x1a\x1b.gladsheim.v1.ServiceStatus\x12B\n" +
@@ -2131,7 +2546,8 @@ const file_gladsheim_v1_runtime_proto_rawDesc = "" +
 	"\x0fGetUsageHistory\x12$.gladsheim.v1.GetUsageHistoryRequest\x1a\x1a.gladsheim.v1.UsageHistory\x12J\n" +
 	"\n" +
 	"WatchUsage\x12\x1f.gladsheim.v1.WatchUsageRequest\x1a\x19.gladsheim.v1.UsageUpdate0\x01\x12I\n" +
-	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.Recommendation\x12]\n" +
+	"\tRecommend\x12\x1e.gladsheim.v1.RecommendRequest\x1a\x1c.gladsheim.v1.Recommendation\x12V\n" +
+	"\x0fGetDependencies\x12$.gladsheim.v1.GetDependenciesRequest\x1a\x1d.gladsheim.v1.DependencyGraph\x12]\n" +
 	"\x0eRollingRestart\x12#.gladsheim.v1.RollingRestartRequest\x1a$.gladsheim.v1.RollingRestartProgress0\x01B?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
@@ -2146,87 +2562,101 @@ func file_gladsheim_v1_runtime_proto_rawDescGZIP() []byte {
 	return file_gladsheim_v1_runtime_proto_rawDescData
 }
 
-var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_gladsheim_v1_runtime_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_gladsheim_v1_runtime_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_gladsheim_v1_runtime_proto_goTypes = []any{
 	(Confidence)(0),                // 0: gladsheim.v1.Confidence
-	(RollingStep)(0),               // 1: gladsheim.v1.RollingStep
-	(*KillRequest)(nil),            // 2: gladsheim.v1.KillRequest
-	(*ReloadRequest)(nil),          // 3: gladsheim.v1.ReloadRequest
-	(*SignalRequest)(nil),          // 4: gladsheim.v1.SignalRequest
-	(*FreezeRequest)(nil),          // 5: gladsheim.v1.FreezeRequest
-	(*ThawRequest)(nil),            // 6: gladsheim.v1.ThawRequest
-	(*ListExitsRequest)(nil),       // 7: gladsheim.v1.ListExitsRequest
-	(*ListCrashesRequest)(nil),     // 8: gladsheim.v1.ListCrashesRequest
-	(*CrashHistory)(nil),           // 9: gladsheim.v1.CrashHistory
-	(*Crash)(nil),                  // 10: gladsheim.v1.Crash
-	(*ExitHistory)(nil),            // 11: gladsheim.v1.ExitHistory
-	(*CheckNowRequest)(nil),        // 12: gladsheim.v1.CheckNowRequest
-	(*ListChecksRequest)(nil),      // 13: gladsheim.v1.ListChecksRequest
-	(*CheckHistory)(nil),           // 14: gladsheim.v1.CheckHistory
-	(*HealthCheck)(nil),            // 15: gladsheim.v1.HealthCheck
-	(*GetUsageHistoryRequest)(nil), // 16: gladsheim.v1.GetUsageHistoryRequest
-	(*UsageHistory)(nil),           // 17: gladsheim.v1.UsageHistory
-	(*UsageSample)(nil),            // 18: gladsheim.v1.UsageSample
-	(*WatchUsageRequest)(nil),      // 19: gladsheim.v1.WatchUsageRequest
-	(*UsageUpdate)(nil),            // 20: gladsheim.v1.UsageUpdate
-	(*RecommendRequest)(nil),       // 21: gladsheim.v1.RecommendRequest
-	(*Recommendation)(nil),         // 22: gladsheim.v1.Recommendation
-	(*UsageEvidence)(nil),          // 23: gladsheim.v1.UsageEvidence
-	(*LimitRecommendation)(nil),    // 24: gladsheim.v1.LimitRecommendation
-	(*RollingRestartRequest)(nil),  // 25: gladsheim.v1.RollingRestartRequest
-	(*RollingRestartProgress)(nil), // 26: gladsheim.v1.RollingRestartProgress
-	(*ExitRecord)(nil),             // 27: gladsheim.v1.ExitRecord
-	(HealthStatus)(0),              // 28: gladsheim.v1.HealthStatus
-	(*ServiceStatus)(nil),          // 29: gladsheim.v1.ServiceStatus
-	(*GladsheimError)(nil),         // 30: gladsheim.v1.GladsheimError
-	(*ServiceHealth)(nil),          // 31: gladsheim.v1.ServiceHealth
+	(DependencyKind)(0),            // 1: gladsheim.v1.DependencyKind
+	(DependencyCondition)(0),       // 2: gladsheim.v1.DependencyCondition
+	(RollingStep)(0),               // 3: gladsheim.v1.RollingStep
+	(*KillRequest)(nil),            // 4: gladsheim.v1.KillRequest
+	(*ReloadRequest)(nil),          // 5: gladsheim.v1.ReloadRequest
+	(*SignalRequest)(nil),          // 6: gladsheim.v1.SignalRequest
+	(*FreezeRequest)(nil),          // 7: gladsheim.v1.FreezeRequest
+	(*ThawRequest)(nil),            // 8: gladsheim.v1.ThawRequest
+	(*ListExitsRequest)(nil),       // 9: gladsheim.v1.ListExitsRequest
+	(*ListCrashesRequest)(nil),     // 10: gladsheim.v1.ListCrashesRequest
+	(*CrashHistory)(nil),           // 11: gladsheim.v1.CrashHistory
+	(*Crash)(nil),                  // 12: gladsheim.v1.Crash
+	(*ExitHistory)(nil),            // 13: gladsheim.v1.ExitHistory
+	(*CheckNowRequest)(nil),        // 14: gladsheim.v1.CheckNowRequest
+	(*ListChecksRequest)(nil),      // 15: gladsheim.v1.ListChecksRequest
+	(*CheckHistory)(nil),           // 16: gladsheim.v1.CheckHistory
+	(*HealthCheck)(nil),            // 17: gladsheim.v1.HealthCheck
+	(*GetUsageHistoryRequest)(nil), // 18: gladsheim.v1.GetUsageHistoryRequest
+	(*UsageHistory)(nil),           // 19: gladsheim.v1.UsageHistory
+	(*UsageSample)(nil),            // 20: gladsheim.v1.UsageSample
+	(*WatchUsageRequest)(nil),      // 21: gladsheim.v1.WatchUsageRequest
+	(*UsageUpdate)(nil),            // 22: gladsheim.v1.UsageUpdate
+	(*RecommendRequest)(nil),       // 23: gladsheim.v1.RecommendRequest
+	(*Recommendation)(nil),         // 24: gladsheim.v1.Recommendation
+	(*UsageEvidence)(nil),          // 25: gladsheim.v1.UsageEvidence
+	(*LimitRecommendation)(nil),    // 26: gladsheim.v1.LimitRecommendation
+	(*GetDependenciesRequest)(nil), // 27: gladsheim.v1.GetDependenciesRequest
+	(*DependencyGraph)(nil),        // 28: gladsheim.v1.DependencyGraph
+	(*DependencyNode)(nil),         // 29: gladsheim.v1.DependencyNode
+	(*Dependency)(nil),             // 30: gladsheim.v1.Dependency
+	(*RollingRestartRequest)(nil),  // 31: gladsheim.v1.RollingRestartRequest
+	(*RollingRestartProgress)(nil), // 32: gladsheim.v1.RollingRestartProgress
+	(*ExitRecord)(nil),             // 33: gladsheim.v1.ExitRecord
+	(HealthStatus)(0),              // 34: gladsheim.v1.HealthStatus
+	(ServiceState)(0),              // 35: gladsheim.v1.ServiceState
+	(*ServiceStatus)(nil),          // 36: gladsheim.v1.ServiceStatus
+	(*GladsheimError)(nil),         // 37: gladsheim.v1.GladsheimError
+	(*ServiceHealth)(nil),          // 38: gladsheim.v1.ServiceHealth
 }
 var file_gladsheim_v1_runtime_proto_depIdxs = []int32{
-	10, // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
-	27, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
-	27, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
-	15, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
-	28, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
-	18, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
-	18, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
+	12, // 0: gladsheim.v1.CrashHistory.crashes:type_name -> gladsheim.v1.Crash
+	33, // 1: gladsheim.v1.Crash.latest:type_name -> gladsheim.v1.ExitRecord
+	33, // 2: gladsheim.v1.ExitHistory.exits:type_name -> gladsheim.v1.ExitRecord
+	17, // 3: gladsheim.v1.CheckHistory.checks:type_name -> gladsheim.v1.HealthCheck
+	34, // 4: gladsheim.v1.HealthCheck.status:type_name -> gladsheim.v1.HealthStatus
+	20, // 5: gladsheim.v1.UsageHistory.samples:type_name -> gladsheim.v1.UsageSample
+	20, // 6: gladsheim.v1.UsageUpdate.usage:type_name -> gladsheim.v1.UsageSample
 	0,  // 7: gladsheim.v1.Recommendation.confidence:type_name -> gladsheim.v1.Confidence
-	23, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
-	24, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
-	1,  // 10: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
-	29, // 11: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
-	30, // 12: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
-	2,  // 13: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
-	4,  // 14: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
-	3,  // 15: gladsheim.v1.RuntimeService.Reload:input_type -> gladsheim.v1.ReloadRequest
-	5,  // 16: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
-	6,  // 17: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
-	7,  // 18: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
-	12, // 19: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
-	13, // 20: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
-	8,  // 21: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
-	16, // 22: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
-	19, // 23: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
-	21, // 24: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
-	25, // 25: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
-	29, // 26: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
-	29, // 27: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
-	29, // 28: gladsheim.v1.RuntimeService.Reload:output_type -> gladsheim.v1.ServiceStatus
-	29, // 29: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
-	29, // 30: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
-	11, // 31: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
-	31, // 32: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
-	14, // 33: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
-	9,  // 34: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
-	17, // 35: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
-	20, // 36: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
-	22, // 37: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
-	26, // 38: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
-	26, // [26:39] is the sub-list for method output_type
-	13, // [13:26] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	25, // 8: gladsheim.v1.Recommendation.evidence:type_name -> gladsheim.v1.UsageEvidence
+	26, // 9: gladsheim.v1.Recommendation.limits:type_name -> gladsheim.v1.LimitRecommendation
+	29, // 10: gladsheim.v1.DependencyGraph.services:type_name -> gladsheim.v1.DependencyNode
+	35, // 11: gladsheim.v1.DependencyNode.state:type_name -> gladsheim.v1.ServiceState
+	30, // 12: gladsheim.v1.DependencyNode.dependencies:type_name -> gladsheim.v1.Dependency
+	1,  // 13: gladsheim.v1.Dependency.kind:type_name -> gladsheim.v1.DependencyKind
+	2,  // 14: gladsheim.v1.Dependency.condition:type_name -> gladsheim.v1.DependencyCondition
+	3,  // 15: gladsheim.v1.RollingRestartProgress.step:type_name -> gladsheim.v1.RollingStep
+	36, // 16: gladsheim.v1.RollingRestartProgress.status:type_name -> gladsheim.v1.ServiceStatus
+	37, // 17: gladsheim.v1.RollingRestartProgress.error:type_name -> gladsheim.v1.GladsheimError
+	4,  // 18: gladsheim.v1.RuntimeService.Kill:input_type -> gladsheim.v1.KillRequest
+	6,  // 19: gladsheim.v1.RuntimeService.Signal:input_type -> gladsheim.v1.SignalRequest
+	5,  // 20: gladsheim.v1.RuntimeService.Reload:input_type -> gladsheim.v1.ReloadRequest
+	7,  // 21: gladsheim.v1.RuntimeService.Freeze:input_type -> gladsheim.v1.FreezeRequest
+	8,  // 22: gladsheim.v1.RuntimeService.Thaw:input_type -> gladsheim.v1.ThawRequest
+	9,  // 23: gladsheim.v1.RuntimeService.ListExits:input_type -> gladsheim.v1.ListExitsRequest
+	14, // 24: gladsheim.v1.RuntimeService.CheckNow:input_type -> gladsheim.v1.CheckNowRequest
+	15, // 25: gladsheim.v1.RuntimeService.ListChecks:input_type -> gladsheim.v1.ListChecksRequest
+	10, // 26: gladsheim.v1.RuntimeService.ListCrashes:input_type -> gladsheim.v1.ListCrashesRequest
+	18, // 27: gladsheim.v1.RuntimeService.GetUsageHistory:input_type -> gladsheim.v1.GetUsageHistoryRequest
+	21, // 28: gladsheim.v1.RuntimeService.WatchUsage:input_type -> gladsheim.v1.WatchUsageRequest
+	23, // 29: gladsheim.v1.RuntimeService.Recommend:input_type -> gladsheim.v1.RecommendRequest
+	27, // 30: gladsheim.v1.RuntimeService.GetDependencies:input_type -> gladsheim.v1.GetDependenciesRequest
+	31, // 31: gladsheim.v1.RuntimeService.RollingRestart:input_type -> gladsheim.v1.RollingRestartRequest
+	36, // 32: gladsheim.v1.RuntimeService.Kill:output_type -> gladsheim.v1.ServiceStatus
+	36, // 33: gladsheim.v1.RuntimeService.Signal:output_type -> gladsheim.v1.ServiceStatus
+	36, // 34: gladsheim.v1.RuntimeService.Reload:output_type -> gladsheim.v1.ServiceStatus
+	36, // 35: gladsheim.v1.RuntimeService.Freeze:output_type -> gladsheim.v1.ServiceStatus
+	36, // 36: gladsheim.v1.RuntimeService.Thaw:output_type -> gladsheim.v1.ServiceStatus
+	13, // 37: gladsheim.v1.RuntimeService.ListExits:output_type -> gladsheim.v1.ExitHistory
+	38, // 38: gladsheim.v1.RuntimeService.CheckNow:output_type -> gladsheim.v1.ServiceHealth
+	16, // 39: gladsheim.v1.RuntimeService.ListChecks:output_type -> gladsheim.v1.CheckHistory
+	11, // 40: gladsheim.v1.RuntimeService.ListCrashes:output_type -> gladsheim.v1.CrashHistory
+	19, // 41: gladsheim.v1.RuntimeService.GetUsageHistory:output_type -> gladsheim.v1.UsageHistory
+	22, // 42: gladsheim.v1.RuntimeService.WatchUsage:output_type -> gladsheim.v1.UsageUpdate
+	24, // 43: gladsheim.v1.RuntimeService.Recommend:output_type -> gladsheim.v1.Recommendation
+	28, // 44: gladsheim.v1.RuntimeService.GetDependencies:output_type -> gladsheim.v1.DependencyGraph
+	32, // 45: gladsheim.v1.RuntimeService.RollingRestart:output_type -> gladsheim.v1.RollingRestartProgress
+	32, // [32:46] is the sub-list for method output_type
+	18, // [18:32] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_runtime_proto_init() }
@@ -2239,15 +2669,16 @@ func file_gladsheim_v1_runtime_proto_init() {
 	file_gladsheim_v1_runtime_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[21].OneofWrappers = []any{}
 	file_gladsheim_v1_runtime_proto_msgTypes[22].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[23].OneofWrappers = []any{}
-	file_gladsheim_v1_runtime_proto_msgTypes[24].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[25].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[27].OneofWrappers = []any{}
+	file_gladsheim_v1_runtime_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_runtime_proto_rawDesc), len(file_gladsheim_v1_runtime_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   25,
+			NumEnums:      4,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

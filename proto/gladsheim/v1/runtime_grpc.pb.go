@@ -33,6 +33,7 @@ const (
 	RuntimeService_GetUsageHistory_FullMethodName = "/gladsheim.v1.RuntimeService/GetUsageHistory"
 	RuntimeService_WatchUsage_FullMethodName      = "/gladsheim.v1.RuntimeService/WatchUsage"
 	RuntimeService_Recommend_FullMethodName       = "/gladsheim.v1.RuntimeService/Recommend"
+	RuntimeService_GetDependencies_FullMethodName = "/gladsheim.v1.RuntimeService/GetDependencies"
 	RuntimeService_RollingRestart_FullMethodName  = "/gladsheim.v1.RuntimeService/RollingRestart"
 )
 
@@ -124,6 +125,12 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(ctx context.Context, in *RecommendRequest, opts ...grpc.CallOption) (*Recommendation, error)
+	// GetDependencies tells what services say of each other in their definitions, and how
+	// it stands: of those that are named and all that they name, directly or not; of all
+	// without a name.
+	//
+	// NOT_FOUND: no such service.
+	GetDependencies(ctx context.Context, in *GetDependenciesRequest, opts ...grpc.CallOption) (*DependencyGraph, error)
 	// RollingRestart restarts services one after the other, in the order in which they are
 	// named, each as RestartService does. The next one is begun when the one before is
 	// ready and, where its definition has a health check that asks, healthy. The first
@@ -280,6 +287,16 @@ func (c *runtimeServiceClient) Recommend(ctx context.Context, in *RecommendReque
 	return out, nil
 }
 
+func (c *runtimeServiceClient) GetDependencies(ctx context.Context, in *GetDependenciesRequest, opts ...grpc.CallOption) (*DependencyGraph, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DependencyGraph)
+	err := c.cc.Invoke(ctx, RuntimeService_GetDependencies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *runtimeServiceClient) RollingRestart(ctx context.Context, in *RollingRestartRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RollingRestartProgress], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &RuntimeService_ServiceDesc.Streams[1], RuntimeService_RollingRestart_FullMethodName, cOpts...)
@@ -387,6 +404,12 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NO_USAGE_HISTORY: its
 	// definition has no usage_history, or it was looked at for less than a minute.
 	Recommend(context.Context, *RecommendRequest) (*Recommendation, error)
+	// GetDependencies tells what services say of each other in their definitions, and how
+	// it stands: of those that are named and all that they name, directly or not; of all
+	// without a name.
+	//
+	// NOT_FOUND: no such service.
+	GetDependencies(context.Context, *GetDependenciesRequest) (*DependencyGraph, error)
 	// RollingRestart restarts services one after the other, in the order in which they are
 	// named, each as RestartService does. The next one is begun when the one before is
 	// ready and, where its definition has a health check that asks, healthy. The first
@@ -449,6 +472,9 @@ func (UnimplementedRuntimeServiceServer) WatchUsage(*WatchUsageRequest, grpc.Ser
 }
 func (UnimplementedRuntimeServiceServer) Recommend(context.Context, *RecommendRequest) (*Recommendation, error) {
 	return nil, status.Error(codes.Unimplemented, "method Recommend not implemented")
+}
+func (UnimplementedRuntimeServiceServer) GetDependencies(context.Context, *GetDependenciesRequest) (*DependencyGraph, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetDependencies not implemented")
 }
 func (UnimplementedRuntimeServiceServer) RollingRestart(*RollingRestartRequest, grpc.ServerStreamingServer[RollingRestartProgress]) error {
 	return status.Error(codes.Unimplemented, "method RollingRestart not implemented")
@@ -683,6 +709,24 @@ func _RuntimeService_Recommend_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RuntimeService_GetDependencies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetDependenciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RuntimeServiceServer).GetDependencies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RuntimeService_GetDependencies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RuntimeServiceServer).GetDependencies(ctx, req.(*GetDependenciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _RuntimeService_RollingRestart_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(RollingRestartRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -744,6 +788,10 @@ var RuntimeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Recommend",
 			Handler:    _RuntimeService_Recommend_Handler,
+		},
+		{
+			MethodName: "GetDependencies",
+			Handler:    _RuntimeService_GetDependencies_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
