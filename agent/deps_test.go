@@ -388,3 +388,38 @@ func TestOneCircleKeepsNobodyElse(t *testing.T) {
 		require.Len(t, h.doctor(), 3, "both of the circle, and the one from before")
 	})
 }
+
+func TestWhatIsFrozenServesNobody(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db)
+		h.register(web, requires(db))
+		h.start(db)
+		_, err := h.Freeze(t.Context(), db, "bob")
+		require.NoError(t, err)
+		done := h.begin(web)
+		h.is(web, service.Waiting)
+		_, err = h.Thaw(t.Context(), db, "bob")
+		require.NoError(t, err)
+		require.NoError(t, <-done)
+	})
+}
+
+// One that requires what is held, and is itself of more worth, waits until AC.
+func TestTheBatteryHoldsWhatIsRequired(t *testing.T) {
+	inside(t, func(t *testing.T, h *house) {
+		h.settings.StopServicesBelow, h.settings.ReduceMonitoringBelow = 15, 30
+		h.define(db, `"power": "deferrable"`)
+		h.define(web, `"power": "essential"`, `"binds": ["db"]`)
+		h.open()
+		h.start(web)
+		h.unplugged(14)
+		settle()
+		h.is(db, service.Held)
+		h.is(web, service.Waiting)
+		h.plugged(14)
+		pass(time.Minute)
+		h.is(db, service.Running)
+		h.is(web, service.Running)
+		require.Zero(t, h.status(web).Machine.Failures)
+	})
+}

@@ -188,6 +188,9 @@ func (b Beside) failure(ctx context.Context, err error) error {
 	if context.Cause(ctx) == errMainEnded {
 		return &service.Error{Op: opBeside, Service: b.Ref.Name, Kind: service.NotRunning, Reason: service.ReasonNotRunning, Err: errMainEnded}
 	}
+	if kind := service.KindOf(err); ctx.Err() != nil && kind != service.Timeout && kind != service.Cancelled { // its gate was killed for that
+		err = givenUp(ctx, b.Ref.Name, err)
+	}
 	return BesideFailure(b.Ref.Name, service.HostUnavailable, err)
 }
 

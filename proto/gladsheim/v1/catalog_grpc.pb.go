@@ -50,8 +50,8 @@ type CatalogServiceClient interface {
 	// Unregister removes a definition that was registered here, and answers with
 	// it as it was.
 	//
-	// NOT_FOUND: no such service. FAILED_PRECONDITION: the service runs, or its
-	// definition comes from a file.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: the service runs, its
+	// definition comes from a file, or others name it (IN_USE).
 	Unregister(ctx context.Context, in *UnregisterRequest, opts ...grpc.CallOption) (*Definition, error)
 	// GetDefinition gives one definition.
 	//
@@ -148,8 +148,8 @@ type CatalogServiceServer interface {
 	// Unregister removes a definition that was registered here, and answers with
 	// it as it was.
 	//
-	// NOT_FOUND: no such service. FAILED_PRECONDITION: the service runs, or its
-	// definition comes from a file.
+	// NOT_FOUND: no such service. FAILED_PRECONDITION: the service runs, its
+	// definition comes from a file, or others name it (IN_USE).
 	Unregister(context.Context, *UnregisterRequest) (*Definition, error)
 	// GetDefinition gives one definition.
 	//

@@ -65,14 +65,16 @@ const (
 // GladsheimService starts, stops and watches the registered services of a host.
 type GladsheimServiceClient interface {
 	// StartService starts a registered service and answers once it is ready or, if it is
-	// of the type oneshot, once its job is done.
+	// of the type oneshot, once its job is done. What it requires and does not run is
+	// started first, in the name of the caller.
 	//
 	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already.
 	// FAILED_PRECONDITION: a limit cannot be enforced on this host.
 	// RESOURCE_EXHAUSTED: as many services run as the configuration allows.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
 	// ended again. FAILED_PRECONDITION with a reason of its own: it could not be
-	// launched, or ended while it started, or its job failed (JOB_FAILED).
+	// launched, or ended while it started, or its job failed (JOB_FAILED), or what it
+	// requires could not be had, and nothing was launched (DEPENDENCY_FAILED).
 	StartService(ctx context.Context, in *StartServiceRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 	// StopService ends a service with everything it started, and answers once
 	// nothing of it is left. A stop also cancels a pending restart, and lets a schedule
@@ -252,14 +254,16 @@ func (c *gladsheimServiceClient) GetResourceLimits(ctx context.Context, in *Serv
 // GladsheimService starts, stops and watches the registered services of a host.
 type GladsheimServiceServer interface {
 	// StartService starts a registered service and answers once it is ready or, if it is
-	// of the type oneshot, once its job is done.
+	// of the type oneshot, once its job is done. What it requires and does not run is
+	// started first, in the name of the caller.
 	//
 	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already.
 	// FAILED_PRECONDITION: a limit cannot be enforced on this host.
 	// RESOURCE_EXHAUSTED: as many services run as the configuration allows.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
 	// ended again. FAILED_PRECONDITION with a reason of its own: it could not be
-	// launched, or ended while it started, or its job failed (JOB_FAILED).
+	// launched, or ended while it started, or its job failed (JOB_FAILED), or what it
+	// requires could not be had, and nothing was launched (DEPENDENCY_FAILED).
 	StartService(context.Context, *StartServiceRequest) (*ServiceStatus, error)
 	// StopService ends a service with everything it started, and answers once
 	// nothing of it is left. A stop also cancels a pending restart, and lets a schedule
