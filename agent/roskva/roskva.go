@@ -158,7 +158,7 @@ func (r *Roskva) Slow(times int) {
 	}
 	r.slower = times
 	for _, p := range r.patients {
-		if p.place == nowhere || p.asked.IsZero() { // it is asked now, or about to be
+		if p.place == nowhere || p.asked.IsZero() || len(p.waiting) > 0 { // it is asked now, or about to be
 			continue
 		}
 		r.plan(p, p.asked.Add(time.Duration(times)*p.wait))
