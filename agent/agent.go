@@ -27,6 +27,7 @@ import (
 	"github.com/gladsheim/gladsheim/journal"
 	"github.com/gladsheim/gladsheim/lockfile"
 	"github.com/gladsheim/gladsheim/logfile"
+	"github.com/gladsheim/gladsheim/notify"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
 	"github.com/gladsheim/gladsheim/sockets"
@@ -76,7 +77,8 @@ type Agent struct {
 	together    *byggvir.Meter // of all services
 	monitor     *byggvir.Monitor
 	history     *byggvir.History // of those who ask for it
-	turns       *turns           // to be restarted
+	ears        ears
+	turns       *turns // to be restarted
 
 	ctx        context.Context // ends when the agent leaves
 	leave      context.CancelFunc
@@ -177,8 +179,9 @@ func (a *Agent) open(ctx context.Context) error {
 	a.roskva = roskva.New(a.keepHealth)
 	a.history = byggvir.NewHistory(byggvir.HistoryConfig{SinceBoot: a.cfg.SinceBoot, Open: a.openHistory, Lost: a.tellLostHistory})
 	a.monitor = byggvir.NewMonitor(byggvir.MonitorConfig{Status: a.registry.Get, Tell: a.tellViolation, Act: a.enforce, Deaf: a.tellDeaf, Hung: a.tellHang, Blind: a.tellBlind, Tables: tables{a}, History: a.history})
+	a.ears = ears{notify.New(filepath.Join(a.cfg.RunDir, "notify"))}
 	a.thjalfi = thjalfi.New(thjalfi.Config{
-		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, SinceBoot: a.cfg.SinceBoot,
+		Keeper: keeper{a}, Prober: a.roskva, Monitor: monitor{a.monitor}, Listener: a.ears, SinceBoot: a.cfg.SinceBoot,
 		Spread: a.cfg.spread, Turn: a.turns.take, Well: a.well, Outlet: a.outlet, LastLines: a.lastLines, AwaitLine: a.awaitLine, ClearTimeout: clearTimeout,
 	})
 	a.recallPower()
@@ -201,6 +204,7 @@ func (a *Agent) Leave() {
 func (a *Agent) Close() {
 	a.Leave()
 	a.thjalfi.Close()
+	a.ears.Close()
 	a.monitor.Close()
 	a.background.Wait()
 	a.history.Close()

@@ -63,6 +63,11 @@ func (a *Agent) outlet(l *service.Launch, ref service.Ref) (logFrom int64, err e
 		}
 		a.keepLog(&l.Spec)
 	}
+	if l.Spec.Notifies() {
+		if l.NotifyPath, err = a.ears.open(&l.Spec); err != nil {
+			return 0, &service.Error{Op: "start", Service: l.Name, Kind: service.HostUnavailable, Err: err}
+		}
+	}
 	logFrom = a.logEnd(l.Name)
 	a.noteOutput(l.Name, service.Output{Incarnation: l.Incarnation, Began: time.Now(), LogFrom: logFrom, Stream: l.Stream})
 	a.registry.Revise(l.Name, func(s *service.Status) skirnir.News {

@@ -76,6 +76,7 @@ func (a *Agent) restore(ctx context.Context, left skirnir.Loaded) {
 	}
 	a.sweepHistories(faults)
 	a.registry.Add(statuses...)
+	a.ears.Sweep(a.mayNotify)
 	a.catchUp()
 	a.watchLogs()
 	for _, r := range restored {

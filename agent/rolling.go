@@ -77,7 +77,7 @@ func rollingTime(spec *service.Spec, stop service.StopOptions) time.Duration {
 	}
 	d += spec.Ready.Timeout + rollingMargin
 	if h := spec.Health; h.Type != service.CheckProcess {
-		d += time.Duration(h.Threshold) * (h.Interval + h.Timeout)
+		d += h.StartPeriod + time.Duration(h.Threshold+h.SuccessThreshold)*(h.Interval+h.Timeout)
 	}
 	return d
 }

@@ -46,6 +46,12 @@ func toServiceStatus(st *service.Status) *gladsheimv1.ServiceStatus {
 			Reason: utf8(t.Why), Policy: t.Policy.String(), SinceUnixMs: millis(t.Began), Incarnation: t.Incarnation,
 		}
 	}
+	if n := st.Notified; n != (service.Notified{}) {
+		out.Notified = &gladsheimv1.Notified{
+			Status: utf8(n.Status), Reloading: n.Reloading, Stopping: n.Stopping, Errno: int32(n.Errno), BusError: n.BusError,
+			MainPid: int32(n.MainPID), AtUnixMs: millis(n.At), Dropped: n.Dropped,
+		}
+	}
 	if h := st.Hung; h.Lasts() {
 		out.Hung = &gladsheimv1.Hang{SinceUnixMs: millis(h.Since), Why: clip(h.Why, maxText)}
 	}

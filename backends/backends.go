@@ -216,6 +216,9 @@ type Handle interface {
 	// Processes lists the processes of the incarnation, the main one first.
 	Processes(ctx context.Context) ([]Process, error)
 
+	// Owns tells whether the process that has this number now is one of the incarnation.
+	// Of a number that nobody has it says no.
+	Owns(pid int) (bool, error)
 	// Finish kills what is left and reads the counters once more. The scope or
 	// cgroup stays, and how the main process ended can be asked for again, so that
 	// both can be recorded before Release. Like Kill it gives up with Kind Timeout

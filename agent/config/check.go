@@ -14,9 +14,7 @@ import (
 )
 
 var readiness = object[service.Check]{
-	keys: append(target(append(slices.Clone(checkTypes), service.CheckLog), "; log: a line of its output matches pattern", map[string]string{
-		"notify": "write process, http, grpc, tcp, exec or log",
-	}),
+	keys: append(target(append(slices.Clone(checkTypes), service.CheckLog, service.CheckNotify), "; log: a line of its output matches pattern; notify: it says READY=1 (sd_notify(3)) to the socket that NOTIFY_SOCKET names", nil),
 		at("settle", "process: how long it has to have run to be ready; an end before is a failed start.",
 			optionalDuration{duration{0, 24 * time.Hour}}, func(c *service.Check) *time.Duration { return &c.Settle }),
 		at("pattern", "log: what a line has to match, in the syntax of RE2. The first 16 KiB of a line are looked at.",

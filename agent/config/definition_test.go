@@ -141,6 +141,8 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"ready": {"type": "log", "pattern": "up"}, "log": "null"`, `ready.type: log looks at the output, and that is not kept ("log": "null")`},
 		{`"ready": {"type": "tcp", "address": "a:1", "settle": "1s"}`, `ready.settle: belongs to type process; the type here is tcp`},
 		{`"ready": {"settle": "25h", "timeout": "24h"}`, `ready.settle: is 25h; the range is 0s to 24h`},
+		{`"ready": {"type": "notify"}, "environment": {"NOTIFY_SOCKET": "/run/x"}`, `environment.NOTIFY_SOCKET: is the agent's to set where ready.type is notify`},
+		{`"ready": {"type": "notify", "pattern": "x"}`, `ready.pattern: belongs to type log; the type here is notify`},
 		{`"ready": {"settle": "30s"}`, `ready.settle: 30s is not below ready.timeout, 30s: no start would succeed`},
 		{`"ready": {"pattern": "up"}`, `ready.pattern: belongs to type log; the type here is process`},
 		{`"health": {"type": "log"}`, `health.type: "log" is not one of process, http, grpc, tcp, exec`},
@@ -320,6 +322,7 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"log_full": "fail"`, func(*service.Spec) {}},
 		{`"log_full": "drop-count"`, func(s *service.Spec) { s.LogFull = service.LogFullDrop }},
 		{`"ready": {"settle": "2s"}`, func(s *service.Spec) { s.Ready.Settle = 2 * time.Second }},
+		{`"ready": {"type": "notify"}`, func(s *service.Spec) { s.Ready.Type = service.CheckNotify }},
 		{`"ready": {"type": "log", "pattern": "^(up|ready)"}`, func(s *service.Spec) { s.Ready.Type, s.Ready.Pattern = service.CheckLog, "^(up|ready)" }},
 		{`"log_full": "block", "log": "file"`, func(s *service.Spec) { s.LogFull, s.Log = service.LogFullBlock, service.LogFile }},
 		{`"log_rotate": {"size": 65536, "age": "24h", "total": "1TiB"}`, func(s *service.Spec) {

@@ -5,6 +5,7 @@
 package roskva
 
 import (
+	"cmp"
 	"container/heap"
 	"context"
 	"fmt"
@@ -74,9 +75,10 @@ func (r *Roskva) Close() {
 	r.wg.Wait()
 }
 
-// Await returns nil as soon as the check succeeds, or an error when ctx ends.
+// Await returns nil as soon as the check succeeds, or how it failed last when ctx ends.
 func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) error {
 	ask := prepare(check, exec)
+	why := fmt.Errorf("%s did not answer", cmp.Or(check.Target(), check.Type.String()))
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
 		once, vigil := awake(ctx, readyAnswer)
 		err := ask(once)
@@ -84,9 +86,12 @@ func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) erro
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil { // else it was given up amid an answer
+			why = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w", err)
+			return why
 		case <-time.After(retry):
 		}
 	}

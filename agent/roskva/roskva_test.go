@@ -159,7 +159,25 @@ func TestNothingIsToldAfterLeaving(t *testing.T) {
 
 func TestAwaitEndsWithItsContext(t *testing.T) {
 	err := newRoskva(t, nil).Await(within(t, 50*time.Millisecond), service.Check{Type: service.CheckTCP, Address: "127.0.0.1:1"}, nil)
-	require.ErrorContains(t, err, "not ready")
+	require.ErrorContains(t, err, "connection refused")
+}
+
+// What a check said is told, and not that it was given up.
+func TestAwaitTellsTheLastAnswer(t *testing.T) {
+	var asked atomic.Int32
+	release := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) > 1 {
+			<-release
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer srv.Close()
+	defer close(release)
+	check := service.Check{Type: service.CheckHTTP, URL: srv.URL}
+	await := func() error { return newRoskva(t, nil).Await(within(t, 500*time.Millisecond), check, nil) }
+	require.ErrorContains(t, await(), "503")
+	require.EqualError(t, await(), srv.URL+" did not answer")
 }
 
 func TestJudge(t *testing.T) {

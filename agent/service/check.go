@@ -23,10 +23,11 @@ const (
 	CheckTCP                      // Address accepts a connection
 	CheckExec                     // the program Exec, run beside the service, ends well
 	CheckLog                      // a line of its output matches Pattern; of readiness only
+	CheckNotify                   // it says so (sd_notify(3)); of readiness only
 	numCheckTypes
 )
 
-var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp", "exec", "log"}
+var checkTypeNames = [numCheckTypes]string{"process", "http", "grpc", "tcp", "exec", "log", "notify"}
 
 func (c CheckType) String() string { return checkTypeNames[c] }
 
@@ -143,7 +144,7 @@ func (s *Spec) validateReadiness(faults *faultList) {
 
 func (s *Spec) validateHealth(faults *faultList) {
 	s.Health.validate("health", faults)
-	if s.Health.Type == CheckLog {
+	if s.Health.Type == CheckLog || s.Health.Type == CheckNotify {
 		faults.add("health.type", "%s tells that a service is ready, not that it is well", s.Health.Type)
 	}
 	faults.duration("health.interval", s.Health.Interval, 100*time.Millisecond, 24*time.Hour)

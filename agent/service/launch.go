@@ -10,6 +10,7 @@ type Launch struct {
 	Spec        Spec
 	Limits      Limits // as planned: the definition's over the defaults
 	LogFile     string // file that stdout and stderr are appended to, "" for none
+	NotifyPath  string // socket for what it says of itself (sd_notify(3)), "" for none
 	Stream      Stream // to the journal, in the file's stead; with neither it is /dev/null
 }
 

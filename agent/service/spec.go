@@ -56,6 +56,10 @@ type Spec struct {
 	Custom        map[string]string
 }
 
+// Notifies tells whether what the service says of itself counts (sd_notify(3)). Then it is
+// given a socket to say it to, and else none.
+func (s *Spec) Notifies() bool { return s.Ready.Type == CheckNotify }
+
 // LaunchMode chooses the way into a cgroup on hosts that have several.
 type LaunchMode uint8
 
@@ -233,6 +237,9 @@ func (s *Spec) validateProcess(faults *faultList) {
 		}
 		faults.text("environment."+key, s.Environment[key])
 	}
+	if _, set := s.Environment[notifySocket]; set && s.Notifies() {
+		faults.add("environment."+notifySocket, "is the agent's to set where ready.type is %s", CheckNotify)
+	}
 	if s.WorkingDirectory != "" && !filepath.IsAbs(s.WorkingDirectory) {
 		faults.add("working_directory", "%q is not an absolute path", s.WorkingDirectory)
 	}
@@ -256,6 +263,9 @@ func (s *Spec) validateProcess(faults *faultList) {
 		faults.add("umask", "%#o is above 0777", s.Umask)
 	}
 }
+
+// notifySocket is the variable that tells a service where it may say how it is.
+const notifySocket = "NOTIFY_SOCKET"
 
 func (r LogRotation) validate(faults *faultList) {
 	faults.size("log_rotate.size", r.Size, MinLogSize, MaxLogSize)

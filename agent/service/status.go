@@ -29,7 +29,8 @@ type Status struct {
 	Error       string             // why it is not running although it should, "" when all is well
 	LastActor   string             // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
-	Timing      Timing // of its schedule
+	Notified    Notified // what it says of itself
+	Timing      Timing   // of its schedule
 
 	Health Health    // what its checks say; see Verdict
 	Well   time.Time // since when its checks have said that it is healthy; zero while they do not

@@ -68,6 +68,8 @@ type actor struct {
 	unwatch func(*service.Remains)    // ends the looks at what it uses
 	probes  int                       // counts their beginnings: news of others is stale
 
+	said speech // of itself
+
 	frozenBy string // the cgroup that keeps it frozen, as told to readers
 	stilling int    // freezes and thaws that somebody has asked for and that are under way
 
@@ -79,8 +81,10 @@ type actor struct {
 	fires service.EventKind
 	left  time.Duration // to wait for when it fires
 	armed bool
-	abort context.CancelFunc // of the launch or the wait for readiness in flight
-	waits sync.WaitGroup     // for readiness
+
+	partOver time.Time          // when it fires
+	abort    context.CancelFunc // of the launch or the wait for readiness in flight
+	waits    sync.WaitGroup     // for readiness
 
 	identified Record      // of the launch that was last identified; the worker's
 	finished   Record      // of the incarnation that was last finished; the worker's
@@ -101,7 +105,7 @@ func newActor(t *Thjalfi, name service.Name) *actor {
 	return &actor{
 		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches,
 		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
-		abort: func() {}, end: func() {}, written: make(chan struct{}, 1), guard: guard{leave: func() {}},
+		abort: func() {}, end: func() {}, written: make(chan struct{}, 1), said: silent(), guard: guard{leave: func() {}},
 	}
 }
 
@@ -134,6 +138,8 @@ func (a *actor) run(r Restored) {
 			a.publish(service.NoticeState, "displaced", "somebody moved its main process out of "+a.ref.Cgroup+": no limit holds there, and it is not counted; restart it")
 		case <-a.froze:
 			a.sawFreeze()
+		case h := <-a.said.news:
+			a.heard(h)
 		case <-a.written:
 			a.lookForDrift("")
 		case <-a.timer.C:
@@ -173,7 +179,7 @@ const awake = time.Second
 // main process has come as well, or a freeze: that counts more.
 func (a *actor) timeout() {
 	a.armed = false
-	if a.sawExit() || a.hearFreeze() {
+	if a.sawExit() || a.hearFreeze() || a.hearNews() {
 		return
 	}
 	if a.left > 0 {
@@ -284,7 +290,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender, a.due = service.Ref{}, time.Time{}, nil, service.CauseNone, "", 0
-		a.sent, a.forced, a.failure, a.why, a.paused, a.unready = nil, false, nil, "", "", nil // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.why, a.paused, a.unready, a.said = nil, false, nil, "", "", nil, silent() // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}
@@ -326,6 +332,7 @@ func (a *actor) wait() {
 		part = min(part, awake)
 	}
 	a.left -= part
+	a.partOver = time.Now().Add(part)
 	a.timer.Reset(part)
 	a.armed = true
 }
@@ -348,6 +355,7 @@ func (a *actor) hold(h backends.Handle) {
 	a.watchLimits(h)
 	a.unwatch = func(*service.Remains) {}
 	a.present.Store(&h)
+	a.listen()
 }
 
 // attend has it looked at what it uses, once its limits are told. fresh says that it was
@@ -359,6 +367,8 @@ func (a *actor) attend(fresh bool) {
 func (a *actor) letGo() {
 	a.guard.leave()
 	a.guard.stop()
+	a.said.leave()
+	a.said.leave, a.said.news = func() {}, nil
 	if a.handle != nil {
 		a.end()
 		a.unwatch(a.remains)

@@ -100,6 +100,7 @@ func (a *actor) launch() {
 		var applied service.Applied
 		if err != nil {
 			a.identified = Record{}
+			a.unheard(&l.Spec)
 		} else if applied, err = h.Limits(ctx); err != nil {
 			applied, err = service.Applied{}, nil // it ended at once, or the launch was given up: its end tells
 		}
@@ -213,6 +214,10 @@ func (a *actor) adopt() {
 	ref, plan, incarnation := a.ref, a.plan, a.machine.Incarnation
 	a.then(func(ctx context.Context) func() {
 		h, err := plan.Backend.Adopt(ctx, ref, plan.launch(a.name, incarnation))
+		var deaf error
+		if err == nil && plan.Spec.Notifies() {
+			deaf = a.cfg.Listener.Provide(&plan.Spec)
+		}
 		var applied service.Applied
 		var frozenBy string
 		if err == nil {
@@ -235,6 +240,9 @@ func (a *actor) adopt() {
 				a.fail(err)
 				a.happen(a.event(service.AdoptFailed))
 			default:
+				if a.said.unheard = true; deaf != nil {
+					a.publish(service.NoticeState, "notify", "its socket can not be made anew: "+deaf.Error())
+				}
 				a.hold(h)
 				if a.machine.Frozen { // then that was told; else, or if it is no more, it is news
 					a.frozenBy = cmp.Or(frozenBy, a.ref.Cgroup)
@@ -257,10 +265,14 @@ func (a *actor) await() {
 	if !a.armed {
 		a.arm(check.Timeout, service.StartupOver)
 	}
-	if check.Type == service.CheckProcess && check.Settle == 0 {
+	switch {
+	case check.Type == service.CheckProcess && check.Settle == 0:
 		if !a.sawExit() {
 			a.happen(a.event(service.Ready)) // it runs: that is all that was asked
 		}
+		return
+	case a.said.ready:
+		a.readyBySaying()
 		return
 	}
 	ctx, abort := context.WithCancel(a.ctx)
@@ -294,6 +306,14 @@ func (a *actor) readiness() func(context.Context) error {
 		return func(ctx context.Context) error { return settled(ctx, left) }
 	case service.CheckLog:
 		return func(ctx context.Context) error { return a.cfg.AwaitLine(ctx, spec, incarnation, logFrom) }
+	case service.CheckNotify:
+		if a.said.unheard { // it may have said so when nobody heard: that is no failure of its own
+			return func(ctx context.Context) error { return settled(ctx, spec.Ready.Timeout/2) }
+		}
+		return func(ctx context.Context) error {
+			<-ctx.Done()
+			return errors.New("it has not said READY=1 (sd_notify(3))")
+		}
 	}
 	exec := beside(a.handle)
 	return func(ctx context.Context) error { return a.cfg.Prober.Await(ctx, spec.Ready, exec) }
@@ -446,6 +466,9 @@ func (a *actor) clear() {
 		if h != nil && err == nil {
 			_, err = h.Release(ctx)
 		}
+		if err == nil && plan != nil {
+			a.unheard(&plan.Spec)
+		}
 		if err != nil {
 			if _, told := errors.AsType[*service.Error](err); !told { // else the backend knows whether something would not die
 				err = unkillable(a.name, err)
@@ -473,6 +496,7 @@ func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
 }
 
 func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time, lines []string) {
+	a.hearNews() // its last words
 	a.remains = &remains
 	a.drop()
 	x := service.ExitRecord{
@@ -489,6 +513,9 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
 	x.Message = explain(x, a.why)
+	if excuse := a.said.excuse(); excuse != "" && x.Verdict != service.VerdictClean && x.Verdict != service.VerdictStopped {
+		x.Message += "; " + excuse
+	}
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)
 	cleared.Exit, cleared.OOM = exit, x.Verdict.OOM()

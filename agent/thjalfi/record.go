@@ -90,7 +90,9 @@ func (a *actor) shown() func(*service.Status) {
 	if m.State == service.Backoff {
 		next = time.Now().Add(a.due - a.cfg.SinceBoot())
 	}
+	notified := a.said.notified
 	return func(s *service.Status) {
+		s.Notified = notified
 		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt, s.FrozenBy = m, ref, actor, strings.Join(why, "; "), next, frozenBy
 		if !started.IsZero() {
 			s.Started = started
@@ -98,7 +100,7 @@ func (a *actor) shown() func(*service.Status) {
 		if m.State.Alive() {
 			s.Ended = time.Time{}
 		} else { // they were those of an incarnation that is no more
-			s.Applied, s.Violations, s.Hung = service.Applied{}, service.Violations{}, service.Hang{}
+			s.Applied, s.Violations, s.Hung, s.Notified = service.Applied{}, service.Violations{}, service.Hang{}, service.Notified{}
 		}
 	}
 }

@@ -46,6 +46,7 @@ type stage struct {
 	lax      bool                          // the disk fails, so that deeds may come without a record
 	began    time.Time
 	clockSet time.Duration             // by how much, altogether
+	hall     hall                      // where services say how they are
 	gazes    atomic.Int64              // how many incarnations are looked at
 	spread   float64                   // of waits before restarts: as the policy says
 	turnIn   atomic.Int64              // how long the next one to ask for its turn has to wait
@@ -95,7 +96,7 @@ func (s *stage) board() {
 	b := fake.New(fake.Config{Host: s.host, Fault: s.hook, Shim: s.shim})
 	s.backend = &watched{Backend: b, stage: s}
 	s.Thjalfi = New(Config{
-		Keeper: s.disk, Prober: s.prober, Monitor: s.watching(), ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
+		Keeper: s.disk, Prober: s.prober, Monitor: s.watching(), Listener: &s.hall, ClearTimeout: clearTimeout, SinceBoot: s.sinceBoot,
 		Spread: func() float64 { return s.spread }, Turn: s.turn, Well: s.wellFor,
 		Outlet: func(l *service.Launch, _ service.Ref) (int64, error) {
 			if err := s.noOutlet.Load(); err != nil {

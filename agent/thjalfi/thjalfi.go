@@ -99,9 +99,10 @@ var ErrNoRoom = errors.New("its output can not be provided for")
 
 // Config is what the actors need of the rest of the agent.
 type Config struct {
-	Keeper  Keeper
-	Prober  Prober
-	Monitor Monitor
+	Keeper   Keeper
+	Prober   Prober
+	Monitor  Monitor
+	Listener Listener
 	// SinceBoot is the clock of what outlives the agent: nobody sets it.
 	SinceBoot func() time.Duration
 	// Spread is drawn for each wait before a restart by the policy, from 0 to 1, so that

@@ -32,6 +32,7 @@ func besideLaws() []law {
 		{says: "Run leaves nothing of a program that has ended", only: real, check: lawRunDaemon},
 		{says: "Run ends with the main process, and is refused after it", check: lawRunOutlived},
 		{says: "what Run runs is not left over, and does not keep Release from its end", only: real, check: lawRunLeftovers},
+		{says: "its processes are known as its own, and nobody else's", check: lawOwns},
 		{says: "many may Run at once, beside each other and a Kill", only: real, check: lawRunCrowd},
 		{says: "Run refuses what is frozen", check: lawRunFrozen},
 		{says: "an adopted incarnation can Run, as the one it was, and what an earlier agent ran is ended", only: real, check: lawRunAdopted},
@@ -311,4 +312,27 @@ func lawRunAdopted(b *bench) {
 	again := &incarnation{Handle: h, bench: b, plan: i.plan}
 	again.wantOdd(again.besideBirth())
 	i.alone()
+}
+
+func lawOwns(b *bench) {
+	i, other := b.start("fork", "2"), b.start("fork", "2")
+	for _, of := range []*incarnation{i, other} {
+		processes, err := of.Processes(b.within())
+		require.NoError(b, err)
+		require.Len(b, processes, 3)
+		for _, p := range processes {
+			owns, err := i.Owns(p.PID)
+			require.NoError(b, err)
+			require.Equal(b, of == i, owns, "%v", p)
+		}
+	}
+	for _, pid := range []int{1, os.Getpid(), 1 << 22} {
+		owns, err := i.Owns(pid)
+		require.NoError(b, err)
+		require.False(b, owns, "%d", pid)
+	}
+	i.release()
+	owns, err := i.Owns(i.Ref().PID)
+	require.NoError(b, err)
+	require.False(b, owns, "nobody is left")
 }

@@ -412,6 +412,15 @@ func (h *handle) processes() ([]backends.Process, error) {
 	return list, nil
 }
 
+// Owns implements backends.Handle.
+func (h *handle) Owns(pid int) (bool, error) {
+	owns, err := place.Owns(h.backend.procfs, h.group, h.main, pid)
+	if err != nil {
+		return false, failure("look at a process for", h.ref.Name, service.HostUnavailable, err)
+	}
+	return owns, nil
+}
+
 func (h *handle) Close() error {
 	if h.main == nil {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/failpoint"
+	"github.com/gladsheim/gladsheim/procfs"
 )
 
 // unknownExit is the end of a main process that was gone when its incarnation
@@ -226,6 +228,26 @@ func (h *handle) Processes(context.Context) ([]backends.Process, error) {
 		out = append(out, backends.Process{PID: p.PID, Parent: p.PPID, Command: h.backend.proc.Command(p.PID)})
 	}
 	return out, nil
+}
+
+// Owns implements backends.Handle: it carries the brand, or is in the session of who does.
+func (h *handle) Owns(pid int) (bool, error) {
+	mark, err := h.backend.brandOf(pid)
+	switch {
+	case errors.Is(err, procfs.ErrNoProcess):
+		return false, nil
+	case err != nil:
+		return false, h.failure("look at a process for", err)
+	case mark == h.brand:
+		return true, nil
+	case mark.is():
+		return false, nil
+	}
+	list, err := h.backend.survey(h.brand, h.main)
+	if err != nil {
+		return false, h.failure("look at a process for", err)
+	}
+	return slices.ContainsFunc(list, func(p procfs.Process) bool { return p.PID == pid }), nil
 }
 
 // Release implements backends.Handle. What ran has left nothing but numbers,

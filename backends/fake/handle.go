@@ -352,6 +352,18 @@ func (h *handle) Usage(ctx context.Context) (service.Usage, error) {
 	return h.group.usage(), nil
 }
 
+// Owns knows the processes that Processes tells of.
+func (h *handle) Owns(pid int) (bool, error) {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	for _, p := range h.group.processes() {
+		if p.PID == pid {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func (h *handle) Processes(ctx context.Context) ([]backends.Process, error) {
 	if err := h.begin(ctx, "processes"); err != nil {
 		return nil, err

@@ -69,6 +69,15 @@ func (h *handle) Threads() (service.Threads, error) {
 	return t, nil
 }
 
+// Owns implements backends.Handle.
+func (h *handle) Owns(pid int) (bool, error) {
+	owns, err := place.Owns(h.b.fs, h.cell, h.main, pid)
+	if err != nil {
+		return false, failure("look at a process for", h.ref.Name, err)
+	}
+	return owns, nil
+}
+
 // Run implements backends.Handle.
 func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
 	if h.ended() {

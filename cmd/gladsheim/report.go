@@ -104,6 +104,9 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if st.GetProcessId() != 0 {
 		s.line("Health", a.healthLine(st.GetHealthStatus()))
 	}
+	if n := st.GetNotified(); n != nil {
+		s.line("Says", says(n))
+	}
 	s.line("Runner", and(st.GetBackend(), other(st.GetLaunch(), st.GetBackend()), st.GetUnit()))
 	s.line("Cgroup", st.GetCgroup())
 	s.line("Output", st.GetLog())
@@ -135,6 +138,24 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if missing := st.GetUnenforcedLimits(); len(missing) > 0 {
 		s.loud("NOT ENFORCED", strings.Join(missing, ", ")+": this host can not; see gladsheim doctor")
 	}
+}
+
+// says is what a service has said of itself.
+func says(n *gladsheimv1.Notified) string {
+	var more []string
+	for _, p := range []struct {
+		is   bool
+		text string
+	}{
+		{n.GetReloading(), "reloading"}, {n.GetStopping(), "stopping"},
+		{n.GetErrno() != 0, fmt.Sprintf("errno %d", n.GetErrno())}, {n.GetBusError() != "", n.GetBusError()},
+		{n.GetMainPid() != 0, fmt.Sprintf("main PID %d", n.GetMainPid())}, {n.GetDropped() > 0, fmt.Sprintf("%d messages of others dropped", n.GetDropped())},
+	} {
+		if p.is {
+			more = append(more, p.text)
+		}
+	}
+	return and(n.GetStatus(), in(more...))
 }
 
 // logTrouble says what is wrong with a log.

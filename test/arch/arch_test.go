@@ -34,6 +34,7 @@ var rooms = map[string]string{
 	"logfile":        "agent/service",
 	"logfile/tail":   "logfile",
 	"journal":        "agent/service",
+	"notify":         "agent/service",
 	"lockfile":       "procfs",
 
 	"backends":                      "agent/service",
@@ -55,7 +56,7 @@ var rooms = map[string]string{
 	"agent/byggvir": "agent/service backends sockets",
 	"agent/roskva":  "agent/service",
 	"agent/config":  "agent/service platform",
-	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile logfile/tail platform procfs sockets",
+	"agent":         "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config backends journal lockfile logfile notify logfile/tail platform procfs sockets",
 
 	"proto/gladsheim/v1": "",
 	"api":                "agent/service journal logfile logfile/tail proto/gladsheim/v1 failpoint",

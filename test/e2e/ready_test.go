@@ -18,12 +18,15 @@ import (
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
-// sinks are the places that output can go to and be read from here.
-func sinks(t *testing.T) []string {
+// sinks are the ways of output that can be read from here: the service writes the file
+// itself, the shim does, or journald has it.
+func sinks(t *testing.T) map[string]fields {
+	rotate := fields{"size": "64KiB", "total": "1MiB"}
+	all := map[string]fields{"file": {"log": "file", "log_rotate": rotate}, "poured": {"log": "file", "log_full": "block", "log_rotate": rotate}}
 	if offers(t, "systemd") {
-		return []string{"file", "journal"}
+		all["journal"] = fields{"log": "journal"}
 	}
-	return []string{"file"}
+	return all
 }
 
 // late wants that a call was not answered by its deadline.
@@ -64,18 +67,15 @@ func (w *world) waits(already string, args ...string) <-chan result {
 // runs does. Whoever waits for it hears of it over the death of the agent.
 func TestReadyByLog(t *testing.T) {
 	for _, mode := range modes(t) {
-		for _, sink := range sinks(t) {
+		for sink, keys := range sinks(t) {
 			t.Run(mode+"/"+sink, func(t *testing.T) {
 				w := newWorld(t)
 				open := w.path("open")
-				def := fields{"name": "server", "launch": mode, "log": sink, "restart": fields{"policy": "never"},
+				def := keys.with(fields{"name": "server", "launch": mode, "restart": fields{"policy": "never"},
 					"ready": fields{"type": "log", "pattern": "^listening on [0-9]+$", "timeout": patience.String()},
 					"exec": []string{"/bin/sh", "-c", "echo not yet listening on 80; until [ -e " + open + " ]; do sleep 0.1; done; " +
 						// more than a log of 64 KiB holds
-						"i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo " + strings.Repeat("n", 90) + "; done; echo listening on 80 >&2; exec sleep 100000"}}
-				if sink == "file" {
-					def["log_rotate"] = fields{"size": "64KiB", "total": "1MiB"}
-				}
+						"i=0; while [ $i -lt 1500 ]; do i=$((i+1)); echo " + strings.Repeat("n", 90) + "; done; echo listening on 80 >&2; exec sleep 100000"}})
 				w.register(def)
 				w.register(workload(t, "beacon", "beacon", "sleep"))
 				byGRPC{w}.start("beacon")
@@ -121,14 +121,14 @@ func TestReadyByLog(t *testing.T) {
 
 // TestAFailedStartTellsWhy: the reason and the last lines come with the error.
 func TestAFailedStartTellsWhy(t *testing.T) {
-	for _, sink := range sinks(t) {
+	for sink, keys := range sinks(t) {
 		t.Run(sink, func(t *testing.T) {
 			w := newWorld(t)
 			never := fields{"policy": "never"}
-			w.register(fields{"name": "mute", "log": sink, "restart": never, "ready": fields{"type": "log", "pattern": "^listening", "timeout": "2s"},
-				"exec": []string{"/bin/sh", "-c", "echo no port is free >&2; exec sleep 100000"}})
-			w.register(fields{"name": "brief", "log": sink, "restart": never, "ready": fields{"settle": "20s"},
-				"exec": []string{"/bin/sh", "-c", "echo the licence has run out; sleep 0.5; exit 3"}})
+			w.register(keys.with(fields{"name": "mute", "restart": never, "ready": fields{"type": "log", "pattern": "^listening", "timeout": "2s"},
+				"exec": []string{"/bin/sh", "-c", "echo no port is free >&2; exec sleep 100000"}}))
+			w.register(keys.with(fields{"name": "brief", "restart": never, "ready": fields{"settle": "20s"},
+				"exec": []string{"/bin/sh", "-c", "echo the licence has run out; sleep 0.5; exit 3"}}))
 
 			r := w.cli("start", "mute")
 			require.Equal(t, 8, r.code)

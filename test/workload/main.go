@@ -59,6 +59,7 @@ func modes() map[string]mode {
 		"odd-name":     {"wear a name that breaks parsers, and a command line of 120 KiB", runOddName},
 		"exec-self":    {"RATE: exec itself RATE times a second", runExecSelf},
 		"birth":        {"print as JSON what it was born with", runBirth},
+		"notify":       {"FIFO: say to NOTIFY_SOCKET what lines of FIFO tell it to (sd_notify(3))", runNotify},
 		"http":         {"ADDR [FAIL_AFTER]: serve /health, 200 at first, 503 after the time FAIL_AFTER", runHTTP},
 		"deaf":         {"NETWORK ADDR [AFTER]: listen at ADDR and accept nobody, or nobody any more after the time AFTER", runDeaf},
 		"slow":         {"ADDR PERIOD: accept one connection in each PERIOD", runSlow},

@@ -27,7 +27,7 @@ func newPlan(req Request) (gate.Plan, error) {
 	plan := gate.Plan{
 		Path:        spec.Exec[0],
 		Args:        spec.Exec,
-		Env:         environment(spec.Environment),
+		Env:         environment(&req.Launch),
 		Directory:   spec.WorkingDirectory,
 		Umask:       spec.Umask,
 		OOMScoreAdj: int32(spec.OOMScoreAdj),
@@ -81,9 +81,13 @@ func checkText(spec *service.Spec) error {
 }
 
 // environment is the definition's and nothing else, sorted, with PATH if it
-// names none.
-func environment(defined map[string]string) []string {
-	list := make([]string, 0, len(defined)+1)
+// names none, and the socket to which it says how it is, if it asks for one.
+func environment(l *service.Launch) []string {
+	defined := l.Spec.Environment
+	list := make([]string, 0, len(defined)+2)
+	if l.NotifyPath != "" {
+		list = append(list, "NOTIFY_SOCKET="+l.NotifyPath)
+	}
 	for name, value := range defined {
 		list = append(list, name+"="+value)
 	}

@@ -135,3 +135,16 @@ func Kept(proc procfs.FS, pid int, homes string) bool {
 	parent, err := proc.Process(p.PPID)
 	return err == nil && parent.Name == gate.ShimName
 }
+
+// Owns tells whether the process that has a number now is in g, or is the main one of the
+// incarnation that belongs there, wherever it was moved; main may be nil.
+func Owns(proc procfs.FS, g cgroup.Group, main *process.Process, pid int) (bool, error) {
+	if main != nil && pid == main.PID() && main.Lives() {
+		return true, nil
+	}
+	at, err := proc.Cgroup(pid)
+	if errors.Is(err, procfs.ErrNoProcess) {
+		return false, nil
+	}
+	return err == nil && g.Holds(at), err
+}

@@ -890,6 +890,9 @@ type ServiceStatus struct {
 	// What the agent has done about violations since it began; steps that were never
 	// taken are left out.
 	Enforcements []*EnforcementCount `protobuf:"bytes,50,rep,name=enforcements,proto3" json:"enforcements,omitempty"`
+	// What the present instance has said of itself, by sd_notify(3). Absent where it has said
+	// nothing, and where its definition does not ask for it; the end of the agent forgets it.
+	Notified *Notified `protobuf:"bytes,70,opt,name=notified,proto3,oneof" json:"notified,omitempty"`
 	// What is expected of it: "service", it runs until somebody ends it, or "oneshot", it
 	// does a job and ends.
 	Type string `protobuf:"bytes,85,opt,name=type,proto3" json:"type,omitempty"`
@@ -1183,6 +1186,13 @@ func (x *ServiceStatus) GetEnforcements() []*EnforcementCount {
 	return nil
 }
 
+func (x *ServiceStatus) GetNotified() *Notified {
+	if x != nil {
+		return x.Notified
+	}
+	return nil
+}
+
 func (x *ServiceStatus) GetType() string {
 	if x != nil {
 		return x.Type
@@ -1282,6 +1292,116 @@ func (x *Hang) GetWhy() string {
 	return ""
 }
 
+// Notified is what a service has said of itself.
+type Notified struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its last STATUS.
+	Status string `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// RELOADING, and no READY since.
+	Reloading bool `protobuf:"varint,2,opt,name=reloading,proto3" json:"reloading,omitempty"`
+	// STOPPING.
+	Stopping bool `protobuf:"varint,3,opt,name=stopping,proto3" json:"stopping,omitempty"`
+	// Its last ERRNO since it was ready, 0 if none.
+	Errno int32 `protobuf:"varint,4,opt,name=errno,proto3" json:"errno,omitempty"`
+	// Its last BUSERROR since it was ready.
+	BusError string `protobuf:"bytes,5,opt,name=bus_error,json=busError,proto3" json:"bus_error,omitempty"`
+	// Its last MAINPID, 0 if none. It changes nothing: process_id stays what it is.
+	MainPid int32 `protobuf:"varint,6,opt,name=main_pid,json=mainPid,proto3" json:"main_pid,omitempty"`
+	// When it said something last; 0 if nothing that counts has come.
+	AtUnixMs int64 `protobuf:"varint,7,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
+	// Messages to its socket that were dropped since it was launched, because they came from
+	// processes that are not its own. Told now and then.
+	Dropped       uint64 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notified) Reset() {
+	*x = Notified{}
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notified) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notified) ProtoMessage() {}
+
+func (x *Notified) ProtoReflect() protoreflect.Message {
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notified.ProtoReflect.Descriptor instead.
+func (*Notified) Descriptor() ([]byte, []int) {
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Notified) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Notified) GetReloading() bool {
+	if x != nil {
+		return x.Reloading
+	}
+	return false
+}
+
+func (x *Notified) GetStopping() bool {
+	if x != nil {
+		return x.Stopping
+	}
+	return false
+}
+
+func (x *Notified) GetErrno() int32 {
+	if x != nil {
+		return x.Errno
+	}
+	return 0
+}
+
+func (x *Notified) GetBusError() string {
+	if x != nil {
+		return x.BusError
+	}
+	return ""
+}
+
+func (x *Notified) GetMainPid() int32 {
+	if x != nil {
+		return x.MainPid
+	}
+	return 0
+}
+
+func (x *Notified) GetAtUnixMs() int64 {
+	if x != nil {
+		return x.AtUnixMs
+	}
+	return 0
+}
+
+func (x *Notified) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 // Violation is a use of a resource that is worth a word. It lasts at least 10 s, so
 // that it does not flap.
 type Violation struct {
@@ -1299,7 +1419,7 @@ type Violation struct {
 
 func (x *Violation) Reset() {
 	*x = Violation{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1431,7 @@ func (x *Violation) String() string {
 func (*Violation) ProtoMessage() {}
 
 func (x *Violation) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[12]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1444,7 @@ func (x *Violation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Violation.ProtoReflect.Descriptor instead.
 func (*Violation) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{12}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Violation) GetKind() string {
@@ -1355,7 +1475,7 @@ type EnforcementCount struct {
 
 func (x *EnforcementCount) Reset() {
 	*x = EnforcementCount{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1487,7 @@ func (x *EnforcementCount) String() string {
 func (*EnforcementCount) ProtoMessage() {}
 
 func (x *EnforcementCount) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[13]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1500,7 @@ func (x *EnforcementCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnforcementCount.ProtoReflect.Descriptor instead.
 func (*EnforcementCount) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{13}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EnforcementCount) GetStep() string {
@@ -1415,7 +1535,7 @@ type LogTrouble struct {
 
 func (x *LogTrouble) Reset() {
 	*x = LogTrouble{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1547,7 @@ func (x *LogTrouble) String() string {
 func (*LogTrouble) ProtoMessage() {}
 
 func (x *LogTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[14]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1560,7 @@ func (x *LogTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTrouble.ProtoReflect.Descriptor instead.
 func (*LogTrouble) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{14}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LogTrouble) GetReason() string {
@@ -1487,7 +1607,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1619,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[15]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1632,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{15}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Process) GetPid() int32 {
@@ -1556,7 +1676,7 @@ type ServiceList struct {
 
 func (x *ServiceList) Reset() {
 	*x = ServiceList{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1688,7 @@ func (x *ServiceList) String() string {
 func (*ServiceList) ProtoMessage() {}
 
 func (x *ServiceList) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[16]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1701,7 @@ func (x *ServiceList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceList.ProtoReflect.Descriptor instead.
 func (*ServiceList) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{16}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServiceList) GetServices() []*ServiceStatus {
@@ -1655,7 +1775,7 @@ type ServiceHealth struct {
 
 func (x *ServiceHealth) Reset() {
 	*x = ServiceHealth{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1787,7 @@ func (x *ServiceHealth) String() string {
 func (*ServiceHealth) ProtoMessage() {}
 
 func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[17]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1800,7 @@ func (x *ServiceHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceHealth.ProtoReflect.Descriptor instead.
 func (*ServiceHealth) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{17}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServiceHealth) GetServiceName() string {
@@ -1790,7 +1910,7 @@ type HealthUpdate struct {
 
 func (x *HealthUpdate) Reset() {
 	*x = HealthUpdate{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1922,7 @@ func (x *HealthUpdate) String() string {
 func (*HealthUpdate) ProtoMessage() {}
 
 func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[18]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1935,7 @@ func (x *HealthUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthUpdate.ProtoReflect.Descriptor instead.
 func (*HealthUpdate) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{18}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HealthUpdate) GetHealth() *ServiceHealth {
@@ -1902,7 +2022,7 @@ type ResourceUsage struct {
 
 func (x *ResourceUsage) Reset() {
 	*x = ResourceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2034,7 @@ func (x *ResourceUsage) String() string {
 func (*ResourceUsage) ProtoMessage() {}
 
 func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[19]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2047,7 @@ func (x *ResourceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceUsage.ProtoReflect.Descriptor instead.
 func (*ResourceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{19}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResourceUsage) GetMemoryBytes() uint64 {
@@ -2123,7 +2243,7 @@ type IOUsage struct {
 
 func (x *IOUsage) Reset() {
 	*x = IOUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2255,7 @@ func (x *IOUsage) String() string {
 func (*IOUsage) ProtoMessage() {}
 
 func (x *IOUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[20]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2268,7 @@ func (x *IOUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOUsage.ProtoReflect.Descriptor instead.
 func (*IOUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{20}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IOUsage) GetReadBytes() uint64 {
@@ -2192,7 +2312,7 @@ type DeviceUsage struct {
 
 func (x *DeviceUsage) Reset() {
 	*x = DeviceUsage{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2324,7 @@ func (x *DeviceUsage) String() string {
 func (*DeviceUsage) ProtoMessage() {}
 
 func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[21]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2337,7 @@ func (x *DeviceUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceUsage.ProtoReflect.Descriptor instead.
 func (*DeviceUsage) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{21}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeviceUsage) GetDevice() string {
@@ -2249,7 +2369,7 @@ type Pressure struct {
 
 func (x *Pressure) Reset() {
 	*x = Pressure{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2381,7 @@ func (x *Pressure) String() string {
 func (*Pressure) ProtoMessage() {}
 
 func (x *Pressure) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[22]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2394,7 @@ func (x *Pressure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pressure.ProtoReflect.Descriptor instead.
 func (*Pressure) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{22}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Pressure) GetSome() *Stall {
@@ -2306,7 +2426,7 @@ type Stall struct {
 
 func (x *Stall) Reset() {
 	*x = Stall{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2438,7 @@ func (x *Stall) String() string {
 func (*Stall) ProtoMessage() {}
 
 func (x *Stall) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[23]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2451,7 @@ func (x *Stall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stall.ProtoReflect.Descriptor instead.
 func (*Stall) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{23}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Stall) GetAvg10Percent() float64 {
@@ -2447,7 +2567,7 @@ type ResourceLimits struct {
 
 func (x *ResourceLimits) Reset() {
 	*x = ResourceLimits{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2579,7 @@ func (x *ResourceLimits) String() string {
 func (*ResourceLimits) ProtoMessage() {}
 
 func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[24]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2592,7 @@ func (x *ResourceLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceLimits.ProtoReflect.Descriptor instead.
 func (*ResourceLimits) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{24}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResourceLimits) GetMaxMemoryBytes() uint64 {
@@ -2727,7 +2847,7 @@ type LimitReport struct {
 
 func (x *LimitReport) Reset() {
 	*x = LimitReport{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2739,7 +2859,7 @@ func (x *LimitReport) String() string {
 func (*LimitReport) ProtoMessage() {}
 
 func (x *LimitReport) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[25]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2752,7 +2872,7 @@ func (x *LimitReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitReport.ProtoReflect.Descriptor instead.
 func (*LimitReport) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{25}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LimitReport) GetName() string {
@@ -2867,7 +2987,7 @@ type GladsheimError struct {
 
 func (x *GladsheimError) Reset() {
 	*x = GladsheimError{}
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[26]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +2999,7 @@ func (x *GladsheimError) String() string {
 func (*GladsheimError) ProtoMessage() {}
 
 func (x *GladsheimError) ProtoReflect() protoreflect.Message {
-	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[26]
+	mi := &file_gladsheim_v1_gladsheim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +3012,7 @@ func (x *GladsheimError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GladsheimError.ProtoReflect.Descriptor instead.
 func (*GladsheimError) Descriptor() ([]byte, []int) {
-	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{26}
+	return file_gladsheim_v1_gladsheim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GladsheimError) GetCode() string {
@@ -2982,7 +3102,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x8c\r\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xd2\r\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -3024,24 +3144,36 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\n" +
 	"violations\x18- \x03(\v2\x17.gladsheim.v1.ViolationR\n" +
 	"violations\x12B\n" +
-	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x12\x12\n" +
+	"\fenforcements\x182 \x03(\v2\x1e.gladsheim.v1.EnforcementCountR\fenforcements\x127\n" +
+	"\bnotified\x18F \x01(\v2\x16.gladsheim.v1.NotifiedH\x06R\bnotified\x88\x01\x01\x12\x12\n" +
 	"\x04type\x18U \x01(\tR\x04type\x12\x1c\n" +
 	"\tcompleted\x18V \x01(\bR\tcompleted\x12\x19\n" +
 	"\bgiven_up\x18K \x01(\tR\agivenUp\x12'\n" +
 	"\x0frecent_failures\x18L \x01(\rR\x0erecentFailures\x12)\n" +
 	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARow\x12+\n" +
-	"\x04hung\x18Z \x01(\v2\x12.gladsheim.v1.HangH\x06R\x04hung\x88\x01\x01B\x11\n" +
+	"\x04hung\x18Z \x01(\v2\x12.gladsheim.v1.HangH\aR\x04hung\x88\x01\x01B\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +
 	"\n" +
 	"_last_exitB\x10\n" +
 	"\x0e_restarts_leftB\x0e\n" +
-	"\f_log_troubleB\a\n" +
+	"\f_log_troubleB\v\n" +
+	"\t_notifiedB\a\n" +
 	"\x05_hung\"<\n" +
 	"\x04Hang\x12\"\n" +
 	"\rsince_unix_ms\x18\x01 \x01(\x03R\vsinceUnixMs\x12\x10\n" +
-	"\x03why\x18\x02 \x01(\tR\x03why\"C\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\xe2\x01\n" +
+	"\bNotified\x12\x16\n" +
+	"\x06status\x18\x01 \x01(\tR\x06status\x12\x1c\n" +
+	"\treloading\x18\x02 \x01(\bR\treloading\x12\x1a\n" +
+	"\bstopping\x18\x03 \x01(\bR\bstopping\x12\x14\n" +
+	"\x05errno\x18\x04 \x01(\x05R\x05errno\x12\x1b\n" +
+	"\tbus_error\x18\x05 \x01(\tR\bbusError\x12\x19\n" +
+	"\bmain_pid\x18\x06 \x01(\x05R\amainPid\x12\x1c\n" +
+	"\n" +
+	"at_unix_ms\x18\a \x01(\x03R\batUnixMs\x12\x18\n" +
+	"\adropped\x18\b \x01(\x04R\adropped\"C\n" +
 	"\tViolation\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\"\n" +
 	"\rsince_unix_ms\x18\x02 \x01(\x03R\vsinceUnixMs\"<\n" +
@@ -3292,7 +3424,7 @@ func file_gladsheim_v1_gladsheim_proto_rawDescGZIP() []byte {
 }
 
 var file_gladsheim_v1_gladsheim_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_gladsheim_v1_gladsheim_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(ServiceState)(0),              // 0: gladsheim.v1.ServiceState
 	(HealthStatus)(0),              // 1: gladsheim.v1.HealthStatus
@@ -3308,76 +3440,78 @@ var file_gladsheim_v1_gladsheim_proto_goTypes = []any{
 	(*ServiceRequest)(nil),         // 11: gladsheim.v1.ServiceRequest
 	(*ServiceStatus)(nil),          // 12: gladsheim.v1.ServiceStatus
 	(*Hang)(nil),                   // 13: gladsheim.v1.Hang
-	(*Violation)(nil),              // 14: gladsheim.v1.Violation
-	(*EnforcementCount)(nil),       // 15: gladsheim.v1.EnforcementCount
-	(*LogTrouble)(nil),             // 16: gladsheim.v1.LogTrouble
-	(*Process)(nil),                // 17: gladsheim.v1.Process
-	(*ServiceList)(nil),            // 18: gladsheim.v1.ServiceList
-	(*ServiceHealth)(nil),          // 19: gladsheim.v1.ServiceHealth
-	(*HealthUpdate)(nil),           // 20: gladsheim.v1.HealthUpdate
-	(*ResourceUsage)(nil),          // 21: gladsheim.v1.ResourceUsage
-	(*IOUsage)(nil),                // 22: gladsheim.v1.IOUsage
-	(*DeviceUsage)(nil),            // 23: gladsheim.v1.DeviceUsage
-	(*Pressure)(nil),               // 24: gladsheim.v1.Pressure
-	(*Stall)(nil),                  // 25: gladsheim.v1.Stall
-	(*ResourceLimits)(nil),         // 26: gladsheim.v1.ResourceLimits
-	(*LimitReport)(nil),            // 27: gladsheim.v1.LimitReport
-	(*GladsheimError)(nil),         // 28: gladsheim.v1.GladsheimError
-	nil,                            // 29: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	(*ExitRecord)(nil),             // 30: gladsheim.v1.ExitRecord
+	(*Notified)(nil),               // 14: gladsheim.v1.Notified
+	(*Violation)(nil),              // 15: gladsheim.v1.Violation
+	(*EnforcementCount)(nil),       // 16: gladsheim.v1.EnforcementCount
+	(*LogTrouble)(nil),             // 17: gladsheim.v1.LogTrouble
+	(*Process)(nil),                // 18: gladsheim.v1.Process
+	(*ServiceList)(nil),            // 19: gladsheim.v1.ServiceList
+	(*ServiceHealth)(nil),          // 20: gladsheim.v1.ServiceHealth
+	(*HealthUpdate)(nil),           // 21: gladsheim.v1.HealthUpdate
+	(*ResourceUsage)(nil),          // 22: gladsheim.v1.ResourceUsage
+	(*IOUsage)(nil),                // 23: gladsheim.v1.IOUsage
+	(*DeviceUsage)(nil),            // 24: gladsheim.v1.DeviceUsage
+	(*Pressure)(nil),               // 25: gladsheim.v1.Pressure
+	(*Stall)(nil),                  // 26: gladsheim.v1.Stall
+	(*ResourceLimits)(nil),         // 27: gladsheim.v1.ResourceLimits
+	(*LimitReport)(nil),            // 28: gladsheim.v1.LimitReport
+	(*GladsheimError)(nil),         // 29: gladsheim.v1.GladsheimError
+	nil,                            // 30: gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	(*ExitRecord)(nil),             // 31: gladsheim.v1.ExitRecord
 }
 var file_gladsheim_v1_gladsheim_proto_depIdxs = []int32{
-	29, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
-	26, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
+	30, // 0: gladsheim.v1.StartServiceRequest.environment_vars:type_name -> gladsheim.v1.StartServiceRequest.EnvironmentVarsEntry
+	27, // 1: gladsheim.v1.StartServiceRequest.resource_limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 2: gladsheim.v1.ListServicesRequest.filter_states:type_name -> gladsheim.v1.ServiceState
-	26, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
+	27, // 3: gladsheim.v1.ResourceLimitsRequest.limits:type_name -> gladsheim.v1.ResourceLimits
 	0,  // 4: gladsheim.v1.ServiceStatus.state:type_name -> gladsheim.v1.ServiceState
-	21, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
-	19, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
-	30, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
-	17, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
-	27, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
-	16, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
-	14, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
-	15, // 12: gladsheim.v1.ServiceStatus.enforcements:type_name -> gladsheim.v1.EnforcementCount
-	13, // 13: gladsheim.v1.ServiceStatus.hung:type_name -> gladsheim.v1.Hang
-	12, // 14: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
-	1,  // 15: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
-	19, // 16: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
-	22, // 17: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
-	23, // 18: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
-	24, // 19: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
-	24, // 20: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
-	24, // 21: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
-	22, // 22: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
-	25, // 23: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
-	25, // 24: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
-	27, // 25: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
-	2,  // 26: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
-	3,  // 27: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
-	4,  // 28: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
-	5,  // 29: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
-	6,  // 30: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
-	7,  // 31: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
-	8,  // 32: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
-	9,  // 33: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
-	10, // 34: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
-	11, // 35: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
-	12, // 36: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 37: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 38: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
-	12, // 39: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
-	18, // 40: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
-	19, // 41: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
-	20, // 42: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
-	21, // 43: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
-	26, // 44: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	26, // 45: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
-	36, // [36:46] is the sub-list for method output_type
-	26, // [26:36] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	22, // 5: gladsheim.v1.ServiceStatus.resource_usage:type_name -> gladsheim.v1.ResourceUsage
+	20, // 6: gladsheim.v1.ServiceStatus.health_status:type_name -> gladsheim.v1.ServiceHealth
+	31, // 7: gladsheim.v1.ServiceStatus.last_exit:type_name -> gladsheim.v1.ExitRecord
+	18, // 8: gladsheim.v1.ServiceStatus.processes:type_name -> gladsheim.v1.Process
+	28, // 9: gladsheim.v1.ServiceStatus.limits:type_name -> gladsheim.v1.LimitReport
+	17, // 10: gladsheim.v1.ServiceStatus.log_trouble:type_name -> gladsheim.v1.LogTrouble
+	15, // 11: gladsheim.v1.ServiceStatus.violations:type_name -> gladsheim.v1.Violation
+	16, // 12: gladsheim.v1.ServiceStatus.enforcements:type_name -> gladsheim.v1.EnforcementCount
+	14, // 13: gladsheim.v1.ServiceStatus.notified:type_name -> gladsheim.v1.Notified
+	13, // 14: gladsheim.v1.ServiceStatus.hung:type_name -> gladsheim.v1.Hang
+	12, // 15: gladsheim.v1.ServiceList.services:type_name -> gladsheim.v1.ServiceStatus
+	1,  // 16: gladsheim.v1.ServiceHealth.status:type_name -> gladsheim.v1.HealthStatus
+	20, // 17: gladsheim.v1.HealthUpdate.health:type_name -> gladsheim.v1.ServiceHealth
+	23, // 18: gladsheim.v1.ResourceUsage.io:type_name -> gladsheim.v1.IOUsage
+	24, // 19: gladsheim.v1.ResourceUsage.devices:type_name -> gladsheim.v1.DeviceUsage
+	25, // 20: gladsheim.v1.ResourceUsage.memory_pressure:type_name -> gladsheim.v1.Pressure
+	25, // 21: gladsheim.v1.ResourceUsage.cpu_pressure:type_name -> gladsheim.v1.Pressure
+	25, // 22: gladsheim.v1.ResourceUsage.io_pressure:type_name -> gladsheim.v1.Pressure
+	23, // 23: gladsheim.v1.DeviceUsage.io:type_name -> gladsheim.v1.IOUsage
+	26, // 24: gladsheim.v1.Pressure.some:type_name -> gladsheim.v1.Stall
+	26, // 25: gladsheim.v1.Pressure.full:type_name -> gladsheim.v1.Stall
+	28, // 26: gladsheim.v1.ResourceLimits.reports:type_name -> gladsheim.v1.LimitReport
+	2,  // 27: gladsheim.v1.GladsheimService.StartService:input_type -> gladsheim.v1.StartServiceRequest
+	3,  // 28: gladsheim.v1.GladsheimService.StopService:input_type -> gladsheim.v1.StopServiceRequest
+	4,  // 29: gladsheim.v1.GladsheimService.RestartService:input_type -> gladsheim.v1.RestartServiceRequest
+	5,  // 30: gladsheim.v1.GladsheimService.GetServiceStatus:input_type -> gladsheim.v1.ServiceStatusRequest
+	6,  // 31: gladsheim.v1.GladsheimService.ListServices:input_type -> gladsheim.v1.ListServicesRequest
+	7,  // 32: gladsheim.v1.GladsheimService.GetServiceHealth:input_type -> gladsheim.v1.ServiceHealthRequest
+	8,  // 33: gladsheim.v1.GladsheimService.SubscribeServiceHealth:input_type -> gladsheim.v1.HealthSubscribeRequest
+	9,  // 34: gladsheim.v1.GladsheimService.GetResourceUsage:input_type -> gladsheim.v1.ResourceUsageRequest
+	10, // 35: gladsheim.v1.GladsheimService.SetResourceLimits:input_type -> gladsheim.v1.ResourceLimitsRequest
+	11, // 36: gladsheim.v1.GladsheimService.GetResourceLimits:input_type -> gladsheim.v1.ServiceRequest
+	12, // 37: gladsheim.v1.GladsheimService.StartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 38: gladsheim.v1.GladsheimService.StopService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 39: gladsheim.v1.GladsheimService.RestartService:output_type -> gladsheim.v1.ServiceStatus
+	12, // 40: gladsheim.v1.GladsheimService.GetServiceStatus:output_type -> gladsheim.v1.ServiceStatus
+	19, // 41: gladsheim.v1.GladsheimService.ListServices:output_type -> gladsheim.v1.ServiceList
+	20, // 42: gladsheim.v1.GladsheimService.GetServiceHealth:output_type -> gladsheim.v1.ServiceHealth
+	21, // 43: gladsheim.v1.GladsheimService.SubscribeServiceHealth:output_type -> gladsheim.v1.HealthUpdate
+	22, // 44: gladsheim.v1.GladsheimService.GetResourceUsage:output_type -> gladsheim.v1.ResourceUsage
+	27, // 45: gladsheim.v1.GladsheimService.SetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	27, // 46: gladsheim.v1.GladsheimService.GetResourceLimits:output_type -> gladsheim.v1.ResourceLimits
+	37, // [37:47] is the sub-list for method output_type
+	27, // [27:37] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_gladsheim_v1_gladsheim_proto_init() }
@@ -3390,18 +3524,18 @@ func file_gladsheim_v1_gladsheim_proto_init() {
 	file_gladsheim_v1_gladsheim_proto_msgTypes[2].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[19].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[20].OneofWrappers = []any{}
-	file_gladsheim_v1_gladsheim_proto_msgTypes[24].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[21].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[25].OneofWrappers = []any{}
 	file_gladsheim_v1_gladsheim_proto_msgTypes[26].OneofWrappers = []any{}
+	file_gladsheim_v1_gladsheim_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gladsheim_v1_gladsheim_proto_rawDesc), len(file_gladsheim_v1_gladsheim_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1737,8 +1737,8 @@ type RollingRestartRequest struct {
 	// Which services, in this order.
 	ServiceNames []string `protobuf:"bytes,1,rep,name=service_names,json=serviceNames,proto3" json:"service_names,omitempty"`
 	// How long each may take until it is ready and healthy, in milliseconds. Absent or
-	// 0: as long as its definition allows for its end, its readiness and its threshold of
-	// health checks, and 30 s more.
+	// 0: as long as its definition allows for its end, its readiness, and the health checks
+	// of its start period and its thresholds, and 30 s more.
 	TimeoutMs *uint32 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
 	// Kill instead of asking each to end.
 	ForceStop bool `protobuf:"varint,3,opt,name=force_stop,json=forceStop,proto3" json:"force_stop,omitempty"`

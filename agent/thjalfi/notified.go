@@ -1,0 +1,147 @@
+package thjalfi
+
+import (
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+)
+
+// Listener hears what services say of themselves, those whose definition asks for it
+// (service.Spec.Notifies).
+type Listener interface {
+	// Provide makes the socket that a service which runs knows from its launch; Outlet does
+	// it for a launch.
+	Provide(spec *service.Spec) error
+	// Attend has tell told of what the present incarnation says, until leave is called. tell
+	// must not block. That owns says of a process that it is of the incarnation is asked for
+	// each message.
+	Attend(name service.Name, owns func(pid int) (bool, error), tell func(service.Heard)) (leave func(), err error)
+	// Forget is told when nothing of the incarnation is left. It does IO.
+	Forget(name service.Name)
+}
+
+// backlog is how many words of a service may wait for its actor, which does no IO.
+const backlog = 128
+
+// speech is what the present incarnation says.
+type speech struct {
+	leave     func()             // ends the hearing
+	news      chan service.Heard // nil as long as nobody hears
+	notified  service.Notified
+	ready     bool // it has said so, or may have when nobody heard
+	unheard   bool // it was launched by an earlier agent: what it said since that ended is lost
+	complaint bool // that something is wrong with what came was told
+}
+
+func silent() speech { return speech{leave: func() {}} }
+
+// listen has the present incarnation heard, if it is one that says something.
+func (a *actor) listen() {
+	if !a.plan.Spec.Notifies() {
+		return
+	}
+	news := make(chan service.Heard, backlog)
+	leave, err := a.cfg.Listener.Attend(a.name, a.handle.Owns, func(h service.Heard) {
+		select {
+		case news <- h:
+		default: // it says more than anybody could take in
+		}
+	})
+	if err != nil {
+		a.publish(service.NoticeState, "notify", "what it says of itself is not heard: "+err.Error())
+		return
+	}
+	a.said.leave, a.said.news = leave, news
+}
+
+// unheard has an incarnation of which nothing is left not heard any more. It does IO.
+func (a *actor) unheard(spec *service.Spec) {
+	if spec.Notifies() {
+		a.cfg.Listener.Forget(a.name)
+	}
+}
+
+// hearNews takes what it has said and nobody has heard yet, and tells whether the timer is
+// not what it was.
+func (a *actor) hearNews() (changed bool) {
+	before := a.machine.State
+	for {
+		select {
+		case h := <-a.said.news:
+			a.heard(h)
+		default:
+			return a.machine.State != before || a.armed
+		}
+	}
+}
+
+// heard takes one word.
+func (a *actor) heard(h service.Heard) {
+	n, was := h.Said, a.said.notified
+	is := was.After(h, time.Now())
+	a.said.notified = is
+	a.said.ready = a.said.ready || n.Ready
+	if n.Extend > 0 {
+		a.extend(n.Extend)
+	}
+	switch {
+	case h.Why != "" && !a.said.complaint:
+		a.said.complaint = true
+		a.publish(service.NoticeState, "notify", h.Why)
+	case is.MainPID != was.MainPID && is.MainPID != a.ref.PID:
+		a.publish(service.NoticeState, "notify", fmt.Sprintf("it calls process %d its main one; that stays process %d", is.MainPID, a.ref.PID))
+	case is.Stopping && !was.Stopping:
+		a.publish(service.NoticeState, "says-stopping", is.Status)
+	case is.Reloading && !was.Reloading:
+		a.publish(service.NoticeState, "reloading", is.Status)
+	case !is.Reloading && was.Reloading:
+		a.publish(service.NoticeState, "reloaded", is.Status)
+	default:
+		a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Notified = is })
+	}
+	if n.Ready {
+		a.readyBySaying()
+	}
+}
+
+// readyBySaying takes that it has said that it is ready. What is frozen has when it is thawed.
+func (a *actor) readyBySaying() {
+	if a.machine.State != service.Starting || a.plan.Spec.Ready.Type != service.CheckNotify || !a.said.ready || a.sawExit() {
+		return
+	}
+	a.abort() // nobody waits for it any more
+	a.happen(a.event(service.Ready))
+}
+
+// extend gives it so much time from now on to start or to end, if it has less. Its own
+// time is never cut, and what was asked to be killed is.
+func (a *actor) extend(d time.Duration) {
+	starts := a.machine.State == service.Starting && a.fires == service.StartupOver
+	ends := a.machine.State == service.Stopping && a.fires == service.GraceOver && !a.machine.Killing
+	if (starts || ends) && d > a.remaining() {
+		a.arm(d, a.fires)
+	}
+}
+
+// remaining is until the timer fires at last.
+func (a *actor) remaining() time.Duration {
+	if !a.armed {
+		return 0
+	}
+	return a.left + time.Until(a.partOver)
+}
+
+// excuse is what it said of why it ends, "" if nothing.
+func (w speech) excuse() string {
+	switch n := w.notified; {
+	case n.Errno != 0 && n.BusError != "":
+		return fmt.Sprintf("it said ERRNO=%d (%v), BUSERROR=%s", n.Errno, syscall.Errno(n.Errno), n.BusError)
+	case n.Errno != 0:
+		return fmt.Sprintf("it said ERRNO=%d (%v)", n.Errno, syscall.Errno(n.Errno))
+	case n.BusError != "":
+		return "it said BUSERROR=" + n.BusError
+	}
+	return ""
+}

@@ -1,0 +1,243 @@
+package thjalfi
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+// hall is where services say how they are.
+type hall struct {
+	mu        sync.Mutex
+	tell      func(service.Heard)
+	provided  int
+	forgotten int
+	owns      func(pid int) (bool, error)
+	fault     error
+}
+
+func (h *hall) Provide(*service.Spec) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.provided++
+	return h.fault
+}
+
+func (h *hall) Attend(_ service.Name, owns func(pid int) (bool, error), tell func(service.Heard)) (leave func(), err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.fault != nil {
+		return nil, h.fault
+	}
+	h.tell, h.owns = tell, owns
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.tell = nil
+	}, nil
+}
+
+func (h *hall) Forget(service.Name) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.forgotten++
+}
+
+// says has web say something, which somebody must hear.
+func (s *stage) says(message string) {
+	s.t.Helper()
+	said, err := service.ParseNotification(message)
+	require.NoError(s.t, err)
+	s.hears(service.Heard{Said: said})
+}
+
+func (s *stage) hears(h service.Heard) {
+	s.t.Helper()
+	s.hall.mu.Lock()
+	tell := s.hall.tell
+	s.hall.mu.Unlock()
+	require.NotNil(s.t, tell, "nobody hears")
+	tell(h)
+	synctest.Wait()
+}
+
+func (s *stage) deaf() bool {
+	s.hall.mu.Lock()
+	defer s.hall.mu.Unlock()
+	return s.hall.tell == nil
+}
+
+// complaints are what was told of how it says things.
+func (s *stage) complaints() []string {
+	return slices.DeleteFunc(s.told(service.NoticeState), func(detail string) bool { return detail == "" })
+}
+
+func notifies(d *service.Spec) { d.Ready.Type = service.CheckNotify }
+
+func TestReadyBySayingSo(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		c := s.start(notifies)
+		pass(10 * time.Second)
+		s.pending(c)
+		s.says("STATUS=loading\nREADY=0")
+		s.is(service.Starting)
+		require.Equal(t, "loading", s.status().Notified.Status)
+		owns, err := s.hall.owns(s.status().Ref.PID)
+		require.NoError(t, err)
+		require.True(t, owns)
+		s.says("READY=1")
+		s.ok(c)
+		s.is(service.Running)
+		require.Equal(t, time.Now(), s.status().Notified.At)
+		s.says("RELOADING=1\nSTATUS=reading")
+		require.True(t, s.status().Notified.Reloading)
+		s.says("READY=1\nSTATUS=up")
+		require.False(t, s.status().Notified.Reloading)
+		s.says("STOPPING=1")
+		require.True(t, s.status().Notified.Stopping)
+		s.ok(s.stop())
+		require.True(t, s.deaf())
+		require.Equal(t, 1, s.hall.forgotten)
+		require.Zero(t, s.status().Notified)
+		s.saw("launching starting running stopping clearing stopped")
+	})
+}
+
+// One that is not asked to say anything is not heard.
+func TestNobodyHearsWhoIsNotAsked(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.ok(s.start())
+		require.True(t, s.deaf())
+		s.ok(s.stop())
+		require.Zero(t, s.hall.forgotten)
+	})
+}
+
+func TestWhoNeverSaysSoIsNotReady(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		c := s.start(notifies, never)
+		pass(10 * time.Second)
+		s.says("ERRNO=111\nSTATUS=no database")
+		pass(20 * time.Second)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+		require.ErrorContains(t, c.err, "it was not ready within 30s (ready: notify): it has not said READY=1")
+		require.Contains(t, s.status().LastExit.Message, "it said ERRNO=111 (connection refused)")
+		require.True(t, s.deaf())
+	})
+}
+
+func TestExtendTheStart(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		c := s.start(notifies, never)
+		s.says("EXTEND_TIMEOUT_USEC=5000000")
+		pass(29 * time.Second)
+		s.pending(c)
+		s.says("EXTEND_TIMEOUT_USEC=5000000") // until 34 s
+		pass(4 * time.Second)
+		s.pending(c)
+		s.says("EXTEND_TIMEOUT_USEC=60000000") // until 93 s
+		pass(30 * time.Second)
+		s.says("EXTEND_TIMEOUT_USEC=1000000") // which cuts nothing
+		pass(29 * time.Second)
+		s.pending(c)
+		pass(time.Second)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+	})
+}
+
+func TestExtendTheEnd(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Stubborn: true})
+		c := s.start(notifies)
+		s.says("READY=1")
+		s.ok(c)
+		s.says("EXTEND_TIMEOUT_USEC=3600000000") // there is nothing to extend
+		c = s.stop()
+		pass(9 * time.Second)
+		s.says("STOPPING=1\nEXTEND_TIMEOUT_USEC=20000000")
+		pass(20*time.Second - 1)
+		s.pending(c)
+		pass(1)
+		s.ok(c)
+		require.True(t, s.status().LastExit.ForceKilled)
+	})
+}
+
+// That it is ready is not lost when it is frozen just then.
+func TestReadyAndFrozen(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		c := s.start(notifies)
+		pass(time.Second)
+		s.host.Freeze(web, "")
+		synctest.Wait()
+		s.says("READY=1") // it said so before
+		pass(time.Hour)
+		s.pending(c)
+		s.host.Thaw(web)
+		synctest.Wait()
+		s.ok(c)
+	})
+}
+
+// What it says while no agent is there is lost, which is no failure of its own.
+func TestSayingOverTheEndOfTheAgent(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.start(notifies)
+		pass(time.Second)
+		s.succeed(forEver)
+		synctest.Wait()
+		require.Equal(t, 1, s.hall.provided)
+		s.is(service.Starting)
+		s.says("READY=1")
+		s.is(service.Running)
+		s.succeed(forEver)
+		synctest.Wait()
+		s.is(service.Running)
+		s.says("STATUS=still here")
+		require.Equal(t, "still here", s.status().Notified.Status)
+	})
+	play(t, func(t *testing.T, s *stage) {
+		s.start(notifies)
+		pass(time.Second)
+		s.succeed(forEver)
+		pass(15*time.Second - 1)
+		s.is(service.Starting)
+		pass(1)
+		s.is(service.Running)
+	})
+}
+
+func TestWhatIsWrongWithASayingIsToldOnce(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		c := s.start(notifies)
+		synctest.Wait()
+		s.hears(service.Heard{Dropped: 1, Why: "process 7 of uid 33, which is none of the service's, sent a message"})
+		s.hears(service.Heard{Dropped: 2, Why: "another"})
+		require.EqualValues(t, 2, s.status().Notified.Dropped)
+		require.Equal(t, []string{"process 7 of uid 33, which is none of the service's, sent a message"}, s.complaints())
+		s.says("READY=1\nMAINPID=4711")
+		s.ok(c)
+		require.Len(t, s.complaints(), 2)
+		require.Contains(t, s.complaints()[1], "it calls process 4711 its main one")
+		require.NotEqual(t, 4711, s.status().Ref.PID)
+	})
+}
+
+func TestWhoCanNotBeHeard(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.hall.fault = errors.New("no descriptor is free")
+		c := s.start(notifies, never)
+		synctest.Wait()
+		require.Equal(t, []string{"what it says of itself is not heard: no descriptor is free"}, s.complaints())
+		pass(30 * time.Second)
+		s.refused(c, service.Timeout, service.ReasonStartupTimeout)
+	})
+}

@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
+)
+
+// speaker is a service that says of itself what the test wants.
+type speaker struct {
+	*world
+	name   string
+	orders *os.File
+}
+
+// speaker registers one.
+func (w *world) speaker(mode, name string, more fields) *speaker {
+	w.t.Helper()
+	at := w.path(name + ".orders")
+	require.NoError(w.t, syscall.Mkfifo(at, 0o600))
+	require.NoError(w.t, os.Chmod(at, 0o666))
+	orders, err := os.OpenFile(at, os.O_RDWR, 0)
+	require.NoError(w.t, err)
+	w.t.Cleanup(func() { orders.Close() })
+	w.register(workload(w.t, name, name, "notify", at).with(fields{"launch": mode}).with(more))
+	return &speaker{world: w, name: name, orders: orders}
+}
+
+func (s *speaker) says(line string) {
+	s.t.Helper()
+	_, err := fmt.Fprintln(s.orders, line)
+	require.NoError(s.t, err)
+}
+
+func (s *speaker) status() *gladsheimv1.ServiceStatus {
+	s.t.Helper()
+	return byGRPC{s.world}.status(s.name)
+}
+
+func (s *speaker) eventually(what string, condition func(*gladsheimv1.ServiceStatus) bool) {
+	s.t.Helper()
+	eventually(s.t, what, func() bool { return condition(s.status()) })
+}
+
+// socket is what it is told by its environment.
+func (s *speaker) socket() string {
+	s.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.status().ProcessId))
+	require.NoError(s.t, err)
+	for _, v := range strings.Split(string(text), "\x00") {
+		if path, ok := strings.CutPrefix(v, "NOTIFY_SOCKET="); ok {
+			return path
+		}
+	}
+	return ""
+}
+
+// start has somebody start it, and tells when the start was answered.
+func (s *speaker) start() (answer <-chan result) {
+	answered := make(chan result, 1)
+	go func() { answered <- s.cli("start", s.name) }()
+	return answered
+}
+
+// TestNotify: a service is ready when it says so, it alone, and what it says is seen; an
+// end of the agent changes nothing about how it says it.
+func TestNotify(t *testing.T) {
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) { newWorld(t).notify(mode) })
+	}
+}
+
+func (w *world) notify(mode string) {
+	t := w.t
+	says := fields{"ready": fields{"type": "notify", "timeout": "1m"}}
+	s, other := w.speaker(mode, "speaker", says), w.speaker(mode, "other", says)
+	mute := w.speaker(mode, "mute", nil)
+	w.mustCLI("start", "mute")
+	require.Empty(t, mute.socket(), "who is not asked is told of no socket")
+
+	answer, second := s.start(), other.start()
+	starting := func(s *gladsheimv1.ServiceStatus) bool { return s.Phase == "starting" }
+	s.eventually("it starts", starting)
+	other.eventually("the other starts", starting)
+	socket := s.socket()
+	require.Equal(t, w.path("run", "notify", "speaker"), socket)
+	s.says("STATUS=loading;EXTEND_TIMEOUT_USEC=120000000")
+	s.eventually("its status is seen", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetStatus() == "loading" })
+
+	// Lies: of another service, of this process, of another user.
+	other.says("@" + socket + " READY=1;STATUS=lies")
+	s.eventually("a lie is counted", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetDropped() == 1 })
+	conn, err := net.Dial("unixgram", socket)
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("READY=1\nSTATUS=lies"))
+	require.NoError(t, err)
+	s.eventually("another lie is counted", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetDropped() == 2 })
+	if isRoot(t) {
+		asNobody(t, func() error {
+			if _, err := net.Dial("unixgram", socket); !errors.Is(err, syscall.EACCES) {
+				return fmt.Errorf("another user gets %w", err)
+			}
+			return nil
+		})
+	}
+	now := s.status()
+	require.Equal(t, "starting", now.Phase)
+	require.Equal(t, "loading", now.GetNotified().GetStatus())
+	require.Contains(t, w.mustCLI("events", "-n", "1000"), "which is none of the service's, sent a message")
+	select {
+	case r := <-answer:
+		t.Fatalf("the start was answered: %+v", r)
+	default:
+	}
+
+	s.says("READY=1;STATUS=up")
+	require.Zero(t, (<-answer).code)
+	other.says("READY=1")
+	require.Zero(t, (<-second).code)
+	s.eventually("it is up", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetStatus() == "up" })
+	require.Contains(t, w.mustCLI("status", "speaker"), "Says: up")
+	s.says("RELOADING=1")
+	s.eventually("it reloads", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetReloading() })
+	s.says("READY=1")
+	s.eventually("it has reloaded", func(s *gladsheimv1.ServiceStatus) bool { return !s.GetNotified().GetReloading() })
+
+	was := s.status()
+	w.leave(syscall.SIGKILL)
+	w.begin()
+	s.says("STATUS=still up")
+	s.eventually("the next agent hears it", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetStatus() == "still up" })
+	require.Equal(t, was.ProcessId, s.status().ProcessId)
+
+	s.says("STOPPING=1")
+	s.eventually("it says that it stops", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetStopping() })
+	w.mustCLI("stop", "speaker", "other", "mute")
+	require.Nil(t, s.status().Notified)
+	require.NoFileExists(t, socket)
+}
+
+// TestNotifyOfAnotherUser: who runs as another user can say it, too.
+func TestNotifyOfAnotherUser(t *testing.T) {
+	if !isRoot(t) {
+		return
+	}
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			s := w.speaker(mode, "speaker", fields{"user": "nobody", "group": "nogroup", "ready": fields{"type": "notify"}})
+			answer := s.start()
+			s.says("READY=1;STATUS=up")
+			require.Zero(t, (<-answer).code)
+			s.eventually("it is up", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetStatus() == "up" })
+			w.mustCLI("stop", "speaker")
+		})
+	}
+}
+
+// TestNotifyByAScript: a child of the main process that ends at once is heard, since it waits
+// for that.
+func TestNotifyByAScript(t *testing.T) {
+	tool, err := exec.LookPath("systemd-notify")
+	if err != nil {
+		require.False(t, offers(t, "systemd"), "there is no systemd-notify")
+		return
+	}
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			w.register(workload(t, "script", "script").with(fields{"launch": mode, "ready": fields{"type": "notify"},
+				"exec": []string{"/bin/sh", "-c", tool + " --ready --status='by a script' && exec sleep 1000"}}))
+			w.mustCLI("start", "script")
+			require.Equal(t, "by a script", byGRPC{w}.status("script").GetNotified().GetStatus())
+			w.mustCLI("stop", "script")
+		})
+	}
+}
+
+// TestNotifyNever: one that never says so is not ready in time, and the answer tells why.
+func TestNotifyNever(t *testing.T) {
+	w := newWorld(t)
+	s := w.speaker("auto", "never", fields{"ready": fields{"type": "notify", "timeout": "1s"}})
+	s.says("STATUS=not yet;ERRNO=2")
+	failed := w.cli("start", "never")
+	require.NotZero(t, failed.code)
+	require.Contains(t, failed.stderr, "it has not said READY=1")
+	require.Contains(t, byGRPC{w}.status("never").LastExit.Message, "it said ERRNO=2")
+}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+)
+
+// runNotify says to the agent what it is told to, line by line, and prints what became of it.
+// A line "@SOCKET MESSAGE" is said to another socket; ";" stands for the end of a line.
+func runNotify(args []string) error {
+	if len(args) != 1 {
+		return errors.New("name one FIFO")
+	}
+	orders, err := os.OpenFile(args[0], os.O_RDWR, 0) // so that it never ends
+	if err != nil {
+		return err
+	}
+	ready()
+	lines := bufio.NewScanner(orders)
+	for lines.Scan() {
+		line, socket := lines.Text(), os.Getenv("NOTIFY_SOCKET")
+		if to, ok := strings.CutPrefix(line, "@"); ok {
+			socket, line, _ = strings.Cut(to, " ")
+		}
+		if err := say(socket, strings.ReplaceAll(line, ";", "\n")); err != nil {
+			fmt.Println("not said:", line, err)
+			continue
+		}
+		fmt.Println("said:", line)
+	}
+	return lines.Err()
+}
+
+func say(socket, message string) error {
+	conn, err := net.Dial("unixgram", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte(message))
+	return err
+}
