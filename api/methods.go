@@ -24,7 +24,7 @@ const answerTimeout = 30 * time.Second
 var (
 	question = method{patience: answerTimeout}
 	order    = method{change: true, patience: answerTimeout}
-	// A lifecycle call takes as long as the definition allows: see Server.patience.
+	// A lifecycle call takes as long as the definition allows.
 	lifecycle = method{change: true}
 	// A stream lasts until its caller leaves.
 	stream = method{}

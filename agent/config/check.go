@@ -99,7 +99,9 @@ type statuses struct{}
 func (f statuses) read(d *document, path string, n *node, v *[]service.StatusRange) {
 	list := []*node{n}
 	if n.kind == isArray {
-		list = n.items
+		if list = n.items; len(list) == 0 {
+			d.fault(n.offset, path, "is empty; leave it out for 200, or name a status that is well")
+		}
 	}
 	var all []service.StatusRange
 	for i, item := range list {
@@ -136,8 +138,8 @@ func (statuses) write(v []service.StatusRange) any {
 }
 
 func (statuses) schema([]service.StatusRange) *jsonschema.Schema {
-	number := &jsonschema.Schema{Type: "integer", Minimum: jsonschema.Ptr(100.0), Maximum: jsonschema.Ptr(599.0)}
-	span := &jsonschema.Schema{Type: "string", Pattern: "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"}
+	number := &jsonschema.Schema{Type: "integer", Minimum: jsonschema.Ptr(200.0), Maximum: jsonschema.Ptr(599.0)}
+	span := &jsonschema.Schema{Type: "string", Pattern: "^[2-5][0-9]{2}(-[2-5][0-9]{2})?$"}
 	one := []*jsonschema.Schema{number, span}
 	return &jsonschema.Schema{AnyOf: append(slices.Clone(one), &jsonschema.Schema{
 		Type: "array", MinItems: jsonschema.Ptr(1), MaxItems: jsonschema.Ptr(16), Items: &jsonschema.Schema{AnyOf: one},

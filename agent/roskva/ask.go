@@ -105,14 +105,17 @@ func askHTTP(check service.Check) question {
 			return err
 		}
 		defer answer.Body.Close()
+		if answer.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which outlives ctx
+			return fmt.Errorf("%s answered %s, for which nobody asked", check.Target(), answer.Status)
+		}
 		text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 		switch {
 		case err != nil:
-			return fmt.Errorf("cannot read the answer of %s: %w", check.URL, err)
+			return fmt.Errorf("cannot read the answer of %s: %w", check.Target(), err)
 		case !check.Accepts(answer.StatusCode):
-			return fmt.Errorf("%s answered %s", check.URL, answer.Status)
+			return fmt.Errorf("%s answered %s", check.Target(), answer.Status)
 		case body != nil && !body.Match(text):
-			return fmt.Errorf("%s answered %s with a body that does not match %q", check.URL, answer.Status, check.Body)
+			return fmt.Errorf("%s answered %s with a body that does not match %q", check.Target(), answer.Status, check.Body)
 		}
 		return nil
 	}
@@ -159,7 +162,7 @@ func askGRPC(ctx context.Context, check service.Check) error {
 func tlsOf(t *service.TLS) (*tls.Config, error) {
 	config := &tls.Config{ServerName: t.ServerName, InsecureSkipVerify: t.Insecure}
 	if t.CA != "" {
-		text, err := os.ReadFile(t.CA)
+		text, err := readCertificates(t.CA)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read tls.ca: %w", err)
 		}
@@ -169,4 +172,26 @@ func tlsOf(t *service.TLS) (*tls.Config, error) {
 		}
 	}
 	return config, nil
+}
+
+// maxCertificates is as much of a file of certificates as is read; what a distribution
+// trusts is a quarter of that.
+const maxCertificates = 1 << 20
+
+// readCertificates waits for nobody, whatever the path leads to.
+func readCertificates(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	switch info, err := f.Stat(); {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no regular file", path)
+	case info.Size() > maxCertificates:
+		return nil, fmt.Errorf("%s has %d bytes; at most %d are read", path, info.Size(), maxCertificates)
+	}
+	return io.ReadAll(io.LimitReader(f, maxCertificates))
 }

@@ -42,6 +42,24 @@ func TestAskOthers(t *testing.T) {
 	}
 }
 
+// A password in a URL is used, and told nobody.
+func TestAskKeepsASecret(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != "secret" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	check := service.Check{Type: service.CheckHTTP, URL: "http://hall:secret@" + web.Listener.Addr().String()}
+	require.NoError(t, ask(t, 10*time.Second, check))
+	check.Body = "well"
+	err := ask(t, 10*time.Second, check)
+	require.ErrorContains(t, err, "does not match")
+	require.NotContains(t, err.Error(), "secret")
+	web.Close()
+	require.NotContains(t, ask(t, 10*time.Second, check).Error(), "secret")
+	require.NotContains(t, check.Target(), "secret")
+}
+
 func TestAskTLS(t *testing.T) {
 	web := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer web.Close()
@@ -53,6 +71,8 @@ func TestAskTLS(t *testing.T) {
 	defer rpc.Stop()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600))
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	require.NoError(t, os.WriteFile(empty, nil, 0o600))
 	for _, check := range []service.Check{
 		{Type: service.CheckHTTP, URL: web.URL},
 		{Type: service.CheckGRPC, Address: l.Addr().String()},
@@ -68,7 +88,8 @@ func TestAskTLS(t *testing.T) {
 			require.ErrorContains(t, with(service.TLS{CA: ca, ServerName: "elsewhere.org"}), "elsewhere.org")
 			require.NoError(t, with(service.TLS{Insecure: true}))
 			require.ErrorIs(t, with(service.TLS{CA: ca + "x"}), os.ErrNotExist)
-			require.ErrorContains(t, with(service.TLS{CA: "/dev/null"}), "holds no certificate")
+			require.ErrorContains(t, with(service.TLS{CA: empty}), "holds no certificate")
+			require.ErrorContains(t, with(service.TLS{CA: "/dev/null"}), "is no regular file")
 		})
 	}
 }

@@ -171,7 +171,10 @@ func (r *Roskva) Slow(times int) {
 	}
 	r.slower = times
 	for _, p := range r.patients {
-		if p.place == nowhere || p.asked.IsZero() || p.check.Type == service.CheckWatchdog { // it is asked now, or about to be, or never
+		switch {
+		case p.place == nowhere, p.asked.IsZero(), len(p.waiting) > 0: // it is asked now, or about to be
+			continue
+		case p.check.Type == service.CheckWatchdog: // it asks nobody
 			continue
 		}
 		r.plan(p, p.asked.Add(time.Duration(times)*p.wait))

@@ -53,7 +53,8 @@ type Check struct {
 	StartPeriod      time.Duration // health: in which failures do not count until it was healthy once
 }
 
-// StatusRange is a range of HTTP status codes, both ends included.
+// StatusRange is a range of HTTP status codes, both ends included. Those below 200 come
+// before an answer (RFC 9110, 15.2), and are no part of it.
 type StatusRange struct{ Low, High int }
 
 // ParseStatusRange reads "200" or "200-299".
@@ -66,14 +67,14 @@ func ParseStatusRange(text string) (StatusRange, error) {
 	high, err2 := strconv.ParseUint(last, 10, 16)
 	r := StatusRange{int(low), int(high)}
 	if err != nil || err2 != nil || r.check() != nil {
-		return StatusRange{}, fmt.Errorf("%.40q is no status of HTTP, 100 to 599, nor a range such as 200-299", text)
+		return StatusRange{}, fmt.Errorf("%.40q is no status of an answer, 200 to 599, nor a range such as 200-299", text)
 	}
 	return r, nil
 }
 
 func (r StatusRange) check() error {
-	if r.Low < 100 || r.High > 599 || r.Low > r.High {
-		return fmt.Errorf("%v is no range of HTTP status codes, which are 100 to 599", r)
+	if r.Low < 200 || r.High > 599 || r.Low > r.High {
+		return fmt.Errorf("%v is no range of the status codes of answers, which are 200 to 599", r)
 	}
 	return nil
 }
@@ -105,10 +106,13 @@ func (c Check) Accepts(status int) bool {
 	return false
 }
 
-// Target is what the check asks, for people.
+// Target is what the check asks, for people: without the password in a URL.
 func (c Check) Target() string {
 	switch c.Type {
 	case CheckHTTP:
+		if u, err := url.Parse(c.URL); err == nil && u.User != nil {
+			return u.Redacted()
+		}
 		return c.URL
 	case CheckGRPC, CheckTCP:
 		return c.Address

@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -11,9 +16,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -23,11 +31,12 @@ import (
 // patient is a real program that a check is to find well, ill when it is, and well
 // again once it was restarted.
 type patient struct {
-	name  string
-	def   func(t *testing.T, dir string) fields
-	check fields // ready and health
-	harm  func(t *testing.T, dir string, pid int)
-	says  string // of the ill one
+	name   string
+	def    func(t *testing.T, dir string) fields
+	check  fields // ready and health
+	trusts string // file in dir of the certificates that the check believes, "" for none
+	harm   func(t *testing.T, dir string, pid int)
+	says   string // of the ill one
 }
 
 var patients = []patient{
@@ -57,6 +66,12 @@ var patients = []patient{
 		name: "hall", def: defineHealthServer, check: fields{"type": "grpc", "address": healthAddress, "service": "hall.Door"},
 		harm: func(t *testing.T, _ string, pid int) { require.NoError(t, syscall.Kill(pid, syscall.SIGUSR1)) },
 		says: "NOT_SERVING",
+	},
+	{
+		name: "hall-behind-tls", def: defineSecureHealthServer, trusts: hallCertificate,
+		check: fields{"type": "grpc", "address": healthAddress, "service": "hall.Door"},
+		harm:  func(t *testing.T, _ string, pid int) { require.NoError(t, syscall.Kill(pid, syscall.SIGUSR1)) },
+		says:  "NOT_SERVING",
 	},
 }
 
@@ -88,10 +103,14 @@ func TestRealProgramsAreChecked(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			w, dir := w.in(t), w.path("sick-"+p.name)
 			require.NoError(t, os.Mkdir(dir, 0o755))
+			check := p.check
+			if p.trusts != "" {
+				check = check.with(fields{"tls": fields{"ca": filepath.Join(dir, p.trusts), "server_name": hallName}})
+			}
 			w.register(p.def(t, dir).with(fields{
 				"name": p.name, "launch": modes(t)[n%len(modes(t))],
-				"ready":   p.check.with(fields{"timeout": "2m"}),
-				"health":  p.check.with(fields{"interval": "1s", "timeout": "10s", "threshold": 2}),
+				"ready":   check.with(fields{"timeout": "2m"}),
+				"health":  check.with(fields{"interval": "1s", "timeout": "10s", "threshold": 2}),
 				"restart": fields{"policy": "on-failure", "backoff": "10ms"},
 			}))
 			t.Cleanup(func() { w.cli("kill", p.name) }) // a story that breaks off shall not spoil the next
@@ -134,6 +153,27 @@ func defineHealthServer(t *testing.T, _ string) fields {
 	return fields{"exec": []string{self}, "environment": fields{healthServer: healthAddress}}
 }
 
+// The server speaks TLS with the certificate and the key of the file that this names.
+const healthCertificate = "GLADSHEIM_TEST_HEALTH_CERTIFICATE"
+
+const hallName, hallCertificate = "hall.example", "hall.pem"
+
+func defineSecureHealthServer(t *testing.T, dir string) fields {
+	file := filepath.Join(dir, hallCertificate)
+	_, key, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	about := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{hallName}, NotAfter: time.Now().Add(24 * time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, about, about, key.Public(), key)
+	require.NoError(t, err)
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	writeFile(t, file, append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})...))
+	def := defineHealthServer(t, dir)
+	def["environment"] = fields{healthServer: healthAddress, healthCertificate: file}
+	return def
+}
+
 func TestMain(m *testing.M) {
 	if address := os.Getenv(healthServer); address != "" {
 		fmt.Fprintln(os.Stderr, serveHealth(address))
@@ -148,7 +188,13 @@ func serveHealth(address string) error {
 	if err != nil {
 		return err
 	}
-	state, server := health.NewServer(), grpc.NewServer()
+	security := insecure.NewCredentials()
+	if file := os.Getenv(healthCertificate); file != "" {
+		if security, err = credentials.NewServerTLSFromFile(file, file); err != nil {
+			return err
+		}
+	}
+	state, server := health.NewServer(), grpc.NewServer(grpc.Creds(security))
 	state.SetServingStatus("hall.Door", grpc_health_v1.HealthCheckResponse_SERVING)
 	grpc_health_v1.RegisterHealthServer(server, state)
 	shut := make(chan os.Signal, 1)

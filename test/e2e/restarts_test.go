@@ -60,7 +60,7 @@ func TestCrashLoops(t *testing.T) {
 			require.Contains(t, s.GetErrorMessage(), "it failed 4 times within 10m0s")
 			require.Equal(t, 1, strings.Count(w.mustCLI("events", name(after)), "alert"))
 		}
-		require.Empty(t, marked(t, mine("crash")))
+		require.Empty(t, marked(t, "crash"))
 	})
 }
 
