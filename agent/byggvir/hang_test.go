@@ -215,7 +215,7 @@ func TestAQueueThatNobodyTakesFrom(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.InDelta(t, time.Minute/queueEvery, p.times(&p.tables.dumps), 2)
 		p.come(12)
-		time.Sleep(6 * time.Second)
+		time.Sleep(queueEvery + 4*time.Second)
 		require.Equal(t, []string{"127.0.0.1:8080 has 12 connections waiting for 3s, and the service uses no CPU"}, p.news())
 		p.come(3)
 		time.Sleep(time.Minute)
@@ -374,7 +374,7 @@ func TestQueuesThatCanNotBeSeen(t *testing.T) {
 		time.Sleep(queueEvery)
 		require.Equal(t, []string{"blind: not permitted", "blind: <nil>"}, p.said())
 		p.come(1)
-		time.Sleep(6 * time.Second)
+		time.Sleep(queueEvery + 4*time.Second)
 		require.Len(t, p.news(), 1)
 	})
 }

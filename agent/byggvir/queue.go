@@ -23,9 +23,10 @@ type Tables interface {
 }
 
 // The times that the queues of the host are looked at: while no connection waits in any,
-// and while one does.
+// together with the rarest of the other looks, so that nobody is woken for that alone; and
+// while one does.
 const (
-	queueEvery = 2 * time.Second
+	queueEvery = latest
 	queueSoon  = 500 * time.Millisecond
 )
 
@@ -90,7 +91,7 @@ func (m *Monitor) lookAtQueues(ctx context.Context, now time.Time) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.queuesDue = now.Add(queueEvery * time.Duration(m.slower))
+	m.queuesDue = m.grid(now, queueEvery*time.Duration(m.slower))
 	if len(queues) > 0 {
 		m.queuesDue = now.Add(queueSoon)
 	}
