@@ -28,6 +28,7 @@ func (w *world) diary() []string {
 
 // TestDependencies: real programs begin behind what they require, and end before it.
 func TestDependencies(t *testing.T) {
+	oneOfAKind(t)
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
@@ -64,6 +65,7 @@ func TestDependencies(t *testing.T) {
 
 // TestDependenciesThatCanNotBe: circles, unknown names and what others name, as people see it.
 func TestDependenciesThatCanNotBe(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	write := func(name, requires string) string {
 		path := w.path(name + ".json")
@@ -95,6 +97,7 @@ func TestDependenciesThatCanNotBe(t *testing.T) {
 // TestOutage: a database is down for a while, and clients end without it, over the end of
 // the agent. None is given up, no attempt is spent, and all are back soon after.
 func TestOutage(t *testing.T) {
+	oneOfAKind(t)
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)

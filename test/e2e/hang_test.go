@@ -84,6 +84,7 @@ func (w *world) seeStop(mode string) {
 // TestAHangIsEnded: one whose definition has it count as unhealthy is ended and begun
 // again (P5), unless somebody has stopped it with a signal of ours.
 func TestAHangIsEnded(t *testing.T) {
+	oneOfAKind(t)
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).endHang(mode) })
 	}
@@ -136,6 +137,7 @@ func TestAWaitInTheKernel(t *testing.T) {
 // by its socket of TCP or its Unix socket; who has nothing to do, who is busy, and who is
 // slow is never taken for it.
 func TestAQueueThatNobodyServes(t *testing.T) {
+	oneOfAKind(t)
 	for i, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).seeQueue(mode, 15080+10*i) })
 	}

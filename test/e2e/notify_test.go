@@ -154,6 +154,7 @@ func (w *world) notify(mode string) {
 
 // TestNotifyOfAnotherUser: who runs as another user can say it, too.
 func TestNotifyOfAnotherUser(t *testing.T) {
+	oneOfAKind(t)
 	if !isRoot(t) {
 		return
 	}
@@ -173,6 +174,7 @@ func TestNotifyOfAnotherUser(t *testing.T) {
 // TestNotifyByAScript: a child of the main process that ends at once is heard, since it waits
 // for that.
 func TestNotifyByAScript(t *testing.T) {
+	oneOfAKind(t)
 	tool, err := exec.LookPath("systemd-notify")
 	if err != nil {
 		require.False(t, offers(t, "systemd"), "there is no systemd-notify")
@@ -192,6 +194,7 @@ func TestNotifyByAScript(t *testing.T) {
 
 // TestNotifyNever: one that never says so is not ready in time, and the answer tells why.
 func TestNotifyNever(t *testing.T) {
+	oneOfAKind(t)
 	w := newWorld(t)
 	s := w.speaker("auto", "never", fields{"ready": fields{"type": "notify", "timeout": "1s"}})
 	s.says("STATUS=not yet;ERRNO=2")
@@ -204,6 +207,7 @@ func TestNotifyNever(t *testing.T) {
 // TestWatchdog: a service that says in time that it is well runs on, over the end of the
 // agent too; one that does not, or says that it is not, is ended, and restarted.
 func TestWatchdog(t *testing.T) {
+	oneOfAKind(t)
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
