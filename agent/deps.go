@@ -187,6 +187,11 @@ func (a *Agent) wanting(spec *service.Spec, actor string) (names []service.Name)
 		if e.Relation == service.After || !known || s.Fulfils(e.Condition) || s.Machine.State == service.Held && patient(actor) {
 			continue
 		}
+		if actor == scheduler || actor == resumer { // nobody has asked: what somebody stopped, or was given up, stays so
+			if m := s.Machine; m.State == service.Crashed || m.State == service.Stopped && !m.Up && s.LastActor != "" {
+				continue
+			}
+		}
 		switch s.Machine.State {
 		case service.Running, service.Starting, service.Launching, service.Adopting:
 			continue

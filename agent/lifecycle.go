@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"syscall"
@@ -84,13 +85,36 @@ func (a *Agent) launch(ctx context.Context, op string, plan thjalfi.Plan, do fun
 // Stop ends a service and answers when nothing of it is left. Those that are bound to it
 // end first, unless it is to be killed.
 func (a *Agent) Stop(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
-	if !opts.Force {
-		defer a.part(ctx, name)()
+	var err error
+	if opts.Force || len(a.boundTo(name)) == 0 {
+		err = a.rest(ctx, name, opts)
+	} else {
+		err = a.stopBound(ctx, name, opts)
 	}
-	if err := a.rest(ctx, name, opts); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return a.Status(name)
+}
+
+// stopBound ends those first that are bound to the service. Like any stop it goes on when
+// the caller's time is over: else they would have ended for nothing.
+func (a *Agent) stopBound(ctx context.Context, name service.Name, opts service.StopOptions) error {
+	done := make(chan error, 1)
+	a.background.Go(func() {
+		defer a.part(a.ctx, name)()
+		done <- a.rest(context.WithoutCancel(ctx), name, opts)
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	kind := service.Cancelled
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		kind = service.Timeout
+	}
+	return &service.Error{Op: "stop", Service: name, Kind: kind, Err: fmt.Errorf("%w; it goes on without you", ctx.Err())}
 }
 
 // Signal sends sig to the main process.

@@ -43,7 +43,7 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 		r.Machine = service.Machine{State: state, Incarnation: last.Incarnation, ForceKill: d.spec.Stop.ForceKill, Policy: d.spec.Restart}
 		r.Machine.Once = d.spec.Type == service.TypeOneshot
 		r.Machine.Done = state == service.Stopped && here && last.After.Done
-	case service.Backoff, service.Held:
+	case service.Backoff, service.Held, service.Waiting:
 		r, err = a.retake(d, service.Ref{})
 		r.Ref, r.Machine.State, r.Machine.Incarnation = service.Ref{}, state, last.Incarnation
 		r.Due = a.cfg.SinceBoot() + r.Machine.Policy.Delay(last.After.Failures, 0.5)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/config"
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -125,9 +126,29 @@ func (a *Agent) autostartAll(priorities map[int][]service.Name, waits func(servi
 				a.arrive(name)
 			})
 		}
-		starts.Wait() // until all are ready, or have failed
+		done := make(chan struct{})
+		a.background.Go(func() { starts.Wait(); close(done) })
+		select {
+		case <-done: // all are ready, or have failed
+		case <-time.After(a.levelPatience(priorities[p])):
+		}
 	}
 	return waiting
+}
+
+// levelPatience is how long services of a lower priority wait for some: as long as the
+// slowest may take to become ready, and a bit. Those may wait for others themselves.
+func (a *Agent) levelPatience(names []service.Name) time.Duration {
+	const bit = 10 * time.Second
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	longest := time.Duration(0)
+	for _, name := range names {
+		if d := a.definitions[name]; d != nil {
+			longest = max(longest, d.spec.Ready.Timeout)
+		}
+	}
+	return longest + bit
 }
 
 // hidden tells of a service without a definition that it has one, which can not

@@ -148,6 +148,9 @@ func (a *Agent) due(s *service.Status, table timetable.Table, t *skirnir.Timing,
 		}
 		return true, tell
 	}
+	if s.Machine.State == service.Waiting {
+		return false, when + " is skipped: the one before waits for what it needs"
+	}
 	switch schedule.Overlap {
 	case service.OverlapReplace:
 		t.Ran = now.Wall.Round(0)
@@ -164,7 +167,7 @@ func (a *Agent) due(s *service.Status, table timetable.Table, t *skirnir.Timing,
 
 // busy tells whether a run goes on, or is to be tried again by the restart policy.
 func busy(s *service.Status) bool {
-	return s.Machine.State.Alive() || s.Machine.State == service.Backoff || s.Machine.State == service.Held
+	return s.Machine.State.Alive() || s.Machine.State == service.Backoff || s.Machine.State == service.Held || s.Machine.State == service.Waiting
 }
 
 // tableOf is the schedule of a service as it was read.

@@ -405,3 +405,33 @@ func BenchmarkLookAtQueues(b *testing.B) {
 		m.lookAtQueues(b.Context(), now)
 	}
 }
+
+// crowd is a host on which somebody has very many sockets in which connections wait.
+type crowd struct{ searches int }
+
+func (*crowd) Load() (float64, error) { return 0, nil }
+
+func (*crowd) Queues() (all []sockets.Queue, err error) {
+	for inode := range uint64(5000) {
+		all = append(all, sockets.Queue{Inode: inode + 1, Waiting: 1})
+	}
+	return all, nil
+}
+
+func (*crowd) Clients(sockets.Queue) ([]uint64, error) { return nil, nil }
+
+func (c *crowd) Owner(sockets.Queue) (service.Name, bool) {
+	c.searches++
+	return service.Name{}, false
+}
+
+// Whoever opens very many sockets does not keep us from looking at limits.
+func TestManyQueuesOfStrangers(t *testing.T) {
+	c := &crowd{}
+	m := &Monitor{cfg: MonitorConfig{Tables: c}, checked: 1, slower: 1}
+	now := time.Now()
+	for look := range 3 {
+		m.lookAtQueues(t.Context(), now.Add(time.Duration(look)*time.Second))
+	}
+	require.Equal(t, 2*maxSearches, c.searches, "at each look but the first")
+}

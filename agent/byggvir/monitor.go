@@ -102,6 +102,7 @@ type Monitor struct {
 	// Of its goroutine.
 	checked   int                 // services of which it is to be told when they hang
 	queuesDue time.Time           // when those of the host are to be looked at
+	searches  int                 // for owners, in this look
 	backlogs  map[uint64]*backlog // in which connections wait, by inode
 	blind     bool                // they can not be looked at, which was told
 	hostLoad  float64

@@ -34,6 +34,10 @@ const (
 // it is may mean to look at all files of all processes.
 const strangerFor = time.Minute
 
+// maxSearches is how many sockets a look finds the owners of: anybody can have any number
+// of them, and limits are looked at by the same goroutine.
+const maxSearches = 4
+
 // backlog is one listening socket in which connections wait.
 type backlog struct {
 	owner service.Name
@@ -69,6 +73,7 @@ func (m *Monitor) lookAtQueues(ctx context.Context, now time.Time) {
 			longest[b.watch] = stall{} // unless one lasts
 		}
 	}
+	m.searches = 0
 	before := m.backlogs
 	m.backlogs = make(map[uint64]*backlog, len(queues))
 	for _, q := range queues {
@@ -99,7 +104,8 @@ func (m *Monitor) lookAtQueues(ctx context.Context, now time.Time) {
 
 // lookAt looks at one in which connections waited at the last look as well.
 func (m *Monitor) lookAt(ctx context.Context, b *backlog, q sockets.Queue, now time.Time) {
-	if b.owner.IsZero() && now.Sub(b.asked) >= strangerFor {
+	if b.owner.IsZero() && now.Sub(b.asked) >= strangerFor && m.searches < maxSearches {
+		m.searches++
 		b.owner, _ = m.cfg.Tables.Owner(q)
 		b.asked = now
 	}

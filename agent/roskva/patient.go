@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -24,6 +25,7 @@ type patient struct {
 	due     time.Time // when it is to be asked
 	asked   time.Time // when the last answer came, zero for never
 	wait    time.Duration
+	regular time.Time // when it would have been asked, had nobody wanted it now
 	beat    time.Time // when it last said that it is well, with a watchdog
 	left    bool
 	health  service.Health
@@ -49,7 +51,7 @@ const tooLate = time.Second
 // Judge is the health after one more check that ended with err now, of an incarnation
 // that is checked for so long, and during which we slept for so long. A failure below
 // the threshold leaves the status as it was; one that may be our own sleep's does not
-// count, nor does one in the start period of what has not been healthy yet.
+// count, nor one that is not the service's, nor does one in the start period of what has not been healthy yet.
 func Judge(before service.Health, check service.Check, err error, slept time.Duration, now time.Time, age time.Duration) service.Health {
 	after := before
 	after.LastCheck = now
@@ -67,6 +69,9 @@ func Judge(before service.Health, check service.Check, err error, slept time.Dur
 	case slept > tooLate:
 		after.Message = "the agent was held up during the check"
 		return after
+	case notItsDoing(err):
+		after.Message = "it could not be asked: " + err.Error()
+		return after
 	case before.Status == service.Checking && age < check.StartPeriod:
 		after.Successes = 0
 		after.Message = fmt.Sprintf("it may still be starting (start_period %v): %v", check.StartPeriod, err)
@@ -83,6 +88,21 @@ func Judge(before service.Health, check service.Check, err error, slept time.Dur
 		after.Status = service.Ill
 	}
 	return after
+}
+
+// notItsDoing tells whether a check came to nothing before the service was asked: for want
+// of something of the host or of ours, since it is frozen, or since it ends anyway.
+func notItsDoing(err error) bool {
+	for _, lack := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, lack) {
+			return true
+		}
+	}
+	switch service.KindOf(err) {
+	case service.HostUnavailable, service.Conflict, service.NotRunning:
+		return true
+	}
+	return false
 }
 
 // kept is how many checks of an incarnation are remembered.

@@ -166,9 +166,10 @@ func TestNow(t *testing.T) {
 		time.Sleep(time.Minute)
 		health, _, err = r.Now(t.Context(), web)
 		require.NoError(t, err)
-		require.Equal(t, service.Ill, health.Status)
+		require.Equal(t, "ill", health.Message)
+		require.Equal(t, 1, health.Failures, "who asks does not make it ill the sooner")
 		require.Equal(t, 62*time.Second, time.Since(began))
-		require.Equal(t, time.Now().Add(time.Hour), health.NextCheck)
+		require.Equal(t, began.Add(time.Hour+time.Second), health.NextCheck)
 
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()

@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -183,7 +184,7 @@ func (r *Roskva) Slow(times int) {
 }
 
 // Now has a service checked at once, and returns what that says; a check that is under
-// way does. known is false when the service is not checked, as when it does not run, or
+// way does. A failure is told and counts for nothing: the next regular check decides. known is false when the service is not checked, as when it does not run, or
 // is not checked any more when ctx ends.
 func (r *Roskva) Now(ctx context.Context, name service.Name) (health service.Health, known bool, err error) {
 	r.mu.Lock()
@@ -198,14 +199,18 @@ func (r *Roskva) Now(ctx context.Context, name service.Name) (health service.Hea
 	}
 	answer := make(chan service.Health, 1)
 	p.waiting = append(p.waiting, answer)
-	if p.place != nowhere {
-		r.plan(p, time.Now())
+	if now := time.Now(); p.place != nowhere && p.due.After(now) {
+		p.regular = p.due
+		r.plan(p, now)
 	}
 	r.mu.Unlock()
 	select {
 	case health, known = <-answer:
 		return health, known, nil
 	case <-ctx.Done():
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		p.waiting = slices.DeleteFunc(p.waiting, func(waiting chan<- service.Health) bool { return waiting == answer })
 		return service.Health{}, true, ctx.Err()
 	}
 }
@@ -279,11 +284,16 @@ func (r *Roskva) answered(p *patient, began time.Time, err error, slept time.Dur
 		}
 		return r.hear(p, began, err, slept+began.Sub(p.due)) // late by a sleep of ours, perhaps
 	}
-	before := p.health.Failures
-	p.asked, p.wait = time.Now(), r.spread(p.check.Interval)
-	p.health = Judge(p.health, p.check, err, slept, p.asked, p.asked.Sub(p.began))
+	before, regular := p.health.Failures, p.regular
+	p.asked, p.wait, p.regular = time.Now(), r.spread(p.check.Interval), time.Time{}
+	due := p.asked.Add(time.Duration(r.slower) * p.wait)
+	if err != nil && regular.After(p.asked) { // who asks more often than is defined does not make it ill the sooner
+		p.health.LastCheck, p.health.Message, due = p.asked, err.Error(), regular
+	} else {
+		p.health = Judge(p.health, p.check, err, slept, p.asked, p.asked.Sub(p.began))
+	}
 	p.chart.add(service.Probe{At: began, Took: p.asked.Sub(began), Status: p.health.Status, Failed: err != nil, Message: p.health.Message})
-	r.plan(p, p.asked.Add(time.Duration(r.slower)*p.wait))
+	r.plan(p, due)
 	r.report(p.name, p.health)
 	p.answer()
 	return p.health.Failures > before && p.health.Failures == p.check.Threshold

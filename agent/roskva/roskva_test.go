@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -214,6 +215,23 @@ func TestJudgeAfterOurOwnStall(t *testing.T) {
 	}
 	require.Equal(t, service.CheckTimedOut, Judge(h, check, context.DeadlineExceeded, 0, now, time.Hour).Status)
 	require.Equal(t, service.Healthy, Judge(service.Health{}, check, nil, time.Minute, now, time.Hour).Status, "it did answer")
+}
+
+// What keeps us from asking is no failure of the service.
+func TestJudgeWhatIsNotItsDoing(t *testing.T) {
+	check := service.Check{Type: service.CheckExec, Interval: time.Second, Timeout: time.Second, Threshold: 1}
+	healthy := service.Health{Status: service.Healthy}
+	for _, err := range []error{
+		&service.Error{Op: "run", Kind: service.HostUnavailable, Err: syscall.EMFILE}, &service.Error{Op: "run", Kind: service.Conflict, Err: errors.New("it is frozen")},
+		&service.Error{Op: "run", Kind: service.NotRunning, Err: errors.New("it has ended")}, &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.ENFILE)},
+	} {
+		after := Judge(healthy, check, err, 0, time.Now(), time.Hour)
+		require.Equal(t, service.Healthy, after.Status)
+		require.Zero(t, after.Failures)
+		require.Contains(t, after.Message, "it could not be asked")
+	}
+	missing := &service.Error{Op: "run", Kind: service.Unlaunchable, Err: syscall.ENOENT}
+	require.Equal(t, service.Ill, Judge(healthy, check, missing, 0, time.Now(), time.Hour).Status)
 }
 
 // The time of a question passes only while we are awake. That a part is over is seen

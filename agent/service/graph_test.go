@@ -144,6 +144,8 @@ func TestAWaitIsNoFailure(t *testing.T) {
 	require.Equal(t, Waiting, m.State)
 	require.True(t, m.Up)
 	do(Event{Kind: Start, Lacking: true}, Event{Kind: Unmet})
+	require.Equal(t, Waiting, m.State, "a start that comes to nothing ends no wait that was before")
+	do(Event{Kind: Stop}, Event{Kind: Start, Lacking: true}, Event{Kind: Unmet})
 	require.Equal(t, Stopped, m.State)
 	do(Event{Kind: Start, Lacking: true}, Event{Kind: Unmet, Lacking: true})
 	require.Equal(t, Waiting, m.State)

@@ -119,6 +119,7 @@ type Machine struct {
 	Incarnation uint64 // counts launches; news of another one is stale
 	Up          bool   // somebody asked for it to run, and nobody since for it to end: what a reboot brings back
 	Again       bool   // launch again once nothing is left
+	Patient     bool   `json:",omitzero"` // in Waiting: it waited by itself before somebody asked, and goes on if that can not be had
 	Asked       bool   // Again was asked for by a person, so it is no failure; in Waiting: its start was, so that it ends where that can not be had
 	Excused     bool   `json:",omitzero"` // what it requires was not there when its main process ended
 	Cause       Cause  // why the present incarnation is being ended
@@ -155,7 +156,7 @@ var table = [numStates][numEvents]rule{
 	},
 	Held: {Start: launch, Restart: launch, Stop: rest, Kill: rest, Pause: pause},
 	Waiting: {
-		Start: launch, Restart: launch, Met: met, Unmet: unmet,
+		Start: launchWaiting, Restart: launchWaiting, Met: met, Unmet: unmet,
 		Stop: rest, Kill: rest, Hold: holdWaiting, Pause: pause,
 	},
 	Adopting: {

@@ -9,7 +9,16 @@ func beginOrWait(m Machine, ev Event, asked bool) (Machine, []Effect) {
 	return begin(m)
 }
 
+// launchWaiting is launch for what waits: if that was by itself, it does so on.
+func launchWaiting(m Machine, ev Event) (Machine, []Effect) {
+	patient := m.Patient || !m.Asked
+	m, do := launch(m, ev)
+	m.Patient = patient && m.State == Waiting
+	return m, do
+}
+
 func await(m Machine, asked bool) (Machine, []Effect) {
+	m.Patient = false
 	m.State, m.Asked, m.Again, m.Cause, m.Killing, m.Done, m.Excused = Waiting, asked, false, CauseNone, false, false, false
 	return m, []Effect{Disarm, DoNeed}
 }
@@ -31,7 +40,7 @@ func unmet(m Machine, ev Event) (Machine, []Effect) {
 		return m, nil
 	}
 	m.Asked = false
-	if !ev.Lacking {
+	if !ev.Lacking && !m.Patient {
 		m.State = Stopped
 	}
 	return m, []Effect{Disarm}

@@ -300,7 +300,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 		a.due, a.queues = a.cfg.SinceBoot()+a.delay(), false
 	case a.machine.State == service.Crashed && before.State != service.Crashed:
 		told = a.alert()
-	case a.machine.State == service.Starting && a.settlesAnew(before), a.machine.Once && a.thawed(before):
+	case a.machine.State == service.Starting && a.settlesAnew(before), a.machine.Once && (a.thawed(before) || before.State == service.Adopting && a.due == 0):
 		a.due = a.cfg.SinceBoot() + a.time()
 	}
 	news := a.conclude()

@@ -563,6 +563,12 @@ func (a *actor) probe() {
 	a.probes++
 	name, incarnation, probe := a.name, a.machine.Incarnation, a.probes
 	silent := a.plan.Spec.Health.Type == service.CheckWatchdog
+	if silent && a.said.news == nil { // nobody hears it, which is no fault of its own, and was told
+		a.cfg.Keeper.Show(name, func(s *service.Status) {
+			s.Health = service.Health{Strategy: service.CheckWatchdog, Message: "what it says of itself is not heard, so it is not judged by that"}
+		})
+		return
+	}
 	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), func() {
 		a.tell(a.ctx, func() {
 			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile

@@ -242,6 +242,18 @@ func TestWhoCanNotBeHeard(t *testing.T) {
 	})
 }
 
+// Nor is it ended for not having said that it is well.
+func TestAWatchdogThatCanNotBeHeard(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.hall.fault = errors.New("no descriptor is free")
+		s.ok(s.start(withWatchdog, never))
+		synctest.Wait()
+		require.Zero(t, s.prober.count)
+		require.Equal(t, service.HealthUnknown, s.status().Health.Status)
+		require.Contains(t, s.status().Health.Message, "not heard")
+	})
+}
+
 func withWatchdog(d *service.Spec) { d.Health.Type = service.CheckWatchdog }
 
 // A watchdog that was not fed ends the service, and the record says so.

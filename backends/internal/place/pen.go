@@ -22,10 +22,8 @@ const pen = "gladsheim-run-"
 // Beside runs a program beside the main process of the incarnation that lives in g, as
 // backends.Handle says of Run, but for the end of the main process.
 func Beside(ctx context.Context, w *watch.Watcher, g cgroup.Group, b launch.Beside) (backends.Ran, error) {
-	if most := b.Limits[service.MemoryMax]; most.Set && most.Value < launch.GateMemory {
-		return backends.Ran{}, launch.BesideFailure(b.Ref.Name, service.Unlaunchable, fmt.Errorf(
-			"its memory_max is %s, and to start a program takes %s: the kernel would kill the service",
-			service.FormatSize(most.Value), service.FormatSize(launch.GateMemory)))
+	if err := roomFor(g); err != nil {
+		return backends.Ran{}, launch.BesideFailure(b.Ref.Name, service.Conflict, err)
 	}
 	if err := g.RefuseFrozen(); err != nil {
 		return backends.Ran{}, launch.BesideFailure(b.Ref.Name, service.Conflict, err)
@@ -46,6 +44,34 @@ func Beside(ctx context.Context, w *watch.Watcher, g cgroup.Group, b launch.Besi
 		err = besideError(g, b, left)
 	}
 	return backends.Ran{Exit: ran.Exit, Output: ran.Output}, err
+}
+
+// roomFor refuses a program where to start it would be more memory than the limit leaves:
+// the kernel might kill the service for it.
+func roomFor(g cgroup.Group) error {
+	most, err := g.Limit(service.MemoryMax)
+	if err != nil || !most.Set || most.Value == service.Unlimited {
+		return nil // the start tells what is wrong
+	}
+	gauge, err := g.Gauge()
+	if err != nil {
+		return nil
+	}
+	defer gauge.Close()
+	now, err := gauge.Read()
+	if err != nil || !now.Memory.Set {
+		return nil
+	}
+	cache, err := gauge.Cache()
+	if err != nil {
+		return nil
+	}
+	held := now.Memory.Value - min(cache.Value, now.Memory.Value)
+	if left := most.Value - min(held, most.Value); left < launch.GateMemory {
+		return fmt.Errorf("its memory_max leaves it %s, and to start a program takes %s: the kernel might kill the service for it",
+			service.FormatSize(left), service.FormatSize(launch.GateMemory))
+	}
+	return nil
 }
 
 // besideError is the error of files, which are gone when the incarnation is.
