@@ -116,7 +116,9 @@ func (w *watch) look(now time.Time) {
 		w.judge(s, now, news || first, pushed)
 		w.climb(s, now, now.Sub(w.looked))
 		w.standstill(s, now, stirred)
-		period = w.soon(s)
+		if period = w.soon(s); s.Machine.State != service.Running {
+			period = soonest // it is about to run, and then may hang
+		}
 		remembered = m.cfg.History != nil && m.cfg.History.wants(s)
 	}
 	w.period, w.looked = period, now

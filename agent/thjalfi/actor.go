@@ -66,7 +66,8 @@ type actor struct {
 	failed  service.Failures          // within the window of its policy
 	queues  bool                      // in Backoff: the wait is over, and its turn has not come
 	lacks   string                    // in Waiting: for what
-	why     string                    // what it used too much of, or how it hung, if that is why we end it
+	why     string                    // what it used too much of, what its checks said last, or how it hung, if that is why we end it
+	hung    bool                      // it is that
 	paused  string                    // who has stopped the present incarnation with a signal, and not let it go on since
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
@@ -307,7 +308,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender, a.due = service.Ref{}, time.Time{}, nil, service.CauseNone, "", 0
-		a.sent, a.forced, a.failure, a.why, a.paused, a.unready, a.said = nil, false, nil, "", "", nil, silent() // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.why, a.hung, a.paused, a.unready, a.said = nil, false, nil, "", false, "", nil, silent() // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}

@@ -515,7 +515,7 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	case x.Verdict == service.VerdictKilled:
 		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
 	}
-	x.Message = explain(x, a.why)
+	x.Message = explain(x, a.why, a.hung)
 	if excuse := a.said.excuse(); excuse != "" && x.Verdict != service.VerdictClean && x.Verdict != service.VerdictStopped {
 		x.Message += "; " + excuse
 	}
@@ -572,6 +572,9 @@ func (a *actor) probe() {
 	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), func() {
 		a.tell(a.ctx, func() {
 			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile
+				if a.machine.State == service.Running {
+					a.cfg.Keeper.Show(name, func(s *service.Status) { a.why, a.hung = s.Health.Message, false })
+				}
 				a.happen(service.Event{Kind: service.Unhealthy, Incarnation: incarnation, Silent: silent})
 			}
 		})

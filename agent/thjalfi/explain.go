@@ -8,7 +8,7 @@ import (
 
 // explain says in a sentence how an incarnation ended. why is what made us end one that
 // used too much, or that hung.
-func explain(x service.ExitRecord, why string) string {
+func explain(x service.ExitRecord, why string, hung bool) string {
 	text := x.Exit.String()
 	switch x.Verdict {
 	case service.VerdictOwnOOM:
@@ -20,7 +20,7 @@ func explain(x service.ExitRecord, why string) string {
 	case service.VerdictStopped:
 		text += ", stopped by " + x.RequestedBy
 	case service.VerdictUnhealthy:
-		if why != "" {
+		if hung {
 			text += ", ended because it hung"
 			break
 		}

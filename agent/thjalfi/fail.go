@@ -49,7 +49,7 @@ func (t *Thjalfi) end(ctx context.Context, name service.Name, ev service.Event, 
 		a.happen(ev)
 		switch {
 		case a.machine != before:
-			a.why = why
+			a.why, a.hung = why, ev.Kind == service.Unhealthy
 			reply <- nil
 		case a.machine.Frozen && ours:
 			reply <- &service.Error{Op: op, Service: name, Kind: service.Conflict, Err: errors.New("it is frozen")}

@@ -61,6 +61,7 @@ unregistered meanwhile.`,
 type news struct {
 	name, phase string
 	healthy     bool
+	completed   bool // of a job: it is done
 }
 
 // goals tell whether what is waited for has come.
@@ -82,6 +83,7 @@ type vigil struct {
 	reached func(news) bool
 	left    []string          // services that are still waited for
 	stood   map[string]string // the phase in which each was seen last
+	jobs    map[string]bool   // those that do a job, and are ready when it is done
 	after   *uint64           // the sequence of the last message
 }
 
@@ -91,7 +93,7 @@ func (w *vigil) wait(ctx context.Context) error {
 		func(options ...grpc.CallOption) (grpc.ServerStreamingClient[gladsheimv1.WatchEvent], error) {
 			return w.client.Watch(ctx, &gladsheimv1.WatchRequest{ServiceNames: w.left, Snapshot: true, AfterSequence: w.after}, options...)
 		},
-		w.take,
+		func(m *gladsheimv1.WatchEvent) error { return w.take(ctx, m) },
 		func() string { return "waiting for " + strings.Join(w.left, ", ") })
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -100,17 +102,23 @@ func (w *vigil) wait(ctx context.Context) error {
 }
 
 // take looks at one message; io.EOF ends the watch when all is reached.
-func (w *vigil) take(m *gladsheimv1.WatchEvent) error {
+func (w *vigil) take(ctx context.Context, m *gladsheimv1.WatchEvent) error {
 	sequence := m.GetSequence()
 	w.after = &sequence
 	var n news
 	switch item := m.GetItem().(type) {
 	case *gladsheimv1.WatchEvent_Snapshot:
 		s := item.Snapshot
-		n = news{s.GetServiceName(), s.GetPhase(), s.GetHealthStatus().GetStatus() == gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY}
+		n = news{s.GetServiceName(), s.GetPhase(), s.GetHealthStatus().GetStatus() == gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY, s.GetCompleted()}
+		if s.GetType() == service.TypeOneshot.String() {
+			if w.jobs == nil {
+				w.jobs = map[string]bool{}
+			}
+			w.jobs[n.name] = true
+		}
 	case *gladsheimv1.WatchEvent_Event:
 		e := item.Event
-		n = news{e.GetServiceName(), e.GetPhase(), e.GetKind() == service.Healthy.String()}
+		n = news{e.GetServiceName(), e.GetPhase(), e.GetKind() == service.Healthy.String(), false}
 		if e.GetKind() == service.NoticeUnregistered.String() {
 			return w.gone(n.name, m)
 		}
@@ -121,8 +129,19 @@ func (w *vigil) take(m *gladsheimv1.WatchEvent) error {
 		return nil
 	}
 	w.stood[n.name] = n.phase
+	reached := w.reached
+	if w.jobs[n.name] && w.goal != "stopped" {
+		reached = func(n news) bool { return n.completed }
+		if n.phase == service.Stopped.String() && !n.completed { // an event does not tell whether it is done
+			s, err := w.client.GetServiceStatus(ctx, &gladsheimv1.ServiceStatusRequest{ServiceName: n.name})
+			if err != nil {
+				return err
+			}
+			n.completed = s.GetCompleted()
+		}
+	}
 	switch {
-	case w.reached(n):
+	case reached(n):
 		return w.arrived(n.name, m)
 	case n.phase == service.Crashed.String():
 		return &failure{exitFailure, fmt.Errorf("cannot wait for %s any more: it has crashed; see: gladsheim status %s", n.name, n.name)}

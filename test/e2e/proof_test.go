@@ -127,6 +127,7 @@ func TestRealProgramsAreChecked(t *testing.T) {
 			})
 			x := byGRPC{w}.exits(p.name).Exits[0]
 			require.Equal(t, gladsheimv1.Verdict_VERDICT_UNHEALTHY, x.Verdict, "%v", x)
+			require.Contains(t, x.Message, p.says)
 			require.EqualValues(t, 1, after.RestartCount)
 			eventually(t, "it is well again", healthy)
 			w.mustCLI("health", p.name, "--now")

@@ -172,6 +172,17 @@ func TestWait(t *testing.T) {
 	w.begin()
 	w.mustCLI("stop", "a", "b")
 	require.Zero(t, (<-waited).code)
+
+	done := w.path("done")
+	job := fields{"type": "oneshot", "restart": fields{"policy": "never"}}
+	w.register(job.with(fields{"name": "job", "exec": []string{"/bin/sh", "-c", "sleep 2; touch " + done}}))
+	w.register(job.with(fields{"name": "vain", "exec": []string{"/bin/sh", "-c", "sleep 1; exit 4"}}))
+	require.Equal(t, 8, w.cli("--timeout", "500ms", "start", "job").code)
+	w.mustCLI("wait", "job", "--for", "ready")
+	require.FileExists(t, done, "a job is ready when it is done")
+	w.mustCLI("wait", "job", "--for", "ready")
+	require.Equal(t, 8, w.cli("--timeout", "500ms", "start", "vain").code)
+	require.Equal(t, 1, w.cli("wait", "vain", "--for", "ready").code)
 }
 
 // TestRollingRestart: one after the other, up to the first that fails.

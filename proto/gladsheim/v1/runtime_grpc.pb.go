@@ -85,8 +85,8 @@ type RuntimeServiceClient interface {
 	// NOT_FOUND: no such service.
 	ListExits(ctx context.Context, in *ListExitsRequest, opts ...grpc.CallOption) (*ExitHistory, error)
 	// CheckNow has the health of a running service checked at once, and answers with
-	// what that says; a check that is under way is waited for instead. It counts as any
-	// other check does.
+	// what that says; a check that is under way is waited for instead. That it fails is
+	// told, and counts for nothing: the next regular check decides.
 	//
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NOT_RUNNING: it is not checked,
 	// since it does not run, is not ready yet or is frozen. DEADLINE_EXCEEDED: the answer
@@ -364,8 +364,8 @@ type RuntimeServiceServer interface {
 	// NOT_FOUND: no such service.
 	ListExits(context.Context, *ListExitsRequest) (*ExitHistory, error)
 	// CheckNow has the health of a running service checked at once, and answers with
-	// what that says; a check that is under way is waited for instead. It counts as any
-	// other check does.
+	// what that says; a check that is under way is waited for instead. That it fails is
+	// told, and counts for nothing: the next regular check decides.
 	//
 	// NOT_FOUND: no such service. FAILED_PRECONDITION, NOT_RUNNING: it is not checked,
 	// since it does not run, is not ready yet or is frozen. DEADLINE_EXCEEDED: the answer
