@@ -29,7 +29,7 @@ func (w *world) diary() []string {
 // TestDependencies: real programs begin behind what they require, and end before it.
 func TestDependencies(t *testing.T) {
 	oneOfAKind(t)
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
 			settle := fields{"launch": mode, "ready": fields{"settle": "500ms", "timeout": patience.String()}}
@@ -98,7 +98,7 @@ func TestDependenciesThatCanNotBe(t *testing.T) {
 // the agent. None is given up, no attempt is spent, and all are back soon after.
 func TestOutage(t *testing.T) {
 	oneOfAKind(t)
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
 			const clients = 10

@@ -85,7 +85,7 @@ func (w *world) seeStop(mode string) {
 // again (P5), unless somebody has stopped it with a signal of ours.
 func TestAHangIsEnded(t *testing.T) {
 	oneOfAKind(t)
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).endHang(mode) })
 	}
 }
@@ -138,7 +138,7 @@ func TestAWaitInTheKernel(t *testing.T) {
 // slow is never taken for it.
 func TestAQueueThatNobodyServes(t *testing.T) {
 	oneOfAKind(t)
-	for i, mode := range modes(t) {
+	for i, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).seeQueue(mode, 15080+10*i) })
 	}
 }

@@ -68,6 +68,15 @@ func modes(t *testing.T) []string {
 	return []string{"auto"}
 }
 
+// preferred is the way of launching that this host prefers, for stories that no such way
+// changes; all of them if there is time.
+func preferred(t *testing.T) []string {
+	if soak {
+		return modes(t)
+	}
+	return modes(t)[:1]
+}
+
 // world is one agent with directories of its own.
 type world struct {
 	t       *testing.T

@@ -22,6 +22,13 @@ func eachMode(t *testing.T, f func(t *testing.T, w *world, mode string)) {
 	}
 }
 
+// aMode is eachMode for the preferred ones.
+func aMode(t *testing.T, f func(t *testing.T, w *world, mode string)) {
+	for _, mode := range preferred(t) {
+		t.Run(mode, func(t *testing.T) { f(t, newWorld(t), mode) })
+	}
+}
+
 // needsLimits is for stories that only a host with cgroup v2 can tell; on the
 // others the refusal of the very same definition is the story.
 func needsLimits(t *testing.T, def fields) (ok bool) {

@@ -158,7 +158,7 @@ func TestNotifyOfAnotherUser(t *testing.T) {
 	if !isRoot(t) {
 		return
 	}
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
 			s := w.speaker(mode, "speaker", fields{"user": "nobody", "group": "nogroup", "ready": fields{"type": "notify"}})
@@ -180,7 +180,7 @@ func TestNotifyByAScript(t *testing.T) {
 		require.False(t, offers(t, "systemd"), "there is no systemd-notify")
 		return
 	}
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
 			w.register(workload(t, "script", "script").with(fields{"launch": mode, "ready": fields{"type": "notify"},
@@ -208,7 +208,7 @@ func TestNotifyNever(t *testing.T) {
 // agent too; one that does not, or says that it is not, is ended, and restarted.
 func TestWatchdog(t *testing.T) {
 	oneOfAKind(t)
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
 			s := w.speaker(mode, "dog", fields{"health": fields{"type": "watchdog", "interval": "3s"}, "restart": fields{"policy": "always", "backoff": "10ms"}})

@@ -67,7 +67,7 @@ func (w *world) waits(already string, args ...string) <-chan result {
 // runs does. Whoever waits for it hears of it over the death of the agent.
 func TestReadyByLog(t *testing.T) {
 	oneOfAKind(t)
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		for sink, keys := range sinks(t) {
 			t.Run(mode+"/"+sink, func(t *testing.T) {
 				w := newWorld(t)

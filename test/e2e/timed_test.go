@@ -18,7 +18,7 @@ var jobs = fields{"type": "oneshot", "restart": fields{"policy": "never"}}
 // TestJobs: a start is over when the job is, well or not, with how and its last lines.
 func TestJobs(t *testing.T) {
 	oneOfAKind(t)
-	eachMode(t, func(t *testing.T, w *world, mode string) {
+	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "good", "jobs", "exit", "0", "300ms").with(jobs).with(fields{"launch": mode}))
 		took := stopwatch(func() { require.Contains(t, w.mustCLI("start", "good"), "done, in ") })
 		require.GreaterOrEqual(t, took, 300*time.Millisecond)
@@ -47,7 +47,7 @@ func TestJobs(t *testing.T) {
 // nobody was there to see it, and a retry with the same id is answered with that.
 func TestAJobOutlivesTheAgent(t *testing.T) {
 	oneOfAKind(t)
-	eachMode(t, func(t *testing.T, w *world, mode string) {
+	aMode(t, func(t *testing.T, w *world, mode string) {
 		for _, code := range []int{0, 5, 6} {
 			name := fmt.Sprintf("code-%d", code)
 			w.register(workload(t, name, name, "exit", fmt.Sprint(code), "5s").with(jobs).with(fields{"launch": mode}))
@@ -77,7 +77,7 @@ func TestAJobOutlivesTheAgent(t *testing.T) {
 // rest, over the death of the agent, until a start.
 func TestSchedule(t *testing.T) {
 	oneOfAKind(t)
-	eachMode(t, func(t *testing.T, w *world, mode string) {
+	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "tick", "tick", "exit", "0", "100ms").with(jobs).with(fields{"launch": mode, "schedule": fields{"every": "1s"}}))
 		runs := func() uint64 { return byGRPC{w}.status("tick").Incarnation }
 		eventually(t, "three runs", func() bool { return runs() >= 3 })
@@ -116,7 +116,7 @@ func TestSchedule(t *testing.T) {
 // TestReload: by a signal, and by a program whose failure is the answer.
 func TestReload(t *testing.T) {
 	oneOfAKind(t)
-	eachMode(t, func(t *testing.T, w *world, mode string) {
+	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "none", "reload", "sleep").with(fields{"launch": mode}))
 		byGRPC{w}.start("none")
 		refused := w.cli("reload", "none")
