@@ -17,7 +17,8 @@ import (
 func (w *world) crashed(name string) []*gladsheimv1.ExitRecord {
 	w.t.Helper()
 	eventually(w.t, name+" is given up", func() bool {
-		return byGRPC{w}.status(name).State == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED
+		s := byGRPC{w}.status(name) // the record of an end may come a moment later
+		return s.State == gladsheimv1.ServiceState_SERVICE_STATE_CRASHED && s.GetLastExit().GetIncarnation() == s.Incarnation
 	})
 	exits := byGRPC{w}.exits(name).Exits
 	slices.Reverse(exits)
