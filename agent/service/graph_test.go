@@ -153,6 +153,14 @@ func TestAWaitIsNoFailure(t *testing.T) {
 	require.Equal(t, Stopped, m.State)
 	require.False(t, m.Up)
 
+	// It may end a moment before what it requires is known to have.
+	early := Machine{State: Clearing, Failed: true, Policy: RestartPolicy{MaxAttempts: 3}}
+	early, _ = Next(early, Event{Kind: Cleared, Exit: Exit{Code: 1}})
+	require.Equal(t, []int{1, 1}, []int{early.Failures, early.Recent})
+	early, _ = Next(early, Event{Kind: BackoffOver, Lacking: true})
+	require.Equal(t, Waiting, early.State)
+	require.Equal(t, []int{0, 0}, []int{early.Failures, early.Recent})
+
 	never := Machine{State: Clearing, Policy: RestartPolicy{When: RestartNever}, Failed: true, Excused: true}
 	never, _ = Next(never, Event{Kind: Cleared, Exit: Exit{Code: 1}, Lacking: true})
 	require.Equal(t, Crashed, never.State)

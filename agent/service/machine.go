@@ -400,6 +400,9 @@ func launch(m Machine, ev Event) (Machine, []Effect) {
 
 // relaunch begins a fresh incarnation by the policy.
 func relaunch(m Machine, ev Event) (Machine, []Effect) {
+	if ev.Lacking {
+		m = excused(m)
+	}
 	m, do := beginOrWait(m, ev, false)
 	if m.State == Launching {
 		m.Restarts++

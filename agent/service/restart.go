@@ -95,6 +95,13 @@ func blemish(m Machine, ev Event) Machine {
 	return m
 }
 
+// excused takes back the failure before this wait: what the service requires went at about
+// the same time, and who noticed first is for chance to decide.
+func excused(m Machine) Machine {
+	m.Failures, m.Recent, m.Alike = max(0, m.Failures-1), max(0, m.Recent-1), max(0, m.Alike-1)
+	return m
+}
+
 // givesUp tells why a service that failed just now is not tried again. last says that
 // it ended in a way after which it is not to be.
 func (m Machine) givesUp(last bool) GiveUp {
@@ -152,6 +159,19 @@ type Failures []FailuresAt
 type FailuresAt struct {
 	At time.Duration
 	N  int
+}
+
+// Less takes back the latest.
+func (f Failures) Less() Failures {
+	last := len(f) - 1
+	if last < 0 {
+		return nil
+	}
+	f = slices.Clone(f)
+	if f[last].N--; f[last].N == 0 {
+		f = f[:last]
+	}
+	return f
 }
 
 // keptMoments is how many moments are told apart for a policy that allows more

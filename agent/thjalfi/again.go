@@ -26,6 +26,8 @@ func (a *actor) count(before service.Machine) {
 		a.failed = nil
 	case a.machine.Failures > before.Failures:
 		a.failed = a.failed.And(a.machine.Policy, a.cfg.SinceBoot())
+	case a.machine.State == service.Waiting && a.machine.Recent < before.Recent:
+		a.failed = a.failed.Less()
 	}
 }
 

@@ -86,7 +86,7 @@ func TestCacheIsNoUse(t *testing.T) {
 func TestLadder(t *testing.T) {
 	oneOfAKind(t)
 	def := workload(t, "fat", "fat", "hog-memory", fmt.Sprint(56*mebibyte)).with(fields{
-		"limits":      fields{"memory_max": "64MiB", "memory_swap_max": "0", "cpu_percent": 400}, // of the CPU nothing is to be warned of
+		"limits":      fields{"memory_max": "64MiB", "memory_swap_max": "0", "cpu_percent": "max"}, // of the CPU nothing is to be warned of
 		"enforcement": fields{"memory": "stop", "throttle_after": "2s", "stop_after": "8s", "livelock": "warn"},
 		"restart":     fields{"policy": "never"},
 	})
