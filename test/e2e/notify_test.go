@@ -141,6 +141,7 @@ func (w *world) notify(mode string) {
 	was := s.status()
 	w.leave(syscall.SIGKILL)
 	w.begin()
+	s.eventually("it is taken up", func(s *gladsheimv1.ServiceStatus) bool { return s.Phase == "running" }) // before that nobody hears it
 	s.says("STATUS=still up")
 	s.eventually("the next agent hears it", func(s *gladsheimv1.ServiceStatus) bool { return s.GetNotified().GetStatus() == "still up" })
 	require.Equal(t, was.ProcessId, s.status().ProcessId)
