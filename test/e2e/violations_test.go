@@ -86,7 +86,7 @@ func TestCacheIsNoUse(t *testing.T) {
 func TestLadder(t *testing.T) {
 	oneOfAKind(t)
 	def := workload(t, "fat", "fat", "hog-memory", fmt.Sprint(56*mebibyte)).with(fields{
-		"limits":      fields{"memory_max": "64MiB", "memory_swap_max": "0", "cpu_percent": "max"}, // of the CPU nothing is to be warned of
+		"limits":      fields{"memory_max": "64MiB", "memory_swap_max": "0"},
 		"enforcement": fields{"memory": "stop", "throttle_after": "2s", "stop_after": "8s", "livelock": "warn"},
 		"restart":     fields{"policy": "never"},
 	})
@@ -94,7 +94,8 @@ func TestLadder(t *testing.T) {
 		return
 	}
 	eachMode(t, func(t *testing.T, w *world, mode string) {
-		w.register(def.with(fields{"launch": mode}))
+		// Of the CPU nothing is to be warned of.
+		w.register(def.with(fields{"launch": mode, "limits": def["limits"].(fields).with(fields{"cpu_percent": "max"})}))
 		byGRPC{w}.start("fat")
 		eventually(t, "it is throttled", func() bool { return strings.Contains(w.mustCLI("events", "fat"), "throttled to memory_high") })
 		x := w.ended("fat")
