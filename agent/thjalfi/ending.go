@@ -1,0 +1,173 @@
+package thjalfi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"syscall"
+	"time"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/failpoint"
+)
+
+func (a *actor) terminate() {
+	a.arm(a.grace, service.GraceOver)
+	a.end()
+	h, sig := a.handle, a.plan.Spec.Stop.Signal
+	a.then(func(ctx context.Context) func() {
+		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
+		if err == nil {
+			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
+		}
+		if err == nil {
+			err = thaw(ctx, h) // nor one that is frozen
+		}
+		return func() {
+			err = cmp.Or(err, failpoint.Hit(failpoint.T4Waiting)) // passed even by what has ended already
+			if err != nil && service.KindOf(err) != service.NotRunning {
+				a.fail(err)
+			}
+		}
+	})
+}
+
+func (a *actor) kill() {
+	h := a.handle
+	if h == nil {
+		return // the launch was given up before it brought a process
+	}
+	a.end()
+	a.then(func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
+		defer cancel()
+		err := h.Kill(ctx)
+		return func() {
+			if err == nil {
+				return
+			}
+			a.fail(unkillable(a.name, err))
+			if a.machine.State == service.Stopping {
+				a.arm(retryClear, service.RetryOver)
+			}
+		}
+	})
+}
+
+func unkillable(name service.Name, err error) error {
+	return &service.Error{Op: "stop", Service: name, Kind: service.Timeout, Reason: service.ReasonUnkillable, Err: err}
+}
+
+// clear ends what is left, and removes it once what it leaves behind is on record:
+// nobody can tell that afterwards. Then it writes the exit record.
+func (a *actor) clear() {
+	a.end()
+	h, exit, incarnation, plan := a.handle, *a.exit, a.machine.Incarnation, a.plan
+	r := a.recordNow()
+	a.then(func(ctx context.Context) func() {
+		a.waits.Wait() // why it was not ready may be part of why it ended
+		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
+		defer cancel()
+		var err error
+		if h != nil && r.Remains == nil {
+			if r.Remains, err = finish(ctx, h); err == nil {
+				if r.Ended = h.ExitedAt(); r.Ended.IsZero() {
+					r.Ended = time.Now()
+				}
+				a.finished = r
+				_ = a.cfg.Keeper.Record(r) // an end is not held up by a disk that is full
+			}
+		}
+		if h != nil && err == nil {
+			_, err = h.Release(ctx)
+		}
+		if err == nil && plan != nil {
+			a.unheard(&plan.Spec)
+		}
+		if err != nil {
+			if _, told := errors.AsType[*service.Error](err); !told { // else the backend knows whether something would not die
+				err = unkillable(a.name, err)
+			}
+			return func() {
+				a.remains, a.died = r.Remains, r.Ended
+				a.fail(err)
+				a.happen(a.event(service.ClearFailed))
+			}
+		}
+		if r.Remains == nil {
+			r.Remains, r.Ended = &service.Remains{Lost: true}, time.Now()
+		}
+		lines := a.cfg.LastLines(&plan.Spec, incarnation, r.LogFrom)
+		return func() { a.cleared(incarnation, exit, *r.Remains, r.Ended, lines) }
+	})
+}
+
+func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
+	remains, err := h.Finish(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &remains, nil
+}
+
+func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time, lines []string) {
+	a.hearNews() // its last words
+	a.remains = &remains
+	a.drop()
+	x := service.ExitRecord{
+		Incarnation: incarnation, Exit: exit, Remains: remains, Started: a.started, Ended: ended,
+		Verdict: service.Judge(exit, remains, a.cause, a.machine.Policy.Success), ForceKilled: a.forced, LastLines: lines,
+	}
+	if x.Verdict != service.VerdictStopped {
+		x.Fingerprint = service.Fingerprint(x.Verdict, exit, lines)
+	}
+	switch {
+	case a.cause == service.CauseAsked, a.cause == service.CauseHeld, a.cause == service.CauseUnbound:
+		x.RequestedBy = a.ender
+	case x.Verdict == service.VerdictKilled:
+		x.RequestedBy = cmp.Or(remains.Stopper, a.sent[exit.Signal])
+	}
+	x.Message = explain(x, a.why, a.hung)
+	if excuse := a.said.excuse(); excuse != "" && x.Verdict != service.VerdictClean && x.Verdict != service.VerdictStopped {
+		x.Message += "; " + excuse
+	}
+	a.failure = a.endError(x)
+	cleared := a.event(service.Cleared)
+	cleared.Exit, cleared.OOM = exit, x.Verdict.OOM()
+	a.bury(x, cleared)
+}
+
+// bury keeps the exit record of an end off the actor's goroutine, and shows it; and the
+// end happens.
+func (a *actor) bury(x service.ExitRecord, end service.Event) {
+	end = a.weighed(end)
+	if end.Recent = a.recent(); x.Verdict.OfItself() {
+		end.Fingerprint = x.Fingerprint
+	}
+	a.cfg.Keeper.Show(a.name, func(s *service.Status) { x.Violations = s.Violations.Names() })
+	after, _ := service.Next(a.machine, end)
+	x.After = &after
+	if after.State == service.Waiting && after.Cause == service.CauseNone && x.Verdict != service.VerdictStopped {
+		x.Message += "; that is no failure of its own: it " + cmp.Or(a.standing().Waits, "requires what was not there")
+	}
+	if a.spread = a.cfg.Spread(); after.State == service.Backoff {
+		x.Wait = after.Policy.Delay(after.Failures, a.spread)
+	}
+	a.thenSurely(func() func() {
+		x, err := a.cfg.Keeper.Bury(a.name, x)
+		return func() {
+			if err != nil {
+				x.Message += "; this record could not be written: " + err.Error()
+			}
+			a.words = lastWords{x.Incarnation, x.LastLines}
+			a.cfg.Keeper.Publish(a.name, service.NoticeExit, x.Verdict.String(), x.Message, func(s *service.Status) {
+				s.LastExit, s.Violations, s.Hung = &x, service.Violations{}, service.Hang{}
+				if !s.Machine.State.Alive() {
+					s.Ended = x.Ended
+				}
+			})
+		}
+	})
+	a.happen(end)
+}
