@@ -111,8 +111,10 @@ type watched struct {
 	m *mortal
 }
 
-func (w watched) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
-	h, err := w.Backend.Launch(ctx, l, func(ref service.Ref) error { return errors.Join(identify(ref), w.m.breathe()) })
+func (w watched) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
+	identify := birth.Identify
+	birth.Identify = func(ref service.Ref) error { return errors.Join(identify(ref), w.m.breathe()) }
+	h, err := w.Backend.Launch(ctx, l, birth)
 	if err == nil && w.m.launched != nil {
 		h = w.m.launched(l, h)
 	}

@@ -37,7 +37,7 @@ func (l leaky) Release(ctx context.Context) (service.Remains, error) {
 
 func twice(w *told, l service.Launch, h backends.Handle) backends.Handle {
 	l.Incarnation += 1000
-	_, err := fake.New(fake.Config{Host: w.host}).Launch(context.Background(), l, func(service.Ref) error { return nil })
+	_, err := fake.New(fake.Config{Host: w.host}).Launch(context.Background(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.NoError(w.t, err)
 	return h
 }

@@ -300,7 +300,7 @@ func (b absent) Enforces() service.Enforcement   { return service.Enforcement{} 
 func (b absent) Plan(service.Launch) service.Ref { return service.Ref{} }
 func (b absent) Close() error                    { return nil }
 
-func (b absent) Launch(_ context.Context, l service.Launch, _ func(service.Ref) error) (backends.Handle, error) {
+func (b absent) Launch(_ context.Context, l service.Launch, _ backends.Birth) (backends.Handle, error) {
 	return nil, &service.Error{Op: "launch", Service: l.Name, Kind: service.HostUnavailable, Permanent: true, Err: b.why}
 }
 

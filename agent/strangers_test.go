@@ -360,7 +360,7 @@ func TestTwoStrangersOfOneName(t *testing.T) {
 			spec := service.Defaults()
 			spec.Name, spec.Exec = web, []string{"/bin/web"}
 			_, err := fake.New(fake.Config{Host: h.host}).Launch(t.Context(),
-				service.Launch{Name: web, Incarnation: incarnation + 1, Spec: spec}, func(service.Ref) error { return nil })
+				service.Launch{Name: web, Incarnation: incarnation + 1, Spec: spec}, backends.Birth{Identify: func(service.Ref) error { return nil }})
 			require.NoError(t, err)
 		}
 		before := h.host.Processes()
@@ -408,7 +408,7 @@ func TestRecordOfAnotherIncarnation(t *testing.T) {
 		h.close()
 		h.lose("run")
 		_, err = fake.New(fake.Config{Host: h.host}).Launch(t.Context(), service.Launch{Name: web, Incarnation: 1,
-			Spec: service.Spec{Name: web, Exec: []string{"/bin/web"}}}, func(service.Ref) error { return nil })
+			Spec: service.Spec{Name: web, Exec: []string{"/bin/web"}}}, backends.Birth{Identify: func(service.Ref) error { return nil }})
 		require.NoError(t, err)
 		before = h.host.Processes()
 		require.NoError(t, os.MkdirAll(h.path("run/services"), 0o700))

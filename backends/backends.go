@@ -34,14 +34,14 @@ type Backend interface {
 	Plan(l service.Launch) service.Ref
 
 	// Launch brings l to life: limits hold before the program's first
-	// instruction, and it runs when Launch returns. identify is called with
-	// the complete Ref before the program may run; its error, or the death of
-	// the agent, makes the child leave without ever becoming the program.
+	// instruction, and it runs when Launch returns. What birth says is done before the
+	// program may run; an error of that, or the death of the agent, makes the child leave
+	// without ever becoming the program.
 	//
 	// An error is a *service.Error that tells the step and the errno, and
 	// leaves no process, cgroup, unit or file behind. When ctx ends, Launch
 	// gives up and cleans up; it does not end a service it has launched.
-	Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (Handle, error)
+	Launch(ctx context.Context, l service.Launch, birth Birth) (Handle, error)
 
 	// Adopt takes up the incarnation that ref names. If its main process is
 	// gone but something of it is left, or how it ended is known, the Handle tells
@@ -66,6 +66,32 @@ type Backend interface {
 	// Close ends the backend's own goroutines and connections. It does not
 	// touch a single service.
 	Close() error
+}
+
+// Birth is what a Launch does beside making a process.
+type Birth struct {
+	// Identify is called with the complete Ref. It does not wait.
+	Identify func(service.Ref) error
+	// Prepare is called next, with what runs programs in the place of the incarnation and
+	// under its limits, and may take as long as it likes. Other launches go on meanwhile.
+	// When ctx ends, or the child at its gate does, so do the programs. Nil does nothing.
+	Prepare func(ctx context.Context, run Runner) error
+	// Undo is called if, since Prepare was, the launch came to nothing: before its place
+	// is removed, and when the child is no more. What it runs has to say Program.After, and
+	// ends with ctx, whatever became of that of Launch. Nil does nothing.
+	Undo func(run Runner, why error)
+}
+
+// Runner is Handle.Run of one incarnation.
+type Runner func(ctx context.Context, p Program) (Ran, error)
+
+// Program is what Handle.Run runs.
+type Program struct {
+	Argv        []string          // absolute path, and arguments
+	Environment map[string]string // added to that of the definition, and counts more
+	// After has it run on its own: it needs no main process and does not end with it, but
+	// only when that has ended may it be run, after Finish and before Release.
+	After bool
 }
 
 // Hasher is a Backend whose marks are hashes, which tell no names.
@@ -122,9 +148,10 @@ type Handle interface {
 	// when nothing is left of the program and of all that it has started: what outlives it
 	// is killed, and all of it when ctx ends (Timeout, Cancelled) or the main process does
 	// (NotRunning). One that could not be executed is Unlaunchable, and so is one that has
-	// no room within the limits. It is never counted as left over. An error comes with
-	// the output, too. Many may run at once.
-	Run(ctx context.Context, argv []string) (Ran, error)
+	// no room within the limits. It is never counted as left over, nor in what Finish
+	// tells. An error comes with the output, too. Many may run at once.
+	Run(ctx context.Context, p Program) (Ran, error)
+
 	// Freeze stops every process of the incarnation where it is, those being forked
 	// included, and returns when the kernel says so (cgroup.freeze and cgroup.events,
 	// Linux's cgroup-v2.rst); when ctx ends first it is thawed again, and the error is
@@ -237,7 +264,7 @@ type Handle interface {
 // Ran is what became of a program that was run beside a main process.
 type Ran struct {
 	Exit   service.Exit
-	Output []byte // the first 4 KiB of stdout and stderr together
+	Output []byte // the last 4 KiB of stdout and stderr together
 }
 
 // Gauge reads what is looked at often, at little cost. It is for one goroutine at a

@@ -14,7 +14,7 @@ import (
 )
 
 var readiness = object[service.Check]{
-	keys: append(target(append(slices.Clone(checkTypes), service.CheckLog, service.CheckNotify), "; log: a line of its output matches pattern; notify: it says READY=1 (sd_notify(3)) to the socket that NOTIFY_SOCKET names", nil),
+	keys: append(target(append(slices.Clone(checkTypes), service.CheckLog, service.CheckNotify), "; log: a line of its output matches pattern; notify: it says READY=1 (sd_notify(3)) to the socket that NOTIFY_SOCKET names"),
 		at("settle", "process: how long it has to have run to be ready; an end before is a failed start.",
 			optionalDuration{duration{0, 24 * time.Hour}}, func(c *service.Check) *time.Duration { return &c.Settle }),
 		at("pattern", "log: what a line has to match, in the syntax of RE2. The first 16 KiB of a line are looked at.",
@@ -27,7 +27,7 @@ var readiness = object[service.Check]{
 }
 
 var health = object[service.Check]{
-	keys: append(target(append(slices.Clone(checkTypes), service.CheckWatchdog), "; watchdog: it says WATCHDOG=1 (sd_notify(3)) in every interval, which WATCHDOG_USEC tells it", nil),
+	keys: append(target(append(slices.Clone(checkTypes), service.CheckWatchdog), "; watchdog: it says WATCHDOG=1 (sd_notify(3)) in every interval, which WATCHDOG_USEC tells it"),
 		asked(at("interval", "From one check to the next, give or take a tenth.",
 			duration{100 * time.Millisecond, 24 * time.Hour}, func(c *service.Check) *time.Duration { return &c.Interval })),
 		asked(at("timeout", "How long an answer may take.",
@@ -60,10 +60,10 @@ func asked(k key[service.Check]) key[service.Check] {
 var checkTypes = []service.CheckType{service.CheckProcess, service.CheckHTTP, service.CheckGRPC, service.CheckTCP, service.CheckExec}
 
 // target is what the two checks have in common; about tells of types that one alone has.
-func target(types []service.CheckType, about string, later map[string]string) []key[service.Check] {
+func target(types []service.CheckType, about string) []key[service.Check] {
 	return []key[service.Check]{
 		at("type", "process: it runs; http: GET url answers as it is to; grpc: grpc.health.v1 at address answers SERVING; tcp: address accepts; exec: a program beside it ends well"+about+".",
-			word[service.CheckType]{values: types, later: later},
+			word[service.CheckType]{values: types},
 			func(c *service.Check) *service.CheckType { return &c.Type }),
 		at("url", "http: what to GET. Redirects are not followed.",
 			text{form: regexp.MustCompile("^https?://"), say: "an http or https address"}, func(c *service.Check) *string { return &c.URL }),

@@ -70,7 +70,8 @@ var definition = object[service.Spec]{keys: []key[service.Spec]{
 		restart, func(s *service.Spec) *service.RestartPolicy { return &s.Restart }),
 	at("stop", "How the service is ended.",
 		stop, func(s *service.Spec) *service.StopPolicy { return &s.Stop }),
-	notServed[service.Spec]("hooks", "no program is run before or after a service starts or stops", emptyObject, noKeys),
+	at("hooks", "Programs that are run before and after the service begins and ends, one after the other: as the service is run, in its cgroup. Each is the absolute path, then arguments.",
+		hooks, func(s *service.Spec) *service.Hooks { return &s.Hooks }),
 	at("reload", "How the service is made to read its configuration anew, by gladsheim reload.",
 		reload, func(s *service.Spec) *service.Reload { return &s.Reload }),
 	at("requires", "Services that have to be there before this one is begun; they are started for it. Each is a name, which wants it to be ready, or an object.",
@@ -273,12 +274,7 @@ var rotation = object[service.LogRotation]{
 	},
 }
 
-func emptyObject(n *node) bool { return n.kind == isObject && len(n.pairs) == 0 }
-
-var (
-	nothing = &jsonschema.Schema{Not: &jsonschema.Schema{}}
-	noKeys  = &jsonschema.Schema{Type: "object", MaxProperties: jsonschema.Ptr(0)}
-)
+var nothing = &jsonschema.Schema{Not: &jsonschema.Schema{}}
 
 // account is a user or group, by name or number. Spellings that other programs
 // read as a number of their own (0x0, +0, 0day, 4294967295) are refused: a

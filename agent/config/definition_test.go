@@ -215,7 +215,13 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"type": "oneshot", "schedule": {"every": "1h", "timezone": "UTC"}`, `schedule.timezone: belongs to cron: every counts time, whatever the clock says`},
 		{`"type": "oneshot", "schedule": {"every": "1ms"}`, `schedule.every: is 1ms; the range is 1s to 8760h`},
 		{`"type": "oneshot", "schedule": {"every": "1h", "overlap": "kill"}`, `schedule.overlap: "kill" is not one of skip, queue, replace`},
-		{`"hooks": {"pre_start": [["/a"]]}`, `hooks: is not served by this version: no program is run before or after a service starts or stops`},
+		{`"hooks": []`, `hooks: is an array; it wants an object`},
+		{`"hooks": {"pre_start": ["/a"]}`, `hooks.pre_start[0]: is a string; it wants an array`},
+		{`"hooks": {"post_stop": [["/a"], []]}`, `hooks.post_stop[1]: is required: the program's absolute path, then its arguments`},
+		{`"hooks": {"pre_stop": [["a"]]}`, `hooks.pre_stop[0][0]: "a" is not an absolute path`},
+		{`"hooks": {"timeout": "1s"}`, `hooks.timeout: is of no hook: name one`},
+		{`"hooks": {"pre_start": [["/a"]], "timeout": "0s"}`, `hooks.timeout: is 0s; the range is 10ms to 24h`},
+		{`"type": "oneshot", "hooks": {"post_start": [["/a"]]}`, `hooks.post_start: a oneshot is ready when its job is done: what is to follow that belongs into post_stop`},
 		{`"reload": {}`, `reload: says no way: write signal or exec`},
 		{`"reload": {"timeout": "1s"}`, `reload: says no way: write signal or exec`},
 		{`"exec": ["/x"], "reload": {"signal": "SIGHUP", "exec": ["/a"]}`, `reload.exec: is beside signal; write one of the two`},
@@ -362,6 +368,14 @@ func TestDefinitionSpellings(t *testing.T) {
 		{`"log_rotate": {"size": "5MiB"}`, func(s *service.Spec) { s.Rotation.Size = 5 << 20 }},
 		{`"log_rotate": {"size": "20MiB"}`, func(s *service.Spec) { s.Rotation.Size, s.Rotation.Total = 20<<20, 100<<20 }},
 		{`"log_rotate": {"size": "1TiB"}`, func(s *service.Spec) { s.Rotation.Size, s.Rotation.Total = 1<<40, 1<<40 }},
+		{`"hooks": {}`, func(*service.Spec) {}},
+		{`"hooks": {"pre_start": [["/a", "b"], ["/c"]], "post_start": [["/d"]]}`, func(s *service.Spec) {
+			s.Hooks = service.Hooks{PreStart: [][]string{{"/a", "b"}, {"/c"}}, PostStart: [][]string{{"/d"}}, Timeout: 30 * time.Second}
+		}},
+		{`"type": "oneshot", "hooks": {"pre_stop": [["/e"]], "post_stop": [["/f"]], "timeout": "5m"}`, func(s *service.Spec) {
+			s.Type = service.TypeOneshot
+			s.Hooks = service.Hooks{PreStop: [][]string{{"/e"}}, PostStop: [][]string{{"/f"}}, Timeout: 5 * time.Minute}
+		}},
 		{`"environment": {}, "custom": {}`, func(*service.Spec) {}},
 	} {
 		want := service.Defaults()

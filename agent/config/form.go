@@ -63,25 +63,6 @@ func (k key[T]) needed() key[T] {
 	return k
 }
 
-// notServed is a key that people may find in documents for other versions. It
-// is refused, but for values that ask for nothing.
-func notServed[T any](name, why string, harmless func(*node) bool, schema *jsonschema.Schema) key[T] {
-	return key[T]{
-		name: name,
-		read: func(d *document, path string, n *node, _ *T) {
-			if !harmless(n) {
-				d.fault(n.offset, path, "is not served by this version: %s", why)
-			}
-		},
-		write: func(T) any { return nil },
-		schema: func(T) *jsonschema.Schema {
-			s := schema.CloneSchemas()
-			s.Description = "Not served by this version: " + why + "."
-			return s
-		},
-	}
-}
-
 func (o object[T]) read(d *document, path string, n *node, v *T) {
 	if !d.want(n, path, isObject) {
 		return

@@ -227,7 +227,6 @@ type word[E interface {
 	fmt.Stringer
 }] struct {
 	values []E
-	later  map[string]string // words of the interface that this version refuses → why
 }
 
 func (w word[E]) read(d *document, path string, n *node, v *E) {
@@ -236,8 +235,6 @@ func (w word[E]) read(d *document, path string, n *node, v *E) {
 	}
 	if i := slices.Index(w.words(), n.text); i >= 0 {
 		*v = w.values[i]
-	} else if why, ok := w.later[n.text]; ok {
-		d.fault(n.offset, path, "%q is not served by this version: %s", n.text, why)
 	} else {
 		d.fault(n.offset, path, "%.100q is not one of %s", n.text, strings.Join(w.words(), ", "))
 	}

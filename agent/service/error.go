@@ -56,6 +56,7 @@ const (
 	ReasonPreviousAlive      Reason = "PREVIOUS_INSTANCE_ALIVE"
 	ReasonExitedEarly        Reason = "EXITED_EARLY"
 	ReasonReloadFailed       Reason = "RELOAD_FAILED"
+	ReasonHookFailed         Reason = "HOOK_FAILED"
 	ReasonNoReload           Reason = "NO_RELOAD"
 	ReasonJobFailed          Reason = "JOB_FAILED"
 	ReasonUnhealthy          Reason = "UNHEALTHY"

@@ -55,12 +55,14 @@ const (
 	VerdictUnknown              // it ended, or its counters went, while nobody was watching
 	VerdictExceeded             // we ended it because it used too much for too long
 	VerdictWatchdog             // we ended it because it stopped sending signs of life
+	VerdictHookFailed           // what is run before it begins, or when it is ready, failed
 	numVerdicts
 )
 
 var verdictNames = [numVerdicts]string{
 	"none", "clean", "stopped", "crash", "own-limit OOM", "ancestor OOM", "host OOM", "unhealthy",
 	"killed from outside", "startup timeout", "launch failed", "unknown", "used too much", "watchdog",
+	"hook failed",
 }
 
 func (v Verdict) String() string { return verdictNames[v] }
@@ -162,6 +164,8 @@ func Judge(x Exit, r Remains, cause Cause, success Ends) Verdict {
 		return VerdictStartupTime
 	case cause == CauseExceeded:
 		return VerdictExceeded
+	case cause == CauseHook:
+		return VerdictHookFailed
 	case x == NeverRan:
 		return VerdictLaunchFailed
 	case r.Stopper != "":

@@ -58,7 +58,7 @@ func plainLine(line string) string {
 // helped by another is given up at once, and the rest is the host's.
 func (v Verdict) OfItself() bool {
 	switch v {
-	case VerdictCrash, VerdictOwnOOM, VerdictUnhealthy, VerdictStartupTime, VerdictExceeded, VerdictWatchdog:
+	case VerdictCrash, VerdictOwnOOM, VerdictUnhealthy, VerdictStartupTime, VerdictExceeded, VerdictWatchdog, VerdictHookFailed:
 		return true
 	}
 	return false

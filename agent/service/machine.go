@@ -38,13 +38,14 @@ const (
 	Met                           // what it needs is there
 	Unmet                         // what it needs can not be had
 	Unbound                       // what it is bound to is ending or gone
+	HookFailed                    // what is run when it is ready failed
 	numEvents
 )
 
 var eventNames = [numEvents]string{
 	"start", "stop", "restart", "kill", "adopt", "adopted", "adopt-failed", "launched", "launch-failed", "unrecorded", "ready", "exited", "cleared",
 	"clear-failed", "unhealthy", "exceeded", "stable", "startup-over", "grace-over", "backoff-over", "retry-over", "frozen", "thawed",
-	"hold", "spare", "unspare", "pause", "met", "unmet", "unbound",
+	"hold", "spare", "unspare", "pause", "met", "unmet", "unbound", "hook-failed",
 }
 
 func (k EventKind) String() string { return eventNames[k] }
@@ -70,7 +71,7 @@ type Effect uint8
 const (
 	DoLaunch    Effect = iota // bring the incarnation to life; arm the startup timer once it waits at its gate
 	DoAdopt                   // find what an earlier agent left
-	DoAbort                   // give up the launch, or the wait for readiness, in flight
+	DoAbort                   // give up the launch, the wait for readiness, or the hooks in flight
 	DoAwait                   // wait until it is ready; arm the startup timer unless it runs
 	DoTerminate               // send the stop signal to the main process, and arm the grace timer
 	DoKill                    // kill everything in it
@@ -106,10 +107,11 @@ const (
 	CauseExceeded               // it used too much for too long
 	CauseWatchdog               // it did not say that it is well, or said that it is not
 	CauseUnbound                // what it is bound to is ending or gone
+	CauseHook                   // what is run when it is ready failed
 	numCauses
 )
 
-var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much", "watchdog", "unbound"}
+var causeNames = [numCauses]string{"none", "asked", "unhealthy", "startup timeout", "held", "used too much", "watchdog", "unbound", "hook"}
 
 func (c Cause) String() string { return causeNames[c] }
 
@@ -173,6 +175,7 @@ var table = [numStates][numEvents]rule{
 		Ready: unfrozen(ready), Exited: clear, Froze: freeze(Disarm, DoAbort), Thawed: thaw(awaiting),
 		StartupOver: unfrozen(end(CauseStartup, DoAbort, DoTerminate)),
 		Exceeded:    unfrozen(end(CauseExceeded, DoAbort, DoTerminate)),
+		HookFailed:  unfrozen(end(CauseHook, DoAbort, DoTerminate)),
 		Stop:        end(CauseAsked, DoAbort, DoTerminate), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort, DoTerminate),
 		Hold: end(CauseHeld, DoAbort, DoTerminate), Unbound: end(CauseUnbound, DoAbort, DoTerminate), Pause: pause,
 	},
@@ -191,7 +194,7 @@ var table = [numStates][numEvents]rule{
 	},
 	Clearing: {
 		Cleared: cleared, ClearFailed: keep(ArmRetry), RetryOver: keep(DoClear),
-		Stop: becauseAsked(), Kill: becauseAsked(), Start: again(), Restart: again(), Hold: holdAfter, Pause: pause,
+		Stop: becauseAsked(), Kill: becauseAsked(DoAbort), Start: again(), Restart: again(), Hold: holdAfter, Pause: pause,
 	},
 }
 

@@ -45,6 +45,7 @@ type Spec struct {
 	Hang    OnHang
 	Restart RestartPolicy
 	Stop    StopPolicy
+	Hooks   Hooks
 	Reload  Reload
 
 	Requires []Need // it is not begun before these are as far as that
@@ -206,6 +207,7 @@ func (s *Spec) Validate() []Fault {
 	s.Ladder.validate(&faults)
 	s.validateReadiness(&faults)
 	s.validateOneshot(&faults)
+	s.validateHooks(&faults)
 	s.Reload.validate(&faults)
 	s.validateHealth(&faults)
 	faults.number("restart.max_attempts", s.Restart.MaxAttempts, 0, 1_000_000)

@@ -31,6 +31,7 @@ type Status struct {
 	LastActor   string             // who asked for the last change, e.g. "uid 0 (root)"
 	LastExit    *ExitRecord
 	Notified    Notified // what it says of itself
+	Hook        string   // the hook that is run now, "" for none; see Hook.String
 	Timing      Timing   // of its schedule
 
 	Health Health    // what its checks say; see Verdict

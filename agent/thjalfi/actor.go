@@ -60,6 +60,9 @@ type actor struct {
 	failure error                     // of the last launch, readiness or end
 	unready error                     // why it was not ready when that was last asked
 	loading bool                      // a program makes it read its configuration anew
+	served  bool                      // it has become ready, and its post_start hooks are run
+	warned  bool                      // its pre_stop hooks were run
+	hook    string                    // that is run now
 	words   lastWords                 // of the incarnation that was buried last
 	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled; of a job: when its time is over
 	spread  float64                   // drawn for that wait
@@ -88,11 +91,12 @@ type actor struct {
 	armed bool
 
 	partOver time.Time          // when it fires
-	abort    context.CancelFunc // of the launch or the wait for readiness in flight
-	waits    sync.WaitGroup     // for readiness
+	abort    context.CancelFunc // of the launch, the wait for readiness or the hooks in flight
+	waits    sync.WaitGroup     // for readiness and what follows it
 
 	identified Record      // of the launch that was last identified; the worker's
 	finished   Record      // of the incarnation that was last finished; the worker's
+	followed   uint64      // the incarnation whose post_stop hooks were last run; the worker's
 	todo       []work      // for the worker, one piece at a time
 	done       chan func() // from the worker: what to do next on run's goroutine
 	busy       bool
@@ -308,7 +312,7 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender, a.due = service.Ref{}, time.Time{}, nil, service.CauseNone, "", 0
-		a.sent, a.forced, a.failure, a.why, a.hung, a.paused, a.unready, a.said = nil, false, nil, "", false, "", nil, silent() // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.why, a.hung, a.paused, a.unready, a.said, a.served, a.warned = nil, false, nil, "", false, "", nil, silent(), false, false // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}

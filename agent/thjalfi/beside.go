@@ -12,17 +12,24 @@ import (
 // with its last words.
 func beside(h backends.Handle) Exec {
 	return func(ctx context.Context, argv []string) error {
-		ran, err := h.Run(ctx, argv)
+		ran, err := h.Run(ctx, backends.Program{Argv: argv})
 		if err != nil {
 			return err
 		}
 		if ran.Exit.Clean() {
 			return nil
 		}
-		lines := bytes.Split(bytes.TrimSpace(ran.Output), []byte("\n"))
-		if last := bytes.TrimSpace(lines[len(lines)-1]); len(last) > 0 {
-			return fmt.Errorf("%s: %s: %s", argv[0], ran.Exit, last)
+		if lines := linesOf(ran.Output); len(lines) > 0 {
+			return fmt.Errorf("%s: %s: %s", argv[0], ran.Exit, lines[len(lines)-1])
 		}
 		return fmt.Errorf("%s: %s", argv[0], ran.Exit)
 	}
+}
+
+// linesOf are the lines of what such a program wrote.
+func linesOf(output []byte) (lines []string) {
+	for line := range bytes.Lines(bytes.TrimSpace(output)) {
+		lines = append(lines, string(bytes.TrimRight(line, "\r\n")))
+	}
+	return lines
 }

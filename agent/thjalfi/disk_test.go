@@ -168,6 +168,12 @@ func (d *disk) buryWith(f func() error) {
 	d.buries = f
 }
 
+func (d *disk) detailsOf(kind service.NoticeKind) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.details[kind])
+}
+
 func (d *disk) told() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -58,8 +58,8 @@ func (a *actor) event(kind service.EventKind) service.Event {
 }
 
 // launch begins an incarnation. The time it has to become ready counts from
-// when it waits at its gate: until then it may have queued, and that is the
-// host's business.
+// when its gate is opened: until then it may have queued, and that is the
+// host's business, and its hooks have a time of their own.
 func (a *actor) launch() {
 	plan := a.plan
 	a.grace = plan.Spec.Stop.Timeout
@@ -67,7 +67,7 @@ func (a *actor) launch() {
 	a.abort = abort
 	l := plan.launch(a.name, a.machine.Incarnation)
 	a.ref = plan.Backend.Plan(l)
-	intent := a.recordNow()
+	intent, hooks := a.recordNow(), a.hooks()
 	a.then(func(context.Context) func() {
 		defer abort()
 		var err error
@@ -90,15 +90,12 @@ func (a *actor) launch() {
 		recorded := intent.Machine
 		intent.Started = time.Now()
 		var unidentified error
-		h, err := plan.Backend.Launch(ctx, l, func(ref service.Ref) error {
+		h, err := plan.Backend.Launch(ctx, l, hooks.birth(func(ref service.Ref) error {
 			intent.Ref = ref
 			a.identified = intent
-			if unidentified = failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S8IdentityFsynced); unidentified != nil {
-				return unidentified
-			}
-			a.tell(ctx, func() { a.atGate(l.Incarnation) })
-			return nil
-		})
+			unidentified = failpoint.After(a.cfg.Keeper.Record(intent), failpoint.S8IdentityFsynced)
+			return unidentified
+		}, func() { a.tell(ctx, func() { a.atGate(l.Incarnation) }) }))
 		var applied service.Applied
 		if err != nil {
 			a.identified = Record{}
@@ -194,6 +191,9 @@ func (a *actor) unlaunched(err error, failed service.Event) {
 		x.Verdict, x.RequestedBy, x.Message = service.VerdictStopped, a.ender, "given up before it ran, stopped by "+a.ender
 	default:
 		x.Message = err.Error()
+		if e, ok := errors.AsType[*service.Error](err); ok && e.Reason == service.ReasonHookFailed {
+			x.Verdict, x.LastLines = service.VerdictHookFailed, e.LastLines
+		}
 	}
 	x.Fingerprint = service.Fingerprint(x.Verdict, x.Exit, []string{x.Message})
 	a.bury(x, failed)
@@ -265,14 +265,13 @@ func (a *actor) adopt() {
 // await waits for readiness beside the worker, so that a stop need not wait.
 func (a *actor) await() {
 	check, incarnation := a.plan.Spec.Ready, a.machine.Incarnation
+	a.served = false
 	if !a.armed {
 		a.arm(check.Timeout, service.StartupOver)
 	}
 	switch {
 	case check.Type == service.CheckProcess && check.Settle == 0:
-		if !a.sawExit() {
-			a.happen(a.event(service.Ready)) // it runs: that is all that was asked
-		}
+		a.serve() // it runs: that is all that was asked
 		return
 	case a.said.ready:
 		a.readyBySaying()
@@ -292,8 +291,8 @@ func (a *actor) await() {
 			return
 		}
 		a.tell(ctx, func() {
-			if !a.sawExit() { // which counts more
-				a.happen(service.Event{Kind: service.Ready, Incarnation: incarnation})
+			if a.machine.Incarnation == incarnation {
+				a.serve()
 			}
 		})
 	})

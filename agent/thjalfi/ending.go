@@ -16,7 +16,11 @@ func (a *actor) terminate() {
 	a.arm(a.grace, service.GraceOver)
 	a.end()
 	h, sig := a.handle, a.plan.Spec.Stop.Signal
+	warn := a.warning(h)
 	a.then(func(ctx context.Context) func() {
+		if !warn(ctx) {
+			return func() {}
+		}
 		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
 		if err == nil {
 			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
@@ -33,7 +37,26 @@ func (a *actor) terminate() {
 	})
 }
 
+// warning runs the hooks of what is about to be told to end, if it has ever been ready,
+// once. A kill ends them, and then there is nothing more to be told (false).
+func (a *actor) warning(h backends.Handle) func(context.Context) bool {
+	if a.warned || a.machine.Unready || len(a.plan.Spec.Hooks.PreStop) == 0 {
+		return func(context.Context) bool { return true }
+	}
+	a.warned = true
+	hooks := a.hooks().ofMain(a.ref.PID)
+	ending, abort := context.WithCancel(a.ctx)
+	a.abort = abort
+	return func(ctx context.Context) bool {
+		defer abort()
+		_ = thaw(ctx, h)                          // no program runs in what is frozen
+		hooks.all(ending, service.PreStop, h.Run) // what fails has been told
+		return ending.Err() == nil
+	}
+}
+
 func (a *actor) kill() {
+	a.abort()
 	h := a.handle
 	if h == nil {
 		return // the launch was given up before it brought a process
@@ -64,14 +87,13 @@ func unkillable(name service.Name, err error) error {
 func (a *actor) clear() {
 	a.end()
 	h, exit, incarnation, plan := a.handle, *a.exit, a.machine.Incarnation, a.plan
-	r := a.recordNow()
+	follow, r := a.following(h, exit), a.recordNow()
 	a.then(func(ctx context.Context) func() {
 		a.waits.Wait() // why it was not ready may be part of why it ended
-		ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
-		defer cancel()
 		var err error
+		var unfollowed []string
 		if h != nil && r.Remains == nil {
-			if r.Remains, err = finish(ctx, h); err == nil {
+			if r.Remains, err = a.finish(ctx, h); err == nil {
 				if r.Ended = h.ExitedAt(); r.Ended.IsZero() {
 					r.Ended = time.Now()
 				}
@@ -80,9 +102,10 @@ func (a *actor) clear() {
 			}
 		}
 		if h != nil && err == nil {
-			_, err = h.Release(ctx)
+			unfollowed = follow(*r.Remains)
+			err = a.release(ctx, h)
 		}
-		if err == nil && plan != nil {
+		if err == nil {
 			a.unheard(&plan.Spec)
 		}
 		if err != nil {
@@ -99,11 +122,31 @@ func (a *actor) clear() {
 			r.Remains, r.Ended = &service.Remains{Lost: true}, time.Now()
 		}
 		lines := a.cfg.LastLines(&plan.Spec, incarnation, r.LogFrom)
-		return func() { a.cleared(incarnation, exit, *r.Remains, r.Ended, lines) }
+		return func() { a.cleared(incarnation, exit, *r.Remains, r.Ended, lines, unfollowed) }
 	})
 }
 
-func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
+// following runs, once, the hooks that follow the end of an incarnation. A kill ends them.
+func (a *actor) following(h backends.Handle, exit service.Exit) func(service.Remains) (failed []string) {
+	if len(a.plan.Spec.Hooks.PostStop) == 0 {
+		return func(service.Remains) []string { return nil }
+	}
+	hooks, cause, success := a.hooks(), a.cause, a.machine.Policy.Success
+	ctx, abort := context.WithCancel(a.ctx)
+	a.abort = abort
+	return func(remains service.Remains) []string {
+		defer abort()
+		if a.followed == hooks.incarnation {
+			return nil
+		}
+		a.followed = hooks.incarnation
+		return hooks.ofEnd(service.Judge(exit, remains, cause, success), exit).all(ctx, service.PostStop, h.Run)
+	}
+}
+
+func (a *actor) finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
+	defer cancel()
 	remains, err := h.Finish(ctx)
 	if err != nil {
 		return nil, err
@@ -111,7 +154,14 @@ func finish(ctx context.Context, h backends.Handle) (*service.Remains, error) {
 	return &remains, nil
 }
 
-func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time, lines []string) {
+func (a *actor) release(ctx context.Context, h backends.Handle) error {
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.ClearTimeout)
+	defer cancel()
+	_, err := h.Release(ctx)
+	return err
+}
+
+func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.Remains, ended time.Time, lines, unfollowed []string) {
 	a.hearNews() // its last words
 	a.remains = &remains
 	a.drop()
@@ -131,6 +181,9 @@ func (a *actor) cleared(incarnation uint64, exit service.Exit, remains service.R
 	x.Message = explain(x, a.why, a.hung)
 	if excuse := a.said.excuse(); excuse != "" && x.Verdict != service.VerdictClean && x.Verdict != service.VerdictStopped {
 		x.Message += "; " + excuse
+	}
+	for _, failed := range unfollowed {
+		x.Message += "; " + failed
 	}
 	a.failure = a.endError(x)
 	cleared := a.event(service.Cleared)

@@ -31,6 +31,8 @@ func explain(x service.ExitRecord, why string, hung bool) string {
 		text += ", ended because it used too much for too long"
 	case service.VerdictStartupTime:
 		text += ", ended because it was not ready in time"
+	case service.VerdictHookFailed:
+		text += ", ended because a program failed that is run when it is ready"
 	case service.VerdictKilled:
 		switch {
 		case x.Remains.Stopper != "":
@@ -53,7 +55,7 @@ func explain(x service.ExitRecord, why string, hung bool) string {
 	if x.Remains.Leftovers > 0 {
 		text += fmt.Sprintf(", %d processes left over and killed", x.Remains.Leftovers)
 	}
-	if why != "" && (x.Verdict == service.VerdictUnhealthy || x.Verdict == service.VerdictExceeded) {
+	if why != "" && (x.Verdict == service.VerdictUnhealthy || x.Verdict == service.VerdictExceeded || x.Verdict == service.VerdictHookFailed) {
 		text += ": " + why
 	}
 	return text
@@ -65,6 +67,10 @@ func (a *actor) endError(x service.ExitRecord) error {
 	switch x.Verdict {
 	case service.VerdictStartupTime:
 		return a.startupTimeout()
+	case service.VerdictHookFailed:
+		if a.unready != nil { // else an earlier agent knew why
+			return a.unready
+		}
 	case service.VerdictStopped:
 		return nil
 	case service.VerdictLaunchFailed:

@@ -114,17 +114,17 @@ func (a *actor) heard(h service.Heard) {
 
 // readyBySaying takes that it has said that it is ready. What is frozen has when it is thawed.
 func (a *actor) readyBySaying() {
-	if a.machine.State != service.Starting || a.plan.Spec.Ready.Type != service.CheckNotify || !a.said.ready || a.sawExit() {
+	if a.machine.State != service.Starting || a.plan.Spec.Ready.Type != service.CheckNotify || !a.said.ready || a.served {
 		return
 	}
 	a.abort() // nobody waits for it any more
-	a.happen(a.event(service.Ready))
+	a.serve()
 }
 
 // extend gives it so much time from now on to start or to end, if it has less. Its own
 // time is never cut, and what was asked to be killed is.
 func (a *actor) extend(d time.Duration) {
-	starts := a.machine.State == service.Starting && a.fires == service.StartupOver
+	starts := a.machine.State == service.Starting && a.fires == service.StartupOver && !a.served
 	ends := a.machine.State == service.Stopping && a.fires == service.GraceOver && !a.machine.Killing
 	if (starts || ends) && d > a.remaining() {
 		a.arm(d, a.fires)

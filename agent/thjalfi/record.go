@@ -96,9 +96,9 @@ func (a *actor) shown() func(*service.Status) {
 	if m.State == service.Waiting {
 		waits = a.lacks
 	}
-	notified := a.said.notified
+	notified, hook := a.said.notified, a.hook
 	return func(s *service.Status) {
-		s.Notified = notified
+		s.Notified, s.Hook = notified, hook
 		s.WaitsFor = waits
 		s.Machine, s.Ref, s.LastActor, s.Error, s.NextAttempt, s.FrozenBy = m, ref, actor, strings.Join(why, "; "), next, frozenBy
 		if !started.IsZero() {

@@ -1,7 +1,6 @@
 package thjalfi
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -56,7 +55,7 @@ func (a *actor) reload(how service.Reload, actor string, reply chan<- error) {
 	a.waits.Go(func() {
 		ctx, cancel := context.WithTimeout(ending, how.Timeout)
 		defer cancel()
-		ran, err := h.Run(ctx, how.Exec)
+		ran, err := h.Run(ctx, backends.Program{Argv: how.Exec})
 		err = a.reloadError(ran, err)
 		a.tell(a.ctx, func() {
 			a.loading = false
@@ -97,9 +96,7 @@ func (a *actor) reloadError(ran backends.Ran, err error) error {
 	if err != nil {
 		failed.Kind, failed.Err = service.KindOf(err), err
 	}
-	for line := range bytes.Lines(bytes.TrimSpace(ran.Output)) {
-		failed.LastLines = append(failed.LastLines, string(bytes.TrimRight(line, "\r\n")))
-	}
+	failed.LastLines = linesOf(ran.Output)
 	if n := len(failed.LastLines); n > 0 {
 		failed.Err = fmt.Errorf("%w: %s", failed.Err, failed.LastLines[n-1])
 	}

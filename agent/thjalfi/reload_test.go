@@ -49,8 +49,8 @@ func TestReloadByAProgram(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		how := service.Reload{Exec: []string{"/bin/reload", "now"}, Timeout: 30 * time.Second}
 		takes, ran := time.Second, backends.Ran{}
-		s.script(fake.Script{Run: func(ctx context.Context, argv []string) (backends.Ran, error) {
-			require.Equal(t, how.Exec, argv)
+		s.script(fake.Script{Run: func(ctx context.Context, p backends.Program) (backends.Ran, error) {
+			require.Equal(t, how.Exec, p.Argv)
 			select {
 			case <-time.After(takes):
 				return ran, nil

@@ -214,11 +214,12 @@ type watched struct {
 	stage *stage
 }
 
-func (w *watched) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+func (w *watched) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 	if w.stage.dogged {
 		ctx = context.WithoutCancel(ctx)
 	}
-	return w.Backend.Launch(ctx, l, func(ref service.Ref) error {
+	identify := birth.Identify
+	birth.Identify = func(ref service.Ref) error {
 		runs := w.stage.host.Runs(l.Name)
 		err := identify(ref)
 		if err == nil {
@@ -238,7 +239,8 @@ func (w *watched) Launch(ctx context.Context, l service.Launch, identify func(se
 			w.stage.complain("it ran before it was identified")
 		}
 		return err
-	})
+	}
+	return w.Backend.Launch(ctx, l, birth)
 }
 
 func (s *stage) script(scripts ...fake.Script) { s.host.Script(web, scripts...) }

@@ -99,13 +99,13 @@ func actAsAgent(t *testing.T, s Subject) bool {
 		require.NoError(t, os.Rename(j.Report+".new", j.Report))
 	}
 	agent := s.New(t)
-	h, err := agent.Launch(context.Background(), j.Launch, func(ref service.Ref) error {
+	h, err := agent.Launch(context.Background(), j.Launch, backends.Birth{Identify: func(ref service.Ref) error {
 		if j.DieAtGate {
 			report(ref)
 			return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 		return nil
-	})
+	}})
 	require.NoError(t, err)
 	report(h.Ref())
 	<-t.Context().Done()

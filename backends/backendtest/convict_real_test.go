@@ -28,9 +28,9 @@ type realCrime struct {
 // before changes what is launched.
 func before(change func(l *service.Launch)) func(backends.Backend) backends.Backend {
 	return func(b backends.Backend) backends.Backend {
-		return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+		return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 			change(&l)
-			return b.Launch(ctx, l, identify)
+			return b.Launch(ctx, l, birth)
 		}}
 	}
 }
@@ -45,8 +45,8 @@ func by(shell string) func(backends.Backend) backends.Backend {
 // after replaces methods of each handle that is launched.
 func after(replace func(h backends.Handle) backends.Handle) func(backends.Backend) backends.Backend {
 	return func(b backends.Backend) backends.Backend {
-		return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
-			h, err := b.Launch(ctx, l, identify)
+		return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
+			h, err := b.Launch(ctx, l, birth)
 			if err != nil {
 				return nil, err
 			}
@@ -133,8 +133,8 @@ func realCrimes() []realCrime {
 // the name of the program.
 func killsNeighbours(b backends.Backend) backends.Backend {
 	var all []backends.Handle
-	return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
-		h, err := b.Launch(ctx, l, identify)
+	return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
+		h, err := b.Launch(ctx, l, birth)
 		if err != nil {
 			return nil, err
 		}

@@ -31,7 +31,7 @@ type crime struct {
 type culprit struct {
 	backends.Backend
 	plan      func(service.Launch) service.Ref
-	launch    func(context.Context, service.Launch, func(service.Ref) error) (backends.Handle, error)
+	launch    func(context.Context, service.Launch, backends.Birth) (backends.Handle, error)
 	adopt     func(context.Context, service.Ref, service.Launch) (backends.Handle, error)
 	leftovers func(context.Context, []service.Name) ([]service.Ref, error)
 	close     func() error
@@ -44,11 +44,11 @@ func (c culprit) Plan(l service.Launch) service.Ref {
 	return c.Backend.Plan(l)
 }
 
-func (c culprit) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+func (c culprit) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 	if c.launch != nil {
-		return c.launch(ctx, l, identify)
+		return c.launch(ctx, l, birth)
 	}
-	return c.Backend.Launch(ctx, l, identify)
+	return c.Backend.Launch(ctx, l, birth)
 }
 
 func (c culprit) Adopt(ctx context.Context, ref service.Ref, l service.Launch) (backends.Handle, error) {
@@ -130,8 +130,8 @@ func everyHandle(replace func(h backends.Handle) backends.Handle) func(*fake.Bac
 	return func(b *fake.Backend) backends.Backend {
 		return culprit{
 			Backend: b,
-			launch: func(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
-				h, err := b.Launch(ctx, l, identify)
+			launch: func(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
+				h, err := b.Launch(ctx, l, birth)
 				if err != nil {
 					return nil, err
 				}
@@ -249,12 +249,12 @@ func crimes() []crime {
 }
 
 func earlyGate(b *fake.Backend) backends.Backend {
-	return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
-		h, err := b.Launch(ctx, l, func(service.Ref) error { return nil })
+	return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
+		h, err := b.Launch(ctx, l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 		if err != nil {
 			return nil, err
 		}
-		if err := identify(h.Ref()); err != nil {
+		if err := birth.Identify(h.Ref()); err != nil {
 			_, _ = h.Release(ctx)
 			return nil, &service.Error{Op: "start", Service: l.Name, Err: err}
 		}
@@ -263,12 +263,12 @@ func earlyGate(b *fake.Backend) backends.Backend {
 }
 
 func recordless(b *fake.Backend) backends.Backend {
-	return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+	return culprit{Backend: b, launch: func(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 		var failure error
-		h, err := b.Launch(ctx, l, func(ref service.Ref) error {
-			failure = identify(ref)
+		h, err := b.Launch(ctx, l, backends.Birth{Identify: func(ref service.Ref) error {
+			failure = birth.Identify(ref)
 			return nil
-		})
+		}})
 		if failure != nil {
 			return nil, &service.Error{Op: "start", Service: l.Name, Err: failure}
 		}

@@ -219,7 +219,7 @@ func (b *bench) cycle() []service.Launch {
 	require.NoError(b, h.Close())
 
 	gate := b.plan("sleep")
-	_, err = b.agent.Launch(b.within(), gate, func(service.Ref) error { return errors.New("no") })
+	_, err = b.agent.Launch(b.within(), gate, backends.Birth{Identify: func(service.Ref) error { return errors.New("no") }})
 	require.Error(b, err)
 
 	ended := b.plan("exit", "1")

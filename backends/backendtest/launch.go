@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 func launchLaws() []law {
@@ -83,10 +84,10 @@ func lawRefTrue(b *bench) {
 func lawIdentify(b *bench) {
 	l := b.plan("sleep")
 	var seen []service.Ref
-	h, err := b.agent.Launch(b.within(), l, func(r service.Ref) error {
+	h, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: func(r service.Ref) error {
 		seen = append(seen, r)
 		return nil
-	})
+	}})
 	require.NoError(b, err)
 	i := b.keep(h, l)
 	require.Equal(b, []service.Ref{i.Ref()}, seen)
@@ -95,7 +96,7 @@ func lawIdentify(b *bench) {
 func lawGate(b *bench) {
 	mark := filepath.Join(b.dir, "ran")
 	l := b.plan("mark", mark, "sleep")
-	h, err := b.agent.Launch(b.within(), l, func(service.Ref) error {
+	h, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: func(service.Ref) error {
 		if n := b.alive(l); n != 0 {
 			b.Errorf("%d processes of the program run before the gate is open", n)
 		}
@@ -103,7 +104,7 @@ func lawGate(b *bench) {
 			b.Errorf("the program has done something before the gate was open: %v", err)
 		}
 		return nil
-	})
+	}})
 	require.NoError(b, err)
 	i := b.keep(h, l)
 	require.Equal(b, 1, b.alive(l), "it runs when Launch has returned")
@@ -116,7 +117,7 @@ func lawGate(b *bench) {
 func lawIdentifyFails(b *bench) {
 	mark := filepath.Join(b.dir, "ran")
 	l := b.plan("mark", mark, "sleep")
-	h, err := b.agent.Launch(b.within(), l, func(service.Ref) error { return errors.New("the disk is full") })
+	h, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: func(service.Ref) error { return errors.New("the disk is full") }})
 	require.Nil(b, h)
 	require.ErrorContains(b, err, "the disk is full")
 	require.ErrorContains(b, err, l.Name.String())
@@ -127,10 +128,10 @@ func lawIdentifyFails(b *bench) {
 func lawLaunchEnded(b *bench) {
 	mark := filepath.Join(b.dir, "ran")
 	l := b.plan("mark", mark, "sleep")
-	h, err := b.agent.Launch(b.ended(), l, func(service.Ref) error {
+	h, err := b.agent.Launch(b.ended(), l, backends.Birth{Identify: func(service.Ref) error {
 		b.Error("identify was called although the context has ended")
 		return nil
-	})
+	}})
 	require.Nil(b, h)
 	b.wantError(err, service.Cancelled)
 	require.NoFileExists(b, mark)
@@ -140,10 +141,10 @@ func lawLaunchEnded(b *bench) {
 func lawLaunchCancelled(b *bench) {
 	l := b.plan("sleep")
 	ctx, cancel := context.WithCancel(b.Context())
-	h, err := b.agent.Launch(ctx, l, func(service.Ref) error {
+	h, err := b.agent.Launch(ctx, l, backends.Birth{Identify: func(service.Ref) error {
 		cancel()
 		return nil
-	})
+	}})
 	if err == nil {
 		i := b.keep(h, l)
 		i.ready()
@@ -158,9 +159,9 @@ func lawLaunchCancelled(b *bench) {
 func lawDeathAtGate(b *bench) {
 	mark := filepath.Join(b.dir, "ran")
 	l := b.plan("mark", mark, "sleep")
-	h, err := b.agent.Launch(b.within(), l, func(ref service.Ref) error {
+	h, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: func(ref service.Ref) error {
 		return syscall.Kill(ref.PID, syscall.SIGKILL)
-	})
+	}})
 	require.Nil(b, h)
 	e := b.wantError(err, service.Unlaunchable)
 	require.False(b, e.Permanent, "another try may go well: %v", err)
@@ -184,7 +185,7 @@ func lawContextAfterLaunch(b *bench) {
 
 func lawLaunchAgain(b *bench) {
 	l := b.plan("sleep")
-	_, err := b.agent.Launch(b.within(), l, func(service.Ref) error { return errors.New("no") })
+	_, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: func(service.Ref) error { return errors.New("no") }})
 	require.Error(b, err)
 	i := b.launch(l)
 	i.ready()

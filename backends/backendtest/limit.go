@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 func limitLaws() []law {
@@ -332,10 +333,10 @@ func lawLimitUnlaunchable(b *bench) {
 		return
 	}
 	l := limited(b.plan("sleep"), limits)
-	h, err := b.agent.Launch(b.within(), l, func(service.Ref) error {
+	h, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: func(service.Ref) error {
 		b.Error("identify was called")
 		return nil
-	})
+	}})
 	require.Nil(b, h)
 	e := b.wantError(err, service.Unenforceable)
 	require.Equal(b, service.ReasonLimitUnenforceable, service.ReasonOf(e))

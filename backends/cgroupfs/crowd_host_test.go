@@ -36,7 +36,7 @@ func TestHostHundredAtOnce(t *testing.T) {
 	}
 	began := time.Now()
 	crowd(t, n, func(i int) (err error) {
-		handles[i], err = b.Launch(t.Context(), plans[i], func(service.Ref) error { return nil })
+		handles[i], err = b.Launch(t.Context(), plans[i], backends.Birth{Identify: func(service.Ref) error { return nil }})
 		return err
 	})
 	t.Logf("%d launches at once took %v", n, time.Since(began))
@@ -69,7 +69,7 @@ func TestHostCyclesLeaveNothing(t *testing.T) {
 	}
 	cycle := func(argv ...string) {
 		l := limited(plan(argv...), limits(service.MemoryMax, 64<<20))
-		h, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+		h, err := b.Launch(t.Context(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 		if err == nil {
 			_, err = h.Release(t.Context())
 			require.NoError(t, h.Close())
@@ -114,7 +114,7 @@ func TestHostLaunchTime(t *testing.T) {
 	for range n {
 		l := limited(plan("/bin/true"), limits(service.MemoryMax, 64<<20, service.PidsMax, 10, service.CPUMax, 500_000))
 		began = time.Now()
-		h, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+		h, err := b.Launch(t.Context(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 		require.NoError(t, err)
 		launch += time.Since(began)
 		<-h.Exited()

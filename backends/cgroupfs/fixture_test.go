@@ -58,9 +58,9 @@ func TestFixture(t *testing.T) {
 	require.Equal(t, service.Cancelled, service.KindOf(err))
 	_, err = b.Leftovers(ended, nil)
 	require.Equal(t, service.Cancelled, service.KindOf(err))
-	_, err = b.Launch(ended, service.Launch{Name: ref.Name}, nil)
+	_, err = b.Launch(ended, service.Launch{Name: ref.Name}, backends.Birth{})
 	require.Equal(t, service.Cancelled, service.KindOf(err))
-	_, err = b.Launch(t.Context(), limited(plan("/bin/true"), limits(service.PidsMax, 5)), nil)
+	_, err = b.Launch(t.Context(), limited(plan("/bin/true"), limits(service.PidsMax, 5)), backends.Birth{})
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
 }
 

@@ -116,15 +116,15 @@ func (h *handle) notRunning(op string) error {
 }
 
 // Run implements backends.Handle.
-func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
-	if h.mainEnded() {
+func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, error) {
+	if h.mainEnded() && !p.After {
 		return backends.Ran{}, h.notRunning("run a program beside")
 	}
 	h.mu.Lock()
 	limits := h.requested
 	h.mu.Unlock()
 	return place.Beside(ctx, h.backend.watcher, h.group, launch.Beside{
-		Ref: h.ref, Like: h.like, Limits: limits, Argv: argv, Main: h.Exited(),
+		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.Exited(),
 	})
 }
 

@@ -151,7 +151,7 @@ func plan(argv ...string) service.Launch {
 
 func start(t *testing.T, b *Backend, l service.Launch) *run {
 	t.Helper()
-	h, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
+	h, err := b.Launch(within(t), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.NoError(t, err)
 	return keep(t, h, l)
 }

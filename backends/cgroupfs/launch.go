@@ -9,7 +9,6 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
-	"github.com/gladsheim/gladsheim/backends/internal/place"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/failpoint"
@@ -24,7 +23,7 @@ const cleanTime = 10 * time.Second
 // cgroup of the same incarnation in which nothing lives is removed first; one
 // in which something lives, of this or any other incarnation of the service, is
 // an error of reason PREVIOUS_INSTANCE_ALIVE.
-func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+func (b *Backend) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 	if ctx.Err() != nil {
 		return nil, gaveUp(ctx, "start", l.Name, "")
 	}
@@ -49,7 +48,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	if err := h.group.Create(b.controllers); err != nil {
 		return nil, failure("start", l.Name, service.HostUnavailable, fmt.Errorf("create its cgroup: %w", err))
 	}
-	if err := h.launch(ctx, l, limits, identify); err != nil {
+	if err := h.launch(ctx, l, limits, birth); err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTime)
 		defer cancel()
 		failed := failure("start", l.Name, service.HostUnavailable, err)
@@ -171,7 +170,7 @@ func (b *Backend) makeWay(l service.Launch) error {
 
 // launch goes through the steps of a start. After an error clean is to be
 // called.
-func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Limits, identify func(service.Ref) error) error {
+func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Limits, birth backends.Birth) error {
 	if err := failpoint.Hit(failpoint.S5CgroupMade); err != nil {
 		return err
 	}
@@ -191,7 +190,7 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 		return err
 	}
 	defer child.Abandon() // does nothing once the gate was opened
-	if err := h.identify(child, identify); err != nil {
+	if err := h.identify(child, birth.Identify); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {
@@ -200,14 +199,14 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if err := h.tighten(ctx, child, atOpening); err != nil {
 		return err
 	}
-	at, err := place.Watch(h.backend.watcher, h.backend.procfs, h.group, child.Process())
-	if err != nil {
+	if err := h.hold(child.Process()); err != nil {
 		return err
 	}
-	if err := child.Open(ctx); err != nil {
-		return errors.Join(h.explain(err), at.Close())
+	if err := child.Bear(ctx, birth, h.Run, child.Open); err != nil {
+		err = errors.Join(h.explain(err), h.place.Close())
+		h.main, h.place = nil, nil
+		return err
 	}
-	h.main, h.place = child.Process(), at
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
 	"github.com/gladsheim/gladsheim/cgroup"
 )
@@ -57,7 +58,7 @@ func TestHostEnforcesWhatTheParentHas(t *testing.T) {
 	can.Why = want.Why
 	require.Equal(t, want, can)
 
-	_, err := b.Launch(within(t), limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)), nil)
+	_, err := b.Launch(within(t), limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 64<<20)), backends.Birth{})
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
 	require.ErrorContains(t, err, "memory_max (the controller memory ends in "+above.Path())
 
@@ -104,7 +105,7 @@ func TestHostTinyLimits(t *testing.T) {
 		l := limited(plan("/bin/sleep", "1000"), limits(
 			service.PidsMax, 1, service.CPUMax, service.UsecPerPercent, service.MemoryMax, 8<<20, service.MemoryHigh, 6<<20))
 		l.LogFile = filepath.Join(t.TempDir(), "log")
-		h, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
+		h, err := b.Launch(within(t), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 		if err != nil {
 			said, _ := os.ReadFile(l.LogFile)
 			t.Fatalf("%v; the gate said %s", err, said)
@@ -125,7 +126,7 @@ func TestHostTinyLimits(t *testing.T) {
 func TestHostTooLittleMemory(t *testing.T) {
 	b := newBackend(t, config(t))
 	l := limited(plan("/bin/sleep", "1000"), limits(service.MemoryMax, 128<<10))
-	_, err := b.Launch(within(t), l, func(service.Ref) error { return nil })
+	_, err := b.Launch(within(t), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.Equal(t, service.Unlaunchable, service.KindOf(err), "%v", err)
 	require.ErrorContains(t, err, "its memory limit is too small to start in, which takes about 4MiB: ")
 	there, err := b.group(l).Exists()

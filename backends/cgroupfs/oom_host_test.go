@@ -94,7 +94,7 @@ func TestHostOOMWhileNobodyLooked(t *testing.T) {
 	l := hog(t, 96)
 	l.Limits[service.MemoryMax] = service.Of(16 << 20)
 	first := newBackend(t, c)
-	h, err := first.Launch(within(t), l, func(service.Ref) error { return nil })
+	h, err := first.Launch(within(t), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.NoError(t, err)
 	<-h.Exited()
 	require.NoError(t, h.Close())

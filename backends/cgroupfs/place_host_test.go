@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/cgroup"
 )
@@ -94,7 +95,7 @@ func TestHostParentIsMadeAgain(t *testing.T) {
 	c.Restore = nil
 	b := newBackend(t, c)
 	require.NoError(t, given.Remove())
-	_, err := b.Launch(within(t), plan("/bin/true"), nil)
+	_, err := b.Launch(within(t), plan("/bin/true"), backends.Birth{})
 	require.Equal(t, service.HostUnavailable, service.KindOf(err))
 	require.ErrorContains(t, err, given.Path()+", in which services live, was removed")
 }
@@ -105,7 +106,7 @@ func TestHostPreviousInstance(t *testing.T) {
 	for _, incarnation := range []uint64{r.launch.Incarnation, r.launch.Incarnation + 1} {
 		again := r.launch
 		again.Incarnation = incarnation
-		_, err := newBackend(t, config(t)).Launch(within(t), again, nil)
+		_, err := newBackend(t, config(t)).Launch(within(t), again, backends.Birth{})
 		require.Equal(t, service.Exists, service.KindOf(err))
 		require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
 		require.ErrorContains(t, err, fmt.Sprintf("processes [%d] of an earlier instance live in %s", r.Ref().PID, r.Ref().Cgroup))
@@ -137,7 +138,7 @@ func TestHostFrozenParent(t *testing.T) {
 	}
 	freeze("1")
 	l := plan("/bin/sleep", "1000")
-	_, err := b.Launch(within(t), l, nil)
+	_, err := b.Launch(within(t), l, backends.Birth{})
 	freeze("0")
 	require.Equal(t, service.HostUnavailable, service.KindOf(err))
 	require.ErrorContains(t, err, ice.Path()+" is frozen")
@@ -263,7 +264,7 @@ func TestHostForeignRefs(t *testing.T) {
 	}
 	closed := newBackend(t, c)
 	require.NoError(t, closed.Close())
-	_, err := closed.Launch(within(t), plan("/bin/true"), nil)
+	_, err := closed.Launch(within(t), plan("/bin/true"), backends.Birth{})
 	require.Equal(t, service.HostUnavailable, service.KindOf(err))
 	require.ErrorContains(t, err, "the backend is closed")
 }

@@ -14,15 +14,15 @@ import (
 
 // Run implements backends.Handle. The program carries the brand of the incarnation, and by
 // its soft limit it and its descendants are told from the main process and those of that.
-func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
-	if h.main == nil || over(h.exited) {
+func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, error) {
+	if !p.After && (h.main == nil || over(h.exited)) {
 		return backends.Ran{}, &service.Error{Op: "run a program beside", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
 	}
 	h.mu.Lock()
 	limits := withoutRTTime(h.requested)
 	h.mu.Unlock()
 	ran, err := launch.Beside{
-		Ref: h.ref, Like: h.like, Limits: limits, Argv: argv, Main: h.exited, CgroupFD: -1, Brand: uint64(h.brand),
+		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.exited, CgroupFD: -1, Brand: uint64(h.brand),
 		Sweep: func(ctx context.Context, root *launch.Child) error {
 			if root == nil {
 				return nil

@@ -90,7 +90,7 @@ func (b *Backend) Plan(l service.Launch) service.Ref {
 }
 
 // Launch implements backends.Backend.
-func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+func (b *Backend) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 	if missing := b.Enforces().Missing(l.Limits); len(missing) > 0 && !l.Spec.BestEffort {
 		return nil, unenforceable("start", l.Name, missing)
 	}
@@ -106,7 +106,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.AlreadyRunning, Reason: service.ReasonPreviousAlive,
 			Err: fmt.Errorf("incarnation %d was launched and is not released", l.Incarnation)}
 	}
-	h, err := b.launch(ctx, l, requested, mark, identify)
+	h, err := b.launch(ctx, l, requested, mark, birth)
 	if err != nil {
 		b.forget(mark)
 		return nil, err
@@ -114,7 +114,7 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	return h, nil
 }
 
-func (b *Backend) launch(ctx context.Context, l service.Launch, requested service.Limits, mark brand, identify func(service.Ref) error) (*handle, error) {
+func (b *Backend) launch(ctx context.Context, l service.Launch, requested service.Limits, mark brand, birth backends.Birth) (*handle, error) {
 	if err := b.refusePrevious(l, mark); err != nil {
 		return nil, err
 	}
@@ -124,12 +124,12 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, requested servic
 	}
 	ref := b.Plan(l)
 	ref.PID, ref.StartTicks, ref.BootID = child.PID(), child.StartTicks(), b.boot
-	if err := identify(ref); err != nil {
+	if err := birth.Identify(ref); err != nil {
 		child.Abandon()
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
 	h := b.open(ref, mark, child.Process(), requested, &l.Spec)
-	return h, h.begin(ctx, child.Open)
+	return h, child.Bear(ctx, birth, h.Run, func(ctx context.Context) error { return h.begin(ctx, child.Open) })
 }
 
 // refusePrevious looks for processes that carry the brand already, whoever

@@ -44,7 +44,7 @@ func plan(t testing.TB, script string) service.Launch {
 
 func start(t testing.TB, b *Backend, l service.Launch) *handle {
 	t.Helper()
-	h, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+	h, err := b.Launch(t.Context(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -385,7 +385,7 @@ func TestBestEffortSaysWhatIsNotEnforced(t *testing.T) {
 	l := plan(t, "exec sleep 1000")
 	l.Limits[service.MemoryMax] = service.Of(64 << 20)
 	l.Limits[service.CPUMax] = service.Of(service.Unlimited)
-	_, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+	_, err := b.Launch(t.Context(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.Equal(t, service.Unenforceable, service.KindOf(err))
 	require.ErrorContains(t, err, "cannot start web")
 	require.ErrorContains(t, err, "memory_max")
@@ -403,7 +403,7 @@ func TestOneIncarnationRunsOnce(t *testing.T) {
 	b := newBackend(t)
 	l := plan(t, "exec sleep 1000")
 	h := start(t, b, l)
-	_, err := b.Launch(t.Context(), l, func(service.Ref) error { return nil })
+	_, err := b.Launch(t.Context(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 	require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
 	_, err = h.Release(t.Context())
 	require.NoError(t, err)
@@ -590,7 +590,7 @@ func BenchmarkLaunch(b *testing.B) {
 	for b.Loop() {
 		l.Incarnation++
 		began := time.Now()
-		h, err := backend.Launch(b.Context(), l, func(service.Ref) error { return nil })
+		h, err := backend.Launch(b.Context(), l, backends.Birth{Identify: func(service.Ref) error { return nil }})
 		require.NoError(b, err)
 		launched := time.Now()
 		launch = append(launch, launched.Sub(began))

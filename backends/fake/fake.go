@@ -97,7 +97,7 @@ func (b *Backend) Plan(l service.Launch) service.Ref {
 }
 
 // Launch follows the script.
-func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+func (b *Backend) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 	ref := b.Plan(l)
 	if err := b.begin(l); err != nil {
 		return nil, err
@@ -109,7 +109,8 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 	if err != nil {
 		return nil, err
 	}
-	if err := b.await(ctx, g, identify); err != nil {
+	h := &handle{backend: b, group: g, exited: g.ended, told: true, requested: l.Limits}
+	if err := b.await(ctx, h, birth); err != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.remove(g)
@@ -121,7 +122,8 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, gaveUp("start", ref, errors.New("the host went down"))
 	}
 	g.run()
-	return &handle{backend: b, group: g, exited: g.ended, froze: g.listen(), told: true, requested: l.Limits}, nil
+	h.froze = g.listen()
+	return h, nil
 }
 
 // begin counts the launch, and refuses what can not be had.
@@ -179,21 +181,32 @@ func (b *Backend) gate(l service.Launch, ref service.Ref) (*group, error) {
 	return g, nil
 }
 
-// await lets the launch take its time, and identifies it.
-func (b *Backend) await(ctx context.Context, g *group, identify func(service.Ref) error) error {
+// await lets the launch take its time, and does what birth says.
+func (b *Backend) await(ctx context.Context, h *handle, birth backends.Birth) error {
+	g := h.group
 	if err := pause(ctx, g.script.LaunchTime); err != nil {
 		return gaveUp("start", g.ref, err)
 	}
 	if err := g.script.LaunchError; err != nil {
 		return err
 	}
-	if err := identify(g.ref); err != nil {
+	if err := birth.Identify(g.ref); err != nil {
 		return &service.Error{Op: "start", Service: g.ref.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
-	if err := ctx.Err(); err != nil {
-		return gaveUp("start", g.ref, err)
+	var err error
+	if birth.Prepare != nil {
+		err = birth.Prepare(ctx, h.Run)
 	}
-	return nil
+	if err == nil && ctx.Err() != nil {
+		err = gaveUp("start", g.ref, ctx.Err())
+	}
+	if err == nil {
+		err = g.script.OpenError
+	}
+	if err != nil && birth.Undo != nil {
+		birth.Undo(h.Run, err)
+	}
+	return err
 }
 
 // pause waits for d, or for the end of ctx.

@@ -26,7 +26,7 @@ func request(incarnation uint64) service.Launch {
 	return service.Launch{Name: web, Incarnation: incarnation, Spec: spec}
 }
 
-func anyone(service.Ref) error { return nil }
+var anyone = backends.Birth{Identify: func(service.Ref) error { return nil }}
 
 func launch(t *testing.T, b *fake.Backend, incarnation uint64) backends.Handle {
 	t.Helper()
@@ -58,10 +58,10 @@ func TestLaunchTakesItsTime(t *testing.T) {
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := b.Launch(ctx, request(2), func(service.Ref) error {
+		_, err := b.Launch(ctx, request(2), backends.Birth{Identify: func(service.Ref) error {
 			t.Error("identified")
 			return nil
-		})
+		}})
 		require.Equal(t, service.Timeout, service.KindOf(err))
 		require.Equal(t, time.Minute+time.Second, time.Since(start))
 		require.Equal(t, 2, b.Launches(web))

@@ -155,7 +155,7 @@ func (h *handle) Signal(ctx context.Context, sig syscall.Signal) error {
 }
 
 // Run does what Script.Run says.
-func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
+func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, error) {
 	const op = "run"
 	if err := h.begin(ctx, op); err != nil {
 		return backends.Ran{}, err
@@ -163,7 +163,7 @@ func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
 	g := h.group
 	var refusal error
 	switch {
-	case !g.main:
+	case g.life != nil && !g.main && !p.After: // else it waits at its gate
 		refusal = h.notRunning(op)
 	case g.ice.frozen():
 		refusal = &service.Error{Op: op, Service: g.ref.Name, Kind: service.Conflict, Err: errors.New("it is frozen")}
@@ -183,7 +183,7 @@ func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
 	var ran backends.Ran
 	var err error
 	if run != nil {
-		ran, err = run(ctx, argv)
+		ran, err = run(ctx, p)
 	}
 	g.host.mu.Lock()
 	defer g.host.mu.Unlock()
@@ -191,7 +191,7 @@ func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
 	switch {
 	case ctx.Err() == nil:
 		return ran, err
-	case !g.main:
+	case g.life != nil && !g.main && !p.After:
 		return ran, h.notRunning(op)
 	}
 	return ran, gaveUp(op, g.ref, ctx.Err())

@@ -17,6 +17,8 @@ type Script struct {
 	// LaunchError, when not nil, is what Launch returns after LaunchTime,
 	// before it calls identify. Nothing has run then.
 	LaunchError error
+	// OpenError, when not nil, is why the program can not be begun, and what Launch returns.
+	OpenError error
 
 	// End is how the program ends by itself; nil for never.
 	End *End
@@ -35,9 +37,10 @@ type Script struct {
 	// Reclaim is how long it takes to bring what it uses below a lower MemoryMax.
 	Reclaim time.Duration
 
-	// Run is what becomes of a program that is run beside the main process; nil for one
-	// that ends at once, with code 0. It has to heed ctx, which ends with the main process.
-	Run func(ctx context.Context, argv []string) (backends.Ran, error)
+	// Run is what becomes of a program that is run beside the main process, before or after;
+	// nil for one that ends at once, with code 0. It has to heed ctx, which ends with the
+	// main process.
+	Run func(ctx context.Context, p backends.Program) (backends.Ran, error)
 
 	// Usage are the counters of a program of the given age; nil for a small
 	// program that does nothing. Pids is filled in where it is not set.

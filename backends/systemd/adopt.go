@@ -45,7 +45,7 @@ func (b *Backend) Adopt(ctx context.Context, ref service.Ref, l service.Launch) 
 		return nil, errors.Join(failure(op, ref.Name, err), h.Close())
 	}
 	h.before = counts.Base()
-	if err := place.EndBeside(ctx, h.scope); err != nil {
+	if err := errors.Join(place.EndBeside(ctx, h.scope), place.EndBeside(ctx, h.cell)); err != nil {
 		return nil, errors.Join(failure(op, ref.Name, err), h.Close())
 	}
 	if h.main != nil {

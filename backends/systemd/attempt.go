@@ -27,6 +27,7 @@ type attempt struct {
 	describe func(*link) ([]sd.Property, []sd.PropertyCollection)
 
 	child  *launch.Child
+	slot   bool              // it has one
 	asked  bool              // the units may be there, or come, because of us
 	lost   bool              // a request went without an answer
 	byPID  bool              // the child was named by its number
@@ -56,11 +57,12 @@ func previousAlive(name service.Name, err error) error {
 func (a *attempt) begin(ctx context.Context) error {
 	select {
 	case a.slots <- struct{}{}:
+		a.slot = true
 	case <-ctx.Done():
 		return fmt.Errorf("wait for one of %d launches under way to end: %w", inFlight, ctx.Err())
 	}
 	if _, underWay := a.b.making.LoadOrStore(a.scope, a); underWay {
-		<-a.slots
+		a.yield()
 		return previousAlive(a.name, fmt.Errorf("%s is being made, or undone, already", a.scope))
 	}
 	return nil
@@ -69,7 +71,15 @@ func (a *attempt) begin(ctx context.Context) error {
 // end gives back what begin took.
 func (a *attempt) end() {
 	a.b.making.Delete(a.scope)
-	<-a.slots
+	a.yield()
+}
+
+// yield lets another take the slot.
+func (a *attempt) yield() {
+	if a.slot {
+		a.slot = false
+		<-a.slots
+	}
 }
 
 // enter puts the child into its scope.

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/test/dbusproxy"
 )
 
@@ -165,7 +166,7 @@ func TestTheBusIsSlow(t *testing.T) {
 				l := planned(t, service.Limits{}, "sleep")
 				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 				defer cancel()
-				_, err := b.Launch(ctx, l, func(service.Ref) error { t.Error("identify was called"); return nil })
+				_, err := b.Launch(ctx, l, backends.Birth{Identify: func(service.Ref) error { t.Error("identify was called"); return nil }})
 				require.Equal(t, service.ReasonBackendTimeout, service.ReasonOf(err), "%v", err)
 				require.ErrorContains(t, err, "systemd has not answered yet")
 				require.Equal(t, 1, rule.Done())
@@ -192,7 +193,7 @@ func TestLaunchGivenUp(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			began := time.Now()
-			_, err := b.Launch(ctx, l, func(service.Ref) error { t.Error("identify was called"); return nil })
+			_, err := b.Launch(ctx, l, backends.Birth{Identify: func(service.Ref) error { t.Error("identify was called"); return nil }})
 			require.Equal(t, service.Timeout, service.KindOf(err), "%v", err)
 			require.Equal(t, service.ReasonBackendTimeout, service.ReasonOf(err))
 			require.Less(t, time.Since(began), soonAfter)

@@ -249,6 +249,30 @@ func (h *handle) limitError(ctx context.Context, op string, err error) error {
 	return failure(op, h.ref.Name, err)
 }
 
+// limitCell gives the cell the limits that the scope had, and reads them back.
+func (h *handle) limitCell(ctx context.Context) error {
+	h.mu.Lock()
+	l := service.Launch{Name: h.ref.Name, Limits: h.requested, Spec: service.Spec{BestEffort: true}}
+	h.mu.Unlock()
+	limits, err := h.b.enforceable(l)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	link, err := h.b.bus.link(ctx)
+	if err != nil {
+		return err
+	}
+	if err := h.b.bus.set(ctx, cellOf(h.ref.Unit), limitsAsProperties(limits, link.knows253)); err != nil {
+		return err
+	}
+	if err := h.cell.Apply(left(limits)); err != nil {
+		return err
+	}
+	return holds(h.cell, limits)
+}
+
 // limit changes limits and reads each back.
 func (h *handle) limit(ctx context.Context, l service.Limits) error {
 	ctx, cancel := bounded(ctx)

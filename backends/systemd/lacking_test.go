@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 // A limit that the host lacks is refused before anything is made or changed,
@@ -24,10 +25,10 @@ func TestLimitsThatTheHostLacks(t *testing.T) {
 		require.NotContains(t, err.Error(), "pids_max")
 	}
 	l := planned(t, both, "sleep")
-	_, err := b.Launch(within(t), l, func(service.Ref) error {
+	_, err := b.Launch(within(t), l, backends.Birth{Identify: func(service.Ref) error {
 		t.Error("identify was called")
 		return nil
-	})
+	}})
 	refused(err)
 	nothingOf(t, b.Plan(l))
 

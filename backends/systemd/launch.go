@@ -20,7 +20,7 @@ import (
 // When PID 1 does not answer before ctx ends, the error is of Kind Timeout with
 // reason BACKEND_TIMEOUT. Nothing of l runs then, and what systemd may make of
 // the request later is removed as soon as it answers.
-func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(service.Ref) error) (backends.Handle, error) {
+func (b *Backend) Launch(ctx context.Context, l service.Launch, birth backends.Birth) (backends.Handle, error) {
 	const op = "start"
 	if ctx.Err() != nil {
 		return nil, failure(op, l.Name, ctx.Err())
@@ -34,9 +34,9 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 		return nil, err
 	}
 	defer output.Close()
-	h, err := b.try(ctx, l, output, limits, identify)
+	h, err := b.try(ctx, l, output, limits, birth)
 	if errors.Is(err, errLetGo) {
-		h, err = b.try(ctx, l, output, limits, identify)
+		h, err = b.try(ctx, l, output, limits, birth)
 	}
 	if err != nil {
 		return nil, failure(op, l.Name, err)
@@ -45,14 +45,15 @@ func (b *Backend) Launch(ctx context.Context, l service.Launch, identify func(se
 }
 
 // try launches l, or leaves nothing.
-func (b *Backend) try(ctx context.Context, l service.Launch, output *launch.Output, limits service.Limits, identify func(service.Ref) error) (*handle, error) {
+func (b *Backend) try(ctx context.Context, l service.Launch, output *launch.Output, limits service.Limits, birth backends.Birth) (*handle, error) {
 	a := b.newAttempt(l, limits)
 	if err := a.begin(ctx); err != nil {
 		return nil, err
 	}
-	ctx, cancel := bounded(ctx) // a turn may be long in coming, and no call has been made yet
-	defer cancel()
-	h, err := b.launch(ctx, a, l, output, limits, identify)
+	h, err := b.place(ctx, a, l, output, limits)
+	if err == nil {
+		err = b.bear(ctx, a, h, birth)
+	}
 	if err != nil {
 		a.undo(ctx)
 		return nil, err
@@ -89,9 +90,10 @@ func (b *Backend) newAttempt(l service.Launch, limits service.Limits) *attempt {
 	}
 }
 
-func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, output *launch.Output, limits service.Limits,
-	identify func(service.Ref) error,
-) (_ *handle, err error) {
+// place makes a child that waits in its scope, under its limits.
+func (b *Backend) place(ctx context.Context, a *attempt, l service.Launch, output *launch.Output, limits service.Limits) (_ *handle, err error) {
+	ctx, cancel := bounded(ctx) // a turn may be long in coming, and no call has been made yet
+	defer cancel()
 	if err := b.refuseInstances(l.Name); err != nil {
 		return nil, err
 	}
@@ -127,21 +129,27 @@ func (b *Backend) launch(ctx context.Context, a *attempt, l service.Launch, outp
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) { // the record alone tells then
 		return nil, err
 	}
-	if err := h.take(a.child.Process()); err != nil {
-		return nil, err
-	}
+	return h, h.take(a.child.Process())
+}
+
+// bear has the child become the program.
+func (b *Backend) bear(ctx context.Context, a *attempt, h *handle, birth backends.Birth) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.letGo())
 		}
 	}()
-	if err := identify(h.ref); err != nil {
-		return nil, fmt.Errorf("record it: %w", err)
+	if err := birth.Identify(h.ref); err != nil {
+		return fmt.Errorf("record it: %w", err)
 	}
-	if err := a.child.Open(ctx); err != nil {
-		return nil, err
+	if birth.Prepare != nil {
+		a.yield() // it may take long, and nothing is asked of PID 1 meanwhile
 	}
-	return h, nil
+	return a.child.Bear(ctx, birth, h.Run, func(ctx context.Context) error {
+		ctx, cancel := bounded(ctx)
+		defer cancel()
+		return a.child.Open(ctx)
+	})
 }
 
 // refuseInstances refuses a service of which something lives, of whatever

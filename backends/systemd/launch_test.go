@@ -92,7 +92,7 @@ func TestLeftoverUnitOfTheSameName(t *testing.T) {
 		defer func() { _ = run.Wait() }()
 		group := b.tree.Group(ref.Cgroup)
 		eventually(t, func() bool { lives, _ := group.Populated(); return lives }, "the previous instance never came")
-		_, err := b.Launch(within(t), inhabited, func(service.Ref) error { t.Error("identify was called"); return nil })
+		_, err := b.Launch(within(t), inhabited, backends.Birth{Identify: func(service.Ref) error { t.Error("identify was called"); return nil }})
 		require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err), "%v", err)
 		require.Equal(t, service.Conflict, service.KindOf(err))
 		lives, err := group.Populated()

@@ -78,16 +78,24 @@ func (h *handle) Owns(pid int) (bool, error) {
 	return owns, nil
 }
 
-// Run implements backends.Handle.
-func (h *handle) Run(ctx context.Context, argv []string) (backends.Ran, error) {
-	if h.ended() {
+// Run implements backends.Handle. After the main process the scope is no more, since
+// systemd removes it with the last of its processes: then the program runs in the cell,
+// which has the limits from then on.
+func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, error) {
+	in := h.scope
+	if p.After {
+		if err := h.limitCell(ctx); err != nil {
+			return backends.Ran{}, failure("run a program after", h.ref.Name, err)
+		}
+		in = h.cell
+	} else if h.ended() {
 		return backends.Ran{}, &service.Error{Op: "run a program beside", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
 	}
 	h.mu.Lock()
 	limits := h.requested
 	h.mu.Unlock()
-	return place.Beside(ctx, h.b.watcher, h.scope, launch.Beside{
-		Ref: h.ref, Like: h.like, Limits: limits, Argv: argv, Main: h.exited,
+	return place.Beside(ctx, h.b.watcher, in, launch.Beside{
+		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.exited,
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
@@ -367,7 +368,7 @@ func TestUnitOfSomebodyElse(t *testing.T) {
 				}
 			})
 			b := backendOf(t, p, root)
-			_, err := b.Launch(within(t), l, func(service.Ref) error { t.Error("identify was called"); return nil })
+			_, err := b.Launch(within(t), l, backends.Birth{Identify: func(service.Ref) error { t.Error("identify was called"); return nil }})
 			require.Equal(t, service.Conflict, service.KindOf(err), "%v", err)
 			require.Equal(t, service.ReasonPreviousAlive, service.ReasonOf(err))
 			require.NotContains(t, p.called(), "StopUnit")
@@ -411,7 +412,7 @@ func TestScopeThatSystemdLetsGoOf(t *testing.T) {
 		}
 	})
 	b = backendOf(t, p, fixture(t, "memory"))
-	_, err := b.Launch(within(t), web(), func(service.Ref) error { t.Error("identify was called"); return nil })
+	_, err := b.Launch(within(t), web(), backends.Birth{Identify: func(service.Ref) error { t.Error("identify was called"); return nil }})
 	require.ErrorIs(t, err, errLetGo)
 	once := []string{"StartTransientUnit", "Get", "GetUnit", "StopUnit", "StopUnit"}
 	require.Equal(t, append(once, once...), p.called())
@@ -444,7 +445,7 @@ func TestStartThatWaits(t *testing.T) {
 		}
 	})
 	b := backendOf(t, p, fixture(t, "memory"))
-	_, err := b.Launch(ctx, web(), func(service.Ref) error { t.Error("identify was called"); return nil })
+	_, err := b.Launch(ctx, web(), backends.Birth{Identify: func(service.Ref) error { t.Error("identify was called"); return nil }})
 	require.Equal(t, service.Cancelled, service.KindOf(err), "%v", err)
 	require.Empty(t, b.slots, "it still waits for systemd")
 	require.Equal(t, []string{"StartTransientUnit", "GetUnit", "Get", "Get", "Cancel", "StopUnit", "StopUnit"}, p.called())

@@ -104,6 +104,7 @@ func (a *app) sayState(s *sheet, st *gladsheimv1.ServiceStatus) {
 	if st.GetProcessId() != 0 {
 		s.line("Health", a.healthLine(st.GetHealthStatus()))
 	}
+	s.line("Runs now", st.GetHook())
 	if n := st.GetNotified(); n != nil {
 		s.line("Says", says(n))
 	}

@@ -43,7 +43,7 @@ var rooms = map[string]string{
 	"backends/internal/process":     "agent/service procfs backends/internal/watch",
 	"backends/internal/rlimit":      "agent/service backends/internal/launch/gate",
 	"backends/internal/place":       "agent/service backends backends/internal/launch backends/internal/launch/gate backends/internal/process backends/internal/watch cgroup procfs",
-	"backends/internal/launch":      "agent/service journal procfs backends/internal/watch backends/internal/process backends/internal/launch/gate failpoint",
+	"backends/internal/launch":      "agent/service backends journal procfs backends/internal/watch backends/internal/process backends/internal/launch/gate failpoint",
 	"backends/internal/launch/gate": "",
 	"backends/systemd":              "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/place backends/internal/process backends/internal/watch cgroup procfs units failpoint",
 	"backends/cgroupfs":             "agent/service backends backends/internal/rlimit backends/internal/launch backends/internal/place backends/internal/process backends/internal/watch cgroup procfs units failpoint",

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 )
 
@@ -35,9 +37,18 @@ func LikenessOf(spec *service.Spec) Likeness {
 	}
 }
 
-func (l Likeness) launch(ref service.Ref, argv []string, limits service.Limits) service.Launch {
+func (l Likeness) launch(ref service.Ref, p backends.Program, limits service.Limits) service.Launch {
+	environment := l.environment
+	if len(p.Environment) > 0 {
+		environment = maps.Clone(p.Environment)
+		for name, value := range l.environment {
+			if _, more := environment[name]; !more {
+				environment[name] = value
+			}
+		}
+	}
 	return service.Launch{Name: ref.Name, Incarnation: ref.Incarnation, Limits: limits, Spec: service.Spec{
-		Name: ref.Name, Exec: argv, Environment: l.environment, WorkingDirectory: l.directory, User: l.user, Group: l.group,
+		Name: ref.Name, Exec: p.Argv, Environment: environment, WorkingDirectory: l.directory, User: l.user, Group: l.group,
 		Umask: l.umask, OOMScoreAdj: l.oomScoreAdj, Nice: l.nice, Priority: l.priority,
 		Scheduling: l.scheduling, AllowNewPrivs: l.mayGainPrivilege,
 	}}
@@ -49,11 +60,11 @@ const GateMemory = 16 << 20
 
 // Beside is a program that is to run once beside the main process of an incarnation.
 type Beside struct {
-	Ref    service.Ref
-	Like   Likeness
-	Limits service.Limits // of the incarnation, of which those of processes are set
-	Argv   []string
-	Main   <-chan struct{} // closed when the main process has ended: all ends with it
+	Ref     service.Ref
+	Like    Likeness
+	Limits  service.Limits // of the incarnation, of which those of processes are set
+	Program backends.Program
+	Main    <-chan struct{} // closed when the main process has ended: all ends with it, unless Program.After; nil: there is none
 
 	CgroupFD int    // that it is born in, -1: none
 	Brand    uint64 // see Request; its own is told from that of a main process by BesideOf
@@ -67,7 +78,7 @@ type Beside struct {
 // Ran is what became of such a program.
 type Ran struct {
 	Exit    service.Exit
-	Output  []byte        // the first of stdout and stderr together
+	Output  []byte        // the last of stdout and stderr together
 	CPUTime time.Duration // its own and that of what it had waited for
 }
 
@@ -88,9 +99,13 @@ func (b Beside) Run(ctx context.Context, w *watch.Watcher) (Ran, error) {
 	var ran Ran
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
+	main := b.Main
+	if b.Program.After {
+		main = nil
+	}
 	go func() {
 		select {
-		case <-b.Main:
+		case <-main:
 			end(errMainEnded)
 		case <-ctx.Done():
 		}
@@ -134,7 +149,7 @@ func (b Beside) Run(ctx context.Context, w *watch.Watcher) (Ran, error) {
 }
 
 func startBeside(ctx context.Context, w *watch.Watcher, b Beside, t *tap) (*Child, error) {
-	req := Request{Launch: b.Like.launch(b.Ref, b.Argv, b.Limits), CgroupFD: b.CgroupFD, Brand: b.Brand, Output: t.output()}
+	req := Request{Launch: b.Like.launch(b.Ref, b.Program, b.Limits), CgroupFD: b.CgroupFD, Brand: b.Brand, Output: t.output()}
 	plan, err := newPlan(req)
 	if err != nil {
 		return nil, err
@@ -208,7 +223,7 @@ func BesideFailure(name service.Name, kind service.Kind, err error) error {
 	return &told
 }
 
-// tap is a pipe of which the first of what is written is kept, and the rest thrown away.
+// tap is a pipe of which the last of what is written is kept, and the rest thrown away.
 type tap struct {
 	in, write int // for the child
 	read      *os.File
@@ -234,9 +249,9 @@ func openTap() (*tap, error) {
 	}
 	t.read = os.NewFile(uintptr(pipe[0]), "output")
 	go func() {
-		first, _ := io.ReadAll(io.LimitReader(t.read, maxOutput))
-		_, _ = io.Copy(io.Discard, t.read) // a full pipe would hold it up
-		t.kept <- first
+		var kept tail
+		_, _ = io.Copy(&kept, t.read) // to its end: a full pipe would hold it up
+		t.kept <- kept
 	}()
 	return t, nil
 }
@@ -254,4 +269,13 @@ func (t *tap) close() []byte {
 	_ = t.read.SetReadDeadline(time.Now().Add(lastWords)) // as a rule all who could write have ended
 	defer t.read.Close()
 	return <-t.kept
+}
+
+// tail is the last of what was written to it.
+type tail []byte
+
+func (t *tail) Write(p []byte) (int, error) {
+	*t = append(*t, p[max(0, len(p)-maxOutput):]...)
+	*t = append((*t)[:0], (*t)[max(0, len(*t)-maxOutput):]...)
+	return len(p), nil
 }

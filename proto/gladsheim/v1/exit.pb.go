@@ -53,6 +53,9 @@ const (
 	Verdict_VERDICT_LAUNCH_FAILED Verdict = 11
 	// It used too much of something for too long, and the agent ended it.
 	Verdict_VERDICT_EXCEEDED Verdict = 12
+	// A program of its definition failed that is run before it begins (pre_start), or when it
+	// is ready (post_start).
+	Verdict_VERDICT_HOOK_FAILED Verdict = 13
 )
 
 // Enum value maps for Verdict.
@@ -71,6 +74,7 @@ var (
 		10: "VERDICT_STARTUP_TIMEOUT",
 		11: "VERDICT_LAUNCH_FAILED",
 		12: "VERDICT_EXCEEDED",
+		13: "VERDICT_HOOK_FAILED",
 	}
 	Verdict_value = map[string]int32{
 		"VERDICT_UNSPECIFIED":         0,
@@ -86,6 +90,7 @@ var (
 		"VERDICT_STARTUP_TIMEOUT":     10,
 		"VERDICT_LAUNCH_FAILED":       11,
 		"VERDICT_EXCEEDED":            12,
+		"VERDICT_HOOK_FAILED":         13,
 	}
 )
 
@@ -435,7 +440,7 @@ const file_gladsheim_v1_exit_proto_rawDesc = "" +
 	"\x0f_throttled_usecB\x12\n" +
 	"\x10_restart_wait_msB\f\n" +
 	"\n" +
-	"_pids_peak*\xc4\x02\n" +
+	"_pids_peak*\xdd\x02\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_CLEAN\x10\x01\x12\x13\n" +
@@ -450,7 +455,8 @@ const file_gladsheim_v1_exit_proto_rawDesc = "" +
 	"\x17VERDICT_STARTUP_TIMEOUT\x10\n" +
 	"\x12\x19\n" +
 	"\x15VERDICT_LAUNCH_FAILED\x10\v\x12\x14\n" +
-	"\x10VERDICT_EXCEEDED\x10\fB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
+	"\x10VERDICT_EXCEEDED\x10\f\x12\x17\n" +
+	"\x13VERDICT_HOOK_FAILED\x10\rB?Z=github.com/gladsheim/gladsheim/proto/gladsheim/v1;gladsheimv1b\x06proto3"
 
 var (
 	file_gladsheim_v1_exit_proto_rawDescOnce sync.Once

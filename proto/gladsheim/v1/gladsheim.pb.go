@@ -924,7 +924,10 @@ type ServiceStatus struct {
 	// That it does nothing any more, as was seen without its help. Absent when it goes on.
 	// The state is RUNNING all the same; whether it is UNHEALTHY is for its definition to
 	// say (hang).
-	Hung          *Hang `protobuf:"bytes,90,opt,name=hung,proto3,oneof" json:"hung,omitempty"`
+	Hung *Hang `protobuf:"bytes,90,opt,name=hung,proto3,oneof" json:"hung,omitempty"`
+	// Which program of its definition is run now, before or after the service begins or ends,
+	// such as "pre_start: /bin/mkdir -p /run/web". Empty when none is.
+	Hook          string `protobuf:"bytes,95,opt,name=hook,proto3" json:"hook,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1272,6 +1275,13 @@ func (x *ServiceStatus) GetHung() *Hang {
 		return x.Hung
 	}
 	return nil
+}
+
+func (x *ServiceStatus) GetHook() string {
+	if x != nil {
+		return x.Hook
+	}
+	return ""
 }
 
 // Hang is that a service does nothing any more, though nothing keeps it from that which
@@ -3141,7 +3151,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x06limits\x18\x02 \x01(\v2\x1c.gladsheim.v1.ResourceLimitsR\x06limits\x12\x14\n" +
 	"\x05force\x182 \x01(\bR\x05force\"3\n" +
 	"\x0eServiceRequest\x12!\n" +
-	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\xee\x0e\n" +
+	"\fservice_name\x18\x01 \x01(\tR\vserviceName\"\x82\x0f\n" +
 	"\rServiceStatus\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x120\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.ServiceStateR\x05state\x12\x1d\n" +
@@ -3195,7 +3205,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\bgiven_up\x18K \x01(\tR\agivenUp\x12'\n" +
 	"\x0frecent_failures\x18L \x01(\rR\x0erecentFailures\x12)\n" +
 	"\x11failures_in_a_row\x18M \x01(\rR\x0efailuresInARow\x12+\n" +
-	"\x04hung\x18Z \x01(\v2\x12.gladsheim.v1.HangH\aR\x04hung\x88\x01\x01B\x11\n" +
+	"\x04hung\x18Z \x01(\v2\x12.gladsheim.v1.HangH\aR\x04hung\x88\x01\x01\x12\x12\n" +
+	"\x04hook\x18_ \x01(\tR\x04hookB\x11\n" +
 	"\x0f_resource_usageB\x10\n" +
 	"\x0e_health_statusB\x10\n" +
 	"\x0e_error_messageB\f\n" +

@@ -1,0 +1,409 @@
+package thjalfi
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/fake"
+)
+
+// hooked is a service with hooks, and what became of them.
+type hooked struct {
+	*stage
+	mu    sync.Mutex
+	began []string                        // each as HOOK PROGRAM, and what it was told of the service
+	takes map[string]time.Duration        // a program, how long
+	ends  map[string]backends.Ran         // and how
+	at    func(program string, main bool) // is called when one begins
+	vars  map[string]map[string]string    // what it was told
+}
+
+func hookedStage(s *stage) *hooked {
+	h := &hooked{stage: s, takes: map[string]time.Duration{}, ends: map[string]backends.Ran{}, vars: map[string]map[string]string{}}
+	h.play(fake.Script{})
+	return h
+}
+
+// play has the service behave like this.
+func (h *hooked) play(script fake.Script) {
+	script.Run = h.run
+	h.stage.script(script)
+}
+
+func (h *hooked) run(ctx context.Context, p backends.Program) (backends.Ran, error) {
+	name := p.Argv[0]
+	h.mu.Lock()
+	h.began = append(h.began, p.Environment["GLADSHEIM_HOOK"]+" "+name)
+	h.vars[name] = p.Environment
+	takes, ends, at := h.takes[name], h.ends[name], h.at
+	h.mu.Unlock()
+	if at != nil {
+		at(name, h.host.IncarnationsAlive(web) == 1)
+	}
+	if takes == 0 {
+		return ends, nil
+	}
+	select {
+	case <-time.After(takes):
+		return ends, nil
+	case <-ctx.Done():
+		kind := service.Cancelled
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			kind = service.Timeout
+		}
+		return backends.Ran{Output: []byte("half of it\n")}, &service.Error{Op: "run", Service: web, Kind: kind, Err: ctx.Err()}
+	}
+}
+
+// comes says how long programs take from now on, and how they end.
+func (h *hooked) comes(to backends.Ran, after time.Duration, programs ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, program := range programs {
+		h.takes[program], h.ends[program] = after, to
+	}
+}
+
+// ran wants these hooks to have begun since it was last called.
+func (h *hooked) ran(want ...string) {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	require.Equal(h.t, want, h.began)
+	h.began = nil
+}
+
+func (h *hooked) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.began = nil
+}
+
+func (h *hooked) told(program, variable string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.vars[program][variable]
+}
+
+// allHooks is a hook of each kind, of two of the first.
+func allHooks(d *service.Spec) {
+	one := func(name string) [][]string { return [][]string{{"/" + name}} }
+	d.Hooks = service.Hooks{
+		PreStart: [][]string{{"/mkdir", "-p"}, {"/migrate"}}, PostStart: one("announce"), PreStop: one("withdraw"), PostStop: one("sweep"),
+		Timeout: 30 * time.Second,
+	}
+}
+
+func TestHooksAreRunInOrder(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		alive := map[string]bool{}
+		h.at = func(program string, main bool) { alive[program] = main }
+		h.comes(backends.Ran{}, time.Second, "/mkdir", "/migrate", "/announce", "/withdraw", "/sweep")
+		c := s.start(allHooks)
+		s.is(service.Launching)
+		require.Equal(t, "pre_start: /mkdir -p", s.status().Hook)
+		pass(2 * time.Second)
+		s.pending(c)
+		s.is(service.Starting)
+		require.Equal(t, "post_start: /announce", s.status().Hook)
+		pass(time.Second)
+		s.ok(c)
+		s.is(service.Running)
+		require.Empty(t, s.status().Hook)
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce")
+
+		stop := s.stop()
+		s.is(service.Stopping)
+		s.alive(1)
+		pass(time.Second)
+		s.is(service.Clearing)
+		s.alive(0)
+		s.pending(stop)
+		pass(time.Second)
+		s.ok(stop)
+		s.is(service.Stopped)
+		h.ran("pre_stop /withdraw", "post_stop /sweep")
+		require.Equal(t, map[string]bool{"/mkdir": false, "/migrate": false, "/announce": true, "/withdraw": true, "/sweep": false}, alive)
+		s.saw("launching starting running stopping clearing stopped")
+
+		require.Equal(t, "web", h.told("/mkdir", "GLADSHEIM_SERVICE"))
+		require.Equal(t, "1", h.told("/mkdir", "GLADSHEIM_INCARNATION"))
+		require.NotContains(t, h.vars["/mkdir"], "GLADSHEIM_MAIN_PID")
+		for _, program := range []string{"/announce", "/withdraw"} {
+			require.NotEmpty(t, h.told(program, "GLADSHEIM_MAIN_PID"))
+			require.NotContains(t, h.vars[program], "GLADSHEIM_VERDICT")
+		}
+		require.Equal(t, "stopped", h.told("/sweep", "GLADSHEIM_VERDICT"))
+		require.Equal(t, "SIGTERM", h.told("/sweep", "GLADSHEIM_EXIT_SIGNAL"))
+		require.NotContains(t, h.vars["/sweep"], "GLADSHEIM_EXIT_CODE")
+	})
+}
+
+func TestAFailedPreStartEndsTheStart(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{Exit: service.Exit{Code: 3}, Output: []byte("looking\nno such disk\n")}, 0, "/mkdir")
+		c := s.start(allHooks)
+		s.refused(c, service.Unlaunchable, service.ReasonHookFailed)
+		require.ErrorContains(t, c.err, "pre_start: /mkdir -p: exit code 3: no such disk")
+		require.Equal(t, []string{"looking", "no such disk"}, lastLines(t, c.err))
+		h.ran("pre_start /mkdir", "post_stop /sweep")
+		require.Equal(t, "hook_failed", h.told("/sweep", "GLADSHEIM_VERDICT"))
+		require.Zero(t, s.host.Runs(web), "its program ran")
+		s.is(service.Backoff)
+		last := s.lastExit()
+		require.Equal(t, service.VerdictHookFailed, last.Verdict)
+		require.Equal(t, service.NeverRan, last.Exit)
+		require.Equal(t, []string{"looking", "no such disk"}, last.LastLines)
+
+		h.comes(backends.Ran{}, 0, "/mkdir")
+		pass(time.Minute)
+		s.is(service.Running)
+	})
+}
+
+func TestAFailedPostStartEndsTheStart(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{Exit: service.Exit{Code: 1}, Output: []byte("nobody listens\n")}, 0, "/announce")
+		c := s.start(allHooks, never)
+		s.refused(c, service.Unlaunchable, service.ReasonHookFailed)
+		require.ErrorContains(t, c.err, "post_start: /announce: exit code 1: nobody listens")
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce", "post_stop /sweep")
+		require.Equal(t, "hook_failed", h.told("/sweep", "GLADSHEIM_VERDICT"))
+		last := s.lastExit()
+		require.Equal(t, service.VerdictHookFailed, last.Verdict)
+		require.Contains(t, last.Message, "post_start: /announce: exit code 1: nobody listens")
+		s.saw("launching starting stopping clearing crashed")
+	})
+}
+
+func TestAFailedLaunchIsFollowedByPostStop(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.play(fake.Script{OpenError: &service.Error{Op: "start", Service: web, Kind: service.Unlaunchable, Permanent: true, Err: errors.New("no such file")}})
+		s.refused(s.start(allHooks), service.Unlaunchable, service.Unlaunchable.DefaultReason())
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_stop /sweep")
+		require.Equal(t, "launch_failed", h.told("/sweep", "GLADSHEIM_VERDICT"))
+		s.is(service.Crashed)
+	})
+}
+
+func TestAStopDuringPreStart(t *testing.T) {
+	for _, end := range []string{"stop", "kill"} {
+		t.Run(end, func(t *testing.T) {
+			play(t, func(t *testing.T, s *stage) {
+				h := hookedStage(s)
+				h.comes(backends.Ran{}, time.Hour, "/migrate")
+				h.comes(backends.Ran{}, time.Second, "/sweep")
+				c := s.start(allHooks)
+				pass(time.Second)
+				stop := s.stop
+				if end == "kill" {
+					stop = s.kill
+				}
+				stopped := stop()
+				s.pending(stopped)
+				pass(time.Second)
+				s.ok(stopped)
+				s.refused(c, service.Conflict, service.Conflict.DefaultReason())
+				h.ran("pre_start /mkdir", "pre_start /migrate", "post_stop /sweep")
+				require.Equal(t, "stopped", h.told("/sweep", "GLADSHEIM_VERDICT"))
+				require.Zero(t, s.host.Runs(web))
+				require.Equal(t, service.VerdictStopped, s.lastExit().Verdict)
+				s.is(service.Stopped)
+			})
+		})
+	}
+}
+
+func TestHooksHaveATimeOfTheirOwn(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Hour, "/migrate")
+		h.comes(backends.Ran{}, time.Hour, "/announce")
+		patient := func(d *service.Spec) { d.Hooks.Timeout = 2 * time.Hour }
+		c := s.start(allHooks, patient)
+		pass(2 * time.Hour)
+		s.ok(c)
+		s.ok(s.stop())
+
+		h.comes(backends.Ran{}, 31*time.Second, "/migrate")
+		c = s.start(allHooks, never)
+		pass(30 * time.Second)
+		s.refused(c, service.Timeout, service.ReasonHookFailed)
+		require.ErrorContains(t, c.err, "pre_start: /migrate: it did not end within 30s (hooks.timeout): half of it")
+	})
+}
+
+func TestThePreStopIsWithinTheGrace(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Hour, "/withdraw")
+		s.running(allHooks)
+		stop := s.stop()
+		pass(10*time.Second - 1)
+		s.pending(stop)
+		s.is(service.Stopping)
+		pass(1)
+		s.ok(stop)
+		last := s.lastExit()
+		require.Equal(t, syscall.SIGKILL, last.Exit.Signal)
+		require.True(t, last.ForceKilled)
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce", "pre_stop /withdraw", "post_stop /sweep")
+	})
+}
+
+func TestAKillEndsHooks(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Hour, "/withdraw")
+		h.comes(backends.Ran{}, time.Hour, "/sweep")
+		s.running(allHooks, func(d *service.Spec) { d.Hooks.Timeout = 2 * time.Hour })
+		stop := s.stop()
+		kill := s.kill()
+		s.alive(0)
+		s.is(service.Clearing)
+		s.pending(stop)
+		s.pending(kill)
+		s.ok(s.kill()) // of post_stop
+		s.ok(stop)
+		s.ok(kill)
+		s.is(service.Stopped)
+		require.Contains(t, s.lastExit().Message, "post_stop: /sweep: it was given up")
+	})
+}
+
+func TestAnEndIsNotHeldUpByHooksThatFail(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{Exit: service.Exit{Code: 1}}, 0, "/withdraw")
+		h.comes(backends.Ran{Exit: service.Exit{Signal: syscall.SIGSEGV}}, 0, "/sweep")
+		two := func(d *service.Spec) {
+			d.Hooks.PreStop, d.Hooks.PostStop = append(d.Hooks.PreStop, []string{"/log-off"}), append(d.Hooks.PostStop, []string{"/polish"})
+		}
+		s.running(allHooks, two)
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce")
+		s.ok(s.stop())
+		h.ran("pre_stop /withdraw", "pre_stop /log-off", "post_stop /sweep", "post_stop /polish")
+		s.is(service.Stopped)
+		require.Equal(t, service.VerdictStopped, s.lastExit().Verdict)
+		require.Contains(t, s.lastExit().Message, "post_stop: /sweep: signal 11 (SIGSEGV)")
+	})
+}
+
+func TestACrashIsFollowedByPostStopAlone(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Minute, "/sweep")
+		s.running(allHooks)
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce")
+		s.host.Crash(web, service.Exit{Code: 7})
+		synctest.Wait()
+		s.is(service.Clearing)
+		pass(30 * time.Second)
+		h.ran("post_stop /sweep")
+		require.Equal(t, "crash", h.told("/sweep", "GLADSHEIM_VERDICT"))
+		require.Equal(t, "7", h.told("/sweep", "GLADSHEIM_EXIT_CODE"))
+		s.is(service.Backoff)
+		pass(2 * time.Second)
+		s.is(service.Running)
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce")
+		require.Equal(t, "2", h.told("/mkdir", "GLADSHEIM_INCARNATION"))
+	})
+}
+
+func TestAnEndDuringPostStart(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Hour, "/announce")
+		c := s.start(allHooks, never)
+		s.is(service.Starting)
+		s.host.Crash(web, service.Exit{Code: 7})
+		synctest.Wait()
+		s.refused(c, service.Unlaunchable, service.ReasonExitedEarly)
+		require.Equal(t, service.VerdictCrash, s.lastExit().Verdict)
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce", "post_stop /sweep")
+	})
+}
+
+func TestPostStartIsRunAgainAfterAThaw(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Minute, "/announce")
+		c := s.start(allHooks, func(d *service.Spec) { d.Hooks.Timeout = time.Hour })
+		pass(30 * time.Second)
+		s.host.Freeze(web, "")
+		pass(time.Hour)
+		s.pending(c)
+		s.is(service.Starting)
+		s.host.Thaw(web)
+		synctest.Wait()
+		h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce", "post_start /announce")
+		pass(time.Minute)
+		s.ok(c)
+	})
+}
+
+func TestTheNextAgentRunsHooksAgain(t *testing.T) {
+	for _, during := range []string{"/migrate", "/announce", "/withdraw"} {
+		t.Run(strings.Trim(during, "/"), func(t *testing.T) {
+			play(t, func(t *testing.T, s *stage) {
+				h := hookedStage(s)
+				h.comes(backends.Ran{}, 10*time.Second, during)
+				start := s.start(allHooks, func(d *service.Spec) { d.Stop.Timeout = time.Minute })
+				if during == "/withdraw" {
+					s.ok(start)
+					s.stop()
+				}
+				pass(time.Second)
+				h.forget()
+				s.succeed(forEver)
+				pass(20 * time.Second)
+				want := map[string][]string{
+					"/migrate":  {"pre_start /mkdir", "pre_start /migrate", "post_start /announce"},
+					"/announce": {"post_start /announce"},
+					"/withdraw": {"pre_stop /withdraw", "post_stop /sweep"},
+				}[during]
+				h.ran(want...)
+				state := service.Running
+				if during == "/withdraw" {
+					state = service.Stopped
+				}
+				s.is(state)
+			})
+		})
+	}
+}
+
+func TestHooksAreTold(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, 1500*time.Millisecond, "/migrate")
+		c := s.start(allHooks)
+		pass(2 * time.Second)
+		s.ok(c)
+		var told []string
+		for _, detail := range s.disk.detailsOf(service.NoticeState) {
+			if strings.HasPrefix(detail, "p") {
+				told = append(told, detail)
+			}
+		}
+		require.Equal(t, []string{
+			"pre_start: /mkdir -p", "pre_start: /mkdir -p: ended well after 0s",
+			"pre_start: /migrate", "pre_start: /migrate: ended well after 1.5s",
+			"post_start: /announce", "post_start: /announce: ended well after 0s",
+		}, told)
+	})
+}
