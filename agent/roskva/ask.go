@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
-	"regexp"
 	"syscall"
 
 	"google.golang.org/grpc"
@@ -69,56 +67,6 @@ func dialer(check service.Check) *net.Dialer {
 		}
 		return nil
 	}}
-}
-
-// askHTTP follows no redirects, uses no proxy and keeps no connection, so that a check
-// reaches what it names and nothing else.
-func askHTTP(check service.Check) question {
-	var body *regexp.Regexp
-	if check.Body != "" {
-		var err error
-		if body, err = regexp.Compile(check.Body); err != nil {
-			return func(context.Context) error { return err }
-		}
-	}
-	transport := &http.Transport{
-		DialContext: dialer(check).DialContext, DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxAnswer,
-	}
-	client := http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	return func(ctx context.Context) error {
-		client := client
-		if check.TLS != nil {
-			config, err := tlsOf(check.TLS)
-			if err != nil {
-				return err
-			}
-			secure := transport.Clone()
-			secure.TLSClientConfig, client.Transport = config, secure
-		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, check.URL, nil)
-		if err != nil {
-			return err
-		}
-		request.Header.Set("User-Agent", "gladsheim-health")
-		answer, err := client.Do(request)
-		if err != nil {
-			return err
-		}
-		defer answer.Body.Close()
-		if answer.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which outlives ctx
-			return fmt.Errorf("%s answered %s, for which nobody asked", check.Target(), answer.Status)
-		}
-		text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
-		switch {
-		case err != nil:
-			return fmt.Errorf("cannot read the answer of %s: %w", check.Target(), err)
-		case !check.Accepts(answer.StatusCode):
-			return fmt.Errorf("%s answered %s", check.Target(), answer.Status)
-		case body != nil && !body.Match(text):
-			return fmt.Errorf("%s answered %s with a body that does not match %q", check.Target(), answer.Status, check.Body)
-		}
-		return nil
-	}
 }
 
 func askTCP(ctx context.Context, check service.Check) error {

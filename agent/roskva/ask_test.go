@@ -6,13 +6,11 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/pem"
-	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -133,68 +131,4 @@ func FuzzReply(f *testing.F) {
 			require.Contains(t, string(reply), " 200", "%q", reply)
 		}
 	})
-}
-
-// BenchmarkAsk is one check with the server that it asks, in CPU time.
-func BenchmarkAsk(b *testing.B) {
-	mux := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	defer mux.Close()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(b, err)
-	rpc := grpc.NewServer()
-	grpc_health_v1.RegisterHealthServer(rpc, health.NewServer())
-	go func() { _ = rpc.Serve(l) }()
-	defer rpc.Stop()
-	for _, check := range []service.Check{
-		{Type: service.CheckTCP, Address: mux.Listener.Addr().String()},
-		{Type: service.CheckHTTP, URL: mux.URL},
-		{Type: service.CheckGRPC, Address: l.Addr().String()},
-	} {
-		b.Run(check.Type.String(), func(b *testing.B) {
-			question, before := prepare(check, nil), cpu(b)
-			b.ReportAllocs()
-			for b.Loop() {
-				require.NoError(b, question(b.Context()))
-			}
-			b.ReportMetric(float64((cpu(b)-before).Microseconds())/float64(b.N), "cpu-us/op")
-		})
-	}
-}
-
-// BenchmarkTenThousand is what 10,000 checks every 5 s use of two cores, with the server
-// that they ask.
-func BenchmarkTenThousand(b *testing.B) {
-	const many, interval, window = 10_000, 5 * time.Second, 20 * time.Second
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(b, err)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-		}
-	}()
-	defer l.Close()
-	r := New(func(service.Name, service.Health) {})
-	defer r.Close()
-	check := service.Check{Type: service.CheckTCP, Address: l.Addr().String(), Interval: interval, Timeout: interval, Threshold: 3}
-	for n := range many {
-		defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), check, nil, func() {})("")
-	}
-	<-time.After(2 * interval) // the first checks are all at once
-	for b.Loop() {
-		before, began := cpu(b), time.Now()
-		<-time.After(window)
-		b.ReportMetric(100*float64(cpu(b)-before)/float64(2*time.Since(began)), "%of-two-cores")
-	}
-	b.ReportMetric(0, "ns/op")
-}
-
-// cpu is the CPU time that this process has used.
-func cpu(b *testing.B) time.Duration {
-	var used syscall.Rusage
-	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &used))
-	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }

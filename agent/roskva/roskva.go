@@ -34,6 +34,10 @@ const atOnce = 256
 // services that were started together are not asked together for ever.
 const jitter = 0.1
 
+// Checks that are a second or more apart are due at whole grains of time, so that many
+// are begun at one wake of this process, which costs more than to begin one.
+const grain = 50 * time.Millisecond
+
 // Reporter is told every verdict.
 type Reporter func(name service.Name, health service.Health)
 
@@ -46,6 +50,7 @@ type Roskva struct {
 	report Reporter
 	spread func(time.Duration) time.Duration // makes an interval a wait; replaced in tests
 	kick   chan struct{}
+	began  time.Time // grains count from here
 	end    context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -54,13 +59,14 @@ type Roskva struct {
 	queue    queue
 	patients map[service.Name]*patient // the latest of each name
 	asking   int                       // how many checks are under way
+	full     bool                      // some are due, and wait for one of these to end
 }
 
 // New returns a Roskva that tells report of every health check's outcome.
 // report must not block, nor call a method of Roskva.
 func New(report Reporter) *Roskva {
 	ctx, end := context.WithCancel(context.Background())
-	r := &Roskva{report: report, spread: spread, kick: make(chan struct{}, 1), end: end, slower: 1, patients: map[service.Name]*patient{}}
+	r := &Roskva{report: report, spread: spread, kick: make(chan struct{}, 1), began: time.Now(), end: end, slower: 1, patients: map[service.Name]*patient{}}
 	r.wg.Go(func() { r.run(ctx) })
 	return r
 }
@@ -152,7 +158,17 @@ func (r *Roskva) plan(p *patient, due time.Time) {
 	} else {
 		heap.Fix(&r.queue, p.place)
 	}
-	r.wake()
+	if p.place == 0 || r.full {
+		r.wake()
+	}
+}
+
+// grained is the whole grain at or after due.
+func (r *Roskva) grained(due time.Time) time.Time {
+	if into := due.Sub(r.began) % grain; into > 0 {
+		return due.Add(grain - into)
+	}
+	return due
 }
 
 func (r *Roskva) wake() {
@@ -244,9 +260,11 @@ func (r *Roskva) next() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
+	r.full = false
 	for len(r.queue) > 0 && !r.queue[0].due.After(now) {
 		if r.asking == atOnce {
-			return time.Hour // whoever is answered wakes us
+			r.full = true // whoever is answered wakes us
+			return time.Hour
 		}
 		p := heap.Pop(&r.queue).(*patient)
 		r.asking++
@@ -287,6 +305,9 @@ func (r *Roskva) answered(p *patient, began time.Time, err error, slept time.Dur
 	before, regular := p.health.Failures, p.regular
 	p.asked, p.wait, p.regular = time.Now(), r.spread(p.check.Interval), time.Time{}
 	due := p.asked.Add(time.Duration(r.slower) * p.wait)
+	if p.check.Interval >= time.Second {
+		due = r.grained(due)
+	}
 	if err != nil && regular.After(p.asked) { // who asks more often than is defined does not make it ill the sooner
 		p.health.LastCheck, p.health.Message, due = p.asked, err.Error(), regular
 	} else {

@@ -23,7 +23,13 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asServer) != "" {
+		serve()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func within(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
