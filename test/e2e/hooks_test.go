@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,5 +159,33 @@ func TestAStopIsAnsweredInTime(t *testing.T) {
 		require.Less(t, took, 30*time.Second)
 		require.Empty(t, marked(t, "in-time"))
 		require.EqualValues(t, syscall.SIGKILL, byGRPC{w}.status("web").LastExit.GetSignal())
+	})
+}
+
+// TestHooksOfAnAgentThatIsHeldUp: a hook that has ended in time, while the agent was
+// stopped for longer, has not failed.
+func TestHooksOfAnAgentThatIsHeldUp(t *testing.T) {
+	oneOfAKind(t)
+	aMode(t, func(t *testing.T, w *world, mode string) {
+		const many = 6 // what is late is seen in any order
+		results := make(chan result, many)
+		for n := range many {
+			name := fmt.Sprintf("web-%d", n)
+			w.register(workload(t, name, "held-up", "sleep").with(fields{"launch": mode, "restart": fields{"policy": "never"}, "hooks": fields{"pre_start": hook("sleep 2"), "timeout": "6s"}}))
+			go func() { results <- w.cli("start", name) }()
+		}
+		for n := range many {
+			eventually(t, "its hook runs", func() bool { return byGRPC{w}.status(fmt.Sprintf("web-%d", n)).Hook != "" })
+		}
+		require.NoError(t, w.daemon.Process.Signal(syscall.SIGSTOP))
+		time.Sleep(8 * time.Second)
+		require.NoError(t, w.daemon.Process.Signal(syscall.SIGCONT))
+		for range many {
+			started := <-results
+			require.Zero(t, started.code, "%s", started.stderr)
+		}
+		for n := range many {
+			byGRPC{w}.stop(fmt.Sprintf("web-%d", n))
+		}
 	})
 }

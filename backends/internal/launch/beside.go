@@ -130,7 +130,9 @@ func (b Beside) Run(ctx context.Context, w *watch.Watcher) (Ran, error) {
 		select {
 		case <-child.Process().Exited():
 		case <-ctx.Done():
-			err = child.interrupted(ctx)
+			if child.Process().Lives() { // else it has ended in time, and it is we who were held up
+				err = child.interrupted(ctx)
+			}
 		}
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepTime)
