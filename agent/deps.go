@@ -272,7 +272,7 @@ func (a *Agent) awaitParted(ctx context.Context, name service.Name) {
 	var patience time.Duration
 	for _, b := range a.boundTo(name) {
 		if s, known := a.registry.Get(b); known && s.Spec != nil {
-			patience = max(patience, s.Spec.Stop.Timeout)
+			patience = max(patience, s.Spec.StopTime(nil))
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience+partMargin)

@@ -145,7 +145,7 @@ func (a *Agent) levelPatience(names []service.Name) time.Duration {
 	longest := time.Duration(0)
 	for _, name := range names {
 		if d := a.definitions[name]; d != nil {
-			longest = max(longest, d.spec.Ready.Timeout)
+			longest = max(longest, d.spec.StartTime())
 		}
 	}
 	return longest + bit

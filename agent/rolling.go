@@ -71,11 +71,7 @@ func (a *Agent) roll(ctx context.Context, name service.Name, opts service.Rollin
 }
 
 func rollingTime(spec *service.Spec, stop service.StopOptions) time.Duration {
-	d := spec.Stop.Timeout
-	if stop.Timeout != nil {
-		d = *stop.Timeout
-	}
-	d += spec.Ready.Timeout + rollingMargin
+	d := spec.StopTime(stop.Timeout) + spec.StartTime() + rollingMargin
 	if h := spec.Health; h.Type != service.CheckProcess {
 		d += h.StartPeriod + time.Duration(h.Threshold+h.SuccessThreshold)*(h.Interval+h.Timeout)
 	}

@@ -71,7 +71,7 @@ func toDependency(e service.Edge, st *service.Status) *gladsheimv1.Dependency {
 // startTime is how long the start of a service may take by the definitions, with what it
 // names started before it, one after the other, and one that still ends waited for.
 func (s *Server) startTime(st *service.Status) time.Duration {
-	each := func(spec *service.Spec) time.Duration { return spec.Stop.Timeout + spec.Ready.Timeout }
+	each := func(spec *service.Spec) time.Duration { return spec.StopTime(nil) + spec.StartTime() }
 	if len(st.Spec.Edges()) == 0 {
 		return each(st.Spec)
 	}
@@ -91,7 +91,7 @@ func (s *Server) stopTime(st *service.Status) time.Duration {
 	all, graph := s.known()
 	for name := range graph.Below(st.Name) {
 		if name != st.Name && all[name] != nil && len(all[name].Spec.Binds) > 0 {
-			sum += all[name].Spec.Stop.Timeout
+			sum += all[name].Spec.StopTime(nil)
 		}
 	}
 	return sum

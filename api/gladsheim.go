@@ -75,7 +75,7 @@ func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.Restart
 		return nil, err
 	}
 	timeout := stopTimeout(req.StopTimeoutMs)
-	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+g.stopTime(st)+g.startTime(st)-st.Spec.Stop.Timeout)
+	ctx, cancel := patient(ctx, st.Spec.StopTime(timeout)+g.stopTime(st)+g.startTime(st)-st.Spec.StopTime(nil))
 	defer cancel()
 	return answer(g.agent.Restart(ctx, st.Name, service.StopOptions{
 		Force: req.GetForceStop(), Timeout: timeout, Actor: peerOf(ctx).String(), Request: request,
@@ -254,7 +254,7 @@ func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeo
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := patient(ctx, stopLength(st.Spec, timeout)+s.stopTime(st))
+	ctx, cancel := patient(ctx, st.Spec.StopTime(timeout)+s.stopTime(st))
 	defer cancel()
 	return answer(s.agent.Stop(ctx, st.Name, service.StopOptions{
 		Force: force, Timeout: timeout, Actor: peerOf(ctx).String(), Request: request,
@@ -325,13 +325,6 @@ func stopTimeout(ms *uint32) *time.Duration {
 	}
 	d := min(time.Duration(*ms)*time.Millisecond, maxStopTimeout)
 	return &d
-}
-
-func stopLength(spec *service.Spec, timeout *time.Duration) time.Duration {
-	if timeout != nil {
-		return *timeout
-	}
-	return spec.Stop.Timeout
 }
 
 // patient gives a lifecycle call whose caller set no deadline the time that the

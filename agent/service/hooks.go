@@ -58,6 +58,29 @@ func (h Hooks) Of(k HookKind) (of []Hook) {
 	return of
 }
 
+// longest is how long those of some kinds may take.
+func (h Hooks) longest(kinds ...HookKind) (d time.Duration) {
+	for _, kind := range kinds {
+		d += time.Duration(len(h.lists()[kind].programs)) * h.Timeout
+	}
+	return d
+}
+
+// StartTime is how long a start may take until the service is ready, hooks included.
+func (s *Spec) StartTime() time.Duration {
+	return s.Ready.Timeout + s.Hooks.longest(PreStart, PostStart)
+}
+
+// StopTime is how long an end may take, hooks included. The time of the stop itself is the
+// definition's where none is given.
+func (s *Spec) StopTime(given *time.Duration) time.Duration {
+	d := s.Stop.Timeout
+	if given != nil {
+		d = *given
+	}
+	return d + s.Hooks.longest(PostStop)
+}
+
 type hookList struct {
 	kind     HookKind
 	programs [][]string

@@ -168,7 +168,7 @@ var table = [numStates][numEvents]rule{
 	Launching: {
 		Launched: to(Starting, DoAwait), LaunchFailed: unlaunched, Unrecorded: unbegun,
 		StartupOver: end(CauseStartup, DoAbort),
-		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort)), Restart: endAgain(DoAbort),
+		Stop:        end(CauseAsked, DoAbort), Kill: killing(end(CauseAsked, DoAbort, DoKill)), Restart: endAgain(DoAbort),
 		Hold: end(CauseHeld, DoAbort), Unbound: end(CauseUnbound, DoAbort), Pause: pause,
 	},
 	Starting: {

@@ -63,6 +63,8 @@ type actor struct {
 	served  bool                      // it has become ready, and its post_start hooks are run
 	warned  bool                      // its pre_stop hooks were run
 	hook    string                    // that is run now
+	hooking int                       // counts the runs of hooks: another has nothing to say of what is run now
+	greeted <-chan struct{}           // closed when the latest run of its post_start hooks is over, nil before the first
 	words   lastWords                 // of the incarnation that was buried last
 	due     time.Duration             // in Backoff: when the next launch is, since boot; in Starting: when it has settled; of a job: when its time is over
 	spread  float64                   // drawn for that wait
@@ -92,11 +94,13 @@ type actor struct {
 
 	partOver time.Time          // when it fires
 	abort    context.CancelFunc // of the launch, the wait for readiness or the hooks in flight
+	hurry    context.CancelFunc // of the hooks that follow a launch which came to nothing
 	waits    sync.WaitGroup     // for readiness and what follows it
 
 	identified Record      // of the launch that was last identified; the worker's
 	finished   Record      // of the incarnation that was last finished; the worker's
 	followed   uint64      // the incarnation whose post_stop hooks were last run; the worker's
+	unfollowed []string    // what of those failed; likewise
 	todo       []work      // for the worker, one piece at a time
 	done       chan func() // from the worker: what to do next on run's goroutine
 	busy       bool
@@ -114,7 +118,7 @@ func newActor(t *Thjalfi, name service.Name) *actor {
 	return &actor{
 		name: name, cfg: t.cfg, ctx: ctx, leave: leave, launches: t.launches, followers: &t.followers, nudged: make(chan struct{}, 1),
 		inbox: make(chan func()), gone: make(chan struct{}), done: make(chan func(), 1),
-		abort: func() {}, end: func() {}, written: make(chan struct{}, 1), said: silent(), guard: guard{leave: func() {}},
+		abort: func() {}, hurry: func() {}, end: func() {}, written: make(chan struct{}, 1), said: silent(), guard: guard{leave: func() {}},
 	}
 }
 

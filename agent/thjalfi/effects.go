@@ -70,6 +70,7 @@ func (a *actor) launch() {
 	intent, hooks := a.recordNow(), a.hooks()
 	a.then(func(context.Context) func() {
 		defer abort()
+		a.unfollowed = nil
 		var err error
 		if intent.LogFrom, err = a.cfg.Outlet(&l, intent.Ref); err != nil {
 			return func() {
@@ -196,6 +197,9 @@ func (a *actor) unlaunched(err error, failed service.Event) {
 		}
 	}
 	x.Fingerprint = service.Fingerprint(x.Verdict, x.Exit, []string{x.Message})
+	for _, failed := range a.unfollowed {
+		x.Message += "; " + failed
+	}
 	a.bury(x, failed)
 }
 

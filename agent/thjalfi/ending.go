@@ -44,19 +44,26 @@ func (a *actor) warning(h backends.Handle) func(context.Context) bool {
 		return func(context.Context) bool { return true }
 	}
 	a.warned = true
-	hooks := a.hooks().ofMain(a.ref.PID)
+	hooks, grace, killed := a.hooks().ofMain(a.ref.PID), a.grace, a.machine.ForceKill
 	ending, abort := context.WithCancel(a.ctx)
 	a.abort = abort
 	return func(ctx context.Context) bool {
 		defer abort()
+		inTime := ending
+		if !killed { // else its kill ends them, when its time is over
+			limited, cancel := context.WithTimeout(ending, grace)
+			defer cancel()
+			inTime = limited
+		}
 		_ = thaw(ctx, h)                          // no program runs in what is frozen
-		hooks.all(ending, service.PreStop, h.Run) // what fails has been told
+		hooks.all(inTime, service.PreStop, h.Run) // what fails has been told
 		return ending.Err() == nil
 	}
 }
 
 func (a *actor) kill() {
 	a.abort()
+	a.hurry()
 	h := a.handle
 	if h == nil {
 		return // the launch was given up before it brought a process
@@ -102,7 +109,9 @@ func (a *actor) clear() {
 			}
 		}
 		if h != nil && err == nil {
-			unfollowed = follow(*r.Remains)
+			if unfollowed = follow(*r.Remains); ctx.Err() != nil {
+				return func() {} // the next agent finds the place, and goes on with that
+			}
 			err = a.release(ctx, h)
 		}
 		if err == nil {
@@ -136,11 +145,11 @@ func (a *actor) following(h backends.Handle, exit service.Exit) func(service.Rem
 	a.abort = abort
 	return func(remains service.Remains) []string {
 		defer abort()
-		if a.followed == hooks.incarnation {
-			return nil
+		if a.followed != hooks.incarnation {
+			a.followed = hooks.incarnation
+			a.unfollowed = hooks.ofEnd(service.Judge(exit, remains, cause, success), exit).all(ctx, service.PostStop, h.Run)
 		}
-		a.followed = hooks.incarnation
-		return hooks.ofEnd(service.Judge(exit, remains, cause, success), exit).all(ctx, service.PostStop, h.Run)
+		return a.unfollowed
 	}
 }
 

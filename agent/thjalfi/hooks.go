@@ -18,11 +18,13 @@ type hooks struct {
 	actor       *actor
 	plan        *Plan
 	incarnation uint64
+	number      int               // of a.hooking
 	variables   map[string]string // beside those that all have
 }
 
 func (a *actor) hooks() hooks {
-	return hooks{actor: a, plan: a.plan, incarnation: a.machine.Incarnation, variables: map[string]string{}}
+	a.hooking++
+	return hooks{actor: a, plan: a.plan, incarnation: a.machine.Incarnation, number: a.hooking, variables: map[string]string{}}
 }
 
 // ofMain has them know the main process.
@@ -54,14 +56,18 @@ func (k hooks) untilOneFails(ctx context.Context, kind service.HookKind, run bac
 	return nil
 }
 
-// all runs the hooks of a kind in their order, whatever comes of each, until ctx ends. It
-// tells which failed and why.
+// all runs the hooks of a kind in their order, whatever comes of each, until ctx ends or,
+// where they need it, the main process does. It tells which failed and why.
 func (k hooks) all(ctx context.Context, kind service.HookKind, run backends.Runner) (failed []string) {
 	for _, hook := range k.plan.Spec.Hooks.Of(kind) {
 		if ctx.Err() != nil {
 			break
 		}
-		if err := k.run(ctx, hook, run); err != nil {
+		err := k.run(ctx, hook, run)
+		if service.KindOf(err) == service.NotRunning && kind == service.PreStop {
+			break // which may be what it was to bring about
+		}
+		if err != nil {
 			failed = append(failed, errors.Unwrap(err).Error())
 		}
 	}
@@ -101,6 +107,9 @@ func (k hooks) failure(ctx context.Context, hook service.Hook, ran backends.Ran,
 		return nil
 	case err == nil:
 		err = errors.New(ran.Exit.String())
+	case hook.Kind == service.PreStop && (ctx.Err() != nil && k.actor.ctx.Err() == nil || service.KindOf(err) == service.NotRunning):
+		failed.Kind, err = service.NotRunning, errors.New("the service ended meanwhile")
+		failed.LastLines = nil
 	case ctx.Err() != nil:
 		failed.Kind, failed.Reason, err = service.Cancelled, "", errors.New("it was given up")
 	case service.KindOf(err) == service.Timeout:
@@ -119,10 +128,13 @@ func (k hooks) failure(ctx context.Context, hook service.Hook, ran backends.Ran,
 func (k hooks) tell(now, event string) {
 	a := k.actor
 	a.tell(a.ctx, func() {
-		if a.machine.Incarnation == k.incarnation {
-			a.hook = now
-			a.publish(service.NoticeState, "hook", event)
+		if a.machine.Incarnation != k.incarnation {
+			return
 		}
+		if a.hooking == k.number {
+			a.hook = now
+		}
+		a.publish(service.NoticeState, "hook", event)
 	})
 }
 
@@ -157,7 +169,8 @@ func (k hooks) undo(run backends.Runner, why error) {
 	defer abort()
 	told := make(chan service.Cause, 1)
 	a.tell(ctx, func() {
-		a.abort = abort
+		a.hurry = abort
+		a.do(service.Disarm) // that it is not ready in time is not what it failed of
 		told <- a.machine.Cause
 	})
 	select {
@@ -166,7 +179,7 @@ func (k hooks) undo(run backends.Runner, why error) {
 		if service.ReasonOf(why) == service.ReasonHookFailed && cause == service.CauseNone {
 			verdict = service.VerdictHookFailed
 		}
-		k.ofEnd(verdict, service.NeverRan).all(ctx, service.PostStop, run) // what fails has been told
+		a.unfollowed = k.ofEnd(verdict, service.NeverRan).all(ctx, service.PostStop, run)
 	case <-ctx.Done():
 	}
 }
@@ -186,9 +199,16 @@ func (a *actor) serve() {
 	ctx, abort := context.WithCancel(a.ctx)
 	a.abort = abort
 	k, h := a.hooks().ofMain(a.ref.PID), a.handle
+	before, over := a.greeted, make(chan struct{})
+	a.greeted = over
 	a.waits.Go(func() {
+		defer close(over)
+		if before != nil { // a run that was given up for a freeze may take a while to end
+			<-before
+		}
 		err := k.untilOneFails(ctx, service.PostStart, h.Run)
 		a.tell(ctx, func() {
+			a.hearFreeze()
 			givenUp := ctx.Err() != nil
 			abort()
 			switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -405,5 +406,189 @@ func TestHooksAreTold(t *testing.T) {
 			"pre_start: /migrate", "pre_start: /migrate: ended well after 1.5s",
 			"post_start: /announce", "post_start: /announce: ended well after 0s",
 		}, told)
+	})
+}
+
+// The post_stop hooks that follow a launch which came to nothing are ended by a kill alone,
+// and by no time that the start had.
+func TestPostStopOfAFailedStart(t *testing.T) {
+	fails := func(s *stage) *hooked {
+		h := hookedStage(s)
+		h.comes(backends.Ran{Exit: service.Exit{Code: 3}}, 0, "/mkdir")
+		h.comes(backends.Ran{Exit: service.Exit{Code: 4}}, 20*time.Second, "/sweep")
+		s.start(allHooks, never)
+		pass(time.Second)
+		h.ran("pre_start /mkdir", "post_stop /sweep")
+		return h
+	}
+	for name, end := range map[string]func(*stage) *call{
+		"stop":    (*stage).stop,
+		"restart": func(s *stage) *call { return s.restart(allHooks, never) },
+		"hold": func(s *stage) *call {
+			return begin(func() error { return s.Hold(context.Background(), web, nil, "battery") })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			play(t, func(t *testing.T, s *stage) {
+				h := fails(s)
+				c := end(s)
+				pass(18 * time.Second)
+				s.pending(c)
+				h.comes(backends.Ran{}, 0, "/mkdir", "/sweep")
+				pass(time.Second)
+				require.True(t, c.over())
+				require.Contains(t, s.disk.exitsOf(web)[0].Message, "post_stop: /sweep: exit code 4")
+			})
+		})
+	}
+	t.Run("kill", func(t *testing.T) {
+		play(t, func(t *testing.T, s *stage) {
+			fails(s)
+			s.ok(s.kill())
+			require.Contains(t, s.lastExit().Message, "post_stop: /sweep: it was given up")
+		})
+	})
+	t.Run("ready.timeout", func(t *testing.T) {
+		play(t, func(t *testing.T, s *stage) {
+			h := hookedStage(s)
+			h.play(fake.Script{OpenError: &service.Error{Op: "start", Service: web, Kind: service.Unlaunchable, Permanent: true, Err: errors.New("no such file")}})
+			h.comes(backends.Ran{}, time.Minute, "/sweep")
+			c := s.start(allHooks, func(d *service.Spec) { d.Hooks.PreStart, d.Hooks.Timeout = nil, time.Hour })
+			pass(time.Minute)
+			s.refused(c, service.Unlaunchable, service.Unlaunchable.DefaultReason())
+			require.Equal(t, service.VerdictLaunchFailed, s.lastExit().Verdict)
+			s.is(service.Crashed)
+			h.ran("post_stop /sweep")
+		})
+	})
+}
+
+// What it says at the very moment at which a part of its time is over is not overruled by
+// that.
+func TestReadyAtTheTimer(t *testing.T) {
+	for _, after := range []time.Duration{2 * time.Second, 9 * time.Second} { // amid its time, and at its end
+		play(t, func(t *testing.T, s *stage) {
+			h := hookedStage(s)
+			h.comes(backends.Ran{}, 15*time.Second, "/announce")
+			c := s.start(allHooks, notifies, never, func(d *service.Spec) { d.Ready.Timeout = 10 * time.Second })
+			pass(after + 1)
+			a, err := s.find("test", web)
+			require.NoError(t, err)
+			ready, why := service.ParseNotification("READY=1")
+			require.Empty(t, why)
+			a.inbox <- func() { // both have come, and the timer is seen first
+				s.hall.tell(service.Heard{Said: ready})
+				time.Sleep(time.Second)
+				<-a.timer.C
+				a.timeout()
+			}
+			pass(20 * time.Second)
+			s.ok(c)
+			h.ran("pre_start /mkdir", "pre_start /migrate", "post_start /announce")
+		})
+	}
+}
+
+func TestThePreStopIsWithinTheGraceOfWhatIsNotKilled(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Hour, "/withdraw")
+		s.running(allHooks, noForce, func(d *service.Spec) { d.Hooks.Timeout = 2 * time.Hour })
+		stop := s.stop()
+		pass(10 * time.Second)
+		require.True(t, stop.over())
+		s.is(service.Stopped)
+		require.Equal(t, syscall.SIGTERM, s.lastExit().Exit.Signal, "it was told to end")
+	})
+}
+
+func TestAPreStopMayEndTheService(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, time.Second, "/withdraw")
+		s.running(allHooks, func(d *service.Spec) { d.Hooks.PreStop = append(d.Hooks.PreStop, []string{"/second"}) })
+		h.forget()
+		stop := s.stop()
+		s.host.Crash(web, service.Exit{})
+		synctest.Wait()
+		s.ok(stop)
+		h.ran("pre_stop /withdraw", "post_stop /sweep")
+		require.Contains(t, s.disk.detailsOf(service.NoticeState), "pre_stop: /withdraw: the service ended meanwhile")
+		require.Equal(t, service.VerdictStopped, s.lastExit().Verdict)
+	})
+}
+
+// A run of hooks that was given up may take a while to end; the next waits for that, and
+// what the old one says last is not taken for the new one's.
+func TestHooksOfAKindAreNotRunTwiceAtOnce(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		var now, most atomic.Int32
+		s.script(fake.Script{Run: func(ctx context.Context, _ backends.Program) (backends.Ran, error) {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			select {
+			case <-time.After(10 * time.Second):
+				return backends.Ran{}, nil
+			case <-ctx.Done():
+				time.Sleep(time.Second)
+				return backends.Ran{}, &service.Error{Op: "run", Service: web, Kind: service.Cancelled, Err: ctx.Err()}
+			}
+		}})
+		c := s.start(func(d *service.Spec) {
+			d.Hooks = service.Hooks{PostStart: [][]string{{"/announce"}}, Timeout: time.Minute}
+		})
+		s.host.Freeze(web, "")
+		synctest.Wait()
+		s.host.Thaw(web)
+		pass(5 * time.Second)
+		require.EqualValues(t, 1, most.Load())
+		require.Equal(t, "post_start: /announce", s.status().Hook)
+		pass(10 * time.Second)
+		s.ok(c)
+	})
+}
+
+func TestARemovalThatIsTriedAgainForgetsNoHook(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{Exit: service.Exit{Code: 5}}, 0, "/sweep")
+		s.running(allHooks)
+		h.forget()
+		fails := true
+		s.fault = func(operation string) error {
+			if operation == "release" && fails {
+				fails = false
+				return errors.New("busy")
+			}
+			return nil
+		}
+		s.stop()
+		pass(10 * time.Second)
+		s.is(service.Stopped)
+		h.ran("pre_stop /withdraw", "post_stop /sweep")
+		require.Contains(t, s.lastExit().Message, "post_stop: /sweep: exit code 5")
+	})
+}
+
+// An agent that leaves amid post_stop leaves the place to the next.
+func TestLeavingAmidPostStop(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.comes(backends.Ran{}, 10*time.Second, "/sweep")
+		s.running(allHooks)
+		s.stop()
+		pass(time.Second)
+		s.is(service.Clearing)
+		s.fault = func(operation string) error {
+			if operation == "release" {
+				t.Error("its place is removed")
+			}
+			return nil
+		}
+		s.Close()
+		r, _ := s.disk.get(web)
+		require.Equal(t, service.Clearing, r.Machine.State)
+		require.NotNil(t, r.Remains)
+		s.fault = nil
 	})
 }

@@ -66,13 +66,13 @@ func (a *actor) unheard(spec *service.Spec) {
 // hearNews takes what it has said and nobody has heard yet, and tells whether the timer is
 // not what it was.
 func (a *actor) hearNews() (changed bool) {
-	before := a.machine.State
+	before, served := a.machine.State, a.served
 	for {
 		select {
 		case h := <-a.said.news:
 			a.heard(h)
 		default:
-			return a.machine.State != before || a.armed
+			return a.machine.State != before || a.served != served || a.armed
 		}
 	}
 }

@@ -22,6 +22,8 @@ func hookLaws() []law {
 		{says: "what Prepare runs ends with the context of Launch, and nothing is left", only: real, check: lawPrepareEnded},
 		{says: "what Prepare runs ends with the child at its gate, and nothing is left", only: real, check: lawPrepareChildKilled},
 		{says: "others are launched while Prepare takes its time", only: real, check: lawPrepareSlow},
+		{says: "others are launched while Undo takes its time", only: real, check: lawUndoSlow},
+		{says: "nothing of a hook outlives a launch that failed, not even what hides", only: real, check: lawHookHides},
 		{says: "after its end programs may be run in the place of the incarnation and under its limits, until Release", only: real, check: lawRunAfter},
 		{says: "so may they when another agent has taken up what ended", only: real, check: lawRunAfterAdopted},
 		{says: "what is run after the end is killed with its context, and not counted", only: real, check: lawRunAfterEnded},
@@ -221,6 +223,54 @@ func lawPrepareSlow(b *bench) {
 	for range many {
 		require.NoError(b, <-results)
 	}
+}
+
+func lawUndoSlow(b *bench) {
+	const many = 24
+	undoing, goOn := make(chan struct{}, many), make(chan struct{})
+	results := make(chan error, many)
+	for range many {
+		l := b.plan("sleep")
+		l.Spec.Exec = []string{filepath.Join(b.dir, "missing")}
+		go func() {
+			_, err := b.agent.Launch(b.within(), l, backends.Birth{Identify: nothingToIdentify.Identify, Undo: func(backends.Runner, error) {
+				undoing <- struct{}{}
+				<-goOn
+			}})
+			results <- err
+		}()
+	}
+	over := time.After(patience())
+	for n := range many {
+		select {
+		case <-undoing:
+			continue
+		case <-over:
+			b.Errorf("%d of %d are undone at once, and the others wait for them", n, many)
+		}
+		break
+	}
+	close(goOn)
+	for range many {
+		b.wantError(<-results, service.Unlaunchable)
+	}
+}
+
+// lawHookHides: a descendant that has left the session and, on a host without cgroups, has
+// given up the mark by which hooks are told from the service.
+func lawHookHides(b *bench) {
+	l := b.plan("sleep")
+	hide := `setsid sh -c 'ulimit -R 1000000 2>/dev/null; exec "$0" "$@"' ` + b.Workload + ` -t ` + token(l) + ` sleep >/dev/null 2>&1 &`
+	_, err := b.agent.Launch(b.within(), l, backends.Birth{
+		Identify: nothingToIdentify.Identify,
+		Prepare: func(ctx context.Context, run backends.Runner) error {
+			go func() { _, _ = run(ctx, backends.Program{Argv: []string{"/bin/bash", "-c", hide + " sleep 1000"}}) }()
+			b.eventually(func() bool { return b.alive(l) == 1 }, "it never began")
+			return errors.New("enough")
+		},
+	})
+	require.ErrorContains(b, err, "enough")
+	b.nothingOf(l)
 }
 
 func lawRunAfter(b *bench) {

@@ -202,12 +202,19 @@ func (h *handle) launch(ctx context.Context, l service.Launch, limits service.Li
 	if err := h.hold(child.Process()); err != nil {
 		return err
 	}
-	if err := child.Bear(ctx, birth, h.Run, child.Open); err != nil {
-		err = errors.Join(h.explain(err), h.place.Close())
+	err = child.Bear(ctx, birth, h.Run, func(ctx context.Context) error {
+		if birth.Prepare != nil { // what the hooks have run into is not the program's
+			if h.base, err = h.group.OOMCounts(); err != nil {
+				return err
+			}
+		}
+		return h.explain(child.Open(ctx))
+	})
+	if err != nil {
+		err = errors.Join(err, h.place.Close())
 		h.main, h.place = nil, nil
-		return err
 	}
-	return nil
+	return err
 }
 
 // enclose limits the cgroup and takes down what is counted so far.

@@ -28,6 +28,9 @@ func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, err
 				return nil
 			}
 			_ = root.Process().SignalGroup(unix.SIGKILL) // all of it at one moment, where the kernel can
+			if p.After {                                 // then nothing else of the incarnation may live
+				return h.backend.sweep(ctx, h.branded)
+			}
 			return h.backend.sweep(ctx, func(pid int) bool { return h.descends(pid, root) })
 		},
 	}.Run(ctx, h.backend.watch)
@@ -35,6 +38,12 @@ func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, err
 	defer h.mu.Unlock()
 	h.dead += ran.CPUTime
 	return backends.Ran{Exit: ran.Exit, Output: ran.Output}, err
+}
+
+// branded tells whether pid is of the incarnation.
+func (h *handle) branded(pid int) bool {
+	mark, _, err := h.backend.marksOf(pid)
+	return err == nil && mark == h.brand
 }
 
 // descends tells whether pid is root or descends from it: it has its soft limit, or, should

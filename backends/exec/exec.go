@@ -129,7 +129,9 @@ func (b *Backend) launch(ctx context.Context, l service.Launch, requested servic
 		return nil, &service.Error{Op: "start", Service: l.Name, Kind: service.KindOf(err), Err: fmt.Errorf("record its identity: %w", err)}
 	}
 	h := b.open(ref, mark, child.Process(), requested, &l.Spec)
-	return h, child.Bear(ctx, birth, h.Run, func(ctx context.Context) error { return h.begin(ctx, child.Open) })
+	return h, h.begin(ctx, func(ctx context.Context) error {
+		return child.Bear(ctx, birth, h.Run, func(ctx context.Context) error { return h.begin(ctx, child.Open) })
+	})
 }
 
 // refusePrevious looks for processes that carry the brand already, whoever
@@ -149,8 +151,9 @@ func (b *Backend) refusePrevious(l service.Launch, mark brand) error {
 // cleanTime is how long the cleaning after a launch that was given up may take.
 const cleanTime = 10 * time.Second
 
-// begin opens the gate. A launch that fails or is given up at the moment of the
-// execve ends the main process alone; what that has forked by then is killed here.
+// begin opens the gate, or does all that comes before as well. A launch that fails or is
+// given up at the moment of the execve ends the main process alone; what that has forked by
+// then is killed here, and so is what hooks have left.
 func (h *handle) begin(ctx context.Context, open func(context.Context) error) error {
 	err := open(ctx)
 	if err == nil {

@@ -142,10 +142,13 @@ func (b *Backend) bear(ctx context.Context, a *attempt, h *handle, birth backend
 	if err := birth.Identify(h.ref); err != nil {
 		return fmt.Errorf("record it: %w", err)
 	}
-	if birth.Prepare != nil {
-		a.yield() // it may take long, and nothing is asked of PID 1 meanwhile
-	}
+	a.yield() // what birth does may take long, and nothing is asked of PID 1 meanwhile
 	return a.child.Bear(ctx, birth, h.Run, func(ctx context.Context) error {
+		if birth.Prepare != nil { // what the hooks have run into is not the program's
+			if h.before, err = h.cell.OOMCounts(); err != nil {
+				return err
+			}
+		}
 		ctx, cancel := bounded(ctx)
 		defer cancel()
 		return a.child.Open(ctx)

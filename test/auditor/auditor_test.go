@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
+	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -505,4 +506,36 @@ func TestAFindingIsWhatStays(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, r.Findings, 1)
 	require.GreaterOrEqual(t, time.Since(began), 2*pause)
+}
+
+// TestNumbersOfTheRecords: the auditor's own copies of numbers in the agent's records.
+func TestNumbersOfTheRecords(t *testing.T) {
+	require.EqualValues(t, service.VerdictHookFailed+1, noVerdicts, "the last verdict is %v", service.VerdictHookFailed)
+	for s := range state(11) {
+		require.Equal(t, service.State(s).Alive(), s.alive(), "%v", service.State(s))
+	}
+	require.Panics(t, func() { _ = service.State(11).String() }, "there are more states")
+}
+
+// TestWhatFollowsAnEndIsOfTheService: post_stop hooks of a service in a scope run in the
+// slice around that, while it is cleared.
+func TestWhatFollowsAnEndIsOfTheService(t *testing.T) {
+	s := newStage(t)
+	cell := `/gladsheim.slice/gladsheim-web\x2d00000003.slice/gladsheim-run-1`
+	require.NoError(t, os.RemoveAll(s.host.Cgroups+webGroup))
+	s.group(cell)
+	s.process(100, 1, webStart, cell, 0)
+	s.process(101, 100, 5001, cell, 0)
+	s.web(6, 3, 99)
+	s.answers("web", 3, gladsheimv1.ServiceState_SERVICE_STATE_STOPPING)
+	r, err := Audit(context.Background(), s.host, Expectation{}, 0)
+	require.NoError(t, err)
+	require.Empty(t, r.Findings)
+
+	s.web(0, 3, 0)
+	s.ends(1, 2, 3)
+	s.answers("web", 3, gladsheimv1.ServiceState_SERVICE_STATE_STOPPED)
+	r, err = Audit(context.Background(), s.host, Expectation{}, 0)
+	require.NoError(t, err)
+	require.NotEmpty(t, r.Findings, "a program of a service that has ended")
 }

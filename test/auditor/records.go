@@ -52,10 +52,13 @@ const (
 	backoff  state = 7
 	crashed  state = 8
 	held     state = 9
+	waiting  state = 10
 )
 
 // alive tells whether processes may exist in the state.
-func (s state) alive() bool { return s != stopped && s != backoff && s != crashed && s != held }
+func (s state) alive() bool {
+	return s != stopped && s != backoff && s != crashed && s != held && s != waiting
+}
 
 // runs tells whether the main process lives, or its end is about to be seen.
 func (s state) runs() bool { return s == starting || s == running }
@@ -76,7 +79,7 @@ type exitRecord struct {
 const (
 	verdictClean   = 1
 	verdictStopped = 2
-	noVerdicts     = 12
+	noVerdicts     = 15
 )
 
 func (v *view) readRecords() error {

@@ -215,17 +215,27 @@ type instance struct {
 var (
 	groupName = regexp.MustCompile(`^svc-(.+)-([0-9a-f]{8,16})$`)
 	scopeName = regexp.MustCompile(`^gladsheim-(.+)-([0-9a-f]{8,16})\.scope$`)
+	// Beside the scope, which is gone then, run programs that follow the end of a service.
+	cellName = regexp.MustCompile(`^gladsheim-(.+)\\x2d([0-9a-f]{8,16})\.slice$`)
 )
+
+const pen = "gladsheim-run-"
 
 // ofGroup tells which incarnation a cgroup, or one above it, is of.
 func ofGroup(group string) (instance, bool) {
-	at := ""
+	at, above := "", ""
 	for part := range strings.SplitSeq(strings.TrimPrefix(group, "/"), "/") {
 		at += "/" + part
 		match := groupName.FindStringSubmatch(part)
 		if match == nil {
 			match = scopeName.FindStringSubmatch(part)
 		}
+		if match == nil && strings.HasPrefix(part, pen) {
+			if match = cellName.FindStringSubmatch(above); match != nil {
+				match[1] = strings.ReplaceAll(match[1], `\x2d`, "-")
+			}
+		}
+		above = part
 		if match == nil {
 			continue
 		}

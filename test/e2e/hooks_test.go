@@ -123,7 +123,9 @@ func TestHooksAndTheEndOfTheAgent(t *testing.T) {
 		runs := func(kind string) func() bool {
 			return func() bool { return strings.HasPrefix(byGRPC{w}.status("web").Hook, kind+": ") }
 		}
-		go func() { _, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "web"}) }()
+		go func() {
+			_, _ = w.services().StartService(contextFor(t), &gladsheimv1.StartServiceRequest{ServiceName: "web"})
+		}()
 		for _, kind := range []string{"pre_start", "post_start"} {
 			eventually(t, kind, runs(kind))
 			eventually(t, kind+" waits", func() bool { return strings.Count(d.read(t), kind) == 1 })
@@ -132,7 +134,9 @@ func TestHooksAndTheEndOfTheAgent(t *testing.T) {
 		}
 		eventually(t, "it runs", func() bool { return byGRPC{w}.status("web").State == gladsheimv1.ServiceState_SERVICE_STATE_RUNNING })
 		require.Len(t, marked(t, "again"), 1)
-		go func() { _, _ = w.services().StopService(contextFor(t), &gladsheimv1.StopServiceRequest{ServiceName: "web"}) }()
+		go func() {
+			_, _ = w.services().StopService(contextFor(t), &gladsheimv1.StopServiceRequest{ServiceName: "web"})
+		}()
 		for _, kind := range []string{"pre_stop", "post_stop"} {
 			eventually(t, kind, runs(kind))
 			eventually(t, kind+" waits", func() bool { return strings.Count(d.read(t), kind) == 1 })
