@@ -117,14 +117,20 @@ func (f *File) front(live *os.File) (start, hole int64, err error) {
 	return f.start, f.hole, err
 }
 
-// named says whether a file has the name of the live file still, or else why not: it
-// was removed, and what is found from now on has nothing to do with it.
+// named says whether a file has the name of the live file still, and what it had, or else
+// why not: it was removed or emptied, and what is found from now on has nothing to do with
+// what was copied.
 func (f *File) named(live fs.FileInfo) error {
 	now, err := os.Lstat(f.path)
-	if err == nil && !os.SameFile(now, live) {
-		err = fmt.Errorf("%s was replaced while it was cut", f.path)
+	switch {
+	case err != nil:
+		return err
+	case !os.SameFile(now, live):
+		return fmt.Errorf("%s was replaced while it was cut", f.path)
+	case now.Size() < live.Size():
+		return fmt.Errorf("%s was emptied while it was cut", f.path)
 	}
-	return err
+	return nil
 }
 
 // copyFront copies length bytes of live from an offset on into a new file, which

@@ -584,6 +584,20 @@ func TestAHoleOfNoWholeBlocks(t *testing.T) {
 	require.ErrorContains(t, err, "the hole at its front is of 1000 bytes, which are no whole blocks of")
 }
 
+// A file that somebody has emptied meanwhile is not cut: what is in it was never copied.
+func TestACutOfWhatWasEmptied(t *testing.T) {
+	f := New(filepath.Join(t.TempDir(), "web.log"))
+	_, err := writer(t, f.path).Write(bytes.Repeat([]byte("x"), 128<<10))
+	require.NoError(t, err)
+	before, err := os.Stat(f.path)
+	require.NoError(t, err)
+	require.NoError(t, f.named(before))
+	require.NoError(t, os.Truncate(f.path, 0))
+	_, err = writer(t, f.path).Write([]byte("new\n"))
+	require.NoError(t, err)
+	require.ErrorContains(t, f.named(before), "was emptied while it was cut")
+}
+
 // A file that has lost its name is not cut: what has the name now begins anew, and no
 // piece of the other comes before it.
 func TestACutOfWhatWasReplaced(t *testing.T) {
