@@ -207,9 +207,9 @@ func (a *Agent) wanting(spec *service.Spec, actor string) (names []service.Name)
 func (a *Agent) summon(name service.Name, actor string) {
 	var err error
 	if actor == starter {
-		err = a.autostart(name)
+		err = a.autostart(name, true)
 	} else {
-		_, err = a.Start(a.ctx, name, service.StartOptions{Actor: actor})
+		_, err = a.start(a.ctx, name, service.StartOptions{Actor: actor}, true)
 	}
 	if service.KindOf(err) == service.AlreadyRunning { // somebody else was faster
 		err = nil

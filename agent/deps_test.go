@@ -65,6 +65,107 @@ func TestWhatIsRequiredStartsInParallel(t *testing.T) {
 	})
 }
 
+// Somebody who starts what is being started already, because others require it, waits for
+// that with them.
+func TestAStartJoinsOneForOthers(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(cache, settled)
+		h.register(db, settled, requires(cache))
+		h.register(web, requires(db))
+		all := h.begin(web)
+		h.is(cache, service.Starting)
+		h.is(db, service.Waiting)
+		early := h.begin(db) // it waits itself
+		first := h.begin(cache)
+		pass(time.Second)
+		require.Empty(t, first)
+		pass(time.Second)
+		require.NoError(t, <-first)
+		h.is(db, service.Starting)
+		late := h.begin(db)
+		pass(2 * time.Second)
+		require.NoError(t, <-early)
+		require.NoError(t, <-late)
+		require.NoError(t, <-all)
+		for _, name := range []service.Name{cache, db, web} {
+			require.Equal(t, 1, h.host.Launches(name))
+			refused(t, <-h.begin(name), service.AlreadyRunning, "it is running")
+		}
+	})
+}
+
+func TestAStartJoinsTheFailureOfOneForOthers(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db, settled)
+		h.register(web, requires(db))
+		h.host.Script(db, fake.Script{End: &fake.End{After: time.Second, Exit: service.Exit{Code: 3}}}, fake.Script{})
+		done, joined := h.begin(web), h.begin(db)
+		pass(time.Second)
+		require.Equal(t, service.ReasonDependencyFailed, service.ReasonOf(<-done))
+		err := <-joined
+		refused(t, err, service.Unlaunchable, "cannot start db: it ended: exit code 3")
+		require.Equal(t, service.ReasonExitedEarly, service.ReasonOf(err))
+	})
+}
+
+func TestAStartOfSomethingElseDoesNotJoin(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db, settled)
+		h.register(web, requires(db))
+		done := h.begin(web)
+		with := service.StartOptions{Actor: "alice", Environment: map[string]string{"DEBUG": "1"}}
+		_, err := h.Start(t.Context(), db, with)
+		refused(t, err, service.AlreadyRunning, "it is starting")
+		pass(2 * time.Second)
+		require.NoError(t, <-done)
+
+		// What somebody has started by itself is running already, as it was.
+		h.stop(web)
+		h.stop(db)
+		own := h.begin(db)
+		refused(t, <-h.begin(db), service.AlreadyRunning, "it is starting")
+		pass(2 * time.Second)
+		require.NoError(t, <-own)
+	})
+}
+
+func TestAStartJoinsAJobForOthers(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db, `"type": "oneshot"`)
+		h.register(web, `"requires": [{"service": "db", "condition": "completed"}]`)
+		h.host.Script(db, fake.Script{End: &fake.End{After: time.Second}})
+		done, joined := h.begin(web), h.begin(db)
+		h.is(db, service.Running)
+		pass(time.Second)
+		require.NoError(t, <-joined)
+		require.NoError(t, <-done)
+		require.Equal(t, 1, h.host.Launches(db))
+	})
+}
+
+func TestAStartThatJoinedIsNotRepeated(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db, settled)
+		h.register(web, requires(db))
+		done := h.begin(web)
+		ask := func() <-chan error {
+			return later(func() error {
+				_, err := h.Start(t.Context(), db, service.StartOptions{Actor: "alice", Request: service.Request{ID: "7d0c", Body: "a"}})
+				return err
+			})
+		}
+		joined := ask()
+		pass(2 * time.Second)
+		require.NoError(t, <-joined)
+		require.NoError(t, <-done)
+		h.stop(web)
+		h.stop(db)
+		require.NoError(t, <-ask())
+		h.is(db, service.Stopped)
+		require.Equal(t, 1, h.host.Launches(db))
+	})
+}
+
 func TestAStartFailsWithWhatItRequires(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(db, `"restart": {"backoff": "1m"}`, settled)

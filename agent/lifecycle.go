@@ -17,6 +17,11 @@ import (
 
 // Start launches a registered service and answers when it is ready.
 func (a *Agent) Start(ctx context.Context, name service.Name, opts service.StartOptions) (*service.Status, error) {
+	return a.start(ctx, name, opts, false)
+}
+
+// start is Start; called says that it is for others, which require the service.
+func (a *Agent) start(ctx context.Context, name service.Name, opts service.StartOptions, called bool) (*service.Status, error) {
 	if known, err := a.thjalfi.Recall(ctx, name, service.Start, opts.Actor, opts.Request); err != nil {
 		return nil, err
 	} else if known {
@@ -26,6 +31,7 @@ func (a *Agent) Start(ctx context.Context, name service.Name, opts service.Start
 	if err != nil {
 		return nil, err
 	}
+	plan.Called = called
 	return a.launch(ctx, "start", plan, func() error {
 		if err := a.begun(name); err != nil {
 			return err

@@ -122,7 +122,7 @@ func (a *Agent) autostartAll(priorities map[int][]service.Name, waits func(servi
 				launch = a.background.Go // who is to wait for its job says so
 			}
 			launch(func() {
-				_ = a.autostart(name) // it has told
+				_ = a.autostart(name, false) // it has told
 				a.arrive(name)
 			})
 		}
@@ -311,8 +311,8 @@ func (b absent) Adopt(_ context.Context, ref service.Ref, _ service.Launch) (bac
 func (b absent) Leftovers(context.Context, []service.Name) ([]service.Ref, error) { return nil, nil }
 
 // autostart launches a service that nobody asked for just now. One that ran
-// when the host went down comes back as it was started.
-func (a *Agent) autostart(name service.Name) error {
+// when the host went down comes back as it was started. called is as of start.
+func (a *Agent) autostart(name service.Name, called bool) error {
 	var options service.StartOptions
 	if wanted := a.wantedOf(name); wanted.Up {
 		options = wanted.Options
@@ -320,7 +320,7 @@ func (a *Agent) autostart(name service.Name) error {
 	options.Actor = starter
 	postponed, err := a.postpone(name, options)
 	if err == nil && !postponed {
-		_, err = a.Start(a.ctx, name, options)
+		_, err = a.start(a.ctx, name, options, called)
 		a.holdLate(name, options.Actor)
 	}
 	// One that is required is started by whoever comes first.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"github.com/gladsheim/gladsheim/agent/service"
@@ -18,6 +19,7 @@ type request struct {
 	stop        service.StopOptions
 	actor       string
 	scheduled   bool         // the schedule asks
+	called      bool         // others require it
 	reply       chan<- error // buffered: never blocks
 	incarnation uint64       // that must be ready (start, restart) or gone (stop, kill)
 }
@@ -35,6 +37,9 @@ func (a *actor) take(r request) {
 		r.reply <- a.outvoted(r.kind)
 		return
 	}
+	if a.join(r) {
+		return
+	}
 	if refusal := a.refuses(r.kind); refusal != nil && !r.stop.Pause {
 		if a.unrecorded != nil && r.ends() { // it has ended, and now that may be written down
 			a.record()
@@ -50,6 +55,28 @@ func (a *actor) take(r request) {
 		return
 	}
 	a.accept(r)
+}
+
+// join has a start wait for the one that is under way because others require the
+// service, and that would come to the same. It tells whether it does.
+func (a *actor) join(r request) bool {
+	called := slices.ContainsFunc(a.waiters, func(w request) bool { return w.called && w.incarnation == a.machine.Incarnation })
+	if r.kind != service.Start || r.scheduled || !called || a.machine.Refuses(service.Start) == nil {
+		return false
+	}
+	if settled, _ := a.settled(service.Start, a.machine.Incarnation); settled || r.plan.Limits != a.plan.Limits || !reflect.DeepEqual(r.plan.Spec, a.plan.Spec) {
+		return false
+	}
+	r.incarnation = a.machine.Incarnation
+	if err := a.remember(r); err != nil {
+		r.reply <- err
+		return true
+	}
+	a.waiters = append(a.waiters, r)
+	if r.ID != "" {
+		a.record()
+	}
+	return true
 }
 
 // need answers a Hold that there is no need for now, or has it wait for an end that

@@ -26,6 +26,7 @@ type Plan struct {
 	Actor   string               // who asked
 	Options service.StartOptions // as they were asked for; see Thjalfi.Options
 	Patient bool                 // nobody waits for it: if what it needs can not be had now, it waits on
+	Called  bool                 // others require it: who asks for the same meanwhile waits with them
 }
 
 // launch is what an incarnation by this plan is made of.
@@ -222,7 +223,7 @@ func (t *Thjalfi) retire(a *actor, reply chan<- error) {
 // Start launches a service and returns when it is ready. The request of the plan's
 // options is that of this start alone.
 func (t *Thjalfi) Start(ctx context.Context, name service.Name, plan Plan) error {
-	r := request{kind: service.Start, plan: &plan, actor: plan.Actor, Request: plan.Options.Request}
+	r := request{kind: service.Start, plan: &plan, actor: plan.Actor, called: plan.Called, Request: plan.Options.Request}
 	plan.Options.Request = service.Request{}
 	return t.request(ctx, name, r)
 }

@@ -68,7 +68,8 @@ type GladsheimServiceClient interface {
 	// of the type oneshot, once its job is done. What it requires and does not run is
 	// started first, in the name of the caller.
 	//
-	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already.
+	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already. A start that is
+	// under way because others require it is waited for instead, if the same is asked for.
 	// FAILED_PRECONDITION: a limit cannot be enforced on this host.
 	// RESOURCE_EXHAUSTED: as many services run as the configuration allows.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
@@ -257,7 +258,8 @@ type GladsheimServiceServer interface {
 	// of the type oneshot, once its job is done. What it requires and does not run is
 	// started first, in the name of the caller.
 	//
-	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already.
+	// NOT_FOUND: no such service. ALREADY_EXISTS: it runs or starts already. A start that is
+	// under way because others require it is waited for instead, if the same is asked for.
 	// FAILED_PRECONDITION: a limit cannot be enforced on this host.
 	// RESOURCE_EXHAUSTED: as many services run as the configuration allows.
 	// DEADLINE_EXCEEDED: it was not ready within its startup timeout, and has been
