@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/api/client"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -128,17 +130,8 @@ func (a *app) waves(ctx context.Context, names []string) ([][]string, error) {
 	if len(names) < 2 {
 		return [][]string{names}, nil
 	}
-	if err := a.connect(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := a.question(ctx)
-	defer cancel()
-	graph, err := a.client.GetDependencies(ctx, &gladsheimv1.GetDependenciesRequest{})
-	switch status.Code(err) {
-	case codes.OK:
-	case codes.Unimplemented: // an earlier agent, which knows no order
-		return [][]string{names}, nil
-	default:
+	graph, err := a.dependencies(ctx)
+	if err != nil {
 		return nil, err
 	}
 	ranks := map[string]uint32{}
@@ -154,6 +147,21 @@ func (a *app) waves(ctx context.Context, names []string) ([][]string, error) {
 		waves = append(waves, of[rank])
 	}
 	return waves, nil
+}
+
+// dependencies are what all services say of each other, nothing if the agent is an earlier
+// one that does not know.
+func (a *app) dependencies(ctx context.Context) (*gladsheimv1.DependencyGraph, error) {
+	if err := a.connect(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := a.question(ctx)
+	defer cancel()
+	graph, err := a.client.GetDependencies(ctx, &gladsheimv1.GetDependenciesRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return nil, nil
+	}
+	return graph, err
 }
 
 // inWaves is each for services that are stopped.
@@ -172,4 +180,82 @@ func (a *app) inWaves(ctx context.Context, names []string, verb answers[*gladshe
 		}
 	}
 	return worstOf(worst)
+}
+
+// footings tell of each of names which others of them its start needs to be ready, also by
+// way of those that are started for it, and whether it can not be without them. One that
+// is to be started alone is none: it may wait for this one itself.
+func footings(graph *gladsheimv1.DependencyGraph, names []string) map[string]map[string]bool {
+	nodes := map[string]*gladsheimv1.DependencyNode{}
+	for _, n := range graph.GetServices() {
+		nodes[n.GetServiceName()] = n
+	}
+	out := map[string]map[string]bool{}
+	for _, name := range names {
+		needs, seen := map[string]bool{}, map[string]bool{name: true}
+		var visit func(of string)
+		visit = func(of string) {
+			for _, d := range nodes[of].GetDependencies() {
+				other, required := d.GetServiceName(), d.GetKind() != gladsheimv1.DependencyKind_DEPENDENCY_KIND_AFTER
+				switch {
+				case slices.Contains(names, other):
+					if other != name && d.GetCondition() != gladsheimv1.DependencyCondition_DEPENDENCY_CONDITION_STARTED {
+						needs[other] = needs[other] || required
+					}
+				case required && !seen[other]:
+					seen[other] = true
+					visit(other)
+				}
+			}
+		}
+		visit(name)
+		out[name] = needs
+	}
+	return out
+}
+
+// inOrder is each for services that are started: each is asked for when those of them have
+// answered that it needs, and not at all when one that it requires is not ready.
+func (a *app) inOrder(ctx context.Context, names []string, verb answers[*gladsheimv1.ServiceStatus]) error {
+	if len(names) < 2 {
+		return each(ctx, a, names, verb)
+	}
+	graph, err := a.dependencies(ctx)
+	if err != nil {
+		return err
+	}
+	needs := footings(graph, names)
+	type answer struct {
+		came chan struct{}
+		err  error
+	}
+	var order []string
+	heard := map[string]*answer{}
+	var visit func(string)
+	visit = func(name string) {
+		if heard[name] != nil {
+			return
+		}
+		heard[name] = &answer{came: make(chan struct{})}
+		for _, other := range slices.Sorted(maps.Keys(needs[name])) {
+			visit(other)
+		}
+		order = append(order, name)
+	}
+	for _, name := range names {
+		visit(name)
+	}
+	ask := verb.ask
+	verb.ask = func(ctx context.Context, name string) (st *gladsheimv1.ServiceStatus, err error) {
+		own := heard[name]
+		defer func() { own.err = err; close(own.came) }()
+		for _, other := range slices.Sorted(maps.Keys(needs[name])) {
+			<-heard[other].came
+			if err := heard[other].err; needs[name][other] && err != nil && client.KindOf(err) != service.AlreadyRunning {
+				return nil, &failure{exitFailure, fmt.Errorf("cannot start %s: it requires %s, which is not ready", name, other)}
+			}
+		}
+		return ask(ctx, name)
+	}
+	return each(ctx, a, order, verb)
 }

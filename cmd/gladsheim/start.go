@@ -19,7 +19,7 @@ func (a *app) startCommand() *cobra.Command {
 		Use:   "start NAME…",
 		Short: "Start services, and wait until they are ready, or have done their job",
 		Long: `Start services, and wait until they are ready. One of the type oneshot is ready when
-its job is done.
+its job is done. Of several, one that names another is started after it.
 
 The flags change this one start; what they leave out comes from the definition.`,
 		Example: `  gladsheim start web
@@ -47,7 +47,7 @@ The flags change this one start; what they leave out comes from the definition.`
 		if err != nil {
 			return err
 		}
-		return each(cmd.Context(), a, names, a.started(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
+		return a.inOrder(cmd.Context(), names, a.started(func(ctx context.Context, name string) (*gladsheimv1.ServiceStatus, error) {
 			ctx, cancel := a.deed(ctx)
 			defer cancel()
 			return a.client.StartService(ctx, &gladsheimv1.StartServiceRequest{
