@@ -124,6 +124,7 @@ func toError(err error) *gladsheimv1.GladsheimError {
 		cause := clip(e.Err.Error(), maxErrorText)
 		told.Details = &cause
 	}
+	told.Outlook = clip(e.Outlook, maxErrorText)
 	room := maxLineBytes
 	for _, line := range slices.Backward(e.LastLines) {
 		line = line[:min(len(line), maxLineText)]

@@ -137,6 +137,13 @@ func TestClip(t *testing.T) {
 	require.Equal(t, "a\uFFFDb", clip("a\xffb", 9))
 }
 
+// What becomes of a service is beside what failed.
+func TestOutlookOfAnError(t *testing.T) {
+	err := &service.Error{Op: "start", Service: service.MustName("web"), Kind: service.Unlaunchable, Outlook: "it is tried again in 1s, attempt 1 of 3"}
+	require.Equal(t, "it is tried again in 1s, attempt 1 of 3", toError(err).GetOutlook())
+	require.NotContains(t, toError(err).GetMessage(), "again")
+}
+
 // Of the last lines the latest travel, as far as there is room.
 func TestLastLinesOfAnError(t *testing.T) {
 	err := &service.Error{Op: "start", Service: service.MustName("web"), Kind: service.Timeout, Reason: service.ReasonStartupTimeout}

@@ -93,6 +93,7 @@ type Error struct {
 	Faults    []Fault  // for Invalid: what is wrong where
 	Permanent bool     // for Unlaunchable: trying again can not help
 	LastLines []string // of the output of what did not become ready
+	Outlook   string   // what becomes of it now, when it was told; no part of the text, which may be kept
 	Err       error
 }
 

@@ -83,6 +83,30 @@ func (a *actor) givenUp() string {
 		a.machine.WhyGivenUp(), a.name)
 }
 
+// outlook says what becomes of a service whose latest incarnation has failed, "" where it is
+// neither waiting for the next attempt nor given up.
+func (a *actor) outlook() string {
+	switch m := a.machine; {
+	case m.State == service.Backoff:
+		text := fmt.Sprintf("it is tried again in %v", soon(a.due-a.cfg.SinceBoot()))
+		if m.Recent > 0 { // else that is no attempt of the policy
+			text += fmt.Sprintf(", attempt %d of %d", m.Recent, m.Policy.MaxAttempts)
+		}
+		return text
+	case m.State == service.Crashed && m.GaveUp != service.GaveUpNot:
+		return "given up, since " + m.WhyGivenUp()
+	}
+	return ""
+}
+
+// soon is a wait as people read it.
+func soon(wait time.Duration) time.Duration {
+	if wait < 10*time.Second {
+		return max(0, wait.Round(100*time.Millisecond))
+	}
+	return wait.Round(time.Second)
+}
+
 // alert is what is told when a service is given up, once.
 func (a *actor) alert() notice {
 	text := a.givenUp()

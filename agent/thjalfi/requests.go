@@ -236,7 +236,7 @@ func (a *actor) reply(r request, err error) {
 		if err == nil {
 			err = a.undone(r)
 		}
-		r.reply <- a.words.added(r, err)
+		r.reply <- a.told(r, err)
 	})
 }
 
@@ -249,15 +249,20 @@ type lastWords struct {
 // withLines are the failures whose cause the last lines may tell.
 var withLines = map[service.Reason]bool{service.ReasonStartupTimeout: true, service.ReasonExitedEarly: true, service.ReasonJobFailed: true}
 
-// added is err with the last lines of an incarnation that did not become ready, or whose
-// job failed.
-func (w lastWords) added(r request, err error) error {
+// told is err as whoever asked for a fresh incarnation hears it: with the last lines of one
+// that did not become ready, or whose job failed, and with what becomes of it now.
+func (a *actor) told(r request, err error) error {
 	e, ok := err.(*service.Error)
-	if !ok || w.incarnation != r.incarnation || !withLines[e.Reason] {
+	if !ok || r.ends() {
 		return err
 	}
 	told := *e
-	told.LastLines = w.lines
+	if a.words.incarnation == r.incarnation && withLines[e.Reason] {
+		told.LastLines = a.words.lines
+	}
+	if a.machine.Incarnation == r.incarnation {
+		told.Outlook = a.outlook()
+	}
 	return &told
 }
 

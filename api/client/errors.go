@@ -110,6 +110,17 @@ func LastLines(err error) []string {
 	return lines
 }
 
+// Outlook is what becomes of a service whose start has failed, "" if there was nothing to
+// tell.
+func Outlook(err error) string {
+	for _, d := range status.Convert(err).Details() {
+		if e, ok := d.(*gladsheimv1.GladsheimError); ok {
+			return e.GetOutlook()
+		}
+	}
+	return ""
+}
+
 func info(err error) *errdetails.ErrorInfo {
 	for _, d := range status.Convert(err).Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == domain {

@@ -40,6 +40,9 @@ func (a *app) complain(err error) {
 			fmt.Fprintf(a.err, "    %s\n", plain(line))
 		}
 	}
+	if outlook := client.Outlook(err); outlook != "" {
+		fmt.Fprintf(a.err, "  %s\n", plain(outlook))
+	}
 	if h := a.hint(err); h != "" {
 		fmt.Fprintf(a.err, "  %s\n", plain(h))
 	}

@@ -100,6 +100,25 @@ func TestStartLeavesOutWhatCanNotBe(t *testing.T) {
 	require.Equal(t, []string{"log"}, begunBy(c.agent))
 }
 
+// A start that has failed says what becomes of the service.
+func TestAFailedStartTellsWhatBecomesOfIt(t *testing.T) {
+	for _, outlook := range []string{"it is tried again in 1s, attempt 1 of 3", "given up, since it is not to be restarted (restart.policy)"} {
+		c := newCLI(t)
+		c.agent.Before = func(_ context.Context, method string) error {
+			if method != "Start" && method != "Restart" {
+				return nil
+			}
+			return &service.Error{Op: "start", Service: service.MustName("batch"), Kind: service.Unlaunchable, Reason: service.ReasonExitedEarly,
+				Err: errors.New("it ended: exit code 3"), LastLines: []string{"no room"}, Outlook: outlook}
+		}
+		for _, verb := range []string{"start", "restart"} {
+			code, _, errs := c.run(verb, "batch")
+			require.Equal(t, exitFailure, code)
+			require.Equal(t, "gladsheim: cannot start batch: it ended: exit code 3\n  its last lines:\n    no room\n  "+outlook+"\n  see what it wrote: gladsheim logs batch\n", errs)
+		}
+	}
+}
+
 func TestStartOfWhatRunsKeepsNobody(t *testing.T) {
 	c := newCLI(t)
 	c.put(map[string]service.Spec{"web": {Requires: needs("api")}})

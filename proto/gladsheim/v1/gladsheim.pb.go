@@ -3029,7 +3029,10 @@ type GladsheimError struct {
 	Details *string `protobuf:"bytes,4,opt,name=details,proto3,oneof" json:"details,omitempty"`
 	// The last lines of the output of an instance that did not become ready, the latest
 	// last, as much as has room in a status (2 KiB). All of them are in its exit record.
-	LastLines     [][]byte `protobuf:"bytes,93,rep,name=last_lines,json=lastLines,proto3" json:"last_lines,omitempty"`
+	LastLines [][]byte `protobuf:"bytes,93,rep,name=last_lines,json=lastLines,proto3" json:"last_lines,omitempty"`
+	// What becomes of a service whose start has failed, as it stood when this was told: "it
+	// is tried again in 1s, attempt 1 of 3", or "given up, since …". Empty when neither.
+	Outlook       string `protobuf:"bytes,94,opt,name=outlook,proto3" json:"outlook,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3097,6 +3100,13 @@ func (x *GladsheimError) GetLastLines() [][]byte {
 		return x.LastLines
 	}
 	return nil
+}
+
+func (x *GladsheimError) GetOutlook() string {
+	if x != nil {
+		return x.Outlook
+	}
+	return ""
 }
 
 var File_gladsheim_v1_gladsheim_proto protoreflect.FileDescriptor
@@ -3429,14 +3439,15 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\v_at_restartB\x12\n" +
 	"\x10_at_restart_textB\n" +
 	"\n" +
-	"\b_instead\"\xc1\x01\n" +
+	"\b_instead\"\xdb\x01\n" +
 	"\x0eGladsheimError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12&\n" +
 	"\fservice_name\x18\x03 \x01(\tH\x00R\vserviceName\x88\x01\x01\x12\x1d\n" +
 	"\adetails\x18\x04 \x01(\tH\x01R\adetails\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"last_lines\x18] \x03(\fR\tlastLinesB\x0f\n" +
+	"last_lines\x18] \x03(\fR\tlastLines\x12\x18\n" +
+	"\aoutlook\x18^ \x01(\tR\aoutlookB\x0f\n" +
 	"\r_service_nameB\n" +
 	"\n" +
 	"\b_details*\xd0\x01\n" +
