@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/gladsheim/gladsheim/agent/service"
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
 
@@ -15,8 +16,12 @@ func (a *app) healthCommand() *cobra.Command {
 	var now, checks bool
 	c := &cobra.Command{
 		Use:   "health [NAME…]",
-		Short: "Show how services are; exit with 1 if one is unhealthy",
-		Long: `Show how services are, all of them if none is named; exit with 1 if one is unhealthy.
+		Short: "Show how services are; exit with 1 if one is unhealthy, 3 if one does not run",
+		Long: `Show how services are, all of them if none is named.
+
+Exits with 1 if one is unhealthy, and with 3 if one does not run that shall: it has
+crashed, waits for its next attempt, or for what it requires. One that is named shall
+run, or have done its job; of the others it is no fault to be stopped.
 
 With --now each is checked at once, and the answer is waited for. With --checks the
 latest checks of each are shown, at most 64, the latest first.`,
@@ -36,17 +41,10 @@ latest checks of each are shown, at most 64, the latest first.`,
 			if len(names) == 0 {
 				err = a.healthOfAll(cmd.Context(), t)
 			} else {
-				err = each(cmd.Context(), a, names, answers[*gladsheimv1.ServiceHealth]{
-					ask: func(ctx context.Context, name string) (*gladsheimv1.ServiceHealth, error) {
-						ctx, cancel := a.question(ctx)
-						defer cancel()
-						if now {
-							return a.client.CheckNow(ctx, &gladsheimv1.CheckNowRequest{ServiceName: name})
-						}
-						return a.client.GetServiceHealth(ctx, &gladsheimv1.ServiceHealthRequest{ServiceName: name})
-					},
-					show:  func(h *gladsheimv1.ServiceHealth) error { a.addHealth(t, h); return nil },
-					judge: healthCode,
+				err = each(cmd.Context(), a, names, answers[*vital]{
+					ask:   func(ctx context.Context, name string) (*vital, error) { return a.feel(ctx, name, now) },
+					show:  func(v *vital) error { a.addHealth(t, v); return nil },
+					judge: func(v *vital) int { return v.code(true) },
 				})
 			}
 			if a.machine() || len(t.rows) == 1 {
@@ -59,6 +57,51 @@ latest checks of each are shown, at most 64, the latest first.`,
 	c.Flags().BoolVar(&checks, "checks", false, "show the latest checks instead")
 	c.MarkFlagsMutuallyExclusive("now", "checks")
 	return c
+}
+
+// vital is how a service is and, where that is not known, how it stands.
+type vital struct {
+	*gladsheimv1.ServiceHealth
+	stands *gladsheimv1.ServiceStatus // nil when it runs, and its checks say how it is
+}
+
+// feel asks how a service is, with now at once.
+func (a *app) feel(ctx context.Context, name string, now bool) (*vital, error) {
+	ctx, cancel := a.question(ctx)
+	defer cancel()
+	var h *gladsheimv1.ServiceHealth
+	var err error
+	if now {
+		h, err = a.client.CheckNow(ctx, &gladsheimv1.CheckNowRequest{ServiceName: name})
+	} else {
+		h, err = a.client.GetServiceHealth(ctx, &gladsheimv1.ServiceHealthRequest{ServiceName: name})
+	}
+	if err != nil || h.GetStatus() != gladsheimv1.HealthStatus_HEALTH_STATUS_UNKNOWN {
+		return &vital{ServiceHealth: h}, err
+	}
+	st, err := a.client.GetServiceStatus(ctx, &gladsheimv1.ServiceStatusRequest{ServiceName: name})
+	return &vital{h, st}, err
+}
+
+// down tells whether nothing of it runs. One that has done its job is not.
+func (v *vital) down() bool {
+	switch v.stands.GetPhase() {
+	case service.Crashed.String(), service.Backoff.String(), service.Waiting.String(), service.Stopped.String(), service.Held.String():
+		return !v.stands.GetCompleted()
+	}
+	return false
+}
+
+// code is the exit code for it; wanted says that it was named, and shall run.
+func (v *vital) code(wanted bool) int {
+	idle := v.stands.GetState() == gladsheimv1.ServiceState_SERVICE_STATE_STOPPED
+	switch {
+	case signOfHealth(v.GetStatus()) == signBad:
+		return exitFailure
+	case v.down() && (wanted || !idle):
+		return exitNotRunning
+	}
+	return exitOK
 }
 
 // checksOf shows the latest checks of services.
@@ -101,9 +144,9 @@ func (a *app) healthOfAll(ctx context.Context, t *table) error {
 			return err
 		},
 		func(s *gladsheimv1.ServiceStatus) error {
-			h := s.GetHealthStatus()
-			unwell = max(unwell, healthCode(h))
-			return a.present(h, func() error { a.addHealth(t, h); return nil })
+			v := &vital{s.GetHealthStatus(), s}
+			unwell = max(unwell, v.code(false))
+			return a.present(v, func() error { a.addHealth(t, v); return nil })
 		})
 	if err != nil {
 		return err
@@ -111,7 +154,11 @@ func (a *app) healthOfAll(ctx context.Context, t *table) error {
 	return worstOf(max(worst, unwell))
 }
 
-func (a *app) addHealth(t *table, h *gladsheimv1.ServiceHealth) {
+func (a *app) addHealth(t *table, h *vital) {
+	mark, message := signOfHealth(h.GetStatus()), h.GetMessage()
+	if h.down() {
+		mark, message = signOf(h.stands.GetState()), a.plight(h.stands)
+	}
 	var failed string
 	if h.GetThreshold() != 0 {
 		failed = fmt.Sprintf("%d of %d", h.GetConsecutiveFailures(), h.GetThreshold())
@@ -122,8 +169,19 @@ func (a *app) addHealth(t *table, h *gladsheimv1.ServiceHealth) {
 		}
 		return ago(a.now(), time.Unix(unix, 0))
 	}
-	t.add(signOfHealth(h.GetStatus()), h.GetServiceName(), healthWord(h.GetStatus()), h.GetCheckStrategy(), h.GetTarget(), failed,
-		when(h.GetLastCheckUnix()), when(h.GetNextCheckUnix()), h.GetMessage())
+	t.add(mark, h.GetServiceName(), healthWord(h.GetStatus()), h.GetCheckStrategy(), h.GetTarget(), failed,
+		when(h.GetLastCheckUnix()), when(h.GetNextCheckUnix()), message)
+}
+
+// plight says why nothing of a service runs.
+func (a *app) plight(st *gladsheimv1.ServiceStatus) string {
+	switch {
+	case st.GetNextAttemptUnixMs() != 0:
+		return "it has ended; next start " + ago(a.now(), fromMillis(st.GetNextAttemptUnixMs()))
+	case st.GetWaitingFor() != "":
+		return "it " + st.GetWaitingFor()
+	}
+	return "it is " + st.GetPhase()
 }
 
 func signOfHealth(h gladsheimv1.HealthStatus) sign {
@@ -136,11 +194,4 @@ func signOfHealth(h gladsheimv1.HealthStatus) sign {
 		return signBusy
 	}
 	return signOff
-}
-
-func healthCode(h *gladsheimv1.ServiceHealth) int {
-	if signOfHealth(h.GetStatus()) == signBad {
-		return exitFailure
-	}
-	return exitOK
 }
