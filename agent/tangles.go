@@ -10,63 +10,13 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
-// tangles are the faults of definitions in what they say of each other: names that there
-// are none of, circles, and what can not come true. known tells of definitions that are
-// there and can not be read now. Definitions are found by name; those that fresh tells of
-// are at fault, and not those that were there before.
-func tangles(all map[service.Name]*definition, known func(service.Name) bool, fresh func(service.Name) bool) map[service.Name]config.Faults {
-	graph := service.Graph{}
-	for _, d := range all {
-		graph.Add(&d.spec)
+// tangles are the faults of definitions in what they say of each other, see config.Tangles.
+func tangles(all map[service.Name]*definition, known, fresh func(service.Name) bool) map[service.Name]config.Faults {
+	together := make(map[service.Name]*config.Definition, len(all))
+	for name, d := range all {
+		together[name] = &config.Definition{Spec: d.spec, Source: d.file(), Document: d.Document}
 	}
-	faults := map[service.Name]config.Faults{}
-	blame := func(e service.Edge, format string, args ...any) {
-		if fresh(e.From) {
-			d := all[e.From]
-			faults[e.From] = append(faults[e.From], config.FaultAt(d.file(), d.Document, e.Field(), format, args...))
-		}
-	}
-	// It may be the other one that has changed.
-	mismatch := func(e service.Edge, format string, args ...any) {
-		if other := all[e.Service]; !fresh(e.From) && fresh(e.Service) {
-			faults[e.Service] = append(faults[e.Service], config.FaultAt(other.file(), other.Document, "type", "%s names it in %s (%s): %s",
-				e.From, e.Field(), all[e.From].at(e.Field()), fmt.Sprintf(format, args...)))
-		}
-		blame(e, format, args...)
-	}
-	for _, e := range graph.Unknown(known) {
-		blame(e, "no service %s is registered or defined", e.Service)
-	}
-	for _, edges := range graph {
-		for _, e := range edges {
-			other := all[e.Service]
-			switch {
-			case other == nil:
-			case e.Condition == service.ConditionCompleted && other.spec.Type != service.TypeOneshot:
-				mismatch(e, "%s is no oneshot, and is never done (%s)", e.Service, other.at("type"))
-			case e.Relation == service.Binds && other.spec.Type == service.TypeOneshot:
-				mismatch(e, "%s is a oneshot, and ends when its job is done (%s); write it into requires", e.Service, other.at("type"))
-			}
-		}
-	}
-	for _, way := range graph.Cycles() {
-		var steps []string
-		for _, e := range way[1:] {
-			steps = append(steps, fmt.Sprintf("%s %s %s (%s)", e.From, verb(e.Relation), e.Service, all[e.From].at(e.Field())))
-		}
-		blame(way[0], "leads back to %s: %s", way[0].From, strings.Join(steps, ", "))
-	}
-	return faults
-}
-
-func verb(r service.Relation) string {
-	switch r {
-	case service.After:
-		return "comes after"
-	case service.Binds:
-		return "is bound to"
-	}
-	return "requires"
+	return config.Tangles(together, known, fresh, "no service %s is registered or defined")
 }
 
 // file names the document of a definition in messages.
@@ -79,9 +29,6 @@ func (d *definition) file() string {
 	}
 	return d.Source
 }
-
-// at is where a field of it stands.
-func (d *definition) at(path string) string { return config.PlaceOf(d.file(), d.Document, path) }
 
 // untangle tells which of definitions are at fault beside the others. In their stead there
 // is what before gives, nil for nothing; it takes them out until all go together.

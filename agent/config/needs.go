@@ -70,23 +70,3 @@ func (t needs) schema([]service.Need) *jsonschema.Schema {
 	}
 	return &jsonschema.Schema{Type: isArray.schemaType(), Items: item, MaxItems: jsonschema.Ptr(256)}
 }
-
-// FaultAt is what is wrong with the field at a path of a definition that is faulty only
-// beside others.
-func FaultAt(file string, document []byte, path, format string, args ...any) Fault {
-	d := placed(file, document)
-	return d.remark(d.place(path), path, format, args...)
-}
-
-// PlaceOf is where the field at a path of a definition stands, as FILE:LINE:COLUMN.
-func PlaceOf(file string, document []byte, path string) string {
-	d := placed(file, document)
-	line, column := d.position(d.place(path))
-	return fmt.Sprintf("%s:%d:%d", d.file, line, column)
-}
-
-func placed(file string, data []byte) *document {
-	d := newDocument(file, data)
-	readDefinition(d, service.Defaults())
-	return d
-}

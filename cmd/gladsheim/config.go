@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +38,10 @@ func (a *app) configCheckCommand() *cobra.Command {
 		Long: `Check definitions and configuration without an agent; exit with 6 if something is
 wrong with them. A directory is one of definitions, NAME.json. Without arguments
 the files of this host are checked: ` + configFile + `
-and ` + servicesDir + `.`,
+and ` + servicesDir + `.
+
+All definitions are checked beside each other: those that a service names have to be
+among them, and none may come before itself. Of one file alone that can not be told.`,
 		Args: anyNames,
 		RunE: func(_ *cobra.Command, places []string) error {
 			if len(places) == 0 {
@@ -45,15 +51,13 @@ and ` + servicesDir + `.`,
 					}
 				}
 			}
-			checked := 0
-			var faults config.Faults
+			c := check{found: map[service.Name]*config.Definition{}, faulty: map[service.Name]bool{}}
 			for _, place := range places {
-				n, found, err := check(place)
-				if err != nil {
+				if err := c.look(place); err != nil {
 					return err
 				}
-				checked, faults = checked+n, append(faults, found...)
 			}
+			faults := append(c.faults, c.together()...)
 			for _, f := range faults {
 				if err := a.showFault(f); err != nil {
 					return err
@@ -65,7 +69,7 @@ and ` + servicesDir + `.`,
 			if a.machine() {
 				return nil
 			}
-			_, err := fmt.Fprintf(a.out, "%s checked, nothing is wrong\n", plural(checked, "file"))
+			_, err := fmt.Fprintf(a.out, "%s checked, nothing is wrong\n", plural(c.checked, "file"))
 			return err
 		},
 	}
@@ -83,34 +87,92 @@ func (a *app) showFault(f service.Fault) error {
 	return err
 }
 
-// check checks a file or a directory, and counts the files.
-func check(place string) (checked int, faults config.Faults, err error) {
+// check is a look at files that belong together.
+type check struct {
+	checked   int // files
+	faults    config.Faults
+	found     map[service.Name]*config.Definition // those that are good by themselves
+	faulty    map[service.Name]bool               // those that are not, as far as they have a name
+	directory bool                                // one was among them
+}
+
+// look looks at a file or a directory.
+func (c *check) look(place string) error {
 	info, err := os.Stat(place)
 	if err != nil {
-		return 0, nil, fmt.Errorf("cannot check it: %w", err)
+		return fmt.Errorf("cannot check it: %w", err)
 	}
 	if info.IsDir() {
+		c.directory = true
 		good, faults := config.ReadDefinitions(place, service.Defaults(), config.AnyFile)
 		bad := map[string]bool{}
 		for _, f := range faults {
 			bad[f.File] = true
+			c.spoil(f.File, f.Stray)
 		}
-		return len(good) + len(bad), faults, nil
+		c.checked, c.faults = c.checked+len(good)+len(bad), append(c.faults, faults...)
+		for _, d := range good {
+			c.take(d)
+		}
+		return nil
 	}
 	data, err := config.ReadFile(place, config.AnyFile)
 	if err != nil {
-		return 0, nil, &failure{exitInvalid, err} // as of one in a directory
+		return &failure{exitInvalid, err} // as of one in a directory
 	}
+	c.checked++
 	if isConfiguration(place, data) {
 		profile, err := platform.Choose("auto", platform.Detect())
 		if err != nil {
-			return 0, nil, fmt.Errorf("cannot check %s: %w", place, err)
+			return fmt.Errorf("cannot check %s: %w", place, err)
 		}
-		_, faults = config.ParseAgent(place, data, config.DefaultAgent(profile))
-	} else {
-		_, faults = config.ParseDefinition(place, data, service.Defaults())
+		_, faults := config.ParseAgent(place, data, config.DefaultAgent(profile))
+		c.faults = append(c.faults, faults...)
+		return nil
 	}
-	return 1, faults, nil
+	spec, faults := config.ParseDefinition(place, data, service.Defaults())
+	if len(faults) > 0 {
+		c.faults = append(c.faults, faults...)
+		c.spoil(place, spec.Name)
+		return nil
+	}
+	c.take(config.Definition{Spec: spec, Source: place, Document: data})
+	return nil
+}
+
+// spoil notes that a service is defined, though not well: by its name, or that of the file.
+func (c *check) spoil(file string, name service.Name) {
+	if !name.IsZero() {
+		c.faulty[name] = true
+	}
+	if name, err := service.ParseName(strings.TrimSuffix(filepath.Base(file), ".json")); err == nil {
+		c.faulty[name] = true
+	}
+}
+
+// take takes a definition that is good by itself.
+func (c *check) take(d config.Definition) {
+	first := c.found[d.Spec.Name]
+	switch {
+	case first == nil:
+		c.found[d.Spec.Name] = &d
+	case filepath.Clean(first.Source) != filepath.Clean(d.Source):
+		c.faults = append(c.faults, service.Fault{File: d.Source, Field: "name", Message: fmt.Sprintf("%s is defined in %s, too", d.Spec.Name, first.Source)})
+	}
+}
+
+// together are the faults of definitions beside each other. One that is alone may name
+// others that are elsewhere.
+func (c *check) together() (faults config.Faults) {
+	alone := !c.directory && len(c.found)+len(c.faulty) < 2
+	tangles := config.Tangles(c.found,
+		func(n service.Name) bool { return alone || c.faulty[n] },
+		func(service.Name) bool { return true },
+		"no service %s is defined in what is checked; what an agent has registered is not looked at")
+	for _, name := range slices.SortedFunc(maps.Keys(tangles), service.Name.Compare) {
+		faults = append(faults, tangles[name]...)
+	}
+	return faults
 }
 
 // isConfiguration tells the agent's configuration from a definition: it has the
