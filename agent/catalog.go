@@ -42,8 +42,7 @@ func (a *Agent) Register(ctx context.Context, file string, document []byte, repl
 		return service.Change{}, err
 	}
 	if change.Action == service.ActionChanged && !replace {
-		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists,
-			Err: fmt.Errorf("it is registered already, and differs in %s; ask for it to be replaced", strings.Join(change.Fields, ", "))}
+		return service.Change{}, taken(change)
 	}
 	if err := a.fits("register", proposed(file, document, spec)); err != nil {
 		return service.Change{}, err
@@ -57,18 +56,27 @@ func (a *Agent) Register(ctx context.Context, file string, document []byte, repl
 	return change, nil
 }
 
-// Apply registers all documents or, if one of them is faulty, none. With
-// dryRun it only tells what would change.
-func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error) {
+// taken refuses to register another definition under a name.
+func taken(change service.Change) error {
+	return &service.Error{Op: "register", Service: change.Service, Kind: service.Exists,
+		Err: fmt.Errorf("it is registered already, and differs in %s; ask for it to be replaced", strings.Join(change.Fields, ", "))}
+}
+
+// Apply registers all documents or, if one of them is faulty, none.
+func (a *Agent) Apply(ctx context.Context, files []service.File, opts service.ApplyOptions, actor string) ([]service.Change, error) {
 	a.changing.Lock()
 	defer a.changing.Unlock()
+	op, keep := "apply", false
+	if opts.Replace != nil {
+		op, keep = "register", !*opts.Replace
+	}
 	var faults []service.Fault
 	var refusal error // the first of a definition that can not be planned
 	all := make([]registration, len(files))
 	changes := make([]service.Change, len(files))
 	from := map[service.Name]string{}
 	for i, f := range files {
-		spec, err := a.parse("apply", f.Name, f.Content)
+		spec, err := a.parse(op, f.Name, f.Content)
 		if err != nil {
 			faults = append(faults, faultsOf(f.Name, err)...)
 			continue
@@ -78,7 +86,10 @@ func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, ac
 			continue
 		}
 		from[spec.Name] = f.Name
-		if changes[i], err = a.plan("apply", spec); err != nil {
+		if changes[i], err = a.plan(op, spec); err == nil && keep && changes[i].Action == service.ActionChanged {
+			err = taken(changes[i])
+		}
+		if err != nil {
 			if refusal == nil {
 				refusal = err
 			}
@@ -87,7 +98,7 @@ func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, ac
 		all[i] = registration{spec, f.Content, changes[i]}
 	}
 	if len(faults) > 0 {
-		return nil, &service.Error{Op: "apply", Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+		return nil, &service.Error{Op: op, Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
 	}
 	if refusal != nil {
 		return nil, refusal
@@ -96,16 +107,16 @@ func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, ac
 	for i, r := range all {
 		together[i] = proposed(files[i].Name, r.document, r.spec)
 	}
-	if err := a.fits("apply", together...); err != nil {
+	if err := a.fits(op, together...); err != nil {
 		return nil, err
 	}
-	if err := a.room("apply", changes...); err != nil {
+	if err := a.room(op, changes...); err != nil {
 		return nil, err
 	}
-	if dryRun {
+	if opts.DryRun {
 		return changes, nil
 	}
-	if err := a.carryOut(ctx, "apply", all, actor); err != nil {
+	if err := a.carryOut(ctx, op, all, actor); err != nil {
 		return nil, err
 	}
 	return changes, nil

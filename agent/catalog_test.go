@@ -133,9 +133,9 @@ func TestMaxDefinitions(t *testing.T) {
 		file := func(name string) service.File {
 			return service.File{Name: name, Content: []byte(doc(service.MustName(name)))}
 		}
-		_, err := h.Apply(t.Context(), []service.File{file("a"), file("b"), file("c")}, true, "alice")
+		_, err := h.Apply(t.Context(), []service.File{file("a"), file("b"), file("c")}, service.ApplyOptions{DryRun: true}, "alice")
 		refused(t, err, service.Exhausted, "3 would come", "max_definitions")
-		_, err = h.Apply(t.Context(), []service.File{file("a"), file("b")}, false, "alice")
+		_, err = h.Apply(t.Context(), []service.File{file("a"), file("b")}, service.ApplyOptions{}, "alice")
 		require.NoError(t, err)
 		_, err = h.Register(t.Context(), "web", []byte(doc(web)), false, "alice")
 		refused(t, err, service.Exhausted, "2 definitions are registered")
@@ -227,23 +227,50 @@ func TestApply(t *testing.T) {
 			{Service: db, Action: service.ActionAdded, Effect: service.ReachNextStart},
 		}
 		before := h.tree()
-		changes, err := h.Apply(t.Context(), files, true, "alice")
+		changes, err := h.Apply(t.Context(), files, service.ApplyOptions{DryRun: true}, "alice")
 		require.NoError(t, err)
 		require.Equal(t, want, changes)
 		require.Equal(t, before, h.tree(), "a dry run")
 		require.Len(t, h.Definitions(), 1)
 
-		changes, err = h.Apply(t.Context(), files, false, "alice")
+		changes, err = h.Apply(t.Context(), files, service.ApplyOptions{}, "alice")
 		require.NoError(t, err)
 		require.Equal(t, want, changes)
 		require.Len(t, h.Definitions(), 2)
 		require.EqualValues(t, 0o077, h.status(web).Spec.Umask)
 
-		changes, err = h.Apply(t.Context(), files, false, "alice")
+		changes, err = h.Apply(t.Context(), files, service.ApplyOptions{}, "alice")
 		require.NoError(t, err)
 		for _, c := range changes {
 			require.Equal(t, service.ActionUnchanged, c.Action)
 		}
+	})
+}
+
+// Several that are registered need each other in any order, and what is there is not
+// replaced unasked.
+func TestRegisterSeveral(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		with := func(replace bool) service.ApplyOptions { return service.ApplyOptions{Replace: &replace} }
+		files := []service.File{{Name: "web.json", Content: []byte(doc(web, requires(db)))}, {Name: "db.json", Content: []byte(doc(db))}}
+		changes, err := h.Apply(t.Context(), files, with(false), "alice")
+		require.NoError(t, err)
+		require.Len(t, changes, 2)
+		require.Equal(t, service.ActionAdded, changes[1].Action)
+		_, err = h.Apply(t.Context(), files, with(false), "alice")
+		require.NoError(t, err, "it is the same")
+
+		before := h.tree()
+		files = []service.File{{Name: "cache.json", Content: []byte(doc(cache))}, {Name: "db.json", Content: []byte(doc(db, `"umask": "077"`))}}
+		_, err = h.Apply(t.Context(), files, with(false), "alice")
+		refused(t, err, service.Exists, "cannot register db: it is registered already, and differs in umask")
+		files = append(files, service.File{Name: "w.json", Content: []byte(`{"name": "web", "exec": []}`)})
+		_, err = h.Apply(t.Context(), files, with(true), "alice")
+		refused(t, err, service.Invalid, "cannot register: w.json:1:")
+		require.Equal(t, before, h.tree(), "all, or none")
+		_, err = h.Apply(t.Context(), files[:2], with(true), "alice")
+		require.NoError(t, err)
+		require.Len(t, h.Definitions(), 3)
 	})
 }
 
@@ -262,13 +289,13 @@ func TestApplyOfSomethingFaulty(t *testing.T) {
 			"twice":                 {service.File{Name: "again.json", Content: []byte(doc(db))}, []string{"again.json", "db is defined in db.json, too"}},
 			"too much for the host": {service.File{Name: "w.json", Content: []byte(doc(web, `"limits": {"cpu_percent": 300}`))}, []string{"w.json", "cpu_percent"}},
 		} {
-			_, err := h.Apply(t.Context(), []service.File{good, tt.file}, false, "alice")
+			_, err := h.Apply(t.Context(), []service.File{good, tt.file}, service.ApplyOptions{}, "alice")
 			refused(t, err, service.Invalid, tt.say...)
 			require.Equal(t, service.ReasonBadDefinition, service.ReasonOf(err), name)
 		}
 		// What is no fault of the definition is told as what it is.
 		ofHost := service.File{Name: "h.json", Content: []byte(doc(service.MustName("host")))}
-		_, err := h.Apply(t.Context(), []service.File{good, ofHost}, false, "alice")
+		_, err := h.Apply(t.Context(), []service.File{good, ofHost}, service.ApplyOptions{}, "alice")
 		refused(t, err, service.Conflict, "cannot apply host", "change that file instead")
 		require.Equal(t, before, h.tree())
 		require.Len(t, h.Definitions(), 1)
@@ -284,7 +311,7 @@ func TestApplyOnAFailingDisk(t *testing.T) {
 			{Name: "cache.json", Content: []byte(doc(service.MustName("cache")))},
 			{Name: "web.json", Content: []byte(doc(web, `"umask": "077"`))},
 			{Name: "db.json", Content: []byte(doc(db))},
-		}, false, "alice")
+		}, service.ApplyOptions{}, "alice")
 		refused(t, err, service.HostUnavailable, "db.json")
 		for range 2 {
 			require.Len(t, h.Definitions(), 1)

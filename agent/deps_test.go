@@ -444,10 +444,10 @@ func TestCirclesAndUnknownNamesAreRefused(t *testing.T) {
 			{Name: "a.json", Content: []byte(doc(service.MustName("a"), `"requires": ["b"]`))},
 			{Name: "b.json", Content: []byte(doc(service.MustName("b"), `"requires": ["a"]`))},
 		}
-		_, err = h.Apply(t.Context(), files, false, "alice")
+		_, err = h.Apply(t.Context(), files, service.ApplyOptions{}, "alice")
 		refused(t, err, service.Invalid, "a.json:1:", "leads back to a: b requires a (b.json:1:", "leads back to b: a requires b (a.json:1:")
 		files[1].Content = []byte(doc(service.MustName("b")))
-		_, err = h.Apply(t.Context(), files, false, "alice")
+		_, err = h.Apply(t.Context(), files, service.ApplyOptions{}, "alice")
 		require.NoError(t, err)
 
 		err = h.Unregister(t.Context(), db, "alice")

@@ -409,7 +409,7 @@ func TestCrowd(t *testing.T) {
 						_, err := h.Exits(name, 0)
 						may("exits", err, service.NotFound)
 					case 12:
-						_, err := h.Apply(ctx, []service.File{{Name: "web.json", Content: []byte(doc(web))}}, n%2 == 0, "alice")
+						_, err := h.Apply(ctx, []service.File{{Name: "web.json", Content: []byte(doc(web))}}, service.ApplyOptions{DryRun: n%2 == 0}, "alice")
 						may("apply", err)
 					case 13:
 						h.Kept(0)

@@ -294,7 +294,7 @@ func TestRegisteredAnew(t *testing.T) {
 			case "register":
 				h.register(web)
 			case "apply":
-				_, err = h.Apply(t.Context(), []service.File{{Name: "web.json", Content: []byte(doc(web))}}, false, "alice")
+				_, err = h.Apply(t.Context(), []service.File{{Name: "web.json", Content: []byte(doc(web))}}, service.ApplyOptions{}, "alice")
 				require.NoError(t, err)
 			case "file":
 				h.define(web)

@@ -113,8 +113,8 @@ type Catalog interface {
 	Definition(service.Name) (service.Definition, error)
 	// Definitions is ordered by name.
 	Definitions() []service.Definition
-	// Apply makes all of the changes or none; with dryRun it only tells them.
-	Apply(ctx context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error)
+	// Apply makes all of the changes or none.
+	Apply(ctx context.Context, files []service.File, opts service.ApplyOptions, actor string) ([]service.Change, error)
 }
 
 // Machine tells of the host and of the agent itself.

@@ -77,7 +77,7 @@ func (c *catalog) Apply(ctx context.Context, req *gladsheimv1.ApplyRequest) (*gl
 	for _, f := range req.GetFiles() {
 		files = append(files, service.File{Name: f.GetName(), Content: f.GetContent()})
 	}
-	changes, err := c.agent.Apply(ctx, files, req.GetDryRun(), peerOf(ctx).String())
+	changes, err := c.agent.Apply(ctx, files, service.ApplyOptions{DryRun: req.GetDryRun(), Replace: req.Replace}, peerOf(ctx).String())
 	if err != nil {
 		return nil, err
 	}

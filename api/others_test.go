@@ -102,6 +102,14 @@ func TestCatalog(t *testing.T) {
 		require.Equal(t, gladsheimv1.DefinitionChange_ACTION_ADDED, a.GetChanges()[0].GetAction())
 		require.Equal(t, gladsheimv1.DefinitionChange_ACTION_UNCHANGED, a.GetChanges()[1].GetAction())
 	}
+	replace := false
+	files[1].Content = append(files[1].Content, ' ')
+	_, err = c.Apply(callContext(t), &gladsheimv1.ApplyRequest{Files: files, Replace: &replace})
+	s = refused(t, err, codes.AlreadyExists, "EXISTS")
+	require.Contains(t, s.Message(), "cannot register new")
+	replace = true
+	_, err = c.Apply(callContext(t), &gladsheimv1.ApplyRequest{Files: files, Replace: &replace})
+	require.NoError(t, err)
 	list, err := c.ListDefinitions(callContext(t), &gladsheimv1.ListDefinitionsRequest{})
 	require.NoError(t, err)
 	require.Len(t, list.GetDefinitions(), 5)

@@ -18,6 +18,12 @@ type Definition struct {
 	Changed    time.Time // of the last change
 }
 
+// ApplyOptions say how definitions are applied.
+type ApplyOptions struct {
+	DryRun  bool  // only tell what would change
+	Replace *bool // they are registered: whether what is so already is replaced; nil: it is
+}
+
 // SourceAPI is the Source of a definition that was registered by a caller and
 // not by a file of the host.
 const SourceAPI = "api"

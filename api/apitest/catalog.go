@@ -53,10 +53,14 @@ func (a *Agent) Register(ctx context.Context, file string, document []byte, repl
 	}
 	change := a.compare(spec, document)
 	if change.Action == service.ActionChanged && !replace {
-		return service.Change{}, &service.Error{Op: "register", Service: spec.Name, Kind: service.Exists, Err: errors.New("it is registered with another definition")}
+		return service.Change{}, taken(change)
 	}
 	a.keep(change, spec, document, actor)
 	return change, nil
+}
+
+func taken(change service.Change) error {
+	return &service.Error{Op: "register", Service: change.Service, Kind: service.Exists, Err: errors.New("it is registered with another definition")}
 }
 
 func (a *Agent) compare(spec service.Spec, document []byte) service.Change {
@@ -135,7 +139,7 @@ func (a *Agent) Definitions() []service.Definition {
 }
 
 // Apply keeps all definitions, or tells what keeping them would change.
-func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, actor string) ([]service.Change, error) {
+func (a *Agent) Apply(ctx context.Context, files []service.File, opts service.ApplyOptions, actor string) ([]service.Change, error) {
 	if err := a.enter(ctx, "Apply"); err != nil {
 		return nil, err
 	}
@@ -151,11 +155,20 @@ func (a *Agent) Apply(ctx context.Context, files []service.File, dryRun bool, ac
 		}
 		specs, changes = append(specs, spec), append(changes, a.compare(spec, f.Content))
 	}
+	op, keep := "apply", false
+	if opts.Replace != nil {
+		op, keep = "register", !*opts.Replace
+	}
 	if len(faults) > 0 {
-		return nil, &service.Error{Op: "apply", Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+		return nil, &service.Error{Op: op, Kind: service.Invalid, Reason: service.ReasonBadDefinition, Faults: faults}
+	}
+	for _, change := range changes {
+		if keep && change.Action == service.ActionChanged {
+			return nil, taken(change)
+		}
 	}
 	for i, change := range changes {
-		if !dryRun {
+		if !opts.DryRun {
 			a.keep(change, specs[i], files[i].Content, actor)
 		}
 	}

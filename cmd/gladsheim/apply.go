@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -31,22 +30,16 @@ effect.`,
 			return usage(errors.New("cannot tell what to apply; write it as in: gladsheim apply -f services.d"))
 		}
 		req := &gladsheimv1.ApplyRequest{DryRun: dryRun}
+		var all []string
 		for _, place := range places {
 			files, err := definitionFiles(place)
 			if err != nil {
 				return err
 			}
-			for _, file := range files {
-				content, name, err := a.readFile(cmd.Context(), file)
-				if err != nil {
-					return err
-				}
-				req.Files = append(req.Files, &gladsheimv1.DefinitionFile{Name: name, Content: content})
-			}
+			all = append(all, files...)
 		}
-		if size := proto.Size(req); size > maxDefinition {
-			return fmt.Errorf("cannot apply %s at once: they have %s, and the agent takes %s; apply them in parts",
-				plural(len(req.GetFiles()), "definition"), bytesOf(uint64(size)), bytesOf(uint64(maxDefinition)))
+		if err := a.readFiles(cmd.Context(), req, "apply", all); err != nil {
+			return err
 		}
 		if err := a.connect(); err != nil {
 			return err

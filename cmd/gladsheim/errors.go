@@ -84,6 +84,7 @@ func (a *app) code(err error) int {
 // hints say what to do about errors of a kind; %s is the service.
 var hints = map[service.Kind]string{
 	service.NotFound:       "see: gladsheim list",
+	service.Exists:         "to replace it: gladsheim register --replace -f FILE",
 	service.AlreadyRunning: "to start it anew: gladsheim restart %s",
 	service.NotRunning:     "to start it: gladsheim start %s",
 	service.Unenforceable:  "see what this host can enforce: gladsheim doctor; to run without: \"best_effort\": true in the definition",

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	gladsheimv1 "github.com/gladsheim/gladsheim/proto/gladsheim/v1"
 )
@@ -18,8 +19,9 @@ func (a *app) registerCommand() *cobra.Command {
 	var replace bool
 	c := &cobra.Command{
 		Use:   "register -f FILE…",
-		Short: "Register the definitions in files, - for stdin",
+		Short: "Register the definitions in files, - for stdin; of several all, or none",
 		Example: `  gladsheim register -f web.json
+  gladsheim register -f web.json -f db.json
   generate-definition | gladsheim register -f -`,
 	}
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "a `file` with a definition; may be given again")
@@ -31,33 +33,68 @@ func (a *app) registerCommand() *cobra.Command {
 		if err := a.connect(); err != nil {
 			return err
 		}
-		worst := exitOK
-		for _, file := range files { // one after the other: the latter may need the former
-			if err := a.register(cmd, file, replace); err != nil {
-				if cmd.Context().Err() != nil {
-					return err
-				}
-				a.complain(err)
-				worst = max(worst, a.code(err))
-			}
+		if len(files) > 1 {
+			return a.registerTogether(cmd.Context(), files, replace)
 		}
-		return worstOf(worst)
+		return a.register(cmd.Context(), files[0], replace)
 	}
 	return c
 }
 
-func (a *app) register(cmd *cobra.Command, file string, replace bool) error {
-	document, name, err := a.readFile(cmd.Context(), file)
+func (a *app) register(ctx context.Context, file string, replace bool) error {
+	document, name, err := a.readFile(ctx, file)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := a.question(cmd.Context())
+	ctx, cancel := a.question(ctx)
 	defer cancel()
 	r, err := a.client.Register(ctx, &gladsheimv1.RegisterRequest{Definition: document, File: name, Replace: replace})
 	if err != nil {
 		return err
 	}
 	return a.present(r, func() error { return a.showChange(r.GetChange()) })
+}
+
+// registerTogether registers several definitions at once: they may name each other.
+func (a *app) registerTogether(ctx context.Context, files []string, replace bool) error {
+	req := &gladsheimv1.ApplyRequest{Replace: &replace}
+	if err := a.readFiles(ctx, req, "register", files); err != nil {
+		return err
+	}
+	ctx, cancel := a.question(ctx)
+	defer cancel()
+	r, err := a.client.Apply(ctx, req)
+	if err != nil {
+		return err
+	}
+	for _, c := range r.GetChanges() {
+		one := &gladsheimv1.RegisterResponse{Change: c}
+		if a.machine() {
+			if one.Definition, err = a.client.GetDefinition(ctx, &gladsheimv1.GetDefinitionRequest{ServiceName: c.GetServiceName()}); err != nil {
+				return err
+			}
+		}
+		if err := a.present(one, func() error { return a.showChange(c) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readFiles reads what is to be sent at once; op is what it is sent for.
+func (a *app) readFiles(ctx context.Context, req *gladsheimv1.ApplyRequest, op string, files []string) error {
+	for _, file := range files {
+		content, name, err := a.readFile(ctx, file)
+		if err != nil {
+			return err
+		}
+		req.Files = append(req.Files, &gladsheimv1.DefinitionFile{Name: name, Content: content})
+	}
+	if size := proto.Size(req); size > maxDefinition {
+		return fmt.Errorf("cannot %s %s at once: they have %s, and the agent takes %s; %[1]s them in parts",
+			op, plural(len(files), "definition"), bytesOf(uint64(size)), bytesOf(uint64(maxDefinition)))
+	}
+	return nil
 }
 
 // maxDefinition is as much as the agent takes at once, in bytes.

@@ -542,7 +542,11 @@ type ApplyRequest struct {
 	// The definition files.
 	Files []*DefinitionFile `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
 	// Check, and say what would change, but change nothing.
-	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Where it is given the files are registered, all or none: with true what is registered
+	// already is replaced, with false it must be the same, as of RegisterRequest. Absent, it
+	// is replaced.
+	Replace       *bool `protobuf:"varint,3,opt,name=replace,proto3,oneof" json:"replace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -587,6 +591,13 @@ func (x *ApplyRequest) GetFiles() []*DefinitionFile {
 func (x *ApplyRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetReplace() bool {
+	if x != nil && x.Replace != nil {
+		return *x.Replace
 	}
 	return false
 }
@@ -883,10 +894,13 @@ const file_gladsheim_v1_catalog_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12&\n" +
-	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"[\n" +
+	"\x0fchanged_unix_ms\x18\x05 \x01(\x03R\rchangedUnixMs\"\x86\x01\n" +
 	"\fApplyRequest\x122\n" +
 	"\x05files\x18\x01 \x03(\v2\x1c.gladsheim.v1.DefinitionFileR\x05files\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\">\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\areplace\x18\x03 \x01(\bH\x00R\areplace\x88\x01\x01B\n" +
+	"\n" +
+	"\b_replace\">\n" +
 	"\x0eDefinitionFile\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"I\n" +
@@ -982,6 +996,7 @@ func file_gladsheim_v1_catalog_proto_init() {
 	if File_gladsheim_v1_catalog_proto != nil {
 		return
 	}
+	file_gladsheim_v1_catalog_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -65,6 +65,7 @@ type CatalogServiceClient interface {
 	//
 	// FAILED_PRECONDITION: a name belongs to a definition file of the host, or a
 	// limit cannot be enforced on this host. RESOURCE_EXHAUSTED: not all of them fit.
+	// ALREADY_EXISTS: a name is taken, and is not to be replaced.
 	Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.CallOption) (*ApplyResponse, error)
 }
 
@@ -163,6 +164,7 @@ type CatalogServiceServer interface {
 	//
 	// FAILED_PRECONDITION: a name belongs to a definition file of the host, or a
 	// limit cannot be enforced on this host. RESOURCE_EXHAUSTED: not all of them fit.
+	// ALREADY_EXISTS: a name is taken, and is not to be replaced.
 	Apply(context.Context, *ApplyRequest) (*ApplyResponse, error)
 	mustEmbedUnimplementedCatalogServiceServer()
 }
