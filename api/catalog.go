@@ -34,7 +34,7 @@ func (c *catalog) Unregister(ctx context.Context, req *gladsheimv1.UnregisterReq
 	}
 	definition, err := c.agent.Definition(name)
 	if err != nil {
-		return nil, err
+		return nil, inAnswerTo("unregister", err)
 	}
 	if err := c.agent.Unregister(ctx, name, peerOf(ctx).String()); err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func (c *catalog) GetDefinition(_ context.Context, req *gladsheimv1.GetDefinitio
 	}
 	definition, err := c.agent.Definition(name)
 	if err != nil {
-		return nil, err
+		return nil, inAnswerTo("show the definition of", err)
 	}
 	return toDefinition(definition), nil
 }

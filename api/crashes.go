@@ -8,7 +8,7 @@ import (
 )
 
 func (r *runtime) ListCrashes(_ context.Context, req *gladsheimv1.ListCrashesRequest) (*gladsheimv1.CrashHistory, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("list the crashes of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}

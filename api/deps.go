@@ -14,7 +14,7 @@ func (r *runtime) GetDependencies(_ context.Context, req *gladsheimv1.GetDepende
 	all, graph := r.known()
 	told := map[service.Name]bool{}
 	for _, text := range req.GetServiceNames() {
-		st, err := r.find(text)
+		st, err := r.find("tell the dependencies of", text)
 		if err != nil {
 			return nil, err
 		}

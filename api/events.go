@@ -76,7 +76,7 @@ func (e *events) newWatcher(req *gladsheimv1.WatchRequest, ss grpc.ServerStreami
 	}
 	w := &watcher{agent: e.agent, req: req, only: map[service.Name]bool{}, send: ss.Send}
 	for _, text := range req.GetServiceNames() {
-		st, err := e.find(text)
+		st, err := e.find("watch", text)
 		if err != nil {
 			return nil, err
 		}
@@ -297,7 +297,7 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 	if interval != 0 {
 		interval = max(interval, minHealthInterval)
 	}
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("watch the health of", req.GetServiceName())
 	if err != nil {
 		return err
 	}
@@ -316,7 +316,7 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 	for due := true; ; {
 		// Read anew each time, not from the notice: it may be old already.
 		if st, err = g.agent.Status(name); err != nil {
-			return err
+			return inAnswerTo("watch the health of", err)
 		}
 		if st, err = g.looked(ss.Context(), st); err != nil {
 			return err

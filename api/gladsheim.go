@@ -32,7 +32,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 	if err := failpoint.Hit(failpoint.S3Audited); err != nil {
 		return nil, err
 	}
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("start", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (g *gladsheim) StartService(ctx context.Context, req *gladsheimv1.StartServ
 }
 
 func (g *gladsheim) StopService(ctx context.Context, req *gladsheimv1.StopServiceRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("stop", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (g *gladsheim) StopService(ctx context.Context, req *gladsheimv1.StopServic
 }
 
 func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.RestartServiceRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("restart", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (g *gladsheim) RestartService(ctx context.Context, req *gladsheimv1.Restart
 }
 
 func (g *gladsheim) GetServiceStatus(ctx context.Context, req *gladsheimv1.ServiceStatusRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("show", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +176,7 @@ func count(out *gladsheimv1.ServiceList, state gladsheimv1.ServiceState) {
 }
 
 func (g *gladsheim) GetServiceHealth(ctx context.Context, req *gladsheimv1.ServiceHealthRequest) (*gladsheimv1.ServiceHealth, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("tell the health of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +187,7 @@ func (g *gladsheim) GetServiceHealth(ctx context.Context, req *gladsheimv1.Servi
 }
 
 func (g *gladsheim) GetResourceUsage(ctx context.Context, req *gladsheimv1.ResourceUsageRequest) (*gladsheimv1.ResourceUsage, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("measure", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (g *gladsheim) GetResourceUsage(ctx context.Context, req *gladsheimv1.Resou
 }
 
 func (g *gladsheim) SetResourceLimits(ctx context.Context, req *gladsheimv1.ResourceLimitsRequest) (*gladsheimv1.ResourceLimits, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("set limits of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +225,7 @@ func (g *gladsheim) SetResourceLimits(ctx context.Context, req *gladsheimv1.Reso
 }
 
 func (g *gladsheim) GetResourceLimits(ctx context.Context, req *gladsheimv1.ServiceRequest) (*gladsheimv1.ResourceLimits, error) {
-	st, err := g.find(req.GetServiceName())
+	st, err := g.find("read limits of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -236,17 +236,31 @@ func (g *gladsheim) GetResourceLimits(ctx context.Context, req *gladsheimv1.Serv
 	return toLimits(applied, st), nil
 }
 
-// find reads a name and finds its service.
-func (s *Server) find(text string) (*service.Status, error) {
+// find reads a name and finds its service; op is what is asked of it.
+func (s *Server) find(op, text string) (*service.Status, error) {
 	name, err := service.ParseName(text)
 	if err != nil {
 		return nil, err
 	}
 	st, err := s.agent.Status(name)
 	if err == nil && st.Spec == nil {
-		return nil, &service.Error{Op: "find", Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound, Err: errors.New("its definition is not there yet")}
+		err = &service.Error{Service: name, Kind: service.NotFound, Reason: service.ReasonServiceNotFound, Err: errors.New("its definition is not there yet")}
 	}
-	return st, err
+	if err != nil {
+		return nil, inAnswerTo(op, err)
+	}
+	return st, nil
+}
+
+// inAnswerTo is err as an answer to what was asked, if there is no such service.
+func inAnswerTo(op string, err error) error {
+	e, ok := errors.AsType[*service.Error](err)
+	if !ok || e.Kind != service.NotFound {
+		return err
+	}
+	told := *e
+	told.Op = op
+	return &told
 }
 
 func (s *Server) stop(ctx context.Context, st *service.Status, force bool, timeout *time.Duration, req identified) (*gladsheimv1.ServiceStatus, error) {

@@ -20,7 +20,7 @@ const (
 )
 
 func (r *runtime) GetUsageHistory(_ context.Context, req *gladsheimv1.GetUsageHistoryRequest) (*gladsheimv1.UsageHistory, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("tell the usage history of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (r *runtime) WatchUsage(req *gladsheimv1.WatchUsageRequest, ss grpc.ServerS
 	}
 	var names []service.Name
 	for _, text := range req.GetServiceNames() {
-		st, err := r.find(text)
+		st, err := r.find("watch the usage of", text)
 		if err != nil {
 			return err
 		}
@@ -103,7 +103,7 @@ func toPercent(s service.Share) *float64 {
 }
 
 func (r *runtime) Recommend(ctx context.Context, req *gladsheimv1.RecommendRequest) (*gladsheimv1.Recommendation, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("recommend limits for", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}

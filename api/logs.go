@@ -31,7 +31,7 @@ type logs struct {
 // Tail reads by itself; a slow reader makes the reading slow, and nothing is held
 // for it.
 func (l *logs) Tail(req *gladsheimv1.TailRequest, ss grpc.ServerStreamingServer[gladsheimv1.LogLine]) error {
-	st, err := l.find(req.GetServiceName())
+	st, err := l.find("read the log of", req.GetServiceName())
 	if err != nil {
 		return err
 	}

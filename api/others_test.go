@@ -122,7 +122,11 @@ func TestCatalog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "a", d.GetServiceName())
 	_, err = c.GetDefinition(callContext(t), &gladsheimv1.GetDefinitionRequest{ServiceName: "a"})
-	refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+	s = refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+	require.Contains(t, s.Message(), "cannot show the definition of a: ")
+	_, err = c.Unregister(callContext(t), &gladsheimv1.UnregisterRequest{ServiceName: "a"})
+	s = refused(t, err, codes.NotFound, service.ReasonServiceNotFound)
+	require.Contains(t, s.Message(), "cannot unregister a: ")
 }
 
 func TestChecks(t *testing.T) {

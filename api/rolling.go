@@ -50,7 +50,7 @@ func (s *Server) distinct(texts []string) ([]service.Name, error) {
 	}
 	names, named := make([]service.Name, len(texts)), map[service.Name]bool{}
 	for i, text := range texts {
-		st, err := s.find(text)
+		st, err := s.find("restart", text)
 		switch {
 		case err != nil:
 			return nil, err

@@ -15,7 +15,7 @@ type runtime struct {
 }
 
 func (r *runtime) Kill(ctx context.Context, req *gladsheimv1.KillRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("kill", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -23,7 +23,7 @@ func (r *runtime) Kill(ctx context.Context, req *gladsheimv1.KillRequest) (*glad
 }
 
 func (r *runtime) Signal(ctx context.Context, req *gladsheimv1.SignalRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("signal", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +35,7 @@ func (r *runtime) Signal(ctx context.Context, req *gladsheimv1.SignalRequest) (*
 }
 
 func (r *runtime) Reload(ctx context.Context, req *gladsheimv1.ReloadRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("reload", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (r *runtime) Reload(ctx context.Context, req *gladsheimv1.ReloadRequest) (*
 }
 
 func (r *runtime) Freeze(ctx context.Context, req *gladsheimv1.FreezeRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("freeze", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func (r *runtime) Freeze(ctx context.Context, req *gladsheimv1.FreezeRequest) (*
 }
 
 func (r *runtime) Thaw(ctx context.Context, req *gladsheimv1.ThawRequest) (*gladsheimv1.ServiceStatus, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("thaw", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func (r *runtime) Thaw(ctx context.Context, req *gladsheimv1.ThawRequest) (*glad
 }
 
 func (r *runtime) ListExits(_ context.Context, req *gladsheimv1.ListExitsRequest) (*gladsheimv1.ExitHistory, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("list the exits of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (r *runtime) ListExits(_ context.Context, req *gladsheimv1.ListExitsRequest
 }
 
 func (r *runtime) CheckNow(ctx context.Context, req *gladsheimv1.CheckNowRequest) (*gladsheimv1.ServiceHealth, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("check", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (r *runtime) CheckNow(ctx context.Context, req *gladsheimv1.CheckNowRequest
 }
 
 func (r *runtime) ListChecks(_ context.Context, req *gladsheimv1.ListChecksRequest) (*gladsheimv1.CheckHistory, error) {
-	st, err := r.find(req.GetServiceName())
+	st, err := r.find("list the checks of", req.GetServiceName())
 	if err != nil {
 		return nil, err
 	}
