@@ -357,7 +357,8 @@ type Event struct {
 	ServiceName string `protobuf:"bytes,1,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
 	// What happened, in one word, such as started, ready, exited, restarting,
 	// unhealthy, oom-killed, limits-changed, drift (somebody else changed a limit), hung (it
-	// does nothing any more) or hung-over (it goes on, or has ended). More
+	// does nothing any more), hung-over (it goes on, or has ended), reload (somebody had it
+	// read its configuration anew) or schedule (what became of a run that was due). More
 	// words may come; a client shows those it does not know as they are.
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Why, in one word: who or what brought it about, such as request, crash or
