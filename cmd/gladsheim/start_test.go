@@ -119,6 +119,19 @@ func TestAFailedStartTellsWhatBecomesOfIt(t *testing.T) {
 	}
 }
 
+// A hook that took too long is not waited for any more.
+func TestAHookThatTookTooLong(t *testing.T) {
+	c := newCLI(t)
+	c.agent.Before = func(_ context.Context, method string) error {
+		if method != "Start" {
+			return nil
+		}
+		return &service.Error{Op: "start", Service: service.MustName("batch"), Kind: service.Timeout, Reason: service.ReasonHookFailed, Err: errors.New("pre_start: it did not end within 6s")}
+	}
+	_, _, errs := c.run("start", "batch")
+	require.Equal(t, "gladsheim: cannot start batch: pre_start: it did not end within 6s\n  see what it wrote: gladsheim logs batch\n", errs)
+}
+
 func TestStartOfWhatRunsKeepsNobody(t *testing.T) {
 	c := newCLI(t)
 	c.put(map[string]service.Spec{"web": {Requires: needs("api")}})
