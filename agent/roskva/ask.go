@@ -6,10 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 
 	"google.golang.org/grpc"
@@ -48,7 +46,7 @@ func prepare(check service.Check, exec Exec) question {
 	}
 	return func(ctx context.Context) error {
 		err := ask(ctx)
-		if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) && !errors.Is(err, errHolds) {
 			return fmt.Errorf("%s %s did not answer in time: %w", check.Type, check.Target(), context.DeadlineExceeded)
 		}
 		return err
@@ -80,7 +78,7 @@ func askTCP(ctx context.Context, check service.Check) error {
 func askGRPC(ctx context.Context, check service.Check) error {
 	security := insecure.NewCredentials()
 	if check.TLS != nil {
-		config, err := tlsOf(check.TLS)
+		config, err := tlsOf(ctx, check.TLS)
 		if err != nil {
 			return err
 		}
@@ -107,10 +105,10 @@ func askGRPC(ctx context.Context, check service.Check) error {
 }
 
 // tlsOf reads the certificates at each check: they may be renewed while a service runs.
-func tlsOf(t *service.TLS) (*tls.Config, error) {
+func tlsOf(ctx context.Context, t *service.TLS) (*tls.Config, error) {
 	config := &tls.Config{ServerName: t.ServerName, InsecureSkipVerify: t.Insecure}
 	if t.CA != "" {
-		text, err := readCertificates(t.CA)
+		text, err := certificates.text(ctx, t.CA)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read tls.ca: %w", err)
 		}
@@ -120,26 +118,4 @@ func tlsOf(t *service.TLS) (*tls.Config, error) {
 		}
 	}
 	return config, nil
-}
-
-// maxCertificates is as much of a file of certificates as is read; what a distribution
-// trusts is a quarter of that.
-const maxCertificates = 1 << 20
-
-// readCertificates waits for nobody, whatever the path leads to.
-func readCertificates(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	switch info, err := f.Stat(); {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is no regular file", path)
-	case info.Size() > maxCertificates:
-		return nil, fmt.Errorf("%s has %d bytes; at most %d are read", path, info.Size(), maxCertificates)
-	}
-	return io.ReadAll(io.LimitReader(f, maxCertificates))
 }

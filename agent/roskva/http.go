@@ -79,7 +79,7 @@ func reachHTTP(ctx context.Context, check service.Check, to *url.URL) (net.Conn,
 		config = &tls.Config{}
 		if check.TLS != nil {
 			var err error
-			if config, err = tlsOf(check.TLS); err != nil {
+			if config, err = tlsOf(ctx, check.TLS); err != nil {
 				return nil, err
 			}
 		}
