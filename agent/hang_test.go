@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/fake"
 	"github.com/gladsheim/gladsheim/sockets"
 )
@@ -178,4 +181,45 @@ func (h *house) process(pid, parent int, cgroup string, socket uint64) {
 	if socket != 0 {
 		require.NoError(h.t, os.Symlink("socket:["+strconv.FormatUint(socket, 10)+"]", filepath.Join(h.path(dir), "fd", "3")))
 	}
+}
+
+// TestWhatSomebodyHasStoppedIsNotIll: its checks fail, over the end of the agent too, until
+// it gets CONT; from then on they count as ever.
+func TestWhatSomebodyHasStoppedIsNotIll(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		var fails atomic.Bool
+		h.host.Script(web, fake.Script{Run: func(context.Context, backends.Program) (backends.Ran, error) {
+			if fails.Load() {
+				return backends.Ran{Exit: service.Exit{Code: 1}}, nil
+			}
+			return backends.Ran{}, nil
+		}})
+		h.register(web, `"health": {"type": "exec", "exec": ["/bin/ask"], "interval": "5s", "threshold": 3}`)
+		signal := func(sig syscall.Signal) {
+			_, err := h.Signal(t.Context(), web, sig, "dora")
+			require.NoError(t, err)
+		}
+		h.start(web)
+		pass(time.Second) // the first check is well
+		fails.Store(true)
+		pass(11 * time.Second)
+		require.Equal(t, 2, h.status(web).Health.Failures)
+		signal(syscall.SIGSTOP)
+		for range 2 {
+			pass(time.Hour)
+			h.is(web, service.Running)
+			require.EqualValues(t, 1, h.status(web).Machine.Incarnation)
+			health, err := h.CheckHealth(t.Context(), web)
+			require.NoError(t, err)
+			require.Equal(t, service.Checking, health.Status)
+			require.Equal(t, "it is not judged: dora has stopped it with a signal, until it gets CONT", health.Message)
+			h.reopen()
+		}
+		signal(syscall.SIGCONT)
+		pass(time.Second)
+		require.Equal(t, 1, h.status(web).Health.Failures, "checks begin anew, at once")
+		pass(11 * time.Second)
+		require.EqualValues(t, 1, h.status(web).LastExit.Incarnation)
+		require.Equal(t, service.VerdictUnhealthy, h.status(web).LastExit.Verdict)
+	})
 }

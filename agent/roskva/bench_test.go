@@ -102,7 +102,7 @@ func BenchmarkTenThousand(b *testing.B) {
 			r := New(func(service.Name, service.Health) {})
 			defer r.Close()
 			for n := range many {
-				defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), check, nil, func() {})("")
+				defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), check, nil, noExcuse, func() {})("")
 			}
 			<-time.After(2 * interval) // the first checks are all at once
 			for b.Loop() {

@@ -13,9 +13,10 @@ import (
 // patient is one incarnation that is checked. What is not said to be fixed goes with
 // Roskva.mu.
 type patient struct {
-	name      service.Name // fixed, as are the next six
+	name      service.Name // fixed, as are the next seven
 	check     service.Check
 	ask       question
+	excuse    func() error
 	unhealthy func()
 	began     time.Time
 	ctx       context.Context // ends when it is left
@@ -66,6 +67,9 @@ func Judge(before service.Health, check service.Check, err error, slept time.Dur
 			after.Message = fmt.Sprintf("the check succeeded, %d times of %d in a row", after.Successes, want)
 		}
 		return after
+	case errors.As(err, &excused{}): // checks begin anew
+		after.Status, after.Failures, after.Successes, after.Message = service.Checking, 0, 0, err.Error()
+		return after
 	case slept > tooLate:
 		after.Message = "the agent was held up during the check"
 		return after
@@ -89,6 +93,11 @@ func Judge(before service.Health, check service.Check, err error, slept time.Dur
 	}
 	return after
 }
+
+// excused is a failure of what can not be well, for a reason that is known.
+type excused struct{ why error }
+
+func (e excused) Error() string { return "it is not judged: " + e.why.Error() }
 
 // notItsDoing tells whether a check came to nothing before the service was asked: for want
 // of something of the host or of ours, since it is frozen, or since it ends anyway.

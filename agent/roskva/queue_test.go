@@ -44,7 +44,7 @@ func TestSuccessesInARow(t *testing.T) {
 		r := newRoskva(t, statuses(&seen))
 		check := asks()
 		check.SuccessThreshold = 2
-		leave := r.Attend(web, check, saying(nil, errIll, nil, nil, errIll, errIll, nil, nil), func() {})
+		leave := r.Attend(web, check, saying(nil, errIll, nil, nil, errIll, errIll, nil, nil), noExcuse, func() {})
 		time.Sleep(7*time.Second + 1)
 		synctest.Wait()
 		leave("it does not run")
@@ -67,7 +67,7 @@ func TestStartPeriod(t *testing.T) {
 				began, ill := time.Now(), make(chan time.Duration, 1)
 				check := asks()
 				check.StartPeriod = 5 * time.Second
-				leave := newRoskva(t, nil).Attend(web, check, saying(tt.says...), func() { ill <- time.Since(began) })
+				leave := newRoskva(t, nil).Attend(web, check, saying(tt.says...), noExcuse, func() { ill <- time.Since(began) })
 				defer leave("")
 				require.Equal(t, tt.ill, <-ill)
 			})
@@ -91,7 +91,7 @@ func TestNoMoreThanSoManyAtOnce(t *testing.T) {
 		}
 		const many = 1000
 		for n := range many {
-			defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), asks(), exec, func() {})("")
+			defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), asks(), exec, noExcuse, func() {})("")
 		}
 		time.Sleep(450 * time.Millisecond)
 		synctest.Wait()
@@ -106,7 +106,7 @@ func TestIdleCostsNoGoroutine(t *testing.T) {
 		r := newRoskva(t, nil)
 		before := runtime.NumGoroutine()
 		for n := range 100 {
-			defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), asks(), saying(nil), func() {})("")
+			defer r.Attend(service.MustName(fmt.Sprintf("web-%d", n)), asks(), saying(nil), noExcuse, func() {})("")
 		}
 		time.Sleep(500 * time.Millisecond)
 		synctest.Wait()
@@ -124,7 +124,7 @@ func TestTooLongIsEnded(t *testing.T) {
 			<-ctx.Done()
 			ended.Add(1)
 			return ctx.Err()
-		}, func() {})
+		}, noExcuse, func() {})
 		time.Sleep(3*time.Second + 1) // 0..1, 2..3
 		synctest.Wait()
 		require.EqualValues(t, 2, ended.Load())
@@ -141,7 +141,7 @@ func TestLeavingEndsACheck(t *testing.T) {
 			<-ctx.Done()
 			close(ended)
 			return ctx.Err()
-		}, func() { t.Error("unhealthy") })
+		}, noExcuse, func() { t.Error("unhealthy") })
 		synctest.Wait()
 		leave("")
 		<-ended
@@ -156,7 +156,7 @@ func TestNow(t *testing.T) {
 		require.False(t, known)
 		check, began := asks(), time.Now()
 		check.Interval, check.Timeout = time.Hour, time.Minute
-		leave := r.Attend(web, check, func(context.Context, []string) error { time.Sleep(time.Second); return errIll }, func() {})
+		leave := r.Attend(web, check, func(context.Context, []string) error { time.Sleep(time.Second); return errIll }, noExcuse, func() {})
 		time.Sleep(500 * time.Millisecond)
 		health, known, err := r.Now(t.Context(), web) // the first is under way
 		require.NoError(t, err)
@@ -194,11 +194,11 @@ func TestNowIsNotSlowed(t *testing.T) {
 		r, began := newRoskva(t, nil), time.Now()
 		check := asks()
 		check.Interval, check.Timeout = time.Hour, time.Minute
-		defer r.Attend(web, check, saying(nil), func() {})("")
+		defer r.Attend(web, check, saying(nil), noExcuse, func() {})("")
 		synctest.Wait()
 		for n := range atOnce { // they have all the turns, for a minute
 			silent := func(ctx context.Context, _ []string) error { <-ctx.Done(); return ctx.Err() }
-			defer r.Attend(service.MustName(fmt.Sprintf("silent-%d", n)), check, silent, func() {})("")
+			defer r.Attend(service.MustName(fmt.Sprintf("silent-%d", n)), check, silent, noExcuse, func() {})("")
 		}
 		synctest.Wait()
 		answer := make(chan service.Health)
@@ -218,7 +218,7 @@ func TestChecksAreRemembered(t *testing.T) {
 		require.Empty(t, r.Checks(web))
 		check := asks()
 		check.Threshold = 1000
-		leave := r.Attend(web, check, saying(nil, errIll), func() {})
+		leave := r.Attend(web, check, saying(nil, errIll), noExcuse, func() {})
 		time.Sleep(99*time.Second + 1)
 		synctest.Wait()
 		checks := r.Checks(web)
@@ -252,9 +252,9 @@ func TestTheNextIncarnation(t *testing.T) {
 			defer mu.Unlock()
 			told = append(told, h.Message)
 		})
-		first := r.Attend(web, asks(), saying(errIll), func() {})
+		first := r.Attend(web, asks(), saying(errIll), noExcuse, func() {})
 		synctest.Wait()
-		second := r.Attend(web, asks(), saying(nil), func() {})
+		second := r.Attend(web, asks(), saying(nil), noExcuse, func() {})
 		synctest.Wait()
 		first("it does not run")
 		require.Len(t, r.Checks(web), 1)

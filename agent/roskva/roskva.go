@@ -106,12 +106,13 @@ func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) erro
 
 // Attend checks one incarnation at every interval until the returned function
 // is called, which tells why it is not checked any more; after that nothing is told of
-// it. unhealthy is called once, when Threshold checks in a row failed.
-func (r *Roskva) Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string)) {
+// it. unhealthy is called once, when Threshold checks in a row failed; one that failed does
+// not count when excuse says why, nor do those before it.
+func (r *Roskva) Attend(name service.Name, check service.Check, exec Exec, excuse func() error, unhealthy func()) (leave func(why string)) {
 	if check.Type == service.CheckWatchdog {
 		check = watched(check)
 	}
-	p := &patient{name: name, check: check, ask: prepare(check, exec), unhealthy: unhealthy, began: time.Now(), place: nowhere}
+	p := &patient{name: name, check: check, ask: prepare(check, exec), excuse: excuse, unhealthy: unhealthy, began: time.Now(), place: nowhere}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -282,6 +283,11 @@ func (r *Roskva) question(p *patient) {
 	once, vigil := awake(p.ctx, p.check.Timeout)
 	err := p.ask(once)
 	slept := vigil.leave()
+	if err != nil {
+		if why := p.excuse(); why != nil {
+			err = excused{why}
+		}
+	}
 	if r.answered(p, began, err, slept) {
 		p.unhealthy()
 	}

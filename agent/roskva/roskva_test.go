@@ -44,6 +44,8 @@ func ask(t *testing.T, patience time.Duration, check service.Check) error {
 	return prepare(check, nil)(within(t, patience))
 }
 
+func noExcuse() error { return nil }
+
 // newRoskva is one that asks exactly at the intervals, and is closed with the test.
 func newRoskva(t *testing.T, report Reporter) *Roskva {
 	t.Helper()
@@ -153,11 +155,11 @@ func TestNothingIsToldAfterLeaving(t *testing.T) {
 		told = append(told, h.Message)
 	})
 	check := service.Check{Type: service.CheckHTTP, URL: srv.URL, Interval: time.Hour, Timeout: time.Hour, Threshold: 1}
-	leave := r.Attend(service.MustName("web"), check, nil, func() { t.Error("unhealthy") })
+	leave := r.Attend(service.MustName("web"), check, nil, noExcuse, func() { t.Error("unhealthy") })
 	<-asked
 	leave("it does not run")
 	leave("it does not run")
-	next := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil, nil)
+	next := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil, noExcuse, nil)
 	close(release)
 	r.Close()
 	require.Equal(t, []string{"first check under way", "it does not run", "the main process runs"}, told)
@@ -240,6 +242,17 @@ func TestJudgeWhatIsNotItsDoing(t *testing.T) {
 	require.Equal(t, service.Ill, Judge(healthy, check, missing, 0, time.Now(), time.Hour).Status)
 }
 
+// A failure that is excused has checks begin anew.
+func TestJudgeTheExcused(t *testing.T) {
+	check := service.Check{Type: service.CheckHTTP, Interval: time.Second, Timeout: time.Second, Threshold: 2}
+	for _, before := range []service.Health{{Status: service.Healthy, Successes: 9}, {Status: service.Healthy, Failures: 1}, {Status: service.Ill, Failures: 2}} {
+		after := Judge(before, check, excused{errors.New("dora has stopped it")}, time.Minute, time.Now(), time.Hour)
+		require.Equal(t, service.Checking, after.Status)
+		require.Zero(t, after.Failures+after.Successes)
+		require.Equal(t, "it is not judged: dora has stopped it", after.Message)
+	}
+}
+
 // The time of a question passes only while we are awake. That a part is over is seen
 // late here, as when the process was stopped.
 func TestAwake(t *testing.T) {
@@ -320,7 +333,7 @@ func TestAttendReportsAndGivesUpOnce(t *testing.T) {
 		})
 		called := 0
 		check := service.Check{Type: service.CheckHTTP, URL: "gopher://nowhere", Interval: time.Second, Timeout: time.Second, Threshold: 2}
-		leave := r.Attend(service.MustName("web"), check, nil, func() { called++ })
+		leave := r.Attend(service.MustName("web"), check, nil, noExcuse, func() { called++ })
 		time.Sleep(3500 * time.Millisecond)
 		synctest.Wait()
 		leave("it does not run")
@@ -334,7 +347,7 @@ func TestAttendReportsAndGivesUpOnce(t *testing.T) {
 func TestProcessChecksCostNoGoroutine(t *testing.T) {
 	var seen []service.HealthStatus
 	r := newRoskva(t, func(_ service.Name, h service.Health) { seen = append(seen, h.Status) })
-	leave := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil, nil)
+	leave := r.Attend(service.MustName("web"), service.Check{Type: service.CheckProcess}, nil, noExcuse, nil)
 	leave("it does not run")
 	r.Close()
 	require.Equal(t, []service.HealthStatus{service.Healthy, service.HealthUnknown}, seen)

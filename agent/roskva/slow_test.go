@@ -31,7 +31,7 @@ func TestSlow(t *testing.T) {
 			require.Equal(t, next, last.NextCheck.Sub(begin))
 		}
 		check := service.Check{Type: service.CheckHTTP, URL: "gopher://nowhere", Interval: 5 * time.Second, Timeout: time.Second, Threshold: 100}
-		leave := r.Attend(service.MustName("web"), check, nil, func() {})
+		leave := r.Attend(service.MustName("web"), check, nil, noExcuse, func() {})
 		defer leave("")
 		due(0, 5*time.Second)
 		time.Sleep(5 * time.Second)

@@ -2,6 +2,7 @@ package roskva
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,6 +19,7 @@ type dog struct {
 	*Roskva
 	latest atomic.Pointer[service.Health]
 	ill    atomic.Int32
+	excuse atomic.Pointer[error] // of its silence
 	leave  func(string)
 }
 
@@ -28,7 +30,13 @@ func watchdogTest(t *testing.T, f func(*dog)) {
 		defer d.Close()
 		check := service.Defaults().Health
 		check.Type, check.Interval = service.CheckWatchdog, 10*time.Second
-		d.leave = d.Attend(web, check, nil, func() { d.ill.Add(1) })
+		excuse := func() error {
+			if why := d.excuse.Load(); why != nil {
+				return *why
+			}
+			return nil
+		}
+		d.leave = d.Attend(web, check, nil, excuse, func() { d.ill.Add(1) })
 		defer d.leave("it is over")
 		f(d)
 	})
@@ -106,6 +114,22 @@ func TestWatchdogIsNotAsked(t *testing.T) {
 	})
 }
 
+// Who is kept from saying a word is not blamed for it.
+func TestWatchdogOfTheExcused(t *testing.T) {
+	watchdogTest(t, func(d *dog) {
+		d.Beat(web)
+		stopped := errors.New("dora has stopped it")
+		d.excuse.Store(&stopped)
+		d.pass(time.Minute)
+		require.Zero(t, d.ill.Load())
+		require.Equal(t, service.Checking, d.latest.Load().Status)
+		require.Equal(t, "it is not judged: dora has stopped it", d.latest.Load().Message)
+		d.excuse.Store(nil)
+		d.pass(11 * time.Second)
+		require.EqualValues(t, 1, d.ill.Load())
+	})
+}
+
 // Nobody is blamed for a silence in which we slept.
 func TestWatchdogOverASleepOfOurs(t *testing.T) {
 	watchdogTest(t, func(d *dog) {
@@ -126,7 +150,7 @@ func TestBeatsOfOthers(t *testing.T) {
 		defer r.Close()
 		r.Beat(web)
 		r.Trigger(web)
-		leave := r.Attend(web, service.Check{Type: service.CheckProcess}, nil, func() { t.Error("unhealthy") })
+		leave := r.Attend(web, service.Check{Type: service.CheckProcess}, nil, noExcuse, func() { t.Error("unhealthy") })
 		r.Beat(web)
 		r.Trigger(web)
 		leave("")

@@ -73,7 +73,7 @@ type actor struct {
 	lacks   string                    // in Waiting: for what
 	why     string                    // what it used too much of, what its checks said last, or how it hung, if that is why we end it
 	hung    bool                      // it is that
-	paused  string                    // who has stopped the present incarnation with a signal, and not let it go on since
+	paused  atomic.Pointer[string]    // who has stopped the present incarnation with a signal, and not let it go on since; nil for nobody; read by everybody
 	leaveHC func(why string)          // ends the health checks, nil when there are none
 	unwatch func(*service.Remains)    // ends the looks at what it uses
 	probes  int                       // counts their beginnings: news of others is stale
@@ -222,7 +222,8 @@ func (a *actor) timeout() {
 func (a *actor) restore(r Restored) {
 	a.follow(r.Plan)
 	a.machine, a.ref, a.started, a.exit, a.actor = r.Machine, r.Ref, r.Started, r.Exit, r.Actor
-	a.logFrom, a.stream, a.asked, a.paused = r.LogFrom, r.Stream, r.Asked, r.Paused
+	a.logFrom, a.stream, a.asked = r.LogFrom, r.Stream, r.Asked
+	a.setPauser(r.Paused)
 	a.remains, a.died, a.due, a.failed = r.Remains, r.Ended, r.Due, r.Failed
 	a.kept, a.cause, a.ender = r.Machine, r.Machine.Cause, r.Actor
 	if r.Plan == nil {
@@ -316,7 +317,8 @@ func (a *actor) happenAs(told notice, events ...service.Event) {
 	switch {
 	case a.machine.State == service.Launching && before.State != service.Launching:
 		a.ref, a.started, a.exit, a.cause, a.ender, a.due = service.Ref{}, time.Time{}, nil, service.CauseNone, "", 0
-		a.sent, a.forced, a.failure, a.why, a.hung, a.paused, a.unready, a.said, a.served, a.warned = nil, false, nil, "", false, "", nil, silent(), false, false // a launch records its intent itself, and fails if it can not
+		a.sent, a.forced, a.failure, a.why, a.hung, a.unready, a.said, a.served, a.warned = nil, false, nil, "", false, nil, silent(), false, false
+		a.setPauser("") // a launch records its intent itself, and fails if it can not
 	case a.machine != before || news:
 		a.record()
 	}

@@ -185,6 +185,7 @@ type prober struct {
 	mu       sync.Mutex
 	ready    chan struct{} // closed when services are ready
 	attended map[int]func()
+	excuse   func() error // of who was attended last
 	count    int
 	beats    int
 	triggers int
@@ -201,10 +202,11 @@ func (p *prober) Await(ctx context.Context, _ service.Check, _ Exec) error {
 	}
 }
 
-func (p *prober) Attend(_ service.Name, _ service.Check, _ Exec, unhealthy func()) (leave func(why string)) {
+func (p *prober) Attend(_ service.Name, _ service.Check, _ Exec, excuse func() error, unhealthy func()) (leave func(why string)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.count++
+	p.excuse = excuse
 	id := p.count
 	p.attended[id] = unhealthy
 	return func(string) {

@@ -412,7 +412,7 @@ func (a *actor) probe() {
 		})
 		return
 	}
-	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), func() {
+	a.leaveHC = a.cfg.Prober.Attend(name, a.plan.Spec.Health, beside(a.handle), a.excuse(), func() {
 		a.tell(a.ctx, func() {
 			if a.hearFreeze(); a.probes == probe { // else it was frozen meanwhile
 				if a.machine.State == service.Running {

@@ -22,8 +22,8 @@ func (t *Thjalfi) Exceed(ctx context.Context, name service.Name, incarnation uin
 // Signal, it is his wish, and service.Conflict.
 func (t *Thjalfi) Hang(ctx context.Context, name service.Name, incarnation uint64, why string, stopped bool) error {
 	return t.end(ctx, name, service.Event{Kind: service.Unhealthy, Incarnation: incarnation}, why, func(a *actor) error {
-		if stopped && a.paused != "" {
-			return fmt.Errorf("%s has stopped it", a.paused)
+		if who := a.pauser(); stopped && who != "" {
+			return fmt.Errorf("%s has stopped it", who)
 		}
 		return nil
 	})
@@ -60,16 +60,54 @@ func (t *Thjalfi) end(ctx context.Context, name service.Name, ev service.Event, 
 }
 
 // pause notes, also for the next agent, that somebody has stopped it with a signal, or
-// lets it go on.
+// lets it go on: then its checks begin anew.
 func (a *actor) pause(sig syscall.Signal, actor string) {
-	before := a.paused
+	before := a.pauser()
 	switch sig {
 	case syscall.SIGSTOP, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
-		a.paused = actor
+		a.setPauser(actor)
 	case syscall.SIGCONT:
-		a.paused = ""
+		a.setPauser("")
 	}
-	if a.paused != before {
+	now := a.pauser()
+	if now != before {
 		a.record()
+	}
+	if now == "" && before != "" && a.leaveHC != nil {
+		a.leaveHC("it goes on")
+		a.leaveHC = nil
+		a.probe()
+	}
+}
+
+// pauser is who has stopped it with a signal, "" for nobody.
+func (a *actor) pauser() string {
+	if who := a.paused.Load(); who != nil {
+		return *who
+	}
+	return ""
+}
+
+func (a *actor) setPauser(who string) {
+	a.paused.Store(nil)
+	if who != "" {
+		a.paused.Store(&who)
+	}
+}
+
+// excuse tells why that a check fails is no fault of the present incarnation: somebody has
+// stopped it, and it does stand still. Not every such signal stops every program, and others
+// may let it go on. It may be called by anybody.
+func (a *actor) excuse() func() error {
+	h := a.handle
+	return func() error {
+		who := a.pauser()
+		if who == "" {
+			return nil
+		}
+		if threads, err := h.Threads(); err != nil || !threads.Stopped {
+			return nil
+		}
+		return fmt.Errorf("%s has stopped it with a signal, until it gets CONT", who)
 	}
 }

@@ -49,3 +49,46 @@ func TestAHangOfTheFrozenIsRefused(t *testing.T) {
 		s.is(service.Running)
 	})
 }
+
+// Checks that fail since somebody has stopped it do not count, over the end of the agent
+// too, and begin anew when it gets CONT.
+func TestThePausedAreExcused(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.lax = true // signals are sent to what runs
+		signal := func(sig syscall.Signal) {
+			s.ok(begin(func() error { return s.Signal(context.Background(), web, sig, "dora") }))
+		}
+		s.running()
+		require.NoError(t, s.prober.excuse())
+		s.host.Signal(web, syscall.SIGSTOP)
+		require.NoError(t, s.prober.excuse(), "this one was stopped by nobody of ours")
+		signal(syscall.SIGSTOP)
+		const why = "dora has stopped it with a signal, until it gets CONT"
+		require.EqualError(t, s.prober.excuse(), why)
+		require.Equal(t, 1, s.prober.count)
+
+		s.succeed(forEver)
+		require.EqualError(t, s.prober.excuse(), why)
+		s.host.Signal(web, syscall.SIGCONT)
+		require.NoError(t, s.prober.excuse(), "others have let it go on")
+		s.host.Signal(web, syscall.SIGSTOP)
+		require.EqualError(t, s.prober.excuse(), why)
+		s.prober.mu.Lock()
+		before := s.prober.attended[1]
+		s.prober.mu.Unlock()
+		signal(syscall.SIGCONT)
+		require.NoError(t, s.prober.excuse())
+		require.Equal(t, 2, s.prober.count, "checks begin anew")
+		require.Equal(t, 1, s.prober.attending())
+		signal(syscall.SIGCONT)
+		require.Equal(t, 2, s.prober.count)
+		before() // it was found ill before it went on
+		synctest.Wait()
+		s.is(service.Running)
+
+		signal(syscall.SIGSTOP)
+		s.ok(s.restart())
+		s.host.Signal(web, syscall.SIGSTOP)
+		require.NoError(t, s.prober.excuse(), "that was another one")
+	})
+}

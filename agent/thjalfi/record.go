@@ -48,7 +48,7 @@ func written(m service.Machine) failpoint.Point {
 }
 
 func (a *actor) recordNow() Record {
-	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Stream: a.stream, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Failed: a.failed, Actor: a.actor, Paused: a.paused, Asked: slices.Clone(a.asked)}
+	r := Record{Name: a.name, Machine: a.machine, Ref: a.ref, Started: a.started, LogFrom: a.logFrom, Stream: a.stream, Exit: a.exit, Remains: a.remains, Ended: a.died, Due: a.due, Failed: a.failed, Actor: a.actor, Paused: a.pauser(), Asked: slices.Clone(a.asked)}
 	if a.plan != nil {
 		r.Spec, r.Limits, r.Options = a.plan.Spec, a.plan.Limits, a.plan.Options
 	}

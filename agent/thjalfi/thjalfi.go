@@ -80,8 +80,9 @@ type Prober interface {
 	// exec check asks by exec.
 	Await(ctx context.Context, check service.Check, exec Exec) error
 	// Attend checks the health of one incarnation until the returned function
-	// is called with the reason, and reports it when it is unhealthy.
-	Attend(name service.Name, check service.Check, exec Exec, unhealthy func()) (leave func(why string))
+	// is called with the reason, and reports it when it is unhealthy. When a check fails
+	// and excuse says why, that does not count.
+	Attend(name service.Name, check service.Check, exec Exec, excuse func() error, unhealthy func()) (leave func(why string))
 	// Beat is told that the incarnation which is attended has said that it is well, and
 	// Trigger that it is not; they count with a watchdog.
 	Beat(name service.Name)
