@@ -100,15 +100,16 @@ func (l letter) stranger(owns func(pid int) (bool, error)) string {
 		return fmt.Sprintf("it can not be found out whose %s is, which sent a message: %v", who, err)
 	case own:
 		return ""
-	case l.pidfd >= 0 && ended(l.pidfd):
+	case l.pidfd >= 0 && readable(l.pidfd): // it has ended
 		return fmt.Sprintf("%s had ended before it could be seen whose it is, and its message is not believed (systemd-notify waits, and so does sd_notify_barrier)", who)
 	}
 	return fmt.Sprintf("%s, which is none of the service's, sent a message", who)
 }
 
-// ended tells whether the process of a pidfd has.
-func ended(pidfd int) bool {
-	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+// readable tells whether something can be read of a descriptor; of a pidfd, whether its
+// process has ended.
+func readable(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
 		n, err := unix.Poll(fds, 0)
 		if !errors.Is(err, unix.EINTR) {

@@ -125,6 +125,22 @@ func (l *Listener) Has(name service.Name) bool {
 	return l.sockets[name] != nil
 }
 
+// Unread tells whether something waits in the socket of a service, as when it says more
+// than is read of it.
+func (l *Listener) Unread(name service.Name) (unread bool) {
+	l.mu.Lock()
+	s := l.sockets[name]
+	l.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	err := control(s.conn, func(fd int) error {
+		unread = readable(fd)
+		return nil
+	})
+	return err == nil && unread
+}
+
 // Attend has tell told of what an incarnation says, until leave is called: of what comes
 // from processes that are its own, as owns says. tell must not block. The socket must have
 // been opened. When leave has returned, nothing is told any more, unless that is under way.

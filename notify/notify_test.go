@@ -106,9 +106,12 @@ func TestWhatIsSaidWaits(t *testing.T) {
 	path, err := l.Open(web, os.Geteuid())
 	require.NoError(t, err)
 	h := &hall{T: t, Listener: l, path: path, heard: make(chan service.Heard, 1)}
+	require.False(t, l.Unread(web))
 	h.send("READY=1")
+	require.True(t, l.Unread(web))
 	h.attend(ours)
 	require.True(t, h.hears().Said.Ready)
+	require.False(t, l.Unread(web))
 	h.leave()
 	h.send("STOPPING=1")
 	h.attend(ours)
@@ -210,6 +213,7 @@ func TestAnotherListener(t *testing.T) {
 	require.True(t, second.Has(web))
 	second.Forget(web)
 	require.False(t, second.Has(web))
+	require.False(t, second.Unread(web))
 	require.NoFileExists(t, again.path)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "old"), nil, 0o600))
 	second.Sweep(func(string) bool { return false })
@@ -259,7 +263,7 @@ func TestEndedIsKnown(t *testing.T) {
 	defer unix.Close(pidfd)
 	_, err = syscall.Wait4(pid, nil, 0, nil)
 	require.NoError(t, err)
-	require.True(t, ended(pidfd))
+	require.True(t, readable(pidfd))
 	l := letter{from: unix.Ucred{Pid: int32(pid)}, pidfd: pidfd}
 	require.Contains(t, l.stranger(nobody), "had ended before")
 	l.pidfd = -1

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/backends"
 )
 
 // Exceed ends an incarnation that used too much for too long; what follows is for its
@@ -95,19 +96,25 @@ func (a *actor) setPauser(who string) {
 	}
 }
 
-// excuse tells why that a check fails is no fault of the present incarnation: somebody has
-// stopped it, and it does stand still. Not every such signal stops every program, and others
-// may let it go on. It may be called by anybody.
+// excuse tells why that a check fails is no fault of the present incarnation. It may be
+// called by anybody.
 func (a *actor) excuse() func() error {
-	h := a.handle
+	h, watchdog := a.handle, a.plan.Spec.Health.Type == service.CheckWatchdog
 	return func() error {
 		who := a.pauser()
-		if who == "" {
-			return nil
+		switch {
+		case who != "" && standsStill(h):
+			return fmt.Errorf("%s has stopped it with a signal, until it gets CONT", who)
+		case watchdog && a.cfg.Listener.Unread(a.name):
+			return errors.New("it says more than is read of it, and WATCHDOG=1 may be among the rest")
 		}
-		if threads, err := h.Threads(); err != nil || !threads.Stopped {
-			return nil
-		}
-		return fmt.Errorf("%s has stopped it with a signal, until it gets CONT", who)
+		return nil
 	}
+}
+
+// standsStill tells whether a signal to stop does keep the main process from running: not
+// every one stops every program, and others may have let it go on.
+func standsStill(h backends.Handle) bool {
+	threads, err := h.Threads()
+	return err == nil && threads.Stopped
 }

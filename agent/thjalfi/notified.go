@@ -18,6 +18,9 @@ type Listener interface {
 	// must not block. That owns says of a process that it is of the incarnation is asked for
 	// each message.
 	Attend(name service.Name, owns func(pid int) (bool, error), tell func(service.Heard)) (leave func(), err error)
+	// Unread tells whether the service has said something that has not been read yet. It may
+	// be asked by anybody.
+	Unread(name service.Name) bool
 	// Forget is told when nothing of the incarnation is left. It does IO.
 	Forget(name service.Name)
 }
