@@ -178,6 +178,9 @@ func (a *Agent) stepPower() bool {
 	a.power.tried[name] = true
 	if s, known := a.registry.Get(name); known && s.Machine.Spared {
 		a.unspare(name)
+		if s, known := a.registry.Get(name); known && !s.Machine.Spared { // it may be ending, and held then
+			delete(a.power.tried, name)
+		}
 	} else {
 		a.resume(name)
 	}

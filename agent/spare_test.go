@@ -180,3 +180,60 @@ func TestWhatFreezesTooSlowlyIsStopped(t *testing.T) {
 		require.False(t, h.host.Frozen(feed))
 	})
 }
+
+// What is frozen and ends since another ended that it is bound to, or by somebody's hand, is
+// held like the others, under the next agent too, and comes back on AC.
+func TestWhatEndsFrozenIsHeld(t *testing.T) {
+	for name, end := range map[string]func(*house){
+		"bound":  func(h *house) { h.crash(db) },
+		"killed": func(h *house) { h.crash(feed) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			battery(t, func(t *testing.T, h *house) {
+				h.define(db, `"power": "essential"`)
+				h.define(feed, freezing, `"binds": ["db"]`)
+				h.open()
+				h.start(db)
+				h.start(feed)
+				h.unplugged(14)
+				require.True(t, h.host.Frozen(feed))
+				end(h)
+				pass(time.Minute)
+				h.is(db, service.Running)
+				h.is(feed, service.Held)
+				h.reopen()
+				pass(time.Minute)
+				h.is(feed, service.Held)
+				h.plugged(14)
+				settle()
+				h.is(feed, service.Running)
+				require.EqualValues(t, 2, h.status(feed).Machine.Incarnation)
+			})
+		})
+	}
+}
+
+// One whose end has begun when it is to be thawed comes back all the same.
+func TestWhatEndsAmidAThawComesBack(t *testing.T) {
+	battery(t, func(t *testing.T, h *house) {
+		h.define(db, `"power": "essential"`)
+		h.define(feed, freezing, `"binds": ["db"]`)
+		h.fault = func(operation string, ref service.Ref) error {
+			if operation == "thaw" && ref.Name == feed {
+				h.host.Crash(db, service.Exit{Code: 1})
+				time.Sleep(time.Second)
+			}
+			return nil
+		}
+		h.open()
+		h.start(db)
+		h.start(feed)
+		h.unplugged(14)
+		require.True(t, h.host.Frozen(feed))
+		h.plugged(14)
+		settle()
+		pass(time.Minute)
+		h.is(feed, service.Running)
+		require.EqualValues(t, 2, h.status(feed).Machine.Incarnation)
+	})
+}

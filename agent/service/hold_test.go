@@ -99,3 +99,38 @@ func TestSparedUntilThawed(t *testing.T) {
 	require.True(t, next(spared, Adopted).Spared)
 	require.False(t, next(spared, Adopted, Thawed).Spared)
 }
+
+// TestTheSparedAreHeld: whatever ends what is frozen to save the battery, or is about to be,
+// nothing is launched after it until somebody starts it, be it on AC; a wish counts more.
+func TestTheSparedAreHeld(t *testing.T) {
+	for _, policy := range policies {
+		walk(policy, 7, func(m Machine) {
+			if m.State != Running || !m.Spared {
+				return
+			}
+			for _, k := range []EventKind{Unbound, Unhealthy, Exceeded, Exited} {
+				for _, x := range exits {
+					n, do := Next(m, Event{Kind: k, Incarnation: m.Incarnation, Exit: x})
+					if n == m {
+						continue
+					}
+					n = oblige(t, n, do)
+					require.Contains(t, []State{Held, Stopped, Crashed}, n.State, "%v in %+v", k, m)
+					require.Equal(t, m.Incarnation, n.Incarnation)
+					require.Equal(t, m.Up, n.Up)
+					require.False(t, n.Holding)
+				}
+			}
+			for k, want := range map[EventKind]State{Restart: Running, Stop: Stopped, Kill: Stopped} {
+				n, do := Next(m, Event{Kind: k})
+				require.Equal(t, want, oblige(t, n, do).State)
+			}
+		})
+	}
+	spared := Machine{State: Running, Incarnation: 1, Up: true, Spared: true, Frozen: true, Policy: policies[0]}
+	n, do := Next(spared, Event{Kind: Unbound})
+	require.Equal(t, Held, oblige(t, n, do).State)
+	spared.State = Adopting
+	n, do = Next(spared, Event{Kind: Exited, Exit: Exit{Signal: 9}})
+	require.Equal(t, Held, oblige(t, n, do).State, "it ended when no agent was there")
+}

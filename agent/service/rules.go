@@ -88,10 +88,20 @@ func keep(do ...Effect) rule {
 // end begins to end the incarnation; nothing follows unless the policy says so.
 func end(c Cause, do ...Effect) rule {
 	return func(m Machine, _ Event) (Machine, []Effect) {
+		if c != CauseAsked && c != CauseHeld {
+			m = holdSpared(m)
+		}
 		m.State, m.Cause, m.Again, m.Asked, m.Frozen, m.Spared = Stopping, c, false, false, false, false
 		m.Up = m.Up && c != CauseAsked
 		return m, append([]Effect{Disarm}, do...)
 	}
+}
+
+// holdSpared has what follows the end of one that is frozen to save the battery, or about
+// to be, wait as what was stopped for that.
+func holdSpared(m Machine) Machine {
+	m.Holding = m.Holding || m.Spared
+	return m
 }
 
 // ill ends an incarnation that is not well, or does not say that it is.
@@ -241,6 +251,9 @@ func graceOver(m Machine, _ Event) (Machine, []Effect) {
 
 // clear begins to remove what is left of an incarnation whose main process ended.
 func clear(m Machine, ev Event) (Machine, []Effect) {
+	if m.Cause == CauseNone {
+		m = holdSpared(m)
+	}
 	m.State, m.Failed, m.Frozen, m.Spared = Clearing, !m.Policy.Clean(ev.Exit), false, false
 	m.Excused = ev.Lacking
 	return m, []Effect{Disarm, DoAbort, DoUnprobe, DoClear}
