@@ -46,7 +46,7 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	case service.Backoff, service.Held, service.Waiting:
 		r, err = a.retake(d, service.Ref{})
 		r.Ref, r.Machine.State, r.Machine.Incarnation = service.Ref{}, state, last.Incarnation
-		r.Due = a.cfg.SinceBoot() + r.Machine.Policy.Delay(last.After.Failures, 0.5)
+		r.Due = a.cfg.SinceBoot() + r.Machine.Policy.Delay(last.After.InARow(), 0.5)
 	default:
 		r, err = a.unseen(d, service.Ref{})
 	}
@@ -57,7 +57,7 @@ func (a *Agent) recall(d *definition) (r skirnir.Actual, known bool) {
 	r.Machine.Up = wanted.Up || wanted.Name.IsZero() && last.After.Up
 	if here {
 		was := last.After
-		r.Machine.Failures, r.Machine.Restarts, r.Machine.GaveUp = was.Failures, was.Restarts, was.GaveUp
+		r.Machine.Failures, r.Machine.CleanEnds, r.Machine.Restarts, r.Machine.GaveUp = was.Failures, was.CleanEnds, was.Restarts, was.GaveUp
 		if r.Machine.Recent, r.Machine.Alike, r.Machine.Fingerprint = was.Recent, was.Alike, was.Fingerprint; was.Recent > 0 {
 			r.Failed = service.Failures{{At: a.cfg.SinceBoot(), N: was.Recent}} // it is not known any more when
 		}

@@ -119,7 +119,7 @@ func (x ExitRecord) Decision() string {
 	switch m.State {
 	case Backoff:
 		if x.Verdict == VerdictClean {
-			return fmt.Sprintf("restarted after %v, as after any end", x.Wait.Round(time.Millisecond))
+			return fmt.Sprintf("restarted after %v, as after any end; end %d in a row", x.Wait.Round(time.Millisecond), m.InARow())
 		}
 		return fmt.Sprintf("restarted after %v; failure %d in a row, attempt %d of %d within %v", x.Wait.Round(time.Millisecond), m.Failures, m.Recent, m.Policy.MaxAttempts, m.Policy.Window)
 	case Crashed:

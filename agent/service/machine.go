@@ -136,6 +136,7 @@ type Machine struct {
 	Done        bool   // then: the job of Incarnation is done, and nothing of it is left
 	Paused      bool   // somebody asked for it to end, and nobody since for it to run: its schedule does not begin it
 	Failures    int    // in a row: since it was started by somebody, or has run well for long enough
+	CleanEnds   int    `json:",omitzero"` // in the same row, after which it was begun again
 	Recent      int    `json:",omitzero"` // failures within the policy's window
 	Alike       int    `json:",omitzero"` // of Failures those at the end that have Fingerprint
 	Fingerprint string `json:",omitzero"` // of the latest failure

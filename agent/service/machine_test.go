@@ -100,7 +100,7 @@ func walkFrom(first Machine, depth int, visit func(Machine)) {
 	var step func(Machine, int)
 	step = func(m Machine, depth int) {
 		key := m
-		key.Incarnation, key.Restarts = 0, 0
+		key.Incarnation, key.Restarts, key.CleanEnds = 0, 0, 0
 		if seen[key] || depth == 0 {
 			return
 		}

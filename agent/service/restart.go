@@ -35,16 +35,16 @@ type RestartPolicy struct {
 }
 
 // Delay is the wait before the attempt that follows the given number of
-// failures in a row (1 or more): what the policy says, give or take a fifth, and never
+// ends in a row (1 or more; see Machine.InARow): what the policy says, give or take a fifth, and never
 // more than MaxBackoff. Where it is in between, spread tells, from 0 to 1.
-func (p RestartPolicy) Delay(failures int, spread float64) time.Duration {
-	d := p.nominal(failures)
+func (p RestartPolicy) Delay(ends int, spread float64) time.Duration {
+	d := p.nominal(ends)
 	return min(d+time.Duration((0.4*spread-0.2)*float64(d)), p.MaxBackoff)
 }
 
-func (p RestartPolicy) nominal(failures int) time.Duration {
+func (p RestartPolicy) nominal(ends int) time.Duration {
 	d := p.Backoff
-	for i := 1; i < failures && d < p.MaxBackoff; i++ {
+	for i := 1; i < ends && 0 < d && d < p.MaxBackoff; i++ {
 		d *= 2
 	}
 	return min(d, p.MaxBackoff)
@@ -53,13 +53,13 @@ func (p RestartPolicy) nominal(failures int) time.Duration {
 // leastReset is the shortest time that Reset comes to by itself.
 const leastReset = 10 * time.Second
 
-// Reset is for how long a service has to run well for a row of so many failures to be
+// Reset is for how long a service has to run well for a row of so many ends to be
 // over: four times as long as it waited last, unless the policy says.
-func (p RestartPolicy) Reset(failures int) time.Duration {
+func (p RestartPolicy) Reset(ends int) time.Duration {
 	if p.ResetAfter > 0 {
 		return p.ResetAfter
 	}
-	return max(4*p.nominal(failures), leastReset)
+	return max(4*p.nominal(ends), leastReset)
 }
 
 // Clean tells whether an end is no failure.
@@ -82,6 +82,10 @@ const (
 var giveUpNames = [numGiveUps]string{"", "policy", "exit-code", "attempts", "deterministic", "permanent"}
 
 func (g GiveUp) String() string { return giveUpNames[g] }
+
+// InARow is how many ends make it wait longer and longer: failures, and clean ends after
+// which it is begun again all the same. When it has run well for long enough they are over.
+func (m Machine) InARow() int { return m.Failures + m.CleanEnds }
 
 // blemish counts a failure.
 func blemish(m Machine, ev Event) Machine {
@@ -122,7 +126,7 @@ func (m Machine) givesUp(last bool) GiveUp {
 // forgive ends a row of failures, since the service has run well for long enough. Those
 // within the window still count for the number of attempts, until they are not.
 func forgive(m Machine, ev Event) (Machine, []Effect) {
-	m.Failures, m.Alike, m.Fingerprint, m.Recent = 0, 0, "", ev.Recent
+	m.Failures, m.CleanEnds, m.Alike, m.Fingerprint, m.Recent = 0, 0, 0, "", ev.Recent
 	if m.Recent == 0 {
 		return m, nil
 	}
@@ -131,7 +135,7 @@ func forgive(m Machine, ev Event) (Machine, []Effect) {
 
 // unblemished forgets all failures, because somebody has taken charge.
 func unblemished(m Machine) Machine {
-	m.Failures, m.Recent, m.Alike, m.Fingerprint, m.GaveUp = 0, 0, 0, "", GaveUpNot
+	m.Failures, m.CleanEnds, m.Recent, m.Alike, m.Fingerprint, m.GaveUp = 0, 0, 0, 0, "", GaveUpNot
 	return m
 }
 

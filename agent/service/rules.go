@@ -337,6 +337,7 @@ func settle(m Machine, ev Event) (Machine, []Effect) {
 			m.State = Stopped
 			return m, []Effect{Disarm}
 		}
+		m.CleanEnds++
 	default:
 		m = blemish(m, ev)
 		if m.GaveUp = m.givesUp(last); m.GaveUp != GaveUpNot {

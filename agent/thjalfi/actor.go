@@ -232,7 +232,7 @@ func (a *actor) restore(r Restored) {
 	a.grace = r.Plan.Spec.Stop.Timeout
 	switch {
 	case a.machine.State == service.Backoff:
-		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.Failures, 1))
+		wait := min(max(0, r.Due-a.cfg.SinceBoot()), a.machine.Policy.Delay(a.machine.InARow(), 1))
 		a.due = a.cfg.SinceBoot() + wait
 		a.arm(wait, service.BackoffOver)
 		a.publish(service.NoticeState, "restored", "")

@@ -9,7 +9,7 @@ import (
 
 // delay is the wait before the next attempt.
 func (a *actor) delay() time.Duration {
-	return a.machine.Policy.Delay(a.machine.Failures+a.denied, a.spread)
+	return a.machine.Policy.Delay(a.machine.InARow()+a.denied, a.spread)
 }
 
 // recent is how many failures count for the policy now.
@@ -31,12 +31,12 @@ func (a *actor) count(before service.Machine) {
 	}
 }
 
-// armStable waits until a row of failures is over or, if it is, until the next failure
+// armStable waits until a row of ends is over or, if it is, until the next failure
 // does not count any more. Without any there is nothing to wait for.
 func (a *actor) armStable() {
 	switch {
-	case a.machine.Failures > 0:
-		a.arm(a.machine.Policy.Reset(a.machine.Failures), service.Stable)
+	case a.machine.InARow() > 0:
+		a.arm(a.machine.Policy.Reset(a.machine.InARow()), service.Stable)
 	case len(a.failed) > 0:
 		a.arm(max(0, a.failed[0].At+a.machine.Policy.Window-a.cfg.SinceBoot()), service.Stable)
 	}
@@ -45,10 +45,10 @@ func (a *actor) armStable() {
 // ails tells whether a service that has run for long enough was not well for as long,
 // and waits on then.
 func (a *actor) ails() bool {
-	if a.machine.Failures == 0 || a.machine.State != service.Running || a.plan.Spec.Health.Type == service.CheckProcess {
+	if a.machine.InARow() == 0 || a.machine.State != service.Running || a.plan.Spec.Health.Type == service.CheckProcess {
 		return false
 	}
-	left := a.machine.Policy.Reset(a.machine.Failures) - a.cfg.Well(a.name)
+	left := a.machine.Policy.Reset(a.machine.InARow()) - a.cfg.Well(a.name)
 	if left > 0 {
 		a.arm(left, service.Stable)
 	}

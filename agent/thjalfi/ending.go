@@ -214,7 +214,7 @@ func (a *actor) bury(x service.ExitRecord, end service.Event) {
 		x.Message += "; that is no failure of its own: it " + cmp.Or(a.standing().Waits, "requires what was not there")
 	}
 	if a.spread = a.cfg.Spread(); after.State == service.Backoff {
-		x.Wait = after.Policy.Delay(after.Failures, a.spread)
+		x.Wait = after.Policy.Delay(after.InARow(), a.spread)
 	}
 	a.thenSurely(func() func() {
 		x, err := a.cfg.Keeper.Bury(a.name, x)

@@ -16,9 +16,9 @@ import (
 type reference struct {
 	policy service.RestartPolicy
 	failed []time.Duration // when, since somebody started it
-	inARow int
-	alike  int
-	last   service.Exit // of those alike
+	inARow int             // ends, clean ones as well
+	alike  int             // failures
+	last   service.Exit    // of those alike
 }
 
 func (r *reference) start() { *r = reference{policy: r.policy} }
@@ -48,6 +48,7 @@ func (r *reference) end(now time.Duration, x service.Exit) (state service.State,
 	if clean := x.Code == 0 && x.Signal == 0 || r.policy.Success.Has(x); clean && !never {
 		r.alike = 0
 		if r.policy.When == service.RestartAlways {
+			r.inARow++
 			return service.Backoff, service.GaveUpNot
 		}
 		return service.Stopped, service.GaveUpNot

@@ -103,17 +103,47 @@ func TestEndsAndPolicies(t *testing.T) {
 	}
 }
 
+// Who ends at once each time waits longer and longer, and has never failed.
 func TestCleanEndsForEverAreNoFailures(t *testing.T) {
 	play(t, func(t *testing.T, s *stage) {
 		s.script(fake.Script{End: &fake.End{After: time.Second}})
 		s.running(always)
-		pass(time.Minute)
-		require.Greater(t, s.host.Launches(web), 20)
+		for _, delay := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+			pass(time.Second)
+			s.is(service.Backoff)
+			require.Equal(t, time.Now().Add(delay*time.Second), s.status().NextAttempt)
+			require.Equal(t, delay*time.Second, s.lastExit().Wait)
+			pass(delay * time.Second)
+			s.is(service.Running)
+		}
+		pass(24 * time.Hour)
+		require.Greater(t, s.host.Launches(web), 24*55)
 		require.Zero(t, s.status().Machine.Failures)
+		require.Zero(t, s.status().Machine.Recent)
+		require.NotContains(t, s.disk.told(), "alert")
 		s.ok(s.stop())
 		launches := s.host.Launches(web)
 		pass(time.Hour)
 		require.Equal(t, launches, s.host.Launches(web))
+	})
+}
+
+// Once it has run for long enough, an end is the first in its row again.
+func TestCleanEndsAreForgotten(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		at := func(after time.Duration) fake.Script { return fake.Script{End: &fake.End{After: after}} }
+		s.script(at(0), at(0), at(0), at(15*time.Second), at(33*time.Second), at(time.Minute), fake.Script{})
+		s.start(always)
+		for _, delay := range []time.Duration{1, 2, 4, 8, 1, 1} { // what had waited for 4 s is to run for 16 s, and for 8 s 32 s
+			for s.status().Machine.State != service.Backoff {
+				pass(100 * time.Millisecond)
+			}
+			require.Equal(t, delay*time.Second, s.lastExit().Wait)
+			pass(delay * time.Second)
+		}
+		pass(time.Hour)
+		s.is(service.Running)
+		require.Zero(t, s.status().Machine.InARow())
 	})
 }
 
