@@ -306,6 +306,14 @@ func (f FS) LastPID() (int, error) {
 	return last, nil
 }
 
+// TellsNow tells whether LastPID is what the kernel says now: containers may have a file of
+// another file system in the place of its own (lxcfs), whose words are seconds old.
+func (f FS) TellsNow() bool {
+	var st unix.Statfs_t
+	err := unix.Statfs(f.root+"/loadavg", &st)
+	return err == nil && st.Type == unix.PROC_SUPER_MAGIC
+}
+
 func (f FS) path(pid int, file string) string {
 	return f.root + "/" + strconv.Itoa(pid) + "/" + file
 }

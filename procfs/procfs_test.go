@@ -230,6 +230,7 @@ func TestLastPID(t *testing.T) {
 	require.ErrorContains(t, err, "no five fields")
 	_, err = tree(t, map[string]string{"loadavg": "1 2 3 4 x\n"}).LastPID()
 	require.ErrorContains(t, err, "loadavg")
+	require.False(t, fs.TellsNow(), "it is a file of another file system")
 	_, err = tree(t, nil).LastPID()
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
@@ -312,6 +313,7 @@ func TestTheRealProc(t *testing.T) {
 	last, err := fs.LastPID()
 	require.NoError(t, err)
 	require.Positive(t, last)
+	require.True(t, fs.TellsNow())
 }
 
 func BenchmarkProcesses(b *testing.B) {

@@ -41,6 +41,7 @@ type Backend struct {
 	agentID string
 	boot    string
 	shim    *launch.Shim
+	counts  bool // the kernel tells here what was forked last
 
 	mu      sync.Mutex
 	handles map[brand]*handle // open ones; nil while one is launched
@@ -65,7 +66,7 @@ func New(w *watch.Watcher, fs procfs.FS, agentID, runDir string) (*Backend, erro
 	if err := canBrand(); err != nil {
 		return nil, fmt.Errorf("cannot open the exec backend: %w", err)
 	}
-	b := &Backend{watch: w, proc: fs, agentID: agentID, boot: boot, handles: map[brand]*handle{}}
+	b := &Backend{watch: w, proc: fs, agentID: agentID, boot: boot, counts: fs.TellsNow(), handles: map[brand]*handle{}}
 	b.shim = launch.NewShim(launch.ShimConfig{Watcher: w, Dir: runDir, Orphan: b.orphan})
 	return b, nil
 }

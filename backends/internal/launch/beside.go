@@ -69,6 +69,9 @@ type Beside struct {
 	CgroupFD int    // that it is born in, -1: none
 	Brand    uint64 // see Request; its own is told from that of a main process by BesideOf
 
+	// Opening is called when its gate does nothing but wait, right before the program may
+	// run; nil for nobody.
+	Opening func()
 	// Sweep kills whatever it has started, itself included, and returns when nothing is
 	// left of that, or ctx ends; child is nil as long as nobody knows it. It is called
 	// by one goroutine at a time.
@@ -122,6 +125,11 @@ func (b Beside) Run(ctx context.Context, w *watch.Watcher) (Ran, error) {
 	child, err := startBeside(ctx, w, b, tap)
 	free()
 	tap.hand()
+	if err == nil && b.Opening != nil {
+		if err = child.Ready(ctx); err == nil {
+			b.Opening()
+		}
+	}
 	if err == nil {
 		err = child.Open(ctx)
 	}
