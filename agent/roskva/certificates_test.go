@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/vigil"
 )
 
 // deadFileServer is a directory of a file server that answers nobody until the test ends.
@@ -43,8 +44,8 @@ func TestAskByAFileOfADeadServer(t *testing.T) {
 		t.Run(check.Type.String(), func(t *testing.T) {
 			answer := make(chan error, 1)
 			go func() {
-				once, vigil := awake(t.Context(), 200*time.Millisecond)
-				defer vigil.leave()
+				once, watch := vigil.Keep(t.Context(), 200*time.Millisecond)
+				defer watch.Leave()
 				answer <- prepare(check, nil)(once)
 			}()
 			select {

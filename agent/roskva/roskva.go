@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/vigil"
 )
 
 // Between two questions whether a starting service is ready.
@@ -87,9 +88,9 @@ func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) erro
 	ask := prepare(check, exec)
 	why := fmt.Errorf("%s did not answer", cmp.Or(check.Target(), check.Type.String()))
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
-		once, vigil := awake(ctx, readyAnswer)
+		once, watch := vigil.Keep(ctx, readyAnswer)
 		err := ask(once)
-		vigil.leave()
+		watch.Leave()
 		if err == nil {
 			return nil
 		}
@@ -280,9 +281,9 @@ func (r *Roskva) next() time.Duration {
 // question asks one patient, and takes the answer.
 func (r *Roskva) question(p *patient) {
 	began := time.Now()
-	once, vigil := awake(p.ctx, p.check.Timeout)
+	once, watch := vigil.Keep(p.ctx, p.check.Timeout)
 	err := p.ask(once)
-	slept := vigil.leave()
+	slept := watch.Leave()
 	if err != nil {
 		if why := p.excuse(); why != nil {
 			err = excused{why}

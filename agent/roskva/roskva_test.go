@@ -253,70 +253,13 @@ func TestJudgeTheExcused(t *testing.T) {
 	}
 }
 
-// The time of a question passes only while we are awake. That a part is over is seen
-// late here, as when the process was stopped.
-func TestAwake(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, v := awake(t.Context(), time.Second)
-		time.Sleep(time.Second - 1)
-		require.NoError(t, ctx.Err())
-		time.Sleep(1)
-		synctest.Wait()
-		require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
-		time.Sleep(time.Hour)
-		require.Zero(t, v.leave(), "what is after its time does not count")
-
-		ctx, v = awake(t.Context(), time.Second)
-		time.Sleep(100 * time.Millisecond)
-		v.timer.Stop()
-		time.Sleep(time.Hour)
-		v.over()
-		time.Sleep(time.Second - part - 1)
-		require.NoError(t, ctx.Err(), "it had no more than one part of its time")
-		time.Sleep(1)
-		synctest.Wait()
-		require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
-		require.Equal(t, time.Hour+100*time.Millisecond-part, v.leave())
-
-		ctx, v = awake(t.Context(), time.Second)
-		v.timer.Stop()
-		time.Sleep(time.Minute)
-		require.Equal(t, time.Minute-part, v.leave(), "although nobody has seen yet that a part is over")
-		require.ErrorIs(t, context.Cause(ctx), context.Canceled)
-	})
-}
-
 // A host that is a bit late each time keeps no hung service well; one that was away is
 // blamed itself.
 func TestBusyIsNotAsleep(t *testing.T) {
 	check := service.Check{Interval: time.Second, Timeout: 10 * time.Second, Threshold: 1}
-	for name, tt := range map[string]struct {
-		late, once time.Duration // for each part, and for one of them besides
-		failures   int
-	}{
-		"punctual":       {0, 0, 1},
-		"busy":           {100 * time.Millisecond, 0, 1},
-		"busy, one jolt": {100 * time.Millisecond, 500 * time.Millisecond, 1},
-		"stopped once":   {0, tooLate + 1, 0},
-		"starved":        {part + 1, 0, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, v := awake(t.Context(), check.Timeout)
-				for i := range check.Timeout / part {
-					v.timer.Stop()
-					late := tt.late
-					if i == 3 {
-						late += tt.once
-					}
-					time.Sleep(part + late)
-					v.over()
-				}
-				require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
-				after := Judge(service.Health{}, check, context.DeadlineExceeded, v.leave(), time.Now(), time.Hour)
-				require.Equal(t, tt.failures, after.Failures, after.Message)
-			})
-		})
+	for slept, failures := range map[time.Duration]int{0: 1, 600 * time.Millisecond: 1, tooLate + 1: 0, 10 * time.Second: 0} {
+		after := Judge(service.Health{}, check, context.DeadlineExceeded, slept, time.Now(), time.Hour)
+		require.Equal(t, failures, after.Failures, "%v: %s", slept, after.Message)
 	}
 }
 

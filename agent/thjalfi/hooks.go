@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/vigil"
 	"github.com/gladsheim/gladsheim/backends"
 )
 
@@ -78,10 +79,10 @@ func (k hooks) all(ctx context.Context, kind service.HookKind, run backends.Runn
 func (k hooks) run(ctx context.Context, hook service.Hook, run backends.Runner) error {
 	timeout := k.plan.Spec.Hooks.Timeout
 	k.tell(hook.String(), hook.String())
-	limited, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	limited, watch := vigil.Keep(ctx, timeout)
 	began := time.Now()
 	ran, err := run(limited, k.program(hook))
+	watch.Leave()
 	err = k.failure(ctx, hook, ran, err)
 	outcome := fmt.Sprintf("%s: ended well after %v", hook, time.Since(began).Round(time.Millisecond))
 	if err != nil {

@@ -59,7 +59,7 @@ func (h *hooked) run(ctx context.Context, p backends.Program) (backends.Ran, err
 		return ends, nil
 	case <-ctx.Done():
 		kind := service.Cancelled
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 			kind = service.Timeout
 		}
 		return backends.Ran{Output: []byte("half of it\n")}, &service.Error{Op: "run", Service: web, Kind: kind, Err: ctx.Err()}

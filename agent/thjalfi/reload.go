@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/vigil"
 	"github.com/gladsheim/gladsheim/backends"
 )
 
@@ -53,8 +54,8 @@ func (a *actor) reload(how service.Reload, actor string, reply chan<- error) {
 	a.loading = true
 	ending := a.ending
 	a.waits.Go(func() {
-		ctx, cancel := context.WithTimeout(ending, how.Timeout)
-		defer cancel()
+		ctx, watch := vigil.Keep(ending, how.Timeout)
+		defer watch.Leave()
 		ran, err := h.Run(ctx, backends.Program{Argv: how.Exec})
 		err = a.reloadError(ran, err)
 		a.tell(a.ctx, func() {

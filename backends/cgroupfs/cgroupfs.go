@@ -385,7 +385,7 @@ func failure(op string, name service.Name, kind service.Kind, err error) *servic
 // gaveUp is the error of what ctx did not leave the time for.
 func gaveUp(ctx context.Context, op string, name service.Name, reason service.Reason) error {
 	kind := service.Cancelled
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 		kind = service.Timeout
 	}
 	return &service.Error{Op: op, Service: name, Kind: kind, Reason: reason, Err: context.Cause(ctx)}

@@ -194,7 +194,7 @@ func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, err
 	case g.life != nil && !g.main && !p.After:
 		return ran, h.notRunning(op)
 	}
-	return ran, gaveUp(op, g.ref, ctx.Err())
+	return ran, gaveUp(op, g.ref, context.Cause(ctx))
 }
 
 // signal lets a signal arrive. Those to the frozen wait, but for SIGKILL, as do those to

@@ -52,10 +52,11 @@ var rooms = map[string]string{
 	"backends/offer":                "agent/service backends backends/systemd backends/cgroupfs backends/exec backends/internal/launch backends/internal/process backends/internal/watch cgroup lockfile platform procfs",
 	"backends/backendtest":          "agent/service backends backends/internal/launch/gate",
 
-	"agent/thjalfi":   "agent/service backends failpoint",
+	"agent/vigil":     "",
+	"agent/thjalfi":   "agent/service agent/vigil backends failpoint",
 	"agent/skirnir":   "agent/service",
 	"agent/byggvir":   "agent/service backends sockets",
-	"agent/roskva":    "agent/service",
+	"agent/roskva":    "agent/service agent/vigil",
 	"agent/timetable": "agent/service",
 	"agent/config":    "agent/service agent/timetable platform",
 	"agent":           "agent/service agent/thjalfi agent/skirnir agent/byggvir agent/roskva agent/config agent/timetable backends journal lockfile logfile notify logfile/tail platform procfs sockets",

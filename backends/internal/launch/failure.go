@@ -87,7 +87,7 @@ func (c *Child) interrupted(ctx context.Context) error {
 // givenUp is err, which came because ctx had ended.
 func givenUp(ctx context.Context, name service.Name, err error) error {
 	kind := service.Cancelled
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 		kind = service.Timeout
 	}
 	return &service.Error{Op: "start", Service: name, Kind: kind, Err: err}

@@ -93,7 +93,9 @@ func (f *family) die() {
 	f.closed = true
 	l := f.line
 	f.mu.Unlock()
-	l.hangUp()
+	if l != nil { // else the shim has died before it
+		l.hangUp()
+	}
 }
 
 // parentOf is the number of a process's parent.

@@ -1,4 +1,6 @@
-package roskva
+// Package vigil bounds the time that others have by the time in which this process is awake:
+// however long it was stopped, frozen or without a processor, that counts as a moment.
+package vigil
 
 import (
 	"context"
@@ -6,12 +8,12 @@ import (
 	"time"
 )
 
-// part is the most of its time that a question loses by one sleep of ours.
+// part is the most of the time that one sleep of ours can use up.
 const part = 250 * time.Millisecond
 
-// vigil tells our own sleep from a service's. We sleep when this process is
-// stopped, frozen or without a processor.
-type vigil struct {
+// Vigil tells our own sleep from another's. Its methods may be called by many goroutines
+// at once.
+type Vigil struct {
 	mu    sync.Mutex
 	timer *time.Timer
 	left  time.Duration // after the present part
@@ -21,12 +23,13 @@ type vigil struct {
 	end   context.CancelCauseFunc
 }
 
-// awake is context.WithTimeout for the time in which we are awake. It passes in
-// parts, each of which counts for itself alone, however late we see that it is over.
-// A question that is answered within the first costs one timer.
-func awake(parent context.Context, timeout time.Duration) (context.Context, *vigil) {
+// Keep is context.WithTimeout for the time in which we are awake. It passes in
+// parts, each of which counts for itself alone, however late we see that it is over. What
+// is over within the first costs one timer. The cause of a context whose time is over is
+// context.DeadlineExceeded.
+func Keep(parent context.Context, timeout time.Duration) (context.Context, *Vigil) {
 	ctx, end := context.WithCancelCause(parent)
-	v := &vigil{left: timeout, end: end}
+	v := &Vigil{left: timeout, end: end}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.timer = time.AfterFunc(timeout, v.over)
@@ -35,7 +38,7 @@ func awake(parent context.Context, timeout time.Duration) (context.Context, *vig
 }
 
 // begin begins the next part. The caller holds mu.
-func (v *vigil) begin() {
+func (v *Vigil) begin() {
 	now := min(v.left, part)
 	v.left -= now
 	v.due = time.Now().Add(now)
@@ -43,13 +46,13 @@ func (v *vigil) begin() {
 }
 
 // wake counts how late we are for the end of the present part. The caller holds mu.
-func (v *vigil) wake() {
+func (v *Vigil) wake() {
 	if late := time.Since(v.due); late > part {
 		v.slept += late
 	}
 }
 
-func (v *vigil) over() {
+func (v *Vigil) over() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.ended {
@@ -64,8 +67,8 @@ func (v *vigil) over() {
 	v.end(context.DeadlineExceeded)
 }
 
-// leave ends the context, if its time is not over, and tells how long we slept.
-func (v *vigil) leave() time.Duration {
+// Leave ends the context, if its time is not over, and tells how long we slept.
+func (v *Vigil) Leave() time.Duration {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.ended {
