@@ -54,12 +54,13 @@ func prepare(check service.Check, exec Exec) question {
 }
 
 // dialer reaches who a check may ask. A name is looked up at each check, so what it
-// stands for is known here alone.
+// stands for is known here alone. No connection lives long enough for keep-alives, which
+// would take as many system calls as the rest.
 func dialer(check service.Check) *net.Dialer {
 	if check.Remote {
-		return &net.Dialer{}
+		return &net.Dialer{KeepAlive: -1}
 	}
-	return &net.Dialer{Control: func(_, address string, _ syscall.RawConn) error {
+	return &net.Dialer{KeepAlive: -1, Control: func(_, address string, _ syscall.RawConn) error {
 		if to, err := netip.ParseAddrPort(address); err != nil || !to.Addr().Unmap().IsLoopback() {
 			return fmt.Errorf("%s is not on this host; a check asks others only with \"remote\": true", address)
 		}
