@@ -19,7 +19,7 @@ func BenchmarkStorm(b *testing.B) {
 	var names []string
 	for n := range many {
 		names = append(names, fmt.Sprintf("storm-%d", n))
-		d.run(names[n], []string{"sleep"}, fields{"log": "null", "restart": fields{
+		d.run(names[n], []string{"sleep"}, fields{"restart": fields{
 			"policy": "always", "backoff": "0s", "max_backoff": "0s", "max_attempts": 1000, "deterministic": 0,
 		}})
 	}
