@@ -409,5 +409,5 @@ func (a *actor) letGo() {
 func (a *actor) drop() {
 	a.letGo()
 	a.handle, a.exited, a.moved, a.froze, a.exit, a.ref, a.frozenBy = nil, nil, nil, nil, nil, service.Ref{}, ""
-	a.remains, a.died = nil, time.Time{}
+	a.remains, a.died, a.hook = nil, time.Time{}, ""
 }
