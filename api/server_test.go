@@ -148,7 +148,7 @@ func refused(t *testing.T, err error, code codes.Code, reason service.Reason) *s
 
 func callContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

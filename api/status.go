@@ -117,6 +117,7 @@ func toHealth(st *service.Status) *gladsheimv1.ServiceHealth {
 		ConsecutiveSuccesses: uint32(max(0, h.Successes)),
 		LastCheckUnixMs:      millis(h.LastCheck),
 		NextCheckUnixMs:      millis(h.NextCheck),
+		LastCheckFailed:      h.Failed,
 	}
 	if st.Spec != nil {
 		out.Target = utf8(st.Spec.Health.Target())

@@ -215,6 +215,7 @@ func TestDefinitionFaults(t *testing.T) {
 		{`"type": "oneshot", "schedule": {"every": "1h", "timezone": "UTC"}`, `schedule.timezone: belongs to cron: every counts time, whatever the clock says`},
 		{`"type": "oneshot", "schedule": {"every": "1ms"}`, `schedule.every: is 1ms; the range is 1s to 8760h`},
 		{`"type": "oneshot", "schedule": {"every": "1h", "overlap": "kill"}`, `schedule.overlap: "kill" is not one of skip, queue, replace`},
+		{`"restart": {"exit_codes": {"never": [0]}}`, `restart.exit_codes.never: 0 is a clean end, and no failure that could be the last: write policy on-failure, after which a clean end is not begun again`},
 		{`"hooks": []`, `hooks: is an array; it wants an object`},
 		{`"hooks": {"pre_start": ["/a"]}`, `hooks.pre_start[0]: is a string; it wants an array`},
 		{`"hooks": {"post_stop": [["/a"], []]}`, `hooks.post_stop[1]: is required: the program's absolute path, then its arguments`},

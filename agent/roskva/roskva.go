@@ -320,6 +320,7 @@ func (r *Roskva) answered(p *patient, began time.Time, err error, slept time.Dur
 	} else {
 		p.health = Judge(p.health, p.check, err, slept, p.asked, p.asked.Sub(p.began))
 	}
+	p.health.Failed = err != nil
 	p.chart.add(service.Probe{At: began, Took: p.asked.Sub(began), Status: p.health.Status, Failed: err != nil, Message: p.health.Message})
 	r.plan(p, due)
 	r.report(p.name, p.health)

@@ -68,6 +68,7 @@ func (r *Roskva) hear(p *patient, began time.Time, err error, slept time.Duratio
 	before := p.health
 	p.asked = time.Now()
 	p.health = Judge(before, p.check, err, slept, p.asked, p.asked.Sub(p.began))
+	p.health.Failed = err != nil
 	if err == nil {
 		p.health.Message = "it said WATCHDOG=1"
 	}

@@ -220,6 +220,9 @@ func (s *Spec) Validate() []Fault {
 	if s.Restart.ResetAfter != 0 { // else it is computed
 		faults.duration("restart.reset_after", s.Restart.ResetAfter, time.Millisecond, 365*24*time.Hour)
 	}
+	if s.Restart.Never.Has(Exit{}) {
+		faults.add("restart.exit_codes.never", "0 is a clean end, and no failure that could be the last: write policy on-failure, after which a clean end is not begun again")
+	}
 	if both := s.Restart.Success.overlap(s.Restart.Never); !both.IsZero() {
 		faults.add("restart.exit_codes.never", "%v is in success as well; an end is clean, or the last, not both", both)
 	}

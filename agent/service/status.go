@@ -101,8 +101,9 @@ type Health struct {
 	Message   string
 	LastCheck time.Time
 	NextCheck time.Time
-	Failures  int // in a row
-	Successes int // likewise
+	Failures  int  // in a row
+	Successes int  // likewise
+	Failed    bool // the last check did, be it that it counted or not
 }
 
 // Notice is one thing worth telling people and subscribers, with how the service

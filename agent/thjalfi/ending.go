@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/agent/vigil"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/failpoint"
 )
@@ -38,23 +39,20 @@ func (a *actor) terminate() {
 }
 
 // warning runs the hooks of what is about to be told to end, if it has ever been ready,
-// once. A kill ends them, and then there is nothing more to be told (false).
+// once. They have three quarters of the time, so that what is told to end has some, too. A
+// kill ends them, and then there is nothing more to be told (false).
 func (a *actor) warning(h backends.Handle) func(context.Context) bool {
 	if a.warned || a.machine.Unready || len(a.plan.Spec.Hooks.PreStop) == 0 {
 		return func(context.Context) bool { return true }
 	}
 	a.warned = true
-	hooks, grace, killed := a.hooks().ofMain(a.ref.PID), a.grace, a.machine.ForceKill
+	hooks, most := a.hooks().ofMain(a.ref.PID), a.grace-a.grace/4
 	ending, abort := context.WithCancel(a.ctx)
 	a.abort = abort
 	return func(ctx context.Context) bool {
 		defer abort()
-		inTime := ending
-		if !killed { // else its kill ends them, when its time is over
-			limited, cancel := context.WithTimeout(ending, grace)
-			defer cancel()
-			inTime = limited
-		}
+		inTime, watch := vigil.Keep(ending, most)
+		defer watch.Leave()
 		_ = thaw(ctx, h)                          // no program runs in what is frozen
 		hooks.all(inTime, service.PreStop, h.Run) // what fails has been told
 		return ending.Err() == nil

@@ -108,6 +108,8 @@ func (k hooks) failure(ctx context.Context, hook service.Hook, ran backends.Ran,
 		return nil
 	case err == nil:
 		err = errors.New(ran.Exit.String())
+	case hook.Kind == service.PreStop && errors.Is(context.Cause(ctx), context.DeadlineExceeded):
+		failed.Kind, err = service.Timeout, errors.New("it was ended, since pre_stop has used up three quarters of stop.timeout")
 	case hook.Kind == service.PreStop && (ctx.Err() != nil && k.actor.ctx.Err() == nil || service.KindOf(err) == service.NotRunning):
 		failed.Kind, err = service.NotRunning, errors.New("the service ended meanwhile")
 		failed.LastLines = nil

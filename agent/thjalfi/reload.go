@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/vigil"
@@ -57,7 +58,7 @@ func (a *actor) reload(how service.Reload, actor string, reply chan<- error) {
 		ctx, watch := vigil.Keep(ending, how.Timeout)
 		defer watch.Leave()
 		ran, err := h.Run(ctx, backends.Program{Argv: how.Exec})
-		err = a.reloadError(ran, err)
+		err = a.reloadError(ran, err, how.Timeout)
 		a.tell(a.ctx, func() {
 			a.loading = false
 			a.reloaded(actor, strings.Join(how.Exec, " "), err)
@@ -88,14 +89,18 @@ func (a *actor) reloadable() error {
 }
 
 // reloadError is why a reload by a program failed, with what that wrote.
-func (a *actor) reloadError(ran backends.Ran, err error) error {
+func (a *actor) reloadError(ran backends.Ran, err error, timeout time.Duration) error {
 	if err == nil && ran.Exit.Clean() {
 		return nil
 	}
 	failed := &service.Error{Op: opReload, Service: a.name, Kind: service.Conflict, Reason: service.ReasonReloadFailed,
 		Err: fmt.Errorf("the program ended: %s", ran.Exit)}
-	if err != nil {
-		failed.Kind, failed.Err = service.KindOf(err), err
+	switch kind := service.KindOf(err); {
+	case err == nil:
+	case kind == service.Timeout:
+		failed.Kind, failed.Err = kind, fmt.Errorf("the program did not end within %v (reload.timeout), and was killed", timeout)
+	default:
+		failed.Kind, failed.Err = kind, err
 	}
 	failed.LastLines = linesOf(ran.Output)
 	if n := len(failed.LastLines); n > 0 {

@@ -78,6 +78,7 @@ func TestReloadByAProgram(t *testing.T) {
 		pass(30 * time.Second)
 		require.True(t, c.over())
 		require.Equal(t, service.Timeout, service.KindOf(c.err))
+		require.ErrorContains(t, c.err, "the program did not end within 30s (reload.timeout), and was killed")
 
 		c = s.reload(how) // a stop does not wait for it
 		s.ok(s.stop())

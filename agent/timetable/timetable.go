@@ -49,7 +49,7 @@ func Parse(s service.Schedule) (Table, *service.Fault) {
 	case strings.HasPrefix(s.Cron, "@every"):
 		return Table{}, fault("cron", "write schedule.every instead of @every")
 	}
-	times, err := parser.Parse(s.Cron)
+	times, err := parser.Parse(sundays(s.Cron))
 	if err != nil {
 		return Table{}, fault("cron", `%q can not be read: %v; write minute, hour, day of month, month and day of week, as in "30 3 * * mon-fri"`, s.Cron, err)
 	}
@@ -57,6 +57,24 @@ func Parse(s service.Schedule) (Table, *service.Fault) {
 		return Table{}, fault("cron", "%q never comes", s.Cron)
 	}
 	return Table{cron: times, zone: zone}, nil
+}
+
+// sundays writes 7, which is Sunday in crontab(5) as well, as the parser knows it.
+func sundays(spec string) string {
+	fields := strings.Fields(spec)
+	if len(fields) != 5 {
+		return spec
+	}
+	days := strings.Split(fields[4], ",")
+	for i, day := range days {
+		if from, span := strings.CutSuffix(day, "-7"); span && from != "7" {
+			days[i] = from + "-6,0"
+		} else if day == "7" {
+			days[i] = "0"
+		}
+	}
+	fields[4] = strings.Join(days, ",")
+	return strings.Join(fields, " ")
 }
 
 func fault(key, format string, args ...any) *service.Fault {

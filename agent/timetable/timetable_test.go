@@ -98,3 +98,13 @@ func TestAClockThatIsSetBack(t *testing.T) {
 	back.Wall = at.Add(-3 * time.Hour)
 	require.Equal(t, at.Add(-2*time.Hour), table.Next(table.Of(m, back), back))
 }
+
+// crontab(5) knows Sunday as 0 and as 7.
+func TestSundayIsSevenAsWell(t *testing.T) {
+	for _, days := range []string{"7", "0", "sun"} { // 2026-01-04 is one
+		require.Equal(t, []string{"01-04T00:00", "01-11T00:00"}, times(cronTable(t, "0 0 * * "+days, "UTC"), "2026-01-01T12:00:00Z", 2), days)
+	}
+	require.Equal(t, []string{"01-02T00:00", "01-03T00:00", "01-04T00:00", "01-09T00:00"}, times(cronTable(t, "0 0 * * 5-7", "UTC"), "2026-01-01T12:00:00Z", 4))
+	_, fault := Parse(service.Schedule{Cron: "0 0 * * 8"})
+	require.NotNil(t, fault)
+}

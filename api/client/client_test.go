@@ -67,7 +67,7 @@ func TestKindsCrossTheWire(t *testing.T) {
 	for kind := service.Kind(0); kind < service.NumKinds; kind++ {
 		t.Run(kind.String(), func(t *testing.T) {
 			agent.Before = func(context.Context, string) error {
-				return &service.Error{Op: "look at", Service: service.MustName("web"), Kind: kind, Err: errors.New("EIO"), Faults: []service.Fault{
+				return &service.Error{Op: "show", Service: service.MustName("web"), Kind: kind, Err: errors.New("EIO"), Faults: []service.Fault{
 					{File: "f", Line: 1, Column: 2, Field: "g", Message: "h"},
 				}}
 			}
@@ -76,7 +76,7 @@ func TestKindsCrossTheWire(t *testing.T) {
 			require.Equal(t, kind, KindOf(err))
 			require.Equal(t, kind.DefaultReason(), ReasonOf(err))
 			require.Equal(t, "web", ServiceOf(err))
-			require.Equal(t, "cannot look at web: EIO; f:1:2: g: h", Message(err))
+			require.Equal(t, "cannot show web: EIO; f:1:2: g: h", Message(err))
 			require.Equal(t, []service.Fault{{File: "f", Line: 1, Column: 2, Field: "g", Message: "h"}}, Faults(err))
 			require.False(t, Unreachable(err))
 		})

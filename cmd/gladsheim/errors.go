@@ -96,7 +96,8 @@ var hints = map[service.Kind]string{
 var hintsByReason = map[service.Reason]string{
 	service.ReasonStartupTimeout:   "see what it wrote: gladsheim logs %s; \"ready\" in its definition says what is waited for, and how long",
 	service.ReasonNoHistory:        "what is remembered begins with \"usage_history\": true in its definition; to look now: gladsheim usage %s --watch",
-	service.ReasonHookFailed:       "see what it wrote: gladsheim logs %s",
+	service.ReasonHookFailed:       "all that is kept of what it wrote: gladsheim history %s --crashes, then --crash RUN",
+	service.ReasonReloadFailed:     "what is run, and how long it may take: gladsheim definition %s",
 	service.ReasonJobFailed:        "see what it wrote: gladsheim logs %s",
 	service.ReasonDependencyFailed: "see how those stand that it requires: gladsheim deps %s",
 	service.ReasonExitedEarly:      "see what it wrote: gladsheim logs %s",

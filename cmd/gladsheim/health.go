@@ -20,11 +20,13 @@ func (a *app) healthCommand() *cobra.Command {
 		Long: `Show how services are, all of them if none is named.
 
 Exits with 1 if one is unhealthy, and with 3 if one does not run that shall: it has
-crashed, waits for its next attempt, or for what it requires. One that is named shall
-run, or have done its job; of the others it is no fault to be stopped.
+crashed, waits for its next attempt, or for what it requires, or is starting or stopping.
+One that is named shall run, or have done its job; of the others it is no fault to be
+stopped.
 
-With --now each is checked at once, and the answer is waited for. With --checks the
-latest checks of each are shown, at most 64, the latest first.`,
+With --now each is checked at once, and the answer is waited for; then it exits with 1
+if such a check fails, though that counts for nothing else. With --checks the latest
+checks of each are shown, at most 64, the latest first.`,
 		Example:           "  gladsheim health\n  gladsheim health web --now\n  gladsheim health web --checks",
 		Args:              anyNames,
 		ValidArgsFunction: a.completeNames,
@@ -63,6 +65,15 @@ latest checks of each are shown, at most 64, the latest first.`,
 type vital struct {
 	*gladsheimv1.ServiceHealth
 	stands *gladsheimv1.ServiceStatus // nil when it runs, and its checks say how it is
+	now    bool                       // it was checked just now
+}
+
+// sign is how it is; of a check that was asked for, what that said.
+func (v *vital) sign() sign {
+	if v.now && v.GetLastCheckFailed() {
+		return signBad
+	}
+	return signOfHealth(v.GetStatus())
 }
 
 // feel asks how a service is, with now at once.
@@ -77,17 +88,20 @@ func (a *app) feel(ctx context.Context, name string, now bool) (*vital, error) {
 		h, err = a.client.GetServiceHealth(ctx, &gladsheimv1.ServiceHealthRequest{ServiceName: name})
 	}
 	if err != nil || h.GetStatus() != gladsheimv1.HealthStatus_HEALTH_STATUS_UNKNOWN {
-		return &vital{ServiceHealth: h}, err
+		return &vital{ServiceHealth: h, now: now}, err
 	}
 	st, err := a.client.GetServiceStatus(ctx, &gladsheimv1.ServiceStatusRequest{ServiceName: name})
-	return &vital{h, st}, err
+	return &vital{h, st, now}, err
 }
 
-// down tells whether nothing of it runs. One that has done its job is not.
+// down tells whether it does not serve: nothing of it runs, or not yet, or not any more. One
+// that has done its job is not.
 func (v *vital) down() bool {
 	switch v.stands.GetPhase() {
 	case service.Crashed.String(), service.Backoff.String(), service.Waiting.String(), service.Stopped.String(), service.Held.String():
 		return !v.stands.GetCompleted()
+	case service.Launching.String(), service.Starting.String(), service.Stopping.String(), service.Clearing.String():
+		return true
 	}
 	return false
 }
@@ -96,7 +110,7 @@ func (v *vital) down() bool {
 func (v *vital) code(wanted bool) int {
 	idle := v.stands.GetState() == gladsheimv1.ServiceState_SERVICE_STATE_STOPPED
 	switch {
-	case signOfHealth(v.GetStatus()) == signBad:
+	case v.sign() == signBad:
 		return exitFailure
 	case v.down() && (wanted || !idle):
 		return exitNotRunning
@@ -144,7 +158,7 @@ func (a *app) healthOfAll(ctx context.Context, t *table) error {
 			return err
 		},
 		func(s *gladsheimv1.ServiceStatus) error {
-			v := &vital{s.GetHealthStatus(), s}
+			v := &vital{s.GetHealthStatus(), s, false}
 			unwell = max(unwell, v.code(false))
 			return a.present(v, func() error { a.addHealth(t, v); return nil })
 		})
@@ -155,7 +169,7 @@ func (a *app) healthOfAll(ctx context.Context, t *table) error {
 }
 
 func (a *app) addHealth(t *table, h *vital) {
-	mark, message := signOfHealth(h.GetStatus()), h.GetMessage()
+	mark, message := h.sign(), h.GetMessage()
 	if h.down() {
 		mark, message = signOf(h.stands.GetState()), a.plight(h.stands)
 	}
@@ -173,13 +187,15 @@ func (a *app) addHealth(t *table, h *vital) {
 		when(h.GetLastCheckUnix()), when(h.GetNextCheckUnix()), message)
 }
 
-// plight says why nothing of a service runs.
+// plight says why a service does not serve.
 func (a *app) plight(st *gladsheimv1.ServiceStatus) string {
 	switch {
 	case st.GetNextAttemptUnixMs() != 0:
 		return "it has ended; next start " + ago(a.now(), fromMillis(st.GetNextAttemptUnixMs()))
 	case st.GetWaitingFor() != "":
 		return "it " + st.GetWaitingFor()
+	case st.GetHook() != "":
+		return "it is " + st.GetPhase() + ": " + st.GetHook()
 	}
 	return "it is " + st.GetPhase()
 }

@@ -129,7 +129,7 @@ func TestAHookThatTookTooLong(t *testing.T) {
 		return &service.Error{Op: "start", Service: service.MustName("batch"), Kind: service.Timeout, Reason: service.ReasonHookFailed, Err: errors.New("pre_start: it did not end within 6s")}
 	}
 	_, _, errs := c.run("start", "batch")
-	require.Equal(t, "gladsheim: cannot start batch: pre_start: it did not end within 6s\n  see what it wrote: gladsheim logs batch\n", errs)
+	require.Equal(t, "gladsheim: cannot start batch: pre_start: it did not end within 6s\n  all that is kept of what it wrote: gladsheim history batch --crashes, then --crash RUN\n", errs)
 }
 
 func TestStartOfWhatRunsKeepsNobody(t *testing.T) {

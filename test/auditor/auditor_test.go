@@ -539,3 +539,17 @@ func TestWhatFollowsAnEndIsOfTheService(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, r.Findings, "a program of a service that has ended")
 }
+
+// TestWhoIsBoundIsBegunAgain: an end with what a service is bound to is no failure, and is
+// followed by a restart all the same.
+func TestWhoIsBoundIsBegunAgain(t *testing.T) {
+	s := newStage(t)
+	s.webRestarted(4, 3, 100, 2)
+	bound := func(n int) end {
+		return end{"Incarnation": n, "Exit": map[string]any{"Signal": 15}, "Verdict": 2, "After": map[string]any{"State": 10}}
+	}
+	s.ends(bound(1), bound(2))
+	r, err := Audit(context.Background(), s.host, Expectation{}, 0)
+	require.NoError(t, err)
+	require.Empty(t, r.Findings)
+}

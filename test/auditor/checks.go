@@ -369,7 +369,7 @@ func restartsFounded(v *view, e Expectation) (out []Finding) {
 		ends, kept := uint32(0), len(v.exits[service])
 		for _, x := range v.exits[service] {
 			failed := x.Verdict != verdictStopped && (x.Verdict != verdictClean || a.Machine.Policy.When == restartAlways)
-			if failed && x.Incarnation >= since.Incarnation {
+			if (failed || x.waits()) && x.Incarnation >= since.Incarnation {
 				ends++
 			}
 		}

@@ -73,7 +73,11 @@ type exitRecord struct {
 		Unknown string
 	}
 	Verdict int
+	After   *struct{ State state } // what the agent made of it
 }
+
+// waits tells whether what follows such an end waits for others, which is no failure.
+func (x exitRecord) waits() bool { return x.After != nil && x.After.State == waiting }
 
 // Verdicts of ends that are no failures.
 const (

@@ -157,12 +157,13 @@ func TestHooksAndTheEndOfTheAgent(t *testing.T) {
 func TestAStopIsAnsweredInTime(t *testing.T) {
 	oneOfAKind(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
-		w.register(workload(t, "web", "in-time", "sleep").with(fields{"launch": mode, "stop": fields{"timeout": "500ms"}, "hooks": fields{"pre_stop": hook("sleep 1000"), "timeout": "1h"}}))
+		w.register(workload(t, "web", "in-time", "ignore-term").with(fields{"launch": mode, "stop": fields{"timeout": "500ms"}, "hooks": fields{"pre_stop": hook("sleep 1000"), "timeout": "1h"}}))
 		byGRPC{w}.start("web")
 		took := stopwatch(func() { w.mustCLI("stop", "web") })
 		require.Less(t, took, 30*time.Second)
 		require.Empty(t, marked(t, "in-time"))
 		require.EqualValues(t, syscall.SIGKILL, byGRPC{w}.status("web").LastExit.GetSignal())
+		require.Contains(t, w.mustCLI("logs", "web"), "signal 15", "it was told to end")
 	})
 }
 

@@ -1818,6 +1818,8 @@ type ServiceHealth struct {
 	LastCheckUnixMs int64 `protobuf:"varint,24,opt,name=last_check_unix_ms,json=lastCheckUnixMs,proto3" json:"last_check_unix_ms,omitempty"`
 	// next_check_unix, finer.
 	NextCheckUnixMs int64 `protobuf:"varint,25,opt,name=next_check_unix_ms,json=nextCheckUnixMs,proto3" json:"next_check_unix_ms,omitempty"`
+	// Whether the last check failed, be it that it counted or not.
+	LastCheckFailed bool `protobuf:"varint,26,opt,name=last_check_failed,json=lastCheckFailed,proto3" json:"last_check_failed,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1941,6 +1943,13 @@ func (x *ServiceHealth) GetNextCheckUnixMs() int64 {
 		return x.NextCheckUnixMs
 	}
 	return 0
+}
+
+func (x *ServiceHealth) GetLastCheckFailed() bool {
+	if x != nil {
+		return x.LastCheckFailed
+	}
+	return false
 }
 
 // HealthUpdate is one message of a health subscription.
@@ -3261,7 +3270,7 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"totalCount\x12#\n" +
 	"\rrunning_count\x18\x03 \x01(\rR\frunningCount\x12#\n" +
 	"\rstopped_count\x18\x04 \x01(\rR\fstoppedCount\x12#\n" +
-	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\x9c\x04\n" +
+	"\rcrashed_count\x18\x05 \x01(\rR\fcrashedCount\"\xc8\x04\n" +
 	"\rServiceHealth\x12!\n" +
 	"\fservice_name\x18\x01 \x01(\tR\vserviceName\x122\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1a.gladsheim.v1.HealthStatusR\x06status\x12\x18\n" +
@@ -3275,7 +3284,8 @@ const file_gladsheim_v1_gladsheim_proto_rawDesc = "" +
 	"\x11success_threshold\x18\x16 \x01(\rR\x10successThreshold\x123\n" +
 	"\x15consecutive_successes\x18\x17 \x01(\rR\x14consecutiveSuccesses\x12+\n" +
 	"\x12last_check_unix_ms\x18\x18 \x01(\x03R\x0flastCheckUnixMs\x12+\n" +
-	"\x12next_check_unix_ms\x18\x19 \x01(\x03R\x0fnextCheckUnixMs\"\x92\x01\n" +
+	"\x12next_check_unix_ms\x18\x19 \x01(\x03R\x0fnextCheckUnixMs\x12*\n" +
+	"\x11last_check_failed\x18\x1a \x01(\bR\x0flastCheckFailed\"\x92\x01\n" +
 	"\fHealthUpdate\x123\n" +
 	"\x06health\x18\x01 \x01(\v2\x1b.gladsheim.v1.ServiceHealthR\x06health\x12(\n" +
 	"\x10update_time_unix\x18\x02 \x01(\x03R\x0eupdateTimeUnix\x12#\n" +
