@@ -203,6 +203,22 @@ func (a *Agent) wanting(spec *service.Spec, actor string) (names []service.Name)
 	return names
 }
 
+// provide starts what a service requires that runs, before that is ended for a fresh
+// incarnation: if it can not be had, nothing is.
+func (a *Agent) provide(ctx context.Context, spec *service.Spec, actor string) error {
+	if s, known := a.registry.Get(spec.Name); !known || !s.Machine.State.Alive() {
+		return nil // it is called for as for any start
+	}
+	for _, name := range a.wanting(spec, actor) {
+		_, err := a.start(ctx, name, service.StartOptions{Actor: actor}, true)
+		if err != nil && service.KindOf(err) != service.AlreadyRunning {
+			return &service.Error{Op: "restart", Service: spec.Name, Kind: service.Unlaunchable, Reason: service.ReasonDependencyFailed,
+				Err: fmt.Errorf("it requires %s, and runs on: %w", name, err)}
+		}
+	}
+	return nil
+}
+
 // summon starts a service for others. The call has been begun.
 func (a *Agent) summon(name service.Name, actor string) {
 	var err error

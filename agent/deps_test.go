@@ -188,6 +188,27 @@ func TestAStartFailsWithWhatItRequires(t *testing.T) {
 	})
 }
 
+// Before what runs is stopped for a restart, what it requires has to be there.
+func TestARestartBringsUpWhatItRequiresFirst(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.register(db, `"restart": {"policy": "never"}`, settled)
+		h.register(web, requires(db))
+		h.start(web)
+		h.stop(db)
+		h.host.Script(db, fake.Script{End: &fake.End{Exit: service.Exit{Code: 3}}}, fake.Script{})
+		_, err := h.Restart(t.Context(), web, service.StopOptions{Actor: "bob"})
+		refused(t, err, service.Unlaunchable, "cannot restart web: it requires db, and runs on: cannot start db", "exit code 3")
+		require.Equal(t, service.ReasonDependencyFailed, service.ReasonOf(err))
+		h.is(web, service.Running)
+		require.EqualValues(t, 1, h.status(web).Machine.Incarnation, "it was stopped")
+
+		_, err = h.Restart(t.Context(), web, service.StopOptions{Actor: "bob"})
+		require.NoError(t, err)
+		h.is(db, service.Running)
+		require.EqualValues(t, 2, h.status(web).Machine.Incarnation)
+	})
+}
+
 func TestAStopOfWhatIsRequiredEndsTheWait(t *testing.T) {
 	opened(t, func(t *testing.T, h *house) {
 		h.register(db, `"ready": {"type": "tcp", "address": "127.0.0.1:1", "timeout": "1h"}`)

@@ -41,7 +41,8 @@ func (a *Agent) start(ctx context.Context, name service.Name, opts service.Start
 }
 
 // Restart ends a service if it runs, and answers when a fresh incarnation is
-// ready: of the definition as it is now, with the options of the last start.
+// ready: of the definition as it is now, with the options of the last start. What runs is
+// not ended unless what it requires is there, or can be started.
 func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.StopOptions) (*service.Status, error) {
 	if known, err := a.thjalfi.Recall(ctx, name, service.Restart, opts.Actor, opts.Request); err != nil {
 		return nil, err
@@ -62,6 +63,9 @@ func (a *Agent) Restart(ctx context.Context, name service.Name, opts service.Sto
 	}
 	return a.launch(ctx, "restart", plan, func() error {
 		if err := a.begun(name); err != nil {
+			return err
+		}
+		if err := a.provide(ctx, &plan.Spec, opts.Actor); err != nil {
 			return err
 		}
 		if !opts.Force {

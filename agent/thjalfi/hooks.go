@@ -102,7 +102,7 @@ func (k hooks) program(hook service.Hook) backends.Program {
 
 // failure is why a hook failed, with what it wrote, or nil.
 func (k hooks) failure(ctx context.Context, hook service.Hook, ran backends.Ran, err error) error {
-	failed := &service.Error{Op: "start", Service: k.plan.Spec.Name, Kind: service.Unlaunchable, Reason: service.ReasonHookFailed, LastLines: linesOf(ran.Output)}
+	failed := &service.Error{Op: "start", Service: k.plan.Spec.Name, Kind: service.Unlaunchable, Reason: service.ReasonHookFailed, LastLines: lastOf(linesOf(ran.Output))}
 	switch {
 	case err == nil && ran.Exit.Clean():
 		return nil
@@ -126,6 +126,11 @@ func (k hooks) failure(ctx context.Context, hook service.Hook, ran backends.Ran,
 	failed.Err = fmt.Errorf("%s: %w", hook, err)
 	return failed
 }
+
+// hookLines is as many lines of what a hook wrote as are told and kept.
+const hookLines = 20
+
+func lastOf(lines []string) []string { return lines[max(0, len(lines)-hookLines):] }
 
 // tell tells readers which hook is run now, "" for none, and of an event.
 func (k hooks) tell(now, event string) {
