@@ -106,6 +106,9 @@ func (a *Agent) lookAtSchedule(s *service.Status) time.Duration {
 		begin, tell = a.due(s, table, &t, now, next)
 	case t.Queued && !busy(s):
 		begin, t.Queued, t.Ran = true, false, now.Wall.Round(0)
+		if s.Spec.Schedule.Every > 0 { // which counts from where a run begins
+			t.Mark = timetable.MarkOf(now)
+		}
 	}
 	if t != was {
 		if err := a.want(s.Name, func(w *skirnir.Wanted) { w.Timing = t }); err != nil {
@@ -137,7 +140,9 @@ func (a *Agent) due(s *service.Status, table timetable.Table, t *skirnir.Timing,
 	when := "the run that was due at " + at.Format(time.RFC3339)
 	switch {
 	case late && schedule.Missed == service.MissedSkip:
-		t.Mark = table.Pass(mark, now)
+		if t.Mark = table.Pass(mark, now); table.Again(at, t.Mark) {
+			return false, when + " was missed, and so were those after it"
+		}
 		return false, when + " was missed"
 	case a.saved(s.Name):
 		return false, when + " is skipped, to save the battery"

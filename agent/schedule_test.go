@@ -85,6 +85,21 @@ func TestAnIntervalCountsFromTheLastStart(t *testing.T) {
 	})
 }
 
+// A run that has waited for the end of the one before counts from where it begins.
+func TestAnIntervalCountsFromAQueuedStart(t *testing.T) {
+	opened(t, func(t *testing.T, h *house) {
+		h.takes(db, 90*time.Minute)
+		h.register(db, job, `"schedule": {"every": "1h", "overlap": "queue"}`)
+		pass(time.Hour)
+		h.runs(db, 1)
+		pass(90*time.Minute - 1)
+		h.runs(db, 1)
+		pass(1)
+		h.runs(db, 2)
+		require.Equal(t, time.Now().Add(time.Hour).UnixMilli(), h.status(db).Timing.Next.UnixMilli())
+	})
+}
+
 func TestMissedRuns(t *testing.T) {
 	for _, tt := range []struct {
 		name, policy string

@@ -115,13 +115,27 @@ func (t Table) Next(m service.Mark, now Now) time.Time {
 	return t.cron.Next(m.Wall.In(t.zone)).Round(0)
 }
 
-// Pass is the mark when what was due is passed over: the next time is as if it had been
-// dealt with when it was due.
+// Pass is the mark when what was missed is passed over: the next time is as if all that had
+// been dealt with when it was due. What was due within Grace of now was not missed.
 func (t Table) Pass(m service.Mark, now Now) service.Mark {
 	next := MarkOf(now)
-	if t.every > 0 {
-		over := (now.SinceBoot - m.SinceBoot) % t.every
+	switch over := (now.SinceBoot - m.SinceBoot); {
+	case t.every == 0:
+		next.Wall = next.Wall.Add(-Grace)
+	default:
+		if over %= t.every; over < Grace {
+			over += t.every
+		}
 		next.Wall, next.SinceBoot = next.Wall.Add(-over), next.SinceBoot-over
 	}
 	return next
+}
+
+// Again tells whether more than the time at, after which the mark was set, is passed over
+// by it.
+func (t Table) Again(at time.Time, m service.Mark) bool {
+	if t.every > 0 {
+		return !at.Add(t.every).After(m.Wall)
+	}
+	return !t.cron.Next(at.In(t.zone)).After(m.Wall)
 }

@@ -89,6 +89,24 @@ func TestEveryCountsTimeSinceBoot(t *testing.T) {
 	require.Equal(t, 30*time.Minute, in(table.Pass(m, now), now), "what is passed over does not shift what follows")
 }
 
+// What is late by less than the grace was not missed, also where older times were.
+func TestWhatIsALittleLateIsNotPassedOver(t *testing.T) {
+	at := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	m := service.Mark{Wall: at, SinceBoot: time.Hour, Boot: "a"}
+	now := Now{at.Add(2*time.Minute + 21*time.Second), time.Hour + 2*time.Minute + 21*time.Second, "a"}
+	minutely := cronTable(t, "* * * * *", "UTC")
+	passed := minutely.Pass(m, now)
+	require.Equal(t, at.Add(2*time.Minute), minutely.Next(passed, now).UTC())
+	require.False(t, minutely.Again(at.Add(time.Minute), passed))
+	require.True(t, minutely.Again(at, passed))
+
+	often, fault := Parse(service.Schedule{Every: 20 * time.Second})
+	require.Nil(t, fault)
+	passed = often.Pass(m, now)
+	require.Equal(t, at.Add(140*time.Second), often.Next(passed, now))
+	require.True(t, often.Again(at.Add(20*time.Second), passed))
+}
+
 func TestAClockThatIsSetBack(t *testing.T) {
 	table := cronTable(t, "0 * * * *", "UTC")
 	at := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
