@@ -20,7 +20,7 @@ func (a *app) applyCommand() *cobra.Command {
 		Short: "Bring the registered definitions to what files say, all or none",
 		Long: `Bring the registered definitions to what files say, all of them or, when one is
 faulty, none. Running services go on; what changes is told with when it takes
-effect.`,
+effect. What is registered and in none of the files stays: gladsheim unregister.`,
 		Example: "  gladsheim apply -f services.d --dry-run",
 	}
 	c.Flags().StringArrayVarP(&places, "file", "f", nil, "a `directory` of NAME.json, a file, or - for stdin; may be given again")
