@@ -65,7 +65,11 @@ func TestAnOutageOfTheDatabase(t *testing.T) {
 		eventually(t, "its clients are back", func() bool { return len(w.clients(names)) == many })
 	})
 	t.Logf("all are back %v after the database", took)
-	require.Less(t, took, 10*time.Second)
+	most := 10 * time.Second
+	if os.Getenv("GLADSHEIM_TEST_HOST") != "bare" { // twenty starts take an emulated machine its time
+		most = 30 * time.Second
+	}
+	require.Less(t, took, most)
 	for name, pid := range w.clients(names) {
 		require.NotEqual(t, before[name], pid)
 	}
