@@ -392,6 +392,6 @@ func TestTheClockIsSet(t *testing.T) {
 	require.Less(t, time.Since(ended), wait, "the host is too slow for this test")
 	require.Len(t, byGRPC{w}.exits("again").Exits, 1, "it was tried again too early")
 	eventually(t, "it is tried again", func() bool { return len(byGRPC{w}.exits("again").Exits) == 2 })
-	require.GreaterOrEqual(t, time.Since(ended), wait-time.Second)
+	require.GreaterOrEqual(t, time.Since(ended), wait*8/10-time.Second, "waits differ by a fifth, and its end was seen late")
 	require.Less(t, time.Since(ended), 2*wait)
 }

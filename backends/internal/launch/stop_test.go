@@ -141,7 +141,8 @@ func TestAShimOfBefore(t *testing.T) {
 // being heard nor costs much, and how it stands in the end is told.
 func TestACrowdOfStops(t *testing.T) {
 	f := newFamily(t, t.TempDir())
-	restless := f.run(t, "while kill -STOP $$ && kill -CONT $$; do :; done & wait")
+	// Six at it, so that it has always stirred when it is asked about.
+	restless := f.run(t, "for i in 1 2 3 4 5 6; do while kill -STOP $$ && kill -CONT $$; do :; done & done; wait")
 	quiet := f.run(t, "sleep 60")
 	shim := parentOf(t, f.fs, quiet.PID())
 	used := func() time.Duration {

@@ -299,7 +299,7 @@ func (w *warden) reachable() bool {
 // reap waits for the ends of children, and of orphans.
 func (w *warden) reap() {
 	for {
-		pid, _, err := awaitChild(syscall.WEXITED | syscall.WNOWAIT) // it is reaped later
+		pid, _, err := awaitChild(pAll, 0, syscall.WEXITED|syscall.WNOWAIT) // it is reaped later
 		if err == syscall.ECHILD {
 			<-w.forked
 		}
@@ -364,12 +364,17 @@ func (w *warden) keep(e End) {
 	w.ends = append(w.ends, e)
 }
 
+// Whom waitid(2) is asked about: P_ALL, P_PID.
+const (
+	pAll = 0
+	pPID = 1
+)
+
 // awaitChild waits until something has become of a child, and tells the signal or the
-// exit code that this was.
-func awaitChild(options uintptr) (pid, status int32, err error) {
+// exit code that this was; of no child with WNOHANG if nothing has.
+func awaitChild(whom uintptr, pid int32, options uintptr) (child, status int32, err error) {
 	var info [128]byte // siginfo_t
-	const pAll = 0
-	_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info[0])), options, 0, 0)
+	_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, whom, uintptr(pid), uintptr(unsafe.Pointer(&info[0])), options, 0, 0)
 	if errno != 0 {
 		return 0, 0, errno
 	}
