@@ -45,7 +45,7 @@ func RunDir(t testing.TB) string {
 	t.Cleanup(func() {
 		require.NoError(t, os.Unsetenv(variable))
 		// What outlives the agents leaves when nobody needs it any more.
-		for end := time.Now().Add(patience()); ; <-time.After(10 * time.Millisecond) {
+		for end := time.Now().Add(patience); ; <-time.After(10 * time.Millisecond) {
 			shims := slices.DeleteFunc(children(), func(pid int) bool {
 				name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 				s, ok := statOf(pid)

@@ -150,7 +150,7 @@ func lawHundred(b *bench) {
 	const n = 100
 	common := b.plan("sleep")
 	handles := make([]backends.Handle, n)
-	ctx, cancel := context.WithTimeout(b.Context(), 3*patience())
+	ctx, cancel := context.WithTimeout(b.Context(), 3*patience)
 	defer cancel()
 	var wait sync.WaitGroup
 	for k := range n {

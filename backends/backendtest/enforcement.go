@@ -143,7 +143,7 @@ func (b *bench) getsCPU(pid int, percent float64) {
 	b.Helper()
 	const tolerance = 2
 	var tries []float64
-	for start := time.Now(); time.Since(start) < patience(); {
+	for start := time.Now(); time.Since(start) < patience; {
 		before, ok := statOf(pid)
 		require.True(b, ok)
 		began := time.Now()
@@ -338,7 +338,7 @@ func (b *bench) shares(one, other service.Limits, low, high float64) {
 		return float64(stat.ticks)
 	}
 	var tries []float64
-	for start := time.Now(); time.Since(start) < patience(); {
+	for start := time.Now(); time.Since(start) < patience; {
 		was, wasOther := used(first), used(second)
 		b.eventually(func() bool { return used(first)+used(second)-was-wasOther > 400 }, "neither gets any CPU") // ticks of 10 ms
 		ratio := (used(first) - was) / max(used(second)-wasOther, 1)

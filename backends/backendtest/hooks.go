@@ -205,7 +205,7 @@ func lawPrepareSlow(b *bench) {
 			results <- err
 		}()
 	}
-	over := time.After(patience())
+	over := time.After(patience)
 	for n := range many {
 		select {
 		case <-ready:
@@ -240,7 +240,7 @@ func lawUndoSlow(b *bench) {
 			results <- err
 		}()
 	}
-	over := time.After(patience())
+	over := time.After(patience)
 	for n := range many {
 		select {
 		case <-undoing:

@@ -171,7 +171,7 @@ func lawDeathAtGate(b *bench) {
 
 func lawContextAfterLaunch(b *bench) {
 	l := b.plan("ignore-term")
-	ctx, cancel := context.WithTimeout(b.Context(), patience())
+	ctx, cancel := context.WithTimeout(b.Context(), patience)
 	h, err := b.agent.Launch(ctx, l, nothingToIdentify)
 	require.NoError(b, err)
 	i := b.keep(h, l)

@@ -118,7 +118,7 @@ func lawStoppedTerm(b *bench) {
 // lawOrphanStorm has orphans die while this process, which may be their
 // subreaper, has a child of its own to wait for.
 func lawOrphanStorm(b *bench) {
-	orphans := 2000
+	orphans := 500
 	if emulated() {
 		orphans = 150
 	}

@@ -106,7 +106,7 @@ func (b *bench) readsTimes(one, other *incarnation, low, high float64) {
 	b.Helper()
 	read := func(i *incarnation) float64 { return float64(i.usage().IO.ReadBytes.Value) }
 	var tries []float64
-	for start := time.Now(); time.Since(start) < patience(); {
+	for start := time.Now(); time.Since(start) < patience; {
 		was, wasOther := read(one), read(other)
 		b.eventually(func() bool { return read(one)+read(other)-was-wasOther > 40*mebi }, "nobody reads")
 		ratio := (read(one) - was) / max(read(other)-wasOther, 1)
