@@ -18,7 +18,7 @@ import (
 // Of thirty starts at once as many succeed as fit into the budget, and an agent that is
 // killed and comes back refuses nobody who runs.
 func TestTheBudgetOfMemory(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)

@@ -28,7 +28,7 @@ func (w *world) diary() []string {
 
 // TestDependencies: real programs begin behind what they require, and end before it.
 func TestDependencies(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
@@ -65,7 +65,7 @@ func TestDependencies(t *testing.T) {
 
 // TestDependenciesThatCanNotBe: circles, unknown names and what others name, as people see it.
 func TestDependenciesThatCanNotBe(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	w := newWorld(t)
 	write := func(name, requires string) string {
 		path := w.path(name + ".json")
@@ -97,7 +97,7 @@ func TestDependenciesThatCanNotBe(t *testing.T) {
 // TestOutage: a database is down for a while, and clients end without it, over the end of
 // the agent. None is given up, no attempt is spent, and all are back soon after.
 func TestOutage(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)

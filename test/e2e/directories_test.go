@@ -32,7 +32,7 @@ func (w *world) crash(name string) {
 // TestDirectoriesRemoved: an agent goes on whose directory somebody removes, and writes
 // all that it knows into one made anew as soon as it writes anything.
 func TestDirectoriesRemoved(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		always := fields{"launch": mode, "log": "file", "restart": fields{"policy": "always", "backoff": "100ms"}}
 		for _, name := range []string{"web", "idle"} {
@@ -84,7 +84,7 @@ func (w *world) full(dir string) (fill, free func()) {
 // TestNoRoom: with one of its directories full an agent serves on; what it can not
 // record it refuses or says so, and goes on by itself when there is room.
 func TestNoRoom(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	if !limited(t) {
 		t.Skip("nobody may mount on somebody's machine")
 	}

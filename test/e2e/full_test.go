@@ -22,7 +22,7 @@ var dropNote = regexp.MustCompile(`^\[gladsheim: [0-9]+ bytes in ([0-9]+) lines 
 // there is room they go on by themselves: of the one nothing is missing, of the other
 // what the log says.
 func TestAFullLogDisk(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	offers(t, "exec")
 	if !isRoot(t) {
 		t.Skip("only root mounts a small disk; the same runs as root on this host")

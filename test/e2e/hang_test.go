@@ -84,7 +84,7 @@ func (w *world) seeStop(mode string) {
 // TestAHangIsEnded: one whose definition has it count as unhealthy is ended and begun
 // again (P5), unless somebody has stopped it with a signal of ours.
 func TestAHangIsEnded(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).endHang(mode) })
 	}
@@ -119,7 +119,7 @@ func (w *world) endHang(mode string) {
 // TestAWaitInTheKernel: of threads that wait where no signal but SIGKILL reaches them (D) nobody
 // tells, and disks may take long; still it is seen.
 func TestAWaitInTheKernel(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	w := newWorld(t)
 	// What has called vfork(2) waits so for its child; this one sleeps.
 	script := fmt.Sprintf("syscall(%d, %d, 0, 0, 0, 0) or sleep(10000)", unix.SYS_CLONE, unix.CLONE_VFORK|unix.SIGCHLD)
@@ -137,7 +137,7 @@ func TestAWaitInTheKernel(t *testing.T) {
 // by its socket of TCP or its Unix socket; who has nothing to do, who is busy, and who is
 // slow is never taken for it.
 func TestAQueueThatNobodyServes(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for i, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).seeQueue(mode, 15080+10*i) })
 	}

@@ -45,16 +45,36 @@ func limited(t *testing.T) bool { return offers(t, "cgroup2") }
 // soak tells whether there is time for everything: `make soak`.
 var soak = os.Getenv("GLADSHEIM_TEST_SOAK") != ""
 
-// oneOfAKind is for stories that need no certain version of systemd or the
-// kernel: unless there is time, one of the hosts with systemd hears them.
+// oneOfAKind is for stories that need no certain version of systemd or the kernel:
+// unless there is time, one of the hosts with systemd hears them, and those without.
 func oneOfAKind(t *testing.T) {
 	t.Helper()
-	switch os.Getenv("GLADSHEIM_TEST_HOST") {
-	case "systemd-old", "systemd-new":
-		if !soak {
-			t.Skip("told on the host systemd")
-		}
+	toldOn(t, "systemd", "cgroup2", "bare", "bare as a user")
+}
+
+// anywhere is for stories of the agent alone, which no way of launching changes:
+// unless there is time, only the hosts that are the fastest to tell them hear them.
+func anywhere(t *testing.T) {
+	t.Helper()
+	toldOn(t, "cgroup2", "bare")
+}
+
+// toldOn skips a story elsewhere, unless there is time for everything.
+func toldOn(t *testing.T, hosts ...string) {
+	t.Helper()
+	if soak || slices.Contains(hosts, host()) {
+		return
 	}
+	t.Skip("told on " + strings.Join(hosts, ", "))
+}
+
+// host names the host that this is, and whose.
+func host() string {
+	name := os.Getenv("GLADSHEIM_TEST_HOST")
+	if name == "bare" && os.Geteuid() != 0 {
+		name += " as a user"
+	}
+	return name
 }
 
 // modes are the ways of launching that this host has.

@@ -64,12 +64,10 @@ func kills(t *testing.T) (times, services int) {
 		require.NoError(t, err)
 		return n, 100
 	}
-	switch host := os.Getenv("GLADSHEIM_TEST_HOST"); {
+	switch {
 	case soak:
 		return 1000, 100
-	case host == "systemd-new":
-		return 64, 100
-	case host == "bare": // which is not emulated
+	case host() == "bare": // which is not emulated
 		return 100, 100
 	}
 	return 16, 20

@@ -96,7 +96,7 @@ func TestEverythingIsLost(t *testing.T) {
 // ended is not begun again, nor what ends before the next agent comes, unless the
 // restart policy says so; each end has one record, which tells no more than is known.
 func TestWhatEndedStaysEnded(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		w.leave(syscall.SIGTERM)
 		define := func(name, policy string, args ...string) {
@@ -181,7 +181,7 @@ func TestWhatEndedStaysEnded(t *testing.T) {
 // TestRegisteredAnew: what a caller had registered is taken up when it is registered
 // again, and until then nothing is started beside it.
 func TestRegisteredAnew(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		def := workload(t, "again", "again", "sleep").with(fields{"launch": mode})
 		w.register(def)
@@ -301,7 +301,7 @@ func (w *world) unharmed(was *gladsheimv1.ServiceStatus) {
 // TestAStalledAgentBlamesNobody: stopped in the midst of a check, for longer than that
 // may take, it waits for the answer all the same.
 func TestAStalledAgentBlamesNobody(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	w, c := newWorld(t), newCheckup(t)
 	was := w.checked("patient", c)
 	for _, stalled := range []time.Duration{2500 * time.Millisecond, 5 * time.Second} {
@@ -359,7 +359,7 @@ func TestAStarvedAgentBlamesNobody(t *testing.T) {
 // TestTheClockIsSet: nobody is restarted, and a wait for the next attempt goes on as
 // before, over the end of an agent as well.
 func TestTheClockIsSet(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	if os.Getenv("GLADSHEIM_TEST_HOST") == "bare" {
 		return // it is somebody's clock
 	}

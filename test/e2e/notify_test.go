@@ -195,7 +195,7 @@ func TestNotifyByAScript(t *testing.T) {
 
 // TestNotifyNever: one that never says so is not ready in time, and the answer tells why.
 func TestNotifyNever(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	w := newWorld(t)
 	s := w.speaker("auto", "never", fields{"ready": fields{"type": "notify", "timeout": "1s"}})
 	s.says("STATUS=not yet;ERRNO=2")
@@ -208,7 +208,7 @@ func TestNotifyNever(t *testing.T) {
 // TestWatchdog: a service that says in time that it is well runs on, over the end of the
 // agent too; one that does not, or says that it is not, is ended, and restarted.
 func TestWatchdog(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)

@@ -15,7 +15,7 @@ import (
 // TestAnOutageOfTheDatabase: twenty clients that need a database live through its
 // outage. None gives up, none spends its attempts, and all are back soon after it.
 func TestAnOutageOfTheDatabase(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	w := newWorld(t)
 	outage := 20 * time.Second
 	if soak {

@@ -104,7 +104,7 @@ func (w *world) configure(sections string) {
 // A battery that runs low, by what the kernel tells, has services stopped and comes to be
 // forgotten on AC; an agent that is killed meanwhile changes nothing.
 func TestTheBatteryRunsLow(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for _, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) {
 			p := onBattery(t)

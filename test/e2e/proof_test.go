@@ -97,7 +97,7 @@ func otherwise(t *testing.T, dir string, pid int) {
 // TestRealProgramsAreChecked: each check finds a real program well, sees that it is ill
 // when it is, and tells how; it is restarted for that, and well again.
 func TestRealProgramsAreChecked(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	w := newWorld(t)
 	for n, p := range patients {
 		t.Run(p.name, func(t *testing.T) {

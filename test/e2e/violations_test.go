@@ -23,7 +23,7 @@ func (w *world) violates(name, kind string) bool {
 // TestViolations: what a service uses too much of is told by the status, the list and the
 // events.
 func TestViolations(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	limits := fields{"memory_max": "64MiB", "memory_swap_max": "0", "cpu_percent": 20, "pids_max": 8}
 	def := workload(t, "fat", "fat", "hog-memory", fmt.Sprint(56*mebibyte)).with(fields{"limits": limits})
 	if !needsLimits(t, def) {
@@ -58,7 +58,7 @@ func TestViolations(t *testing.T) {
 // TestCacheIsNoUse: whoever fills its memory_max with the files that it reads is not warned
 // of, and whoever does so with memory of its own is.
 func TestCacheIsNoUse(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	def := workload(t, "reader", "reader", "cache", "/usr", "0", fmt.Sprint(160*mebibyte)).with(fields{
 		"limits": fields{"memory_max": "64MiB", "memory_swap_max": "0"},
 	})
@@ -84,7 +84,7 @@ func TestCacheIsNoUse(t *testing.T) {
 
 // TestLadder: a service that stays above its level is throttled, then ended.
 func TestLadder(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	def := workload(t, "fat", "fat", "hog-memory", fmt.Sprint(56*mebibyte)).with(fields{
 		"limits":      fields{"memory_max": "64MiB", "memory_swap_max": "0"},
 		"enforcement": fields{"memory": "stop", "throttle_after": "2s", "stop_after": "8s", "livelock": "warn"},
@@ -110,7 +110,7 @@ func TestLadder(t *testing.T) {
 // TestLivelock: a service that memory_high keeps from doing anything else is freed, here
 // to die of its memory_max, which is an end that is understood.
 func TestLivelock(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	def := workload(t, "stuck", "stuck", "hog-memory", fmt.Sprint(200*mebibyte)).with(fields{
 		"limits":  fields{"memory_max": "96MiB", "memory_high": "32MiB", "memory_swap_max": "0"},
 		"restart": fields{"policy": "never"},
