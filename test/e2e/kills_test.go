@@ -30,11 +30,8 @@ import (
 // holds. Every end has its exact code or signal, no event is missing, and in the end
 // no line is.
 func TestKillsAtRandom(t *testing.T) {
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
-			if mode == "cgroup" {
-				oneOfAKind(t)
-			}
 			times, many := kills(t)
 			w := newWorld(t)
 			c := w.crowd(mode, many, times)

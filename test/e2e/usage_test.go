@@ -26,7 +26,7 @@ const (
 // programs alike, and limits that are recommended by it are near the true peak, whatever
 // it has in the page cache, and do it no harm.
 func TestUsageIsRemembered(t *testing.T) {
-	oneOfAKind(t)
+	anywhere(t)
 	for i, mode := range modes(t) {
 		t.Run(mode, func(t *testing.T) { rememberUsage(t, newWorld(t), mode, i*toothCache) })
 	}
