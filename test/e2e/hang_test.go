@@ -16,7 +16,7 @@ import (
 // TestAStopIsSeen: SIGSTOP of a server without any check is seen within seconds, and told
 // once, until it goes on; so is one in the absence of an agent. What is frozen is not hung.
 func TestAStopIsSeen(t *testing.T) {
-	for _, mode := range modes(t) {
+	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) { newWorld(t).seeStop(mode) })
 	}
 }

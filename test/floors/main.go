@@ -28,7 +28,7 @@ const work = ".cover"
 func main() {
 	only := flag.String("only", "", "comma-separated floors to run: unit, power, or hosts such as systemd; default all")
 	run := flag.String("run", "", "regular expression of the tests to run, as for go test")
-	machines := flag.Int("machines", 2, "emulated machines at the same time, or one less beside the unit floor")
+	machines := flag.Int("machines", 2, "emulated machines at the same time, or one less beside the unit floor; the bare host is beside them")
 	soak := flag.Bool("soak", false, "hosts only: every package on every host it can run on, and at length")
 	timeout := flag.Duration("timeout", 45*time.Minute, "how long the tests of one package may take on one host")
 	flag.Parse()
@@ -54,14 +54,17 @@ func floors(only []string, run string, machines int, soak bool, timeout time.Dur
 	if wanted("static") && !soak {
 		static(tally)
 	}
-	parts, err := onHosts(tally, wanted, run, soak, timeout)
+	emulated, bare, err := onHosts(tally, wanted, run, soak, timeout)
 	if err != nil {
 		return err
 	}
 	if wanted("unit") && !soak {
-		parts = append([]func(){func() { unit(tally, run) }}, parts...)
+		emulated = append([]func(){func() { unit(tally, run) }}, emulated...)
 	}
-	sideBySide(parts, machines)
+	var lanes sync.WaitGroup
+	lanes.Go(func() { sideBySide(emulated, machines) })
+	lanes.Go(func() { sideBySide(bare, 1) }) // which mostly waits
+	lanes.Wait()
 	whole := len(only) == 0 && run == "" && !soak
 	covered, err := coverage(whole)
 	tally.print(os.Stdout, whole)
@@ -100,7 +103,7 @@ func static(t *tally) {
 // host skip themselves here.
 func unit(t *tally, run string) {
 	t.read("unit", "./...", func(again []string) *exec.Cmd {
-		args := []string{"test", "-json", "-race", "-covermode=atomic", "-coverpkg=./...", "-timeout=20m"}
+		args := []string{"test", "-json", "-vet=off", "-race", "-covermode=atomic", "-coverpkg=./...", "-timeout=20m"}
 		if pattern := pattern(run, again); pattern != "" {
 			args = append(args, "-run", pattern)
 		}
@@ -142,8 +145,8 @@ func packages(again []string) []string {
 }
 
 // onHosts builds each test binary once; its parts run them on the hosts they
-// belong on.
-func onHosts(t *tally, wanted func(string) bool, run string, soak bool, timeout time.Duration) (parts []func(), err error) {
+// belong on, apart those that need no machine to be emulated.
+func onHosts(t *tally, wanted func(string) bool, run string, soak bool, timeout time.Duration) (emulated, bare []func(), err error) {
 	var jobs []job
 	for _, j := range hostFloors(soak) {
 		if wanted(j.host) {
@@ -151,17 +154,22 @@ func onHosts(t *tally, wanted func(string) bool, run string, soak bool, timeout 
 		}
 	}
 	if len(jobs) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err := build(jobs); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, j := range jobs {
-		parts = append(parts, func() {
+		part := func() {
 			t.read(j.label(), j.pkg, func(again []string) *exec.Cmd { return j.command(pattern(run, again), timeout) })
-		})
+		}
+		if j.host == "bare" {
+			bare = append(bare, part)
+		} else {
+			emulated = append(emulated, part)
+		}
 	}
-	return parts, nil
+	return emulated, bare, nil
 }
 
 // sideBySide runs parts in their order, so many at a time.
