@@ -264,7 +264,7 @@ var stateWords = [...]string{
 // asides are the reasons of notices about a service whose state stays.
 var asides = []string{
 	"stuck", "unrecorded", "restored", "displaced", "log_disk_full", "log_disk_recovered", "log_lost",
-	"reload", "schedule", "notify", "hook", "reloading", "reloaded", "says-stopping",
+	"reload", "schedule", "notify", "hook", "reloading", "reloaded", "says-stopping", "main-process",
 }
 
 // memory are the verdicts that say there was too little of it.

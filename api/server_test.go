@@ -148,7 +148,7 @@ func refused(t *testing.T, err error, code codes.Code, reason service.Reason) *s
 
 func callContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // for a busy machine
 	t.Cleanup(cancel)
 	return ctx
 }

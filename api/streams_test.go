@@ -304,7 +304,7 @@ func TestEventWords(t *testing.T) {
 		require.Equal(t, want, eventKind(n))
 		require.Equal(t, want, toWatchEvent(n).GetEvent().GetKind())
 	}
-	for _, aside := range []string{"reload", "schedule", "hook", "notify", "reloading", "reloaded", "says-stopping"} { // it was ready before
+	for _, aside := range []string{"reload", "schedule", "hook", "notify", "reloading", "reloaded", "says-stopping", "main-process"} { // it was ready before
 		require.Equal(t, aside, eventKind(service.Notice{Kind: service.NoticeState, Reason: aside, State: service.Running}))
 	}
 	require.Equal(t, "uid 7", toWatchEvent(service.Notice{Kind: service.NoticeState, Reason: "asked", Actor: "uid 7"}).GetEvent().GetActor())

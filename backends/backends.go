@@ -124,10 +124,13 @@ type Totaller interface {
 // Handle is one incarnation. Its methods may be called by many goroutines at
 // once. Every error is a *service.Error.
 type Handle interface {
+	// Ref names the incarnation, by its present main process.
 	Ref() service.Ref
 
 	// Exited is closed when the main process has ended; Exit then tells how, and
-	// ExitedAt when, by the wall clock; zero if nobody saw it.
+	// ExitedAt when, by the wall clock; zero if nobody saw it. After Succeed all three
+	// are about the one that succeeded, and who has got Exited before asks again: that
+	// channel may never be closed.
 	Exited() <-chan struct{}
 	Exit() service.Exit
 	ExitedAt() time.Time
@@ -142,6 +145,16 @@ type Handle interface {
 	// Signal sends sig to the main process, by pidfd. Of a process that has
 	// ended it says service.NotRunning.
 	Signal(ctx context.Context, sig syscall.Signal) error
+
+	// Succeed makes another process of the incarnation its main one, as when that has
+	// forked and leaves, which it may have done already: what the methods say of the main
+	// process is of this one from now on, and where the incarnation is marked with its
+	// main process, the mark is changed. It is held by a pidfd, and whether it is one of
+	// the incarnation is asked after that. How it ends is known exactly if its parent has
+	// ended by then, or if the kernel tells (Linux 6.15). One that is not of the
+	// incarnation, or is what Run runs, is service.Conflict; one that has ended, and
+	// an incarnation that was adopted when its main process was gone, NotRunning.
+	Succeed(ctx context.Context, pid int) error
 
 	// Run runs a program once beside the main process: as its user, with its environment,
 	// directory, umask and limits, in its cgroup, under a session of its own. It returns

@@ -141,6 +141,17 @@ func (l *Listener) Unread(name service.Name) (unread bool) {
 	return err == nil && unread
 }
 
+// Hear reads now what a service has said until now, as far as the pace allows; whoever attends
+// has been told of that when it returns.
+func (l *Listener) Hear(name service.Name) {
+	l.mu.Lock()
+	s := l.sockets[name]
+	l.mu.Unlock()
+	if s != nil {
+		s.hear(newMail())
+	}
+}
+
 // Attend has tell told of what an incarnation says, until leave is called: of what comes
 // from processes that are its own, as owns says. tell must not block. The socket must have
 // been opened. When leave has returned, nothing is told any more, unless that is under way.

@@ -129,6 +129,7 @@ func TestStrangersAreDropped(t *testing.T) {
 	require.Equal(t, fmt.Sprintf("process %d of uid %d, which is none of the service's, sent a message", os.Getpid(), os.Geteuid()), x.Why)
 	require.Equal(t, service.Heard{Dropped: 2}, h.hears(), "why is told once")
 	require.Equal(t, service.Heard{Dropped: 4}, h.hears())
+	h.Hear(web) // the fifth, too
 	h.attend(func(int) (bool, error) { return true, nil })
 	h.send("READY=1")
 	require.Equal(t, service.Heard{Said: service.Notification{Ready: true}, Dropped: 5}, h.hears())
@@ -141,6 +142,27 @@ func TestWhatCanNotBeReadIsTold(t *testing.T) {
 	require.True(t, x.Said.Ready)
 	require.Contains(t, x.Why, `MAINPID="x"`)
 	require.Contains(t, h.hears().Why, "at most 4096 are read")
+}
+
+// Who wants to know hears at once what was said before, and of what is none of that nothing.
+func TestHearAtOnce(t *testing.T) {
+	l := newListener(t)
+	h := open(t, l, ours)
+	for n := range 20 {
+		h.send(fmt.Sprintf("STATUS=%d", n))
+		l.Hear(web)
+		select {
+		case x := <-h.heard:
+			require.Equal(t, fmt.Sprint(n), x.Said.Status)
+		default:
+			t.Fatal("it was not heard when Hear had returned")
+		}
+	}
+	l.Hear(service.MustName("another"))
+	h.leave()
+	h.send("STATUS=late")
+	l.Hear(web)
+	require.Empty(t, h.heard)
 }
 
 // A flood is read at a pace, and what is not lost for that.

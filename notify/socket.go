@@ -25,7 +25,7 @@ type attention struct {
 	tell func(service.Heard)
 }
 
-// socket is that of one incarnation. All but attended and later are the loop's.
+// socket is that of one incarnation.
 type socket struct {
 	listener *Listener
 	key      int32
@@ -33,7 +33,8 @@ type socket struct {
 	conn     syscall.RawConn
 	attended atomic.Pointer[attention] // nil when nobody hears
 
-	second  time.Time // in which read were read
+	hearing sync.Mutex // held by the one who reads, and guards what follows
+	second  time.Time  // in which read were read
 	read    int
 	dropped uint64
 
@@ -96,6 +97,8 @@ func provide(fd int, path string, uid int) error {
 
 // hear reads what has come, as far as the pace allows.
 func (s *socket) hear(m *mail) {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
 	if s.attended.Load() == nil {
 		return // until somebody attends again
 	}

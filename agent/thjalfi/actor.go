@@ -172,6 +172,9 @@ func (a *actor) sawExit() bool {
 		return false
 	}
 	a.exited = nil
+	if a.inherited() {
+		return false // succeeded sees what has become of that
+	}
 	a.ended(a.handle.Exit())
 	return true
 }

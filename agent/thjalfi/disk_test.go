@@ -70,8 +70,12 @@ func (d *disk) Record(r Record) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if was := d.records[r.Name].Ref; was.PID != 0 && r.Ref.Incarnation == was.Incarnation && r.Ref != was && d.alive(r.Name) > 0 {
-		d.lost = append(d.lost, fmt.Sprintf("%+v became %+v", was, r.Ref))
+	if was := d.records[r.Name].Ref; was.PID != 0 && r.Ref.Incarnation == was.Incarnation && d.alive(r.Name) > 0 {
+		heir := was
+		heir.PID, heir.StartTicks = r.Ref.PID, r.Ref.StartTicks // another process of it may have succeeded
+		if r.Ref != heir || heir.PID == 0 {
+			d.lost = append(d.lost, fmt.Sprintf("%+v became %+v", was, r.Ref))
+		}
 	}
 	d.records[r.Name] = r
 	d.pass(r.Name, 1, r.Machine.State)

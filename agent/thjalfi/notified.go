@@ -1,6 +1,7 @@
 package thjalfi
 
 import (
+	"context"
 	"fmt"
 	"syscall"
 	"time"
@@ -18,6 +19,8 @@ type Listener interface {
 	// must not block. That owns says of a process that it is of the incarnation is asked for
 	// each message.
 	Attend(name service.Name, owns func(pid int) (bool, error), tell func(service.Heard)) (leave func(), err error)
+	// Hear has told of all that the service has said until now, unless that is too much.
+	Hear(name service.Name)
 	// Unread tells whether the service has said something that has not been read yet. It may
 	// be asked by anybody.
 	Unread(name service.Name) bool
@@ -34,6 +37,7 @@ type speech struct {
 	news      chan service.Heard // nil as long as nobody hears
 	notified  service.Notified
 	ready     bool // it has said so, or may have when nobody heard
+	heirs     int  // that are about to be its main process
 	unheard   bool // it was launched by an earlier agent: what it said since that ended is lost
 	complaint bool // that something is wrong with what came was told
 }
@@ -45,8 +49,14 @@ func (a *actor) listen() {
 	if !a.plan.Spec.Notifies() {
 		return
 	}
-	news := make(chan service.Heard, backlog)
-	leave, err := a.cfg.Listener.Attend(a.name, a.handle.Owns, func(h service.Heard) {
+	news, handle := make(chan service.Heard, backlog), a.handle
+	owns := func(pid int) (bool, error) {
+		if pid == handle.Ref().PID { // also when it has said who follows it, and left
+			return true, nil
+		}
+		return handle.Owns(pid)
+	}
+	leave, err := a.cfg.Listener.Attend(a.name, owns, func(h service.Heard) {
 		select {
 		case news <- h:
 		default: // it says more than anybody could take in
@@ -93,8 +103,6 @@ func (a *actor) heard(h service.Heard) {
 	case h.Why != "" && !a.said.complaint:
 		a.said.complaint = true
 		a.publish(service.NoticeState, "notify", h.Why)
-	case is.MainPID != was.MainPID && is.MainPID != a.ref.PID:
-		a.publish(service.NoticeState, "notify", fmt.Sprintf("it calls process %d its main one; that stays process %d", is.MainPID, a.ref.PID))
 	case is.Stopping && !was.Stopping:
 		a.publish(service.NoticeState, "says-stopping", is.Status)
 	case is.Reloading && !was.Reloading:
@@ -103,6 +111,9 @@ func (a *actor) heard(h service.Heard) {
 		a.publish(service.NoticeState, "reloaded", is.Status)
 	default:
 		a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Notified = is })
+	}
+	if n.MainPID != 0 && n.MainPID != a.ref.PID {
+		a.succeed(n.MainPID)
 	}
 	if n.Alive {
 		a.cfg.Prober.Beat(a.name)
@@ -113,6 +124,49 @@ func (a *actor) heard(h service.Heard) {
 	if n.Ready {
 		a.readyBySaying()
 	}
+}
+
+// succeed has another process of the incarnation be its main one.
+func (a *actor) succeed(pid int) {
+	h := a.handle
+	a.said.heirs++
+	a.thenSurely(func() func() {
+		ctx, cancel := context.WithTimeout(context.Background(), a.cfg.ClearTimeout)
+		defer cancel()
+		err := h.Succeed(ctx, pid)
+		return func() {
+			if a.handle == h {
+				a.succeeded(pid, err)
+			}
+		}
+	})
+}
+
+// succeeded takes who is the main process now, of whose end alone it is told from then on.
+func (a *actor) succeeded(pid int, err error) {
+	a.said.heirs--
+	was := a.ref
+	a.ref = a.handle.Ref()
+	if a.exit == nil {
+		a.exited = a.handle.Exited() // what was seen of the former's is seen again if that stays
+	}
+	switch {
+	case err != nil:
+		a.publish(service.NoticeState, "notify", fmt.Sprintf("it calls process %d its main one, and that stays process %d: %v", pid, was.PID, err))
+	case a.ref != was:
+		a.record()
+		a.publish(service.NoticeState, "main-process", fmt.Sprintf("process %d, which it calls its main one (MAINPID); it was process %d", a.ref.PID, was.PID))
+	}
+}
+
+// inherited tells whether another process is about to be the main one in the stead of one
+// that has ended: before that it may have said so.
+func (a *actor) inherited() bool {
+	if a.said.news != nil {
+		a.cfg.Listener.Hear(a.name)
+		a.hearNews()
+	}
+	return a.said.heirs > 0
 }
 
 // readyBySaying takes that it has said that it is ready. What is frozen has when it is thawed.

@@ -2,6 +2,7 @@ package thjalfi
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ type hall struct {
 	forgotten int
 	owns      func(pid int) (bool, error)
 	unread    bool
+	words     []service.Heard // that wait to be heard
 	fault     error
 }
 
@@ -44,6 +46,16 @@ func (h *hall) Attend(_ service.Name, owns func(pid int) (bool, error), tell fun
 		defer h.mu.Unlock()
 		h.tell = nil
 	}, nil
+}
+
+func (h *hall) Hear(service.Name) {
+	h.mu.Lock()
+	tell, words := h.tell, h.words
+	h.words = nil
+	h.mu.Unlock()
+	for _, w := range words {
+		tell(w)
+	}
 }
 
 func (h *hall) Unread(service.Name) bool {
@@ -74,6 +86,16 @@ func (s *stage) hears(h service.Heard) {
 	require.NotNil(s.t, tell, "nobody hears")
 	tell(h)
 	synctest.Wait()
+}
+
+// mutters has something be said that is heard only when somebody wants to know.
+func (s *stage) mutters(message string) {
+	s.t.Helper()
+	said, err := service.ParseNotification(message)
+	require.NoError(s.t, err)
+	s.hall.mu.Lock()
+	defer s.hall.mu.Unlock()
+	s.hall.words = append(s.hall.words, service.Heard{Said: said})
 }
 
 func (s *stage) deaf() bool {
@@ -233,8 +255,70 @@ func TestWhatIsWrongWithASayingIsToldOnce(t *testing.T) {
 		s.says("READY=1\nMAINPID=4711")
 		s.ok(c)
 		require.Len(t, s.complaints(), 2)
-		require.Contains(t, s.complaints()[1], "it calls process 4711 its main one")
+		require.Contains(t, s.complaints()[1], "it calls process 4711 its main one, and that stays process ")
+		require.Contains(t, s.complaints()[1], "process 4711 is none of the service's own")
 		require.NotEqual(t, 4711, s.status().Ref.PID)
+	})
+}
+
+// child is the one that the present incarnation has.
+func (s *stage) child() int { return s.status().Ref.PID + 1 }
+
+func TestAnotherMainProcess(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Children: 1, End: &fake.End{After: time.Minute, Exit: service.Exit{Code: 3}}})
+		c := s.start(notifies, never)
+		synctest.Wait()
+		was, child := s.status().Ref, s.child()
+		s.says(fmt.Sprintf("MAINPID=%d", was.PID))
+		require.Empty(t, s.complaints(), "it is that")
+		s.says(fmt.Sprintf("READY=1\nMAINPID=%d", child))
+		s.ok(c)
+		is := s.status().Ref
+		require.Equal(t, child, is.PID)
+		require.Equal(t, is, s.left().Ref, "it is on record")
+		was.PID, was.StartTicks = is.PID, is.StartTicks
+		require.Equal(t, was, is)
+		require.Contains(t, s.complaints()[0], "its main one (MAINPID)")
+		pass(time.Minute)
+		synctest.Wait()
+		s.is(service.Crashed)
+		require.Equal(t, 3, s.lastExit().Exit.Code, "the end of who succeeded is that of the incarnation")
+	})
+}
+
+// The word may wait to be heard when the end of who said it is seen.
+func TestAMainProcessThatIsFollowed(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Children: 1, End: &fake.End{After: time.Minute}})
+		c := s.start(notifies, never)
+		synctest.Wait()
+		s.says("READY=1")
+		s.ok(c)
+		child := s.child()
+		s.mutters(fmt.Sprintf("MAINPID=%d", child))
+		pass(time.Minute)
+		synctest.Wait()
+		s.is(service.Running)
+		require.Equal(t, child, s.status().Ref.PID)
+		s.ok(s.stop())
+		require.Equal(t, 1, len(s.told(service.NoticeExit)))
+	})
+}
+
+// Who names a process that is none of its own has ended all the same.
+func TestAMainProcessThatIsNotFollowed(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Children: 1, End: &fake.End{After: time.Minute, Exit: service.Exit{Code: 4}}})
+		c := s.start(notifies, never)
+		synctest.Wait()
+		s.says("READY=1")
+		s.ok(c)
+		s.mutters("MAINPID=4711")
+		pass(time.Minute)
+		synctest.Wait()
+		s.is(service.Crashed)
+		require.Equal(t, 4, s.lastExit().Exit.Code)
 	})
 }
 

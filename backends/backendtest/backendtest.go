@@ -92,7 +92,7 @@ func (o only) tried(s Subject) bool {
 func laws() []law {
 	var all []law
 	for _, chapter := range [][]law{
-		launchLaws(), birthLaws(), refusalLaws(), exitLaws(), signalLaws(), killLaws(), releaseLaws(), besideLaws(), hookLaws(),
+		launchLaws(), birthLaws(), refusalLaws(), exitLaws(), signalLaws(), killLaws(), releaseLaws(), besideLaws(), hookLaws(), succeedLaws(),
 		limitLaws(), lowerLaws(), driftLaws(), enforcementLaws(), cpusetLaws(), diskLaws(), rlimitLaws(), hugetlbLaws(), weightLaws(), swapLaws(), freezeLaws(), hearLaws(), usageLaws(), adoptLaws(), agentLaws(), leftoverLaws(), crowdLaws(),
 		tortureLaws(),
 	} {

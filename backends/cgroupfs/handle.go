@@ -23,8 +23,8 @@ type handle struct {
 	backend *Backend
 	group   cgroup.Group
 	ref     service.Ref
-	main    *process.Process // nil when it had ended before the incarnation was adopted
-	place   *place.Place     // of main; nil without it
+	main    *process.Main // nil when it had ended before the incarnation was adopted
+	place   *place.Place  // of main; nil without it
 	like    launch.Likeness
 
 	base cgroup.OOMCounts // what the kernel had counted before
@@ -43,7 +43,13 @@ type handle struct {
 
 var _ backends.Handle = (*handle)(nil)
 
-func (h *handle) Ref() service.Ref { return h.ref }
+func (h *handle) Ref() service.Ref {
+	ref := h.ref
+	if h.main != nil {
+		ref.PID, ref.StartTicks = h.main.Identity()
+	}
+	return ref
+}
 
 // over is the channel of a main process that had ended before.
 var over = func() chan struct{} {
@@ -82,10 +88,28 @@ func (h *handle) Displaced() <-chan struct{} {
 
 // hold makes p the main process.
 func (h *handle) hold(p *process.Process) (err error) {
-	if h.place, err = place.Watch(h.backend.watcher, h.backend.procfs, h.group, p); err == nil {
-		h.main = p
+	main := process.Lead(p)
+	if h.place, err = place.Watch(h.backend.watcher, h.backend.procfs, h.group, main); err == nil {
+		h.main = main
 	}
 	return err
+}
+
+// Succeed implements backends.Handle.
+func (h *handle) Succeed(ctx context.Context, pid int) error {
+	const op = "succeed"
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if h.main == nil || h.remains() != nil {
+		return h.notRunning(op)
+	}
+	if err := place.Succeed(h.backend.watcher, h.backend.procfs, h.backend.shim, h.group, h.main, pid); err != nil {
+		return failure(op, h.ref.Name, service.HostUnavailable, err)
+	}
+	return nil
 }
 
 // mainEnded tells whether the main process has ended.
@@ -124,7 +148,7 @@ func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, err
 	limits := h.requested
 	h.mu.Unlock()
 	return place.Beside(ctx, h.backend.watcher, h.group, launch.Beside{
-		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.Exited(),
+		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.main,
 	})
 }
 
@@ -281,9 +305,9 @@ func (h *handle) Limits(ctx context.Context) (service.Applied, error) {
 	if h.mainEnded() {
 		return applied, nil
 	}
-	n, err := rlimit.NoFile(h.ref.PID)
+	n, err := rlimit.NoFile(h.main.PID())
 	if err == nil {
-		applied[service.Rlimits], err = rlimit.Report(h.ref.PID, requested[service.Rlimits])
+		applied[service.Rlimits], err = rlimit.Report(h.main.PID(), requested[service.Rlimits])
 	}
 	switch {
 	case errors.Is(err, syscall.ESRCH) || h.mainEnded():
@@ -398,8 +422,9 @@ func (h *handle) processes() ([]backends.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	if at := slices.Index(pids, h.ref.PID); at > 0 {
-		pids = slices.Insert(slices.Delete(pids, at, at+1), 0, h.ref.PID)
+	main := h.Ref().PID
+	if at := slices.Index(pids, main); at > 0 {
+		pids = slices.Insert(slices.Delete(pids, at, at+1), 0, main)
 	}
 	list := make([]backends.Process, 0, len(pids))
 	for _, pid := range pids {

@@ -22,7 +22,7 @@ func TestUnkillableNamesWhatIsWaitedFor(t *testing.T) {
 	tree, err := cgroup.OpenFixture(root)
 	require.NoError(t, err)
 	h := &handle{group: tree.Group("/svc-web-00000001"), ref: service.Ref{Name: service.MustName("web")}}
-	h.main = &process.Process{} // has not ended
+	h.main = process.Lead(&process.Process{}) // has not ended
 	require.ErrorContains(t, h.unkillable(), "the end of its main process is waited for")
 	h.main = nil // had ended before it was adopted
 	require.ErrorContains(t, h.unkillable(), "no process is listed in its cgroup /svc-web-00000001; that the kernel calls it empty is waited for")

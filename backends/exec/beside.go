@@ -16,7 +16,7 @@ import (
 // Run implements backends.Handle. The program carries the brand of the incarnation, and by
 // its soft limit it and its descendants are told from the main process and those of that.
 func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, error) {
-	if !p.After && (h.main == nil || over(h.exited)) {
+	if !p.After && h.ended() {
 		return backends.Ran{}, &service.Error{Op: "run a program beside", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
 	}
 	h.mu.Lock()
@@ -24,7 +24,7 @@ func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, err
 	h.mu.Unlock()
 	opening, barren := h.backend.fork()
 	ran, err := launch.Beside{
-		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.exited, CgroupFD: -1, Brand: uint64(h.brand),
+		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.main, CgroupFD: -1, Brand: uint64(h.brand),
 		Opening: opening,
 		Sweep: func(ctx context.Context, root *launch.Child) error {
 			if root == nil || over(root.Process().Exited()) && barren(root.PID()) {

@@ -332,12 +332,7 @@ type account struct {
 func (b *Backend) Close() error { return b.shim.Close() }
 
 func (b *Backend) open(ref service.Ref, mark brand, main *process.Process, limits service.Limits, spec *service.Spec) *handle {
-	h := &handle{backend: b, ref: ref, brand: mark, main: main, like: launch.LikenessOf(spec), turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}, corpses: map[int]bool{}}
-	if main == nil {
-		h.exited = closed
-	} else {
-		h.exited = main.Exited()
-	}
+	h := &handle{backend: b, ref: ref, brand: mark, main: process.Lead(main), like: launch.LikenessOf(spec), turn: make(chan struct{}, 1), requested: limits, condemned: map[int]bool{}, corpses: map[int]bool{}}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.handles[mark] = h

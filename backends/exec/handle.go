@@ -33,8 +33,7 @@ type handle struct {
 	backend *Backend
 	ref     service.Ref
 	brand   brand
-	main    *process.Process // nil when it was gone at the adoption
-	exited  <-chan struct{}
+	main    *process.Main // nil when it was gone at the adoption
 	like    launch.Likeness
 
 	// turn is held by the one who kills, releases or changes limits.
@@ -54,9 +53,23 @@ type handle struct {
 
 var _ backends.Handle = (*handle)(nil)
 
-func (h *handle) Ref() service.Ref { return h.ref }
+func (h *handle) Ref() service.Ref {
+	ref := h.ref
+	if h.main != nil {
+		ref.PID, ref.StartTicks = h.main.Identity()
+	}
+	return ref
+}
 
-func (h *handle) Exited() <-chan struct{} { return h.exited }
+func (h *handle) Exited() <-chan struct{} {
+	if h.main == nil {
+		return closed
+	}
+	return h.main.Exited()
+}
+
+// ended tells whether the main process has ended.
+func (h *handle) ended() bool { return over(h.Exited()) }
 
 // Displaced is nil: there is no cgroup to be taken out of.
 func (h *handle) Displaced() <-chan struct{} { return nil }
@@ -105,7 +118,7 @@ func (h *handle) Threads() (service.Threads, error) {
 }
 
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
-	if h.main == nil || over(h.exited) {
+	if h.ended() {
 		return &service.Error{Op: "signal", Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
 	}
 	err := h.main.Signal(sig)
@@ -113,6 +126,34 @@ func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 		return &service.Error{Op: e.Op, Service: h.ref.Name, Kind: e.Kind, Reason: e.Reason, Err: e.Err}
 	}
 	return err
+}
+
+// Succeed implements backends.Handle. What the living tell of who led them at the launch
+// stays as it is: most are not ours to change.
+func (h *handle) Succeed(ctx context.Context, pid int) error {
+	const op = "succeed"
+	done, err := h.take(ctx, op)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if h.main == nil || h.released() != nil {
+		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process had ended before")}
+	}
+	err = launch.Succession{
+		Watcher: h.backend.watch, Proc: h.backend.proc, Shim: h.backend.shim, Main: h.main,
+		Belongs: func(pid int) (bool, error) {
+			mark, self, err := h.backend.marksOf(pid)
+			return mark == h.brand && !launch.IsBeside(self), err
+		},
+	}.By(pid)
+	if e, ok := errors.AsType[*service.Error](err); ok {
+		return &service.Error{Op: op, Service: h.ref.Name, Kind: e.Kind, Err: e.Err}
+	}
+	if err != nil {
+		return h.failure(op, err)
+	}
+	return nil
 }
 
 // Freeze refuses: to send SIGSTOP to each process would not be that, see
@@ -123,7 +164,7 @@ func (h *handle) Freeze(context.Context) error { return h.unfrozen("freeze") }
 func (h *handle) Thaw(context.Context) error { return h.unfrozen("thaw") }
 
 func (h *handle) unfrozen(op string) error {
-	if h.main == nil || over(h.exited) {
+	if h.ended() {
 		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process has ended")}
 	}
 	return &service.Error{Op: op, Service: h.ref.Name, Kind: service.Unenforceable,
@@ -166,12 +207,12 @@ func (h *handle) kill(ctx context.Context, op string) error {
 	if h.released() != nil {
 		return nil
 	}
-	hunt := hunt{handle: h, leftOver: over(h.exited)}
+	hunt := hunt{handle: h, leftOver: h.ended()}
 	err := failpoint.After(hunt.run(ctx), failpoint.T6Empty)
-	if err == nil && !over(h.exited) {
+	if err == nil && !h.ended() {
 		// It is a zombie at most; whoever asks from now on hears its exit.
 		select {
-		case <-h.exited:
+		case <-h.Exited():
 		case <-ctx.Done():
 			err = ctx.Err()
 		}

@@ -106,7 +106,7 @@ func (h *hunt) first() (fresh int, conclusive bool, err error) {
 				return err // the others live, so that the next Kill finds it again
 			}
 		}
-		if h.main != nil && !over(h.exited) {
+		if !h.ended() {
 			// All of its process group at one moment, where the kernel can.
 			// What a main process that has ended left over is met one by one,
 			// because it is counted.
@@ -235,7 +235,7 @@ func inSession(pid, session int) bool {
 
 // vouches tells whether pid is the main process, alive, or carries the brand.
 func (h *hunt) vouches(pid int) bool {
-	if h.main != nil && pid == h.main.PID() && !over(h.exited) {
+	if !h.ended() && pid == h.main.PID() {
 		return true
 	}
 	mark, err := h.backend.brandOf(pid)
@@ -269,7 +269,7 @@ func letGo(all []prey) {
 }
 
 // survivors describes those that would not die.
-func (b *Backend) survivors(name service.Name, op string, mark brand, main *process.Process, cause error) error {
+func (b *Backend) survivors(name service.Name, op string, mark brand, main *process.Main, cause error) error {
 	list, err := b.survey(mark, main)
 	if err != nil {
 		return &service.Error{Op: op, Service: name, Kind: service.HostUnavailable, Err: errors.Join(cause, err)}

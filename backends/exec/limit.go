@@ -77,8 +77,8 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 		}
 	}
 	applied[service.Rlimits].Enforced = true
-	if h.main != nil && !over(h.exited) {
-		if now, err := rlimit.Report(h.main.PID(), withoutRTTime(h.requested)[service.Rlimits], service.RlimitRTTime); err == nil && !over(h.exited) {
+	if !h.ended() {
+		if now, err := rlimit.Report(h.main.PID(), withoutRTTime(h.requested)[service.Rlimits], service.RlimitRTTime); err == nil && !h.ended() {
 			now.Requested, now.Enforced = h.requested[service.Rlimits], withoutRTTime(h.requested) == h.requested
 			applied[service.Rlimits] = now
 		}
@@ -118,9 +118,9 @@ func (h *handle) pids() ([]int, error) {
 // noFile reads the limit of open files back: of the main process, or of another when
 // that has ended, for which all processes of the host have to be looked at.
 func (h *handle) noFile() (uint64, error) {
-	if h.main != nil && !over(h.exited) {
+	if !h.ended() {
 		files, err := h.backend.proc.NoFileLimit(h.main.PID())
-		if err == nil && !over(h.exited) { // else it may have been another's
+		if err == nil && !h.ended() { // else it may have been another's
 			return files, nil
 		}
 	}

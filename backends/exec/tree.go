@@ -22,7 +22,7 @@ type mate struct{ pid, session, voucher int }
 
 // count lists what belongs to the brand. main, if it is not nil and has not
 // ended, vouches for its session too.
-func (b *Backend) count(mark brand, main *process.Process) (census, error) {
+func (b *Backend) count(mark brand, main *process.Main) (census, error) {
 	var c census
 	var others []int
 	vouchers := map[int]int{} // session → a member in it
@@ -57,7 +57,7 @@ func (b *Backend) count(mark brand, main *process.Process) (census, error) {
 }
 
 // survey lists the processes of an incarnation that live, the main one first.
-func (b *Backend) survey(mark brand, main *process.Process) ([]procfs.Process, error) {
+func (b *Backend) survey(mark brand, main *process.Main) ([]procfs.Process, error) {
 	c, err := b.count(mark, main)
 	if err != nil {
 		return nil, err

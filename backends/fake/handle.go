@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,15 +19,47 @@ import (
 type handle struct {
 	backend *Backend
 	group   *group
-	exited  <-chan struct{}
+	exited  <-chan struct{} // with the host locked
 	froze   <-chan struct{}
 	told    bool // the exit is told to us, because the process is our child
 
 	requested, instead service.Limits // with the host locked
 }
 
-func (h *handle) Ref() service.Ref        { return h.group.ref }
-func (h *handle) Exited() <-chan struct{} { return h.exited }
+func (h *handle) Ref() service.Ref {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	return h.group.ref
+}
+
+func (h *handle) Exited() <-chan struct{} {
+	h.group.host.mu.Lock()
+	defer h.group.host.mu.Unlock()
+	return h.exited
+}
+
+// Succeed makes one of Script.Children the main process.
+func (h *handle) Succeed(ctx context.Context, pid int) error {
+	const op = "succeed"
+	if err := h.begin(ctx, op); err != nil {
+		return err
+	}
+	defer h.group.host.mu.Unlock()
+	g := h.group
+	at := slices.Index(g.children, pid)
+	switch {
+	case at < 0:
+		return &service.Error{Op: op, Service: g.ref.Name, Kind: service.Conflict, Err: fmt.Errorf("process %d is none of the service's own", pid)}
+	case g.main:
+		g.children[at] = g.ref.PID
+	default:
+		g.children = slices.Delete(g.children, at, at+1)
+		g.main, g.ended, g.exit, g.exitedAt = true, make(chan struct{}), service.Exit{}, time.Time{}
+	}
+	g.ref.PID, g.ref.StartTicks = pid, uint64(pid)*100
+	h.exited, h.told = g.ended, true
+	return nil
+}
 
 func (h *handle) Displaced() <-chan struct{} { return h.group.displaced }
 

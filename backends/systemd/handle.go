@@ -30,10 +30,9 @@ type handle struct {
 
 	before cgroup.OOMCounts // when it began, or was adopted
 
-	main   *process.Process // nil if it had ended before it was adopted
-	place  *place.Place     // of main; nil without it
-	like   launch.Likeness
-	exited <-chan struct{}
+	main  *process.Main // nil if it had ended before it was adopted
+	place *place.Place  // of main; nil without it
+	like  launch.Likeness
 
 	count     sync.Once // counts the leftovers, before the first kill
 	mu        sync.Mutex
@@ -47,7 +46,7 @@ type handle struct {
 
 	unhold func() // ends the news of jobs
 
-	limiting  chan struct{} // held by the one who changes limits, which are read back, or freezes or thaws
+	limiting  chan struct{} // held by the one who changes limits, which are read back, or who leads, or freezes or thaws
 	releasing chan struct{} // held by the one who releases, and guards what follows
 	released  bool
 	finished  bool // with releasing held
@@ -62,22 +61,41 @@ var _ backends.Handle = (*handle)(nil)
 
 func (b *Backend) newHandle(ref service.Ref, l service.Launch) *handle {
 	scope := b.tree.Group(ref.Cgroup)
-	ended := make(chan struct{})
-	close(ended)
 	return &handle{
 		b: b, ref: ref, scope: scope, cell: scope.Parent(), requested: l.Limits, like: launch.LikenessOf(&l.Spec),
-		exited: ended, limiting: make(chan struct{}, 1), releasing: make(chan struct{}, 1),
+		limiting: make(chan struct{}, 1), releasing: make(chan struct{}, 1),
 	}
 }
 
 // take makes p the main process.
 func (h *handle) take(p *process.Process) error {
-	at, err := place.Watch(h.b.watcher, h.b.fs, h.scope, p)
+	main := process.Lead(p)
+	at, err := place.Watch(h.b.watcher, h.b.fs, h.scope, main)
 	if err != nil {
 		return err
 	}
-	h.main, h.place, h.exited = p, at, p.Exited()
+	h.main, h.place = main, at
 	h.unhold = h.b.bus.ends.hold(h.ref.Unit, h)
+	return nil
+}
+
+// Succeed implements backends.Handle.
+func (h *handle) Succeed(ctx context.Context, pid int) error {
+	const op = "succeed"
+	turn, cancel := bounded(ctx)
+	defer cancel()
+	select {
+	case h.limiting <- struct{}{}:
+		defer func() { <-h.limiting }()
+	case <-turn.Done():
+		return failure(op, h.ref.Name, fmt.Errorf("another change is under way: %w", turn.Err()))
+	}
+	if h.main == nil {
+		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process had ended before it was adopted")}
+	}
+	if err := place.Succeed(h.b.watcher, h.b.fs, h.b.shim, h.scope, h.main, pid); err != nil {
+		return failure(op, h.ref.Name, err)
+	}
 	return nil
 }
 
@@ -125,9 +143,27 @@ func (h *handle) stopper() string {
 	return ""
 }
 
-func (h *handle) Ref() service.Ref { return h.ref }
+func (h *handle) Ref() service.Ref {
+	ref := h.ref
+	if h.main != nil {
+		ref.PID, ref.StartTicks = h.main.Identity()
+	}
+	return ref
+}
 
-func (h *handle) Exited() <-chan struct{} { return h.exited }
+// over is the channel of a main process that had ended before.
+var over = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+func (h *handle) Exited() <-chan struct{} {
+	if h.main == nil {
+		return over
+	}
+	return h.main.Exited()
+}
 
 func (h *handle) Displaced() <-chan struct{} {
 	if h.place == nil {
@@ -421,7 +457,7 @@ func (h *handle) Limits(context.Context) (service.Applied, error) {
 	files := &applied[service.NoFile]
 	files.Applied, files.Effective, files.Enforced = soft, soft, soft.Set
 	if soft.Set {
-		applied[service.Rlimits], err = rlimit.Report(h.ref.PID, requested[service.Rlimits])
+		applied[service.Rlimits], err = rlimit.Report(h.main.PID(), requested[service.Rlimits])
 	}
 	if err != nil && !errors.Is(err, unix.ESRCH) && !h.ended() {
 		return applied, failure("read limits of", h.ref.Name, err)
@@ -434,7 +470,7 @@ func (h *handle) openFiles() (service.Quota, error) {
 	if h.ended() {
 		return service.Quota{}, nil
 	}
-	now, err := rlimit.NoFile(h.ref.PID)
+	now, err := rlimit.NoFile(h.main.PID())
 	if errors.Is(err, unix.ESRCH) {
 		return service.Quota{}, nil
 	}

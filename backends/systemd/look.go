@@ -95,7 +95,7 @@ func (h *handle) Run(ctx context.Context, p backends.Program) (backends.Ran, err
 	limits := h.requested
 	h.mu.Unlock()
 	return place.Beside(ctx, h.b.watcher, in, launch.Beside{
-		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.exited,
+		Ref: h.ref, Like: h.like, Limits: limits, Program: p, Main: h.main,
 	})
 }
 
@@ -105,6 +105,7 @@ func (h *handle) Processes(context.Context) ([]backends.Process, error) {
 		return nil, failure("list the processes of", h.ref.Name, err)
 	}
 	var found []backends.Process
+	main := h.Ref()
 	for _, pid := range pids {
 		p, err := h.b.fs.Process(pid)
 		if errors.Is(err, procfs.ErrNoProcess) {
@@ -114,7 +115,7 @@ func (h *handle) Processes(context.Context) ([]backends.Process, error) {
 			return nil, failure("list the processes of", h.ref.Name, err)
 		}
 		entry := backends.Process{PID: pid, Parent: p.PPID, Command: h.b.fs.Command(pid)}
-		if pid == h.ref.PID && p.Start == h.ref.StartTicks {
+		if pid == main.PID && p.Start == main.StartTicks {
 			found = slices.Insert(found, 0, entry)
 		} else {
 			found = append(found, entry)

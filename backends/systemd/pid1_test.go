@@ -21,6 +21,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
@@ -469,7 +470,7 @@ func TestWithoutAController(t *testing.T) {
 	require.NotContains(t, err.Error(), "memory_max")
 
 	h := b.newHandle(b.Plan(l), service.Launch{})
-	h.exited = make(chan struct{})
+	h.main = process.Lead(&process.Process{}) // has not ended
 	_, err = h.Limit(within(t), l.Limits)
 	require.Equal(t, service.Unenforceable, service.KindOf(err), "%v", err)
 	require.Empty(t, p.called())

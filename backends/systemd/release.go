@@ -60,7 +60,7 @@ func (h *handle) killMain(ctx context.Context) error {
 		return err
 	}
 	select {
-	case <-h.exited:
+	case <-h.Exited():
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -70,7 +70,7 @@ func (h *handle) killMain(ctx context.Context) error {
 // ended tells whether the main process has ended.
 func (h *handle) ended() bool {
 	select {
-	case <-h.exited:
+	case <-h.Exited():
 		return true
 	default:
 		return false
@@ -177,7 +177,7 @@ func (h *handle) countLeftovers() {
 	if errors.Join(err, listErr) != nil {
 		return
 	}
-	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == h.ref.PID || slices.Contains(beside, pid) })
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == h.Ref().PID || slices.Contains(beside, pid) })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.leftovers = len(pids)

@@ -311,8 +311,10 @@ func TestWaitGoesOnWithTheNextAgent(t *testing.T) {
 				agent.Change(name, service.NoticeState, "", "", func(st *service.Status) { st.Machine.State = state })
 			}
 			h.begin(agent)
-			b := h.run("wait", "api", "cache", "--for", "stopped")
+			b := h.run("wait", "api", "cache", "billing", "--for", "stopped")
 			require.Eventually(t, func() bool { return agent.Watchers() == 1 }, 30*time.Second, 5*time.Millisecond)
+			to("billing", service.Stopped)
+			b.sees(&b.out, "billing: stopped") // now it knows where it was when the agent goes
 			to("api", service.Stopping)
 			h.end(politely)
 			b.sees(&b.errs, "has gone; waiting for the next one")
@@ -324,7 +326,7 @@ func TestWaitGoesOnWithTheNextAgent(t *testing.T) {
 			require.Empty(t, b.done)
 			to("cache", service.Crashed)
 			require.Zero(t, <-b.done)
-			require.Equal(t, "api: stopped\ncache: stopped\n", b.out.String())
+			require.Equal(t, "billing: stopped\napi: stopped\ncache: stopped\n", b.out.String())
 		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -151,6 +152,64 @@ func (w *world) notify(mode string) {
 	w.mustCLI("stop", "speaker", "other", "mute")
 	require.Nil(t, s.status().Notified)
 	require.NoFileExists(t, socket)
+}
+
+// TestAnotherMainProcess: a service whose main process forks another one, says so and leaves
+// goes on as the incarnation that it is. From then on it is the new one that is checked,
+// taken up by the next agent, signalled, and whose end is told exactly.
+func TestAnotherMainProcess(t *testing.T) {
+	for _, mode := range modes(t) {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t)
+			s := w.speaker(mode, "speaker", fields{"ready": fields{"type": "notify", "timeout": "1m"}, "restart": fields{"policy": "always", "backoff": "10ms"}})
+			was := &gladsheimv1.ServiceStatus{}
+			follows := func() {
+				t.Helper()
+				before := was.ProcessId
+				s.eventually("another process is the main one, and the former is gone", func(s *gladsheimv1.ServiceStatus) bool {
+					was = s
+					return s.ProcessId != before && !slices.Contains(marked(t, "speaker"), int(before))
+				})
+				require.Equal(t, []int{int(was.ProcessId)}, marked(t, "speaker"))
+				require.EqualValues(t, 1, was.Incarnation)
+				require.Equal(t, "running", was.Phase)
+				require.Empty(t, byGRPC{w}.exits("speaker").Exits)
+				checkPlace(t, was, mode)
+			}
+			answer := s.start()
+			s.eventually("it runs", func(s *gladsheimv1.ServiceStatus) bool { was = s; return s.ProcessId != 0 })
+			s.says(">READY=1;STATUS=handed over")
+			require.Zero(t, (<-answer).code)
+			follows()
+			require.Equal(t, "handed over", was.GetNotified().GetStatus())
+			require.Equal(t, was.ProcessId, was.GetNotified().GetMainPid())
+			require.Contains(t, w.mustCLI("events", "-n", "1000"), "which it calls its main one (MAINPID)")
+
+			w.leave(syscall.SIGKILL)
+			w.begin()
+			s.eventually("it is taken up", func(s *gladsheimv1.ServiceStatus) bool { return s.Phase == "running" })
+			require.Equal(t, was.ProcessId, s.status().ProcessId)
+			s.says(">STATUS=handed over again")
+			follows()
+
+			s.says(fmt.Sprintf("MAINPID=%d", os.Getpid()))
+			s.eventually("who is none of its own does not follow", func(*gladsheimv1.ServiceStatus) bool {
+				return strings.Contains(w.mustCLI("events", "-n", "1000"), "is none of the service's own")
+			})
+			require.Equal(t, was.ProcessId, s.status().ProcessId)
+
+			require.NoError(t, syscall.Kill(int(was.ProcessId), syscall.SIGKILL))
+			x := w.ended("speaker")
+			require.EqualValues(t, syscall.SIGKILL, x.GetSignal(), "%v", x)
+			s.eventually("it is started again", func(s *gladsheimv1.ServiceStatus) bool { return s.Incarnation == 2 && s.ProcessId != 0 })
+			s.says("READY=1")
+			s.eventually("it runs again", func(s *gladsheimv1.ServiceStatus) bool { return s.Phase == "running" })
+			s.says(">STOPPING=0")
+			s.eventually("another one leads it", func(s *gladsheimv1.ServiceStatus) bool { return s.ProcessId == s.GetNotified().GetMainPid() })
+			w.mustCLI("stop", "speaker")
+			require.Empty(t, marked(t, "speaker"))
+		})
+	}
 }
 
 // TestNotifyOfAnotherUser: who runs as another user can say it, too.

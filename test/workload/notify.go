@@ -22,17 +22,30 @@ func runNotify(args []string) error {
 	ready()
 	lines := bufio.NewScanner(orders)
 	for lines.Scan() {
-		line, socket := lines.Text(), os.Getenv("NOTIFY_SOCKET")
+		line, socket := strings.ReplaceAll(lines.Text(), ";", "\n"), os.Getenv("NOTIFY_SOCKET")
+		if message, ok := strings.CutPrefix(line, ">"); ok { // a child is to go on in its stead
+			return handOver(socket, message, args)
+		}
 		if to, ok := strings.CutPrefix(line, "@"); ok {
 			socket, line, _ = strings.Cut(to, " ")
 		}
-		if err := say(socket, strings.ReplaceAll(line, ";", "\n")); err != nil {
+		if err := say(socket, line); err != nil {
 			fmt.Println("not said:", line, err)
 			continue
 		}
-		fmt.Println("said:", line)
+		fmt.Println("said:", lines.Text())
 	}
 	return lines.Err()
+}
+
+// handOver leaves all to a child, and says so, as who forks its main process does.
+func handOver(socket, message string, args []string) error {
+	argv := self(append([]string{"notify"}, args...)...)
+	child, err := os.StartProcess("/proc/self/exe", argv, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	if err != nil {
+		return err
+	}
+	return say(socket, fmt.Sprintf("MAINPID=%d\n%s", child.Pid, message))
 }
 
 func say(socket, message string) error {

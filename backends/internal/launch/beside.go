@@ -13,6 +13,7 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
+	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
 )
 
@@ -64,7 +65,7 @@ type Beside struct {
 	Like    Likeness
 	Limits  service.Limits // of the incarnation, of which those of processes are set
 	Program backends.Program
-	Main    <-chan struct{} // closed when the main process has ended: all ends with it, unless Program.After; nil: there is none
+	Main    *process.Main // all ends with it, unless Program.After; nil: there is none
 
 	CgroupFD int    // that it is born in, -1: none
 	Brand    uint64 // see Request; its own is told from that of a main process by BesideOf
@@ -102,17 +103,13 @@ func (b Beside) Run(ctx context.Context, w *watch.Watcher) (Ran, error) {
 	var ran Ran
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	main := b.Main
-	if b.Program.After {
-		main = nil
+	if b.Main != nil && !b.Program.After {
+		go func() {
+			if b.Main.Await(ctx) {
+				end(errMainEnded)
+			}
+		}()
 	}
-	go func() {
-		select {
-		case <-main:
-			end(errMainEnded)
-		case <-ctx.Done():
-		}
-	}()
 	fail := func(err error) (Ran, error) { return ran, b.failure(ctx, err) }
 	if ctx.Err() != nil {
 		return fail(givenUp(ctx, b.Ref.Name, context.Cause(ctx)))

@@ -291,8 +291,8 @@ func (s *Shim) read(l *line) {
 				s.troubled(l, t)
 			}
 		case gate.SayOrphan:
-			if e, ok := gate.DecodeEnd(said); ok && s.cfg.Orphan != nil {
-				s.cfg.Orphan(Orphan{PID: int(e.PID), Brand: e.Brand, Session: int(e.Session), CPUTime: time.Duration(e.CPU)})
+			if e, ok := gate.DecodeEnd(said); ok {
+				s.orphaned(e)
 			}
 		}
 	}
@@ -397,7 +397,7 @@ func (s *Shim) begin(ctx context.Context) (*line, error) {
 			req.CgroupFD = int(dir.Fd())
 		}
 	}
-	child, err := start(ctx, s.cfg.Watcher, req, gate.Plan{Shim: true, Orphans: s.cfg.Orphan != nil, OOMScoreAdj: ownOOMScore()})
+	child, err := start(ctx, s.cfg.Watcher, req, gate.Plan{Shim: true, OOMScoreAdj: ownOOMScore()})
 	if err == nil {
 		err = child.Open(ctx)
 	}

@@ -35,12 +35,13 @@ type Shim struct {
 	searching bool  // for the process, after a connection was lost
 	ends      map[gate.Child]ending
 	waiting   map[gate.Child]func(process.Told, bool)
-	stirs     map[gate.Child]func()         // who waits for stops
-	unsaid    []string                      // what was heard of, and nobody was told so
-	troubles  map[string]service.LogTrouble // that last, by whose
-	untold    []service.LogTrouble          // that are over, and nobody watched
-	watches   func(service.LogTrouble)      // is told of them; nil: nobody is
-	self      *process.Process              // the shim, if we started it
+	strays    map[int]func(process.Told, bool) // likewise, for what may come to be an orphan, by PID: each is held by a pidfd
+	stirs     map[gate.Child]func()            // who waits for stops
+	unsaid    []string                         // what was heard of, and nobody was told so
+	troubles  map[string]service.LogTrouble    // that last, by whose
+	untold    []service.LogTrouble             // that are over, and nobody watched
+	watches   func(service.LogTrouble)         // is told of them; nil: nobody is
+	self      *process.Process                 // the shim, if we started it
 }
 
 var _ process.Teller = (*Shim)(nil)
@@ -53,7 +54,7 @@ type ShimConfig struct {
 	// use; that is the agent's if it gives nil, or is nil.
 	Place func(context.Context) (*os.File, error)
 	// Orphan is told of processes of services whose own parent had ended, when
-	// they end; with nil, they are given to others. It must not block.
+	// they end; it may be nil. It must not block.
 	Orphan func(Orphan)
 }
 
@@ -76,7 +77,7 @@ func NewShim(cfg ShimConfig) *Shim {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Shim{
 		cfg: cfg, ctx: ctx, cancel: cancel, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
-		waiting: map[gate.Child]func(process.Told, bool){}, stirs: map[gate.Child]func(){}, troubles: map[string]service.LogTrouble{},
+		waiting: map[gate.Child]func(process.Told, bool){}, strays: map[int]func(process.Told, bool){}, stirs: map[gate.Child]func(){}, troubles: map[string]service.LogTrouble{},
 	}
 }
 
@@ -98,14 +99,17 @@ func (s *Shim) Close() error {
 	return nil
 }
 
-// Await implements process.Teller: a shim tells of its own children only.
+// Await implements process.Teller: a shim tells of its own children only, and of orphans.
 func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) (forget func()) {
 	c := gate.Child{PID: int32(pid), StartTicks: startTicks}
 	s.mu.Lock()
 	told, ended := s.ends[c]
 	waits := !ended && (s.searching || s.line != nil && s.line.children[c])
-	if waits {
+	switch {
+	case waits:
 		s.waiting[c] = tell
+	case !ended:
+		s.strays[pid] = tell
 	}
 	s.mu.Unlock()
 	if !waits {
@@ -115,6 +119,7 @@ func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) 
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.waiting, c)
+		delete(s.strays, pid)
 	}
 }
 
@@ -232,13 +237,19 @@ func (s *Shim) born(l *line, children ...gate.Child) {
 	}
 }
 
-func (s *Shim) ended(l *line, e gate.End) {
+// toldOf is what the end of a process says.
+func toldOf(e gate.End) process.Told {
 	told := process.Told{Used: process.Used{CPUTime: time.Duration(e.CPU), Known: true}, At: time.Unix(0, e.At), NeverRan: e.Gate}
 	if e.Status.Exited() {
 		told.Exit.Code = e.Status.ExitStatus()
 	} else {
 		told.Exit = service.Exit{Signal: e.Status.Signal(), Core: e.Status.CoreDump()}
 	}
+	return told
+}
+
+func (s *Shim) ended(l *line, e gate.End) {
+	told := toldOf(e)
 	s.mu.Lock()
 	s.ends[e.Child] = ending{told, e.Whose}
 	tell := s.waiting[e.Child]
@@ -247,6 +258,21 @@ func (s *Shim) ended(l *line, e gate.End) {
 	s.mu.Unlock()
 	if tell != nil {
 		tell(told, true)
+	}
+}
+
+// orphaned takes the end of a process whose own parent had ended.
+func (s *Shim) orphaned(e gate.End) {
+	pid := int(e.PID)
+	s.mu.Lock()
+	tell := s.strays[pid]
+	delete(s.strays, pid)
+	s.mu.Unlock()
+	if tell != nil {
+		tell(toldOf(e), true)
+	}
+	if s.cfg.Orphan != nil {
+		s.cfg.Orphan(Orphan{PID: pid, Brand: e.Brand, Session: int(e.Session), CPUTime: time.Duration(e.CPU)})
 	}
 }
 

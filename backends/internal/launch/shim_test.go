@@ -434,3 +434,27 @@ func TestGateOfAShimIsABirthLikeAny(t *testing.T) {
 	}
 	require.Equal(t, seen(nil), seen(f.Shim))
 }
+
+// TestShimTellsOfStrays: whoever holds a process that was not the shim's hears how it ended
+// once it is, as an orphan.
+func TestShimTellsOfStrays(t *testing.T) {
+	f := newFamily(t, t.TempDir())
+	at := filepath.Join(t.TempDir(), "pid")
+	p := f.run(t, "sh -c 'exec sleep 1000' & echo $! > "+at+".new; mv "+at+".new "+at+"; wait")
+	var text []byte
+	require.Eventually(t, func() bool { text, _ = os.ReadFile(at); return len(text) > 0 }, time.Minute, time.Millisecond)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	require.NoError(t, err)
+	ticks, err := f.fs.StartTicks(pid)
+	require.NoError(t, err)
+	stray, err := process.Find(f.watcher, f.fs, f.Shim, pid, ticks)
+	require.NoError(t, err)
+	require.NoError(t, p.Signal(unix.SIGKILL))
+	exitOf(t, p)
+	require.NoError(t, stray.Signal(unix.SIGKILL))
+	require.Equal(t, service.Exit{Signal: unix.SIGKILL}, exitOf(t, stray))
+	require.NoError(t, stray.Close())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	require.Empty(t, f.strays)
+}

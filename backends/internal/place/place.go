@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
 	"github.com/gladsheim/gladsheim/backends/internal/watch"
@@ -24,7 +26,7 @@ import (
 type Place struct {
 	fs      procfs.FS
 	group   cgroup.Group
-	main    *process.Process
+	main    *process.Main
 	left    chan struct{}
 	froze   chan struct{}
 	over    bool // left is closed; the watcher's, once it knows of the place
@@ -36,7 +38,7 @@ type Place struct {
 // become empty, or was frozen or thawed (cgroup.events, Linux's cgroup-v2.rst). That
 // the main process has left it does not tell when others stay behind in the group: then
 // only who asks finds out.
-func Watch(w *watch.Watcher, proc procfs.FS, g cgroup.Group, main *process.Process) (*Place, error) {
+func Watch(w *watch.Watcher, proc procfs.FS, g cgroup.Group, main *process.Main) (*Place, error) {
 	p := &Place{fs: proc, group: g, main: main, left: make(chan struct{}), froze: make(chan struct{}, 1), unwatch: func() {}}
 	events, err := g.OpenEvents()
 	if errors.Is(err, fs.ErrNotExist) { // nobody is left in it, or will be
@@ -121,6 +123,29 @@ func (p *Place) Close() error {
 	return nil
 }
 
+// Succeed makes a process that lives in g the main one, and marks g with it. What was run
+// beside the main one can not be.
+func Succeed(w *watch.Watcher, proc procfs.FS, shim *launch.Shim, g cgroup.Group, main *process.Main, pid int) error {
+	return launch.Succession{
+		Watcher: w, Proc: proc, Shim: shim, Main: main,
+		Belongs: func(pid int) (bool, error) {
+			at, err := proc.Cgroup(pid)
+			if err != nil || !g.Holds(at) {
+				return false, err
+			}
+			beside, err := Beholden(g)
+			return !slices.Contains(beside, pid), err
+		},
+		Mark: func(p *process.Process) error {
+			err := g.SetMark(process.Mark(p.PID(), p.StartTicks()))
+			if errors.Is(err, errors.ErrUnsupported) { // the record alone tells then
+				return nil
+			}
+			return err
+		},
+	}.By(pid)
+}
+
 // Kept tells whether a process that a record calls the main one of a service is in
 // none of our cgroups, which lie below homes, and a child of the shim: then it was
 // launched as such, and has been moved out of a cgroup that is no more.
@@ -138,7 +163,7 @@ func Kept(proc procfs.FS, pid int, homes string) bool {
 
 // Owns tells whether the process that has a number now is in g, or is the main one of the
 // incarnation that belongs there, wherever it was moved; main may be nil.
-func Owns(proc procfs.FS, g cgroup.Group, main *process.Process, pid int) (bool, error) {
+func Owns(proc procfs.FS, g cgroup.Group, main *process.Main, pid int) (bool, error) {
 	if main != nil && pid == main.PID() && main.Lives() {
 		return true, nil
 	}

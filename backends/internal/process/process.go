@@ -35,7 +35,7 @@ const ParentLost = "parent_lost"
 const parentGrace = 10 * time.Second
 
 // reapGrace is how long the exit of a zombie that is not our child may wait
-// for its parent to reap it; only then does the kernel tell how it ended.
+// for its parent to reap it; only then does the kernel, or the teller, tell how it ended.
 const reapGrace = time.Second
 
 // Process is one process. Its methods may be called by many goroutines at
@@ -74,7 +74,8 @@ type Told struct {
 // Teller is a parent that tells us how its children ended.
 type Teller interface {
 	// Await calls tell once: when the process has ended, at once if it has
-	// already, or with false when the teller is gone and nobody will tell.
+	// already, or with false when nobody is sure to tell: the teller is gone, or it is
+	// not its child. One that becomes its child, as an orphan, it tells of all the same.
 	Await(pid int, startTicks uint64, tell func(Told, bool)) (forget func())
 	// Ended tells how a child ended that is no more. An error says that the teller
 	// may know and could not be asked.
@@ -429,11 +430,12 @@ func (p *Process) judge(events uint32) {
 	switch {
 	case told == tellsNow:
 		p.end(exit, Used{}, time.Now())
-	case told == tellsNever || events&unix.EPOLLHUP != 0:
+	case p.teller == nil && (told == tellsNever || events&unix.EPOLLHUP != 0):
 		p.end(unknown, Used{}, time.Now())
 	case p.grace == nil:
-		// The kernel tells once its parent has reaped it, with another event;
-		// a parent that never does must not hide the end for ever.
+		// The kernel tells once its parent has reaped it, with another event, and so
+		// does a teller that has become its parent; a parent that never does must not
+		// hide the end for ever.
 		p.grace = time.AfterFunc(reapGrace, func() { p.end(unknown, Used{}, time.Now()) })
 	}
 }

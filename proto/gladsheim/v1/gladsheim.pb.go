@@ -1354,7 +1354,7 @@ type Notified struct {
 	Errno int32 `protobuf:"varint,4,opt,name=errno,proto3" json:"errno,omitempty"`
 	// Its last BUSERROR since it was ready.
 	BusError string `protobuf:"bytes,5,opt,name=bus_error,json=busError,proto3" json:"bus_error,omitempty"`
-	// Its last MAINPID, 0 if none. It changes nothing: process_id stays what it is.
+	// Its last MAINPID, 0 if none. If that is a process of its own, process_id becomes it.
 	MainPid int32 `protobuf:"varint,6,opt,name=main_pid,json=mainPid,proto3" json:"main_pid,omitempty"`
 	// When it said something last; 0 if nothing that counts has come.
 	AtUnixMs int64 `protobuf:"varint,7,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`

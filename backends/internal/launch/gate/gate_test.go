@@ -15,7 +15,7 @@ func TestPlanArrivesAsItWasSent(t *testing.T) {
 	for name, p := range map[string]Plan{
 		"zero":  {},
 		"pause": {Pause: true},
-		"shim":  {Shim: true, Orphans: true},
+		"shim":  {Shim: true},
 		"full": {
 			Path: "/bin/x", Args: []string{"x", "", "a b", "\xff\n"}, Env: []string{"A=1", "B="}, Directory: "/srv",
 			Umask: 0o27, OOMScoreAdj: -500, NoFile: 1 << 40, Brand: 1<<62 | 7, NoNewPrivs: true, IgnorePipe: true,

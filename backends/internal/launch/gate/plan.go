@@ -6,7 +6,6 @@ import "errors"
 type Plan struct {
 	Pause   bool // sleep for ever instead of executing a program
 	Shim    bool // be the parent of others instead; see shim
-	Orphans bool // of a shim: be given the orphans of services, too (PR_SET_CHILD_SUBREAPER(2const))
 
 	Path      string // absolute
 	Args      []string
@@ -43,7 +42,6 @@ const (
 	flagBecome
 	flagOwnUser
 	flagShim
-	flagOrphans
 	flagIgnorePipe
 	flagBeside
 )
@@ -68,7 +66,7 @@ func (p *Plan) Encode() ([]byte, error) {
 	}
 	b := make([]byte, 4, size)
 	var flags uint32
-	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.Orphans, p.IgnorePipe, p.Beside} {
+	for i, set := range [...]bool{p.Pause, p.NoNewPrivs, p.Become, p.OwnUser, p.Shim, p.IgnorePipe, p.Beside} {
 		if set {
 			flags |= 1 << i
 		}
@@ -130,7 +128,6 @@ func decode(b []byte) (Plan, bool) {
 		Become:      flags&flagBecome != 0,
 		OwnUser:     flags&flagOwnUser != 0,
 		Shim:        flags&flagShim != 0,
-		Orphans:     flags&flagOrphans != 0,
 		IgnorePipe:  flags&flagIgnorePipe != 0,
 		Beside:      flags&flagBeside != 0,
 		Umask:       r.uint32(),

@@ -22,7 +22,7 @@ func run() {
 	case p.Pause:
 		pause()
 	case p.Shim:
-		shim(p.Orphans)
+		shim()
 	}
 	if step, errno := change(&p); errno != 0 {
 		fail(step, errno)

@@ -52,20 +52,18 @@ type living struct {
 
 // shim is the life of the process that is the parent of every service, so that
 // their ends are known also when no agent was there. It makes gates for the
-// agent, reaps, and keeps how its children ended until an agent has heard of it.
+// agent, reaps, orphans too, and keeps how its children ended until an agent has heard of it.
 // It leaves when it has no agent, no child, no pipe and nothing to tell, or nobody who
 // could come and ask, because its socket was removed.
 //
 // A service is no more bound to it than to any parent: when it is killed, the
 // services run on.
-func shim(reapOrphans bool) {
+func shim() {
 	setName(ShimName + "\x00")
 	root := [2]byte{'/'}
 	syscall.RawSyscall(syscall.SYS_CHDIR, uintptr(unsafe.Pointer(&root[0])), 0, 0)
-	if reapOrphans {
-		const prSetChildSubreaper = 36
-		syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
-	}
+	const prSetChildSubreaper = 36
+	syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
 	closeOnExec(ListenFD)
 	closeOnExec(DirFD)
 	closeOnExec(FirstFD)
