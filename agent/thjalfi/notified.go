@@ -112,8 +112,8 @@ func (a *actor) heard(h service.Heard) {
 	default:
 		a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Notified = is })
 	}
-	if n.MainPID != 0 && n.MainPID != a.ref.PID {
-		a.succeed(n.MainPID)
+	if is.MainPID != was.MainPID && a.exit == nil { // after an end it comes too late
+		a.succeed(is.MainPID)
 	}
 	if n.Alive {
 		a.cfg.Prober.Beat(a.name)

@@ -257,6 +257,8 @@ func TestWhatIsWrongWithASayingIsToldOnce(t *testing.T) {
 		require.Len(t, s.complaints(), 2)
 		require.Contains(t, s.complaints()[1], "it calls process 4711 its main one, and that stays process ")
 		require.Contains(t, s.complaints()[1], "process 4711 is none of the service's own")
+		s.says("MAINPID=4711")
+		require.Len(t, s.complaints(), 2, "that was told")
 		require.NotEqual(t, 4711, s.status().Ref.PID)
 	})
 }
@@ -303,6 +305,28 @@ func TestAMainProcessThatIsFollowed(t *testing.T) {
 		require.Equal(t, child, s.status().Ref.PID)
 		s.ok(s.stop())
 		require.Equal(t, 1, len(s.told(service.NoticeExit)))
+	})
+}
+
+// What is said when the end was seen comes too late.
+func TestAMainProcessThatIsNamedTooLate(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Children: 1, End: &fake.End{After: time.Minute, Exit: service.Exit{Code: 4}}, Unkillable: true})
+		c := s.start(notifies, never)
+		synctest.Wait()
+		s.says("READY=1")
+		s.ok(c)
+		child := s.child()
+		pass(time.Minute)
+		synctest.Wait()
+		s.is(service.Clearing)
+		s.says(fmt.Sprintf("MAINPID=%d", child))
+		require.NotEqual(t, child, s.status().Ref.PID)
+		s.is(service.Clearing)
+		s.host.Free(web)
+		synctest.Wait()
+		s.is(service.Crashed)
+		require.Equal(t, 4, s.lastExit().Exit.Code)
 	})
 }
 

@@ -48,6 +48,8 @@ func (h *handle) Succeed(ctx context.Context, pid int) error {
 	g := h.group
 	at := slices.Index(g.children, pid)
 	switch {
+	case g.main && pid == g.ref.PID:
+		return nil
 	case at < 0:
 		return &service.Error{Op: op, Service: g.ref.Name, Kind: service.Conflict, Err: fmt.Errorf("process %d is none of the service's own", pid)}
 	case g.main:
