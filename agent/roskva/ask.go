@@ -10,11 +10,6 @@ import (
 	"net/netip"
 	"syscall"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/health/grpc_health_v1"
-
 	"github.com/gladsheim/gladsheim/agent/service"
 )
 
@@ -34,7 +29,7 @@ func prepare(check service.Check, exec Exec) question {
 	case service.CheckHTTP:
 		ask = askHTTP(check)
 	case service.CheckGRPC:
-		ask = func(ctx context.Context) error { return askGRPC(ctx, check) }
+		ask = askGRPC(check)
 	case service.CheckTCP:
 		ask = func(ctx context.Context) error { return askTCP(ctx, check) }
 	case service.CheckExec:
@@ -76,33 +71,21 @@ func askTCP(ctx context.Context, check service.Check) error {
 	return conn.Close()
 }
 
-func askGRPC(ctx context.Context, check service.Check) error {
-	security := insecure.NewCredentials()
-	if check.TLS != nil {
-		config, err := tlsOf(ctx, check.TLS)
-		if err != nil {
-			return err
-		}
-		security = credentials.NewTLS(config)
+// reach connects to an address, with TLS if there is a config for it.
+func reach(ctx context.Context, check service.Check, address string, config *tls.Config) (net.Conn, error) {
+	conn, err := dialer(check).DialContext(ctx, "tcp", address)
+	if err != nil || config == nil {
+		return conn, err
 	}
-	reach := dialer(check)
-	conn, err := grpc.NewClient("passthrough:///"+check.Address, grpc.WithTransportCredentials(security),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			return reach.DialContext(ctx, "tcp", address)
-		}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)), grpc.WithDisableServiceConfig(), grpc.WithNoProxy())
-	if err != nil {
-		return err
+	if host, _, err := net.SplitHostPort(address); err == nil && config.ServerName == "" {
+		config.ServerName = host
 	}
-	defer conn.Close()
-	resp, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: check.Service})
-	if err != nil {
-		return err
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("cannot speak TLS with %s: %w", check.Target(), err)
 	}
-	if resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		return fmt.Errorf("%s answered %s", check.Address, resp.GetStatus())
-	}
-	return nil
+	return secure, nil
 }
 
 // tlsOf reads the certificates at each check: they may be renewed while a service runs.

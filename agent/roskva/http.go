@@ -83,20 +83,8 @@ func reachHTTP(ctx context.Context, check service.Check, to *url.URL) (net.Conn,
 				return nil, err
 			}
 		}
-		if config.ServerName == "" {
-			config.ServerName = to.Hostname()
-		}
 	}
-	conn, err := dialer(check).DialContext(ctx, "tcp", net.JoinHostPort(to.Hostname(), port))
-	if err != nil || config == nil {
-		return conn, err
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("cannot speak TLS with %s: %w", check.Target(), err)
-	}
-	return secure, nil
+	return reach(ctx, check, net.JoinHostPort(to.Hostname(), port), config)
 }
 
 // requestFor is the question for the resource of a URL.

@@ -90,7 +90,7 @@ var forbidden = map[string]struct {
 	"github.com/godbus/dbus/v5":                   {[]string{"backends/systemd", "platform/power"}, "D-Bus is spoken in one place, and UPower asked in another"},
 	"github.com/coreos/go-systemd/v22/dbus":       {[]string{"backends/systemd"}, "D-Bus is spoken in one place"},
 	"github.com/containerd/cgroups/v3/cgroup2":    {[]string{"cgroup"}, "cgroup files are read in one place"},
-	"google.golang.org/grpc/credentials/insecure": {[]string{"api/client", "agent/roskva", "test/auditor"}, "plain text is for the unix socket and for health checks"},
+	"google.golang.org/grpc/credentials/insecure": {[]string{"api/client", "test/auditor"}, "plain text is for the unix socket"},
 }
 
 // badNames are package names that say nothing.
