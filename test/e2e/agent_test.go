@@ -292,7 +292,7 @@ func asNobody(t *testing.T, f func() error) {
 // TestRefusals: bad input gets its own exit code, and a sentence that says what
 // to do.
 func TestRefusals(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w := newWorld(t)
 	w.register(workload(t, "there", "there", "sleep"))
 	bad := w.path("bad.json")

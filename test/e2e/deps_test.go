@@ -65,7 +65,7 @@ func TestDependencies(t *testing.T) {
 
 // TestDependenciesThatCanNotBe: circles, unknown names and what others name, as people see it.
 func TestDependenciesThatCanNotBe(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w := newWorld(t)
 	write := func(name, requires string) string {
 		path := w.path(name + ".json")

@@ -32,7 +32,7 @@ func (w *world) crash(name string) {
 // TestDirectoriesRemoved: an agent goes on whose directory somebody removes, and writes
 // all that it knows into one made anew as soon as it writes anything.
 func TestDirectoriesRemoved(t *testing.T) {
-	anywhere(t)
+	native(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		always := fields{"launch": mode, "log": "file", "restart": fields{"policy": "always", "backoff": "100ms"}}
 		for _, name := range []string{"web", "idle"} {

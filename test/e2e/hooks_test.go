@@ -155,7 +155,7 @@ func TestHooksAndTheEndOfTheAgent(t *testing.T) {
 
 // TestAStopIsAnsweredInTime: hooks of an end are within its time.
 func TestAStopIsAnsweredInTime(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "web", "in-time", "ignore-term").with(fields{"launch": mode, "stop": fields{"timeout": "500ms"}, "hooks": fields{"pre_stop": hook("sleep 1000"), "timeout": "1h"}}))
 		byGRPC{w}.start("web")
@@ -170,7 +170,7 @@ func TestAStopIsAnsweredInTime(t *testing.T) {
 // TestHooksOfAnAgentThatIsHeldUp: a hook that has ended in time, while the agent was
 // stopped for longer, has not failed.
 func TestHooksOfAnAgentThatIsHeldUp(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		const many = 6 // what is late is seen in any order
 		results := make(chan result, many)

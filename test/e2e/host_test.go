@@ -52,11 +52,18 @@ func oneOfAKind(t *testing.T) {
 	toldOn(t, "systemd", "cgroup2", "bare", "bare as a user")
 }
 
-// anywhere is for stories of the agent alone, which no way of launching changes:
-// unless there is time, only the hosts that are the fastest to tell them hear them.
+// anywhere is for stories of the agent that systemd does not change: unless there is
+// time, one host with cgroups hears them, and the one that is not emulated.
 func anywhere(t *testing.T) {
 	t.Helper()
 	toldOn(t, "cgroup2", "bare")
+}
+
+// native is for stories of the agent alone, which no way of launching changes and no
+// cgroup: unless there is time, the host hears them that is not emulated.
+func native(t *testing.T) {
+	t.Helper()
+	toldOn(t, "bare")
 }
 
 // toldOn skips a story elsewhere, unless there is time for everything.

@@ -57,7 +57,7 @@ func (w *world) resume(after uint64) (kinds []string, last uint64) {
 // agent's successor answers the retry of the start; there is one process and one
 // incarnation, and no event is missing or told twice.
 func TestARequestOutlivesTheAgent(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w := newWorld(t)
 	address := fmt.Sprintf("127.0.0.1:%d", port(15062))
 	w.register(workload(t, "slow", "slow", "sleep").with(fields{"ready": fields{"type": "tcp", "address": address, "timeout": "5m"}}))

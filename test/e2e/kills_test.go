@@ -30,6 +30,7 @@ import (
 // holds. Every end has its exact code or signal, no event is missing, and in the end
 // no line is.
 func TestKillsAtRandom(t *testing.T) {
+	toldOn(t, "systemd-new", "cgroup2", "bare")
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			times, many := kills(t)

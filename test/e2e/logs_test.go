@@ -17,7 +17,7 @@ import (
 // off, over and over, by agents that are killed. Every line is there once, in
 // the files and for readers.
 func TestNoLineIsLostInACut(t *testing.T) {
-	anywhere(t)
+	native(t)
 	for _, full := range []string{"fail", "block"} { // written by the service, and by the shim
 		t.Run(full, func(t *testing.T) { noLineIsLost(t, full) })
 	}

@@ -96,7 +96,7 @@ func TestEverythingIsLost(t *testing.T) {
 // ended is not begun again, nor what ends before the next agent comes, unless the
 // restart policy says so; each end has one record, which tells no more than is known.
 func TestWhatEndedStaysEnded(t *testing.T) {
-	anywhere(t)
+	native(t)
 	eachMode(t, func(t *testing.T, w *world, mode string) {
 		w.leave(syscall.SIGTERM)
 		define := func(name, policy string, args ...string) {
@@ -301,7 +301,7 @@ func (w *world) unharmed(was *gladsheimv1.ServiceStatus) {
 // TestAStalledAgentBlamesNobody: stopped in the midst of a check, for longer than that
 // may take, it waits for the answer all the same.
 func TestAStalledAgentBlamesNobody(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w, c := newWorld(t), newCheckup(t)
 	was := w.checked("patient", c)
 	for _, stalled := range []time.Duration{2500 * time.Millisecond, 5 * time.Second} {

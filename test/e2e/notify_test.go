@@ -254,7 +254,7 @@ func TestNotifyByAScript(t *testing.T) {
 
 // TestNotifyNever: one that never says so is not ready in time, and the answer tells why.
 func TestNotifyNever(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w := newWorld(t)
 	s := w.speaker("auto", "never", fields{"ready": fields{"type": "notify", "timeout": "1s"}})
 	s.says("STATUS=not yet;ERRNO=2")

@@ -66,7 +66,7 @@ func (w *world) waits(already string, args ...string) <-chan result {
 // before; what an earlier instance wrote does not count, what is written while no agent
 // runs does. Whoever waits for it hears of it over the death of the agent.
 func TestReadyByLog(t *testing.T) {
-	anywhere(t)
+	native(t)
 	for _, mode := range preferred(t) {
 		for sink, keys := range sinks(t) {
 			t.Run(mode+"/"+sink, func(t *testing.T) {
@@ -126,7 +126,7 @@ func TestReadyByLog(t *testing.T) {
 
 // TestAFailedStartTellsWhy: the reason and the last lines come with the error.
 func TestAFailedStartTellsWhy(t *testing.T) {
-	anywhere(t)
+	native(t)
 	for sink, keys := range sinks(t) {
 		t.Run(sink, func(t *testing.T) {
 			w := newWorld(t)
@@ -157,7 +157,7 @@ func TestAFailedStartTellsWhy(t *testing.T) {
 
 // TestWait: for what comes about, and for what can not any more.
 func TestWait(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w := newWorld(t)
 	for _, name := range []string{"a", "b", "idle"} {
 		w.register(workload(t, name, "wait", "sleep"))
@@ -187,7 +187,7 @@ func TestWait(t *testing.T) {
 
 // TestRollingRestart: one after the other, up to the first that fails.
 func TestRollingRestart(t *testing.T) {
-	anywhere(t)
+	native(t)
 	w := newWorld(t)
 	never := fields{"policy": "never"}
 	address := fmt.Sprintf("127.0.0.1:%d", port(15075))

@@ -29,7 +29,7 @@ func (w *world) crashed(name string) []*gladsheimv1.ExitRecord {
 // is what the policy says, give or take a fifth, two instances never live at once, and in
 // the end it is given up, which is told once (P19).
 func TestCrashLoops(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		moments := []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond, 1500 * time.Millisecond}
 		name := func(after time.Duration) string { return fmt.Sprintf("crash-%d", after.Milliseconds()) }
@@ -69,7 +69,7 @@ func TestCrashLoops(t *testing.T) {
 // TestCleanEnds: what follows exit code 0, once or for ever, is for the policy, and is no
 // failure (P20).
 func TestCleanEnds(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		for _, policy := range []string{"on-failure", "never", "always"} {
 			w.register(workload(t, policy, "clean", "exit", "0").with(fields{
@@ -92,7 +92,7 @@ func TestCleanEnds(t *testing.T) {
 
 // TestExitCodesDecide: codes and signals may be clean, or the last.
 func TestExitCodesDecide(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		rules := fields{"success": []any{3, "SIGUSR1"}, "never": []any{78, "SIGUSR2"}}
 		for name, tt := range map[string]struct {
@@ -126,7 +126,7 @@ func TestExitCodesDecide(t *testing.T) {
 // and its pid in what it says, is given up before its attempts are used up; the history
 // tells it as one.
 func TestDeterministicCrash(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(fields{
 			"name": "same", "launch": mode, "log": "file",
@@ -158,7 +158,7 @@ func TestDeterministicCrash(t *testing.T) {
 // TestCountersOutliveTheAgent: however often the agent is killed while a service waits for
 // its next attempt, that comes when it was to, and no attempt is given twice.
 func TestCountersOutliveTheAgent(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "loop", "loop", "exit", "3").with(fields{
 			"launch": mode, "restart": fields{"max_attempts": 3, "backoff": "1500ms", "max_backoff": "1500ms", "deterministic": 0},
@@ -190,7 +190,7 @@ func TestCountersOutliveTheAgent(t *testing.T) {
 // TestAnEndInAStall: what ends while the agent is held up has failed once, and what was
 // to become ready meanwhile has not (I11).
 func TestAnEndInAStall(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		policy := fields{"max_attempts": 3, "backoff": "100ms"}
 		w.register(workload(t, "dies", "dies", "sleep").with(fields{"launch": mode, "restart": policy}))

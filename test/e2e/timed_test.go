@@ -46,7 +46,7 @@ func TestJobs(t *testing.T) {
 // TestAJobOutlivesTheAgent: the agent is killed amid a job; how it ends is exact, also when
 // nobody was there to see it, and a retry with the same id is answered with that.
 func TestAJobOutlivesTheAgent(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		for _, code := range []int{0, 5, 6} {
 			name := fmt.Sprintf("code-%d", code)
@@ -76,7 +76,7 @@ func TestAJobOutlivesTheAgent(t *testing.T) {
 // TestSchedule: runs are begun again and again, one at a time; a stop lets the schedule
 // rest, over the death of the agent, until a start.
 func TestSchedule(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "tick", "tick", "exit", "0", "100ms").with(jobs).with(fields{"launch": mode, "schedule": fields{"every": "1s"}}))
 		runs := func() uint64 { return byGRPC{w}.status("tick").Incarnation }
@@ -115,7 +115,7 @@ func TestSchedule(t *testing.T) {
 
 // TestReload: by a signal, and by a program whose failure is the answer.
 func TestReload(t *testing.T) {
-	anywhere(t)
+	native(t)
 	aMode(t, func(t *testing.T, w *world, mode string) {
 		w.register(workload(t, "none", "reload", "sleep").with(fields{"launch": mode}))
 		byGRPC{w}.start("none")
