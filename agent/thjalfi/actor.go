@@ -198,7 +198,8 @@ const awake = time.Second
 // main process has come as well, or a freeze: that counts more.
 func (a *actor) timeout() {
 	a.armed = false
-	if a.sawExit() || a.hearFreeze() || a.hearNews() {
+	state, served := a.machine.State, a.served
+	if a.sawExit() || a.machine.State != state || a.served != served || a.hearFreeze() || a.hearNews() {
 		return
 	}
 	if a.left > 0 {

@@ -16,12 +16,20 @@ import (
 func (a *actor) terminate() {
 	a.arm(a.grace, service.GraceOver)
 	a.end()
-	h, sig := a.handle, a.plan.Spec.Stop.Signal
-	warn := a.warning(h)
+	h := a.handle
+	warn, tell := a.warning(h), a.tellToEnd(h)
 	a.then(func(ctx context.Context) func() {
 		if !warn(ctx) {
 			return func() {}
 		}
+		return tell(ctx)
+	})
+}
+
+// tellToEnd sends the stop signal to the main process, which is to heed it.
+func (a *actor) tellToEnd(h backends.Handle) func(context.Context) func() {
+	sig := a.plan.Spec.Stop.Signal
+	return func(ctx context.Context) func() {
 		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
 		if err == nil {
 			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
@@ -35,7 +43,7 @@ func (a *actor) terminate() {
 				a.fail(err)
 			}
 		}
-	})
+	}
 }
 
 // warning runs the hooks of what is about to be told to end, if it has ever been ready,
@@ -46,15 +54,15 @@ func (a *actor) warning(h backends.Handle) func(context.Context) bool {
 		return func(context.Context) bool { return true }
 	}
 	a.warned = true
-	hooks, most := a.hooks().ofMain(a.ref.PID), a.grace-a.grace/4
+	k, most := a.hooks(), a.grace-a.grace/4
 	ending, abort := context.WithCancel(a.ctx)
 	a.abort = abort
 	return func(ctx context.Context) bool {
 		defer abort()
 		inTime, watch := vigil.Keep(ending, most)
 		defer watch.Leave()
-		_ = thaw(ctx, h)                          // no program runs in what is frozen
-		hooks.all(inTime, service.PreStop, h.Run) // what fails has been told
+		_ = thaw(ctx, h)                                          // no program runs in what is frozen
+		k.ofMain(h.Ref().PID).all(inTime, service.PreStop, h.Run) // what fails has been told
 		return ending.Err() == nil
 	}
 }

@@ -195,7 +195,7 @@ func (k hooks) undo(run backends.Runner, why error) {
 // serve takes that the present incarnation has become ready, but for what is to be run
 // then.
 func (a *actor) serve() {
-	if a.machine.State != service.Starting || a.machine.Frozen || a.served || a.sawExit() {
+	if a.sawExit() || a.machine.State != service.Starting || a.machine.Frozen || a.served {
 		return
 	}
 	if len(a.plan.Spec.Hooks.PostStart) == 0 {

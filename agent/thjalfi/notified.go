@@ -38,6 +38,7 @@ type speech struct {
 	notified  service.Notified
 	ready     bool // it has said so, or may have when nobody heard
 	heirs     int  // that are about to be its main process
+	follows   bool // one of them, since that has ended
 	unheard   bool // it was launched by an earlier agent: what it said since that ended is lost
 	complaint bool // that something is wrong with what came was told
 }
@@ -112,7 +113,8 @@ func (a *actor) heard(h service.Heard) {
 	default:
 		a.cfg.Keeper.Show(a.name, func(s *service.Status) { s.Notified = is })
 	}
-	if is.MainPID != was.MainPID && a.exit == nil { // after an end it comes too late
+	// After an end it comes too late, and as a rule a service names the one that it is.
+	if is.MainPID != was.MainPID && a.exit == nil && (is.MainPID != a.ref.PID || a.said.heirs > 0) {
 		a.succeed(is.MainPID)
 	}
 	if n.Alive {
@@ -154,23 +156,34 @@ func (a *actor) succeeded(pid int, err error) {
 	case err != nil:
 		a.publish(service.NoticeState, "notify", fmt.Sprintf("it calls process %d its main one, and that stays process %d: %v", pid, was.PID, err))
 	case a.ref != was:
+		a.said.follows = false
 		a.record()
 		a.publish(service.NoticeState, "main-process", fmt.Sprintf("process %d, which it calls its main one (MAINPID); it was process %d", a.ref.PID, was.PID))
+		if a.machine.State == service.Stopping && !a.machine.Killing { // that was told to the former
+			a.then(a.tellToEnd(a.handle))
+		}
 	}
+	a.readyBySaying()
 }
 
 // inherited tells whether another process is about to be the main one in the stead of one
 // that has ended: before that it may have said so.
 func (a *actor) inherited() bool {
-	if a.said.news != nil {
+	if a.said.news != nil && !a.said.follows { // what is said after the end is too late
+		a.hearNews() // so that there is room for what comes
 		a.cfg.Listener.Hear(a.name)
 		a.hearNews()
 	}
-	return a.said.heirs > 0
+	a.said.follows = a.said.heirs > 0
+	return a.said.follows
 }
 
-// readyBySaying takes that it has said that it is ready. What is frozen has when it is thawed.
+// readyBySaying takes that it has said that it is ready. What is frozen has when it is thawed,
+// and what has named another main process when that is the one.
 func (a *actor) readyBySaying() {
+	if a.said.heirs > 0 {
+		return
+	}
 	if a.machine.State != service.Starting || a.plan.Spec.Ready.Type != service.CheckNotify || !a.said.ready || a.served {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -286,6 +287,51 @@ func TestAnotherMainProcess(t *testing.T) {
 		synctest.Wait()
 		s.is(service.Crashed)
 		require.Equal(t, 3, s.lastExit().Exit.Code, "the end of who succeeded is that of the incarnation")
+	})
+}
+
+// Who is ready and names another main process at once is ready by that one.
+func TestHooksOfAnotherMainProcess(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		h := hookedStage(s)
+		h.play(fake.Script{Children: 1})
+		c := s.start(notifies, never, func(d *service.Spec) {
+			d.Hooks = service.Hooks{PostStart: [][]string{{"/announce"}}, PreStop: [][]string{{"/withdraw"}}, Timeout: 30 * time.Second}
+		})
+		synctest.Wait()
+		child := s.child()
+		s.says(fmt.Sprintf("READY=1\nMAINPID=%d", child))
+		s.ok(c)
+		require.Equal(t, fmt.Sprint(child), h.told("/announce", "GLADSHEIM_MAIN_PID"))
+		s.ok(s.stop())
+		require.Equal(t, fmt.Sprint(child), h.told("/withdraw", "GLADSHEIM_MAIN_PID"))
+		h.ran("post_start /announce", "pre_stop /withdraw")
+	})
+}
+
+// Who becomes the main process of what is to end is told to end.
+func TestAnotherMainProcessIsToEnd(t *testing.T) {
+	play(t, func(t *testing.T, s *stage) {
+		s.script(fake.Script{Children: 1, Term: &fake.End{After: 5 * time.Second}})
+		c := s.start(notifies, never)
+		synctest.Wait()
+		s.says("READY=1")
+		s.ok(c)
+		var signals atomic.Int32
+		s.fault = func(operation string) error {
+			if operation == "signal" {
+				signals.Add(1)
+			}
+			return nil
+		}
+		stop := s.stop()
+		synctest.Wait()
+		once := signals.Load()
+		require.NotZero(t, once)
+		s.says(fmt.Sprintf("MAINPID=%d", s.child()))
+		require.Equal(t, 2*once, signals.Load())
+		pass(5 * time.Second)
+		s.ok(stop)
 	})
 }
 

@@ -140,6 +140,7 @@ func (h *handle) Succeed(ctx context.Context, pid int) error {
 	if h.main == nil || h.released() != nil {
 		return &service.Error{Op: op, Service: h.ref.Name, Kind: service.NotRunning, Err: errors.New("its main process had ended before")}
 	}
+	used := h.main.Used().CPUTime // of the former, if it has ended
 	err = launch.Succession{
 		Watcher: h.backend.watch, Proc: h.backend.proc, Shim: h.backend.shim, Main: h.main,
 		Belongs: func(pid int) (bool, error) {
@@ -153,6 +154,9 @@ func (h *handle) Succeed(ctx context.Context, pid int) error {
 	if err != nil {
 		return h.failure(op, err)
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dead += used
 	return nil
 }
 

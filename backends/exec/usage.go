@@ -76,6 +76,9 @@ func (h *handle) remember(u service.Usage) service.Usage {
 // buried counts the CPU time of an orphan that was reaped.
 func (h *handle) buried(o launch.Orphan) {
 	h.corpse(o.PID)
+	if h.main != nil && h.main.PID() == o.PID { // one that succeeded: its time is told with its end
+		return
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.dead += o.CPUTime

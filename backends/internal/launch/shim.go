@@ -35,13 +35,13 @@ type Shim struct {
 	searching bool  // for the process, after a connection was lost
 	ends      map[gate.Child]ending
 	waiting   map[gate.Child]func(process.Told, bool)
-	strays    map[int]func(process.Told, bool) // likewise, for what may come to be an orphan, by PID: each is held by a pidfd
-	stirs     map[gate.Child]func()            // who waits for stops
-	unsaid    []string                         // what was heard of, and nobody was told so
-	troubles  map[string]service.LogTrouble    // that last, by whose
-	untold    []service.LogTrouble             // that are over, and nobody watched
-	watches   func(service.LogTrouble)         // is told of them; nil: nobody is
-	self      *process.Process                 // the shim, if we started it
+	strays    map[int]*stray                // who waits for what may come to be an orphan, by PID: each is held by a pidfd
+	stirs     map[gate.Child]func()         // who waits for stops
+	unsaid    []string                      // what was heard of, and nobody was told so
+	troubles  map[string]service.LogTrouble // that last, by whose
+	untold    []service.LogTrouble          // that are over, and nobody watched
+	watches   func(service.LogTrouble)      // is told of them; nil: nobody is
+	self      *process.Process              // the shim, if we started it
 }
 
 var _ process.Teller = (*Shim)(nil)
@@ -57,6 +57,9 @@ type ShimConfig struct {
 	// they end; it may be nil. It must not block.
 	Orphan func(Orphan)
 }
+
+// stray is one who waits for the end of a process that may come to be an orphan.
+type stray struct{ tell func(process.Told, bool) }
 
 // ending is how a child ended, and whose it was.
 type ending struct {
@@ -77,7 +80,7 @@ func NewShim(cfg ShimConfig) *Shim {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Shim{
 		cfg: cfg, ctx: ctx, cancel: cancel, turn: make(chan struct{}, 1), ends: map[gate.Child]ending{},
-		waiting: map[gate.Child]func(process.Told, bool){}, strays: map[int]func(process.Told, bool){}, stirs: map[gate.Child]func(){}, troubles: map[string]service.LogTrouble{},
+		waiting: map[gate.Child]func(process.Told, bool){}, strays: map[int]*stray{}, stirs: map[gate.Child]func(){}, troubles: map[string]service.LogTrouble{},
 	}
 }
 
@@ -105,11 +108,12 @@ func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) 
 	s.mu.Lock()
 	told, ended := s.ends[c]
 	waits := !ended && (s.searching || s.line != nil && s.line.children[c])
+	mine := &stray{tell}
 	switch {
 	case waits:
 		s.waiting[c] = tell
 	case !ended:
-		s.strays[pid] = tell
+		s.strays[pid] = mine
 	}
 	s.mu.Unlock()
 	if !waits {
@@ -119,7 +123,9 @@ func (s *Shim) Await(pid int, startTicks uint64, tell func(process.Told, bool)) 
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.waiting, c)
-		delete(s.strays, pid)
+		if s.strays[pid] == mine {
+			delete(s.strays, pid)
+		}
 	}
 }
 
@@ -265,11 +271,11 @@ func (s *Shim) ended(l *line, e gate.End) {
 func (s *Shim) orphaned(e gate.End) {
 	pid := int(e.PID)
 	s.mu.Lock()
-	tell := s.strays[pid]
+	waits := s.strays[pid]
 	delete(s.strays, pid)
 	s.mu.Unlock()
-	if tell != nil {
-		tell(toldOf(e), true)
+	if waits != nil {
+		waits.tell(toldOf(e), true)
 	}
 	if s.cfg.Orphan != nil {
 		s.cfg.Orphan(Orphan{PID: pid, Brand: e.Brand, Session: int(e.Session), CPUTime: time.Duration(e.CPU)})

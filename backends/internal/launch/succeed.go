@@ -26,8 +26,14 @@ type Succession struct {
 // By has the living process pid succeed. An error is a *service.Error of Kind NotRunning when
 // it is no more, of Kind Conflict when it does not belong, or one of the host.
 func (s Succession) By(pid int) error {
-	if s.Main.PID() == pid && s.Main.Lives() {
-		return nil
+	if main, ticks := s.Main.Identity(); main == pid {
+		now, err := s.Proc.StartTicks(pid)
+		switch {
+		case s.Main.Lives():
+			return nil
+		case err != nil || now == ticks: // it may not have been reaped yet
+			return over(pid, process.ErrGone)
+		}
 	}
 	next, err := s.find(pid)
 	if err != nil {

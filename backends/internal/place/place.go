@@ -101,12 +101,8 @@ func (p *Place) Froze() <-chan struct{} { return p.froze }
 // Check is an error if the main process has left its place, also where the
 // kernel does not tell.
 func (p *Place) Check() error {
-	select {
-	case <-p.left:
-	default:
-		if !p.gone() {
-			return nil
-		}
+	if !p.gone() {
+		return nil
 	}
 	return fmt.Errorf("somebody has moved process %d out of %s: no limit holds there; restart the service", p.main.PID(), p.group.Path())
 }

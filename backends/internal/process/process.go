@@ -38,6 +38,9 @@ const parentGrace = 10 * time.Second
 // for its parent to reap it; only then does the kernel, or the teller, tell how it ended.
 const reapGrace = time.Second
 
+// orphanGrace is reapGrace where there is a teller, which may be slow to tell.
+const orphanGrace = 5 * time.Second
+
 // Process is one process. Its methods may be called by many goroutines at
 // once.
 type Process struct {
@@ -436,7 +439,11 @@ func (p *Process) judge(events uint32) {
 		// The kernel tells once its parent has reaped it, with another event, and so
 		// does a teller that has become its parent; a parent that never does must not
 		// hide the end for ever.
-		p.grace = time.AfterFunc(reapGrace, func() { p.end(unknown, Used{}, time.Now()) })
+		wait := reapGrace
+		if p.teller != nil {
+			wait = orphanGrace
+		}
+		p.grace = time.AfterFunc(wait, func() { p.end(unknown, Used{}, time.Now()) })
 	}
 }
 

@@ -4,8 +4,8 @@ import "errors"
 
 // Plan is everything a gate has to know.
 type Plan struct {
-	Pause   bool // sleep for ever instead of executing a program
-	Shim    bool // be the parent of others instead; see shim
+	Pause bool // sleep for ever instead of executing a program
+	Shim  bool // be the parent of others instead; see shim
 
 	Path      string // absolute
 	Args      []string
