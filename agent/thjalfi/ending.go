@@ -16,32 +16,29 @@ import (
 func (a *actor) terminate() {
 	a.arm(a.grace, service.GraceOver)
 	a.end()
-	h := a.handle
-	warn, tell := a.warning(h), a.tellToEnd(h)
+	h, sig := a.handle, a.plan.Spec.Stop.Signal
+	warn := a.warning(h)
 	a.then(func(ctx context.Context) func() {
 		if !warn(ctx) {
 			return func() {}
 		}
-		return tell(ctx)
+		return a.tellToEnd(ctx, h, sig)
 	})
 }
 
-// tellToEnd sends the stop signal to the main process, which is to heed it.
-func (a *actor) tellToEnd(h backends.Handle) func(context.Context) func() {
-	sig := a.plan.Spec.Stop.Signal
-	return func(ctx context.Context) func() {
-		err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
-		if err == nil {
-			err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
-		}
-		if err == nil {
-			err = thaw(ctx, h) // nor one that is frozen
-		}
-		return func() {
-			err = cmp.Or(err, failpoint.Hit(failpoint.T4Waiting)) // passed even by what has ended already
-			if err != nil && service.KindOf(err) != service.NotRunning {
-				a.fail(err)
-			}
+// tellToEnd sends the stop signal to the main process, which is to heed it. It is the worker's.
+func (a *actor) tellToEnd(ctx context.Context, h backends.Handle, sig syscall.Signal) func() {
+	err := failpoint.After(h.Signal(ctx, sig), failpoint.T3TermSent)
+	if err == nil {
+		err = h.Signal(ctx, syscall.SIGCONT) // one that is stopped could not heed it
+	}
+	if err == nil {
+		err = thaw(ctx, h) // nor one that is frozen
+	}
+	return func() {
+		err = cmp.Or(err, failpoint.Hit(failpoint.T4Waiting)) // passed even by what has ended already
+		if err != nil && service.KindOf(err) != service.NotRunning {
+			a.fail(err)
 		}
 	}
 }

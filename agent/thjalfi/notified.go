@@ -160,7 +160,8 @@ func (a *actor) succeeded(pid int, err error) {
 		a.record()
 		a.publish(service.NoticeState, "main-process", fmt.Sprintf("process %d, which it calls its main one (MAINPID); it was process %d", a.ref.PID, was.PID))
 		if a.machine.State == service.Stopping && !a.machine.Killing { // that was told to the former
-			a.then(a.tellToEnd(a.handle))
+			h, sig := a.handle, a.plan.Spec.Stop.Signal
+			a.then(func(ctx context.Context) func() { return a.tellToEnd(ctx, h, sig) })
 		}
 	}
 	a.readyBySaying()
