@@ -147,7 +147,8 @@ func TestHooksAndTheEndOfTheAgent(t *testing.T) {
 		require.Empty(t, marked(t, "again"))
 		got := strings.Fields(d.read(t))
 		require.Equal(t, strings.Fields("pre_start pre_start post_start post_start pre_stop pre_stop post_stop post_stop"), got)
-		x := byGRPC{w}.status("web").LastExit
+		var x *gladsheimv1.ExitRecord // it is told a moment later than the state; the first is of the launch that was cut off
+		eventually(t, "how it ended is told", func() bool { x = byGRPC{w}.status("web").LastExit; return x.GetIncarnation() == 2 })
 		require.Equal(t, gladsheimv1.Verdict_VERDICT_STOPPED, x.Verdict)
 		require.EqualValues(t, syscall.SIGTERM, x.GetSignal())
 	})
