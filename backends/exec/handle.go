@@ -17,17 +17,6 @@ import (
 	"github.com/gladsheim/gladsheim/procfs"
 )
 
-// unknownExit is the end of a main process that was gone when its incarnation
-// was adopted.
-var unknownExit = service.Exit{Unknown: process.UnknownExit}
-
-// closed is what Exited tells of such a one.
-var closed = func() <-chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
-
 // handle is one incarnation.
 type handle struct {
 	backend *Backend
@@ -53,40 +42,19 @@ type handle struct {
 
 var _ backends.Handle = (*handle)(nil)
 
-func (h *handle) Ref() service.Ref {
-	ref := h.ref
-	if h.main != nil {
-		ref.PID, ref.StartTicks = h.main.Identity()
-	}
-	return ref
-}
+func (h *handle) Ref() service.Ref { return h.main.Named(h.ref) }
 
-func (h *handle) Exited() <-chan struct{} {
-	if h.main == nil {
-		return closed
-	}
-	return h.main.Exited()
-}
+func (h *handle) Exited() <-chan struct{} { return h.main.Exited() }
 
 // ended tells whether the main process has ended.
-func (h *handle) ended() bool { return over(h.Exited()) }
+func (h *handle) ended() bool { return h.main.Ended() }
 
 // Displaced is nil: there is no cgroup to be taken out of.
 func (h *handle) Displaced() <-chan struct{} { return nil }
 
-func (h *handle) Exit() service.Exit {
-	if h.main == nil {
-		return unknownExit
-	}
-	return h.main.Exit()
-}
+func (h *handle) Exit() service.Exit { return h.main.Exit() }
 
-func (h *handle) ExitedAt() time.Time {
-	if h.main == nil {
-		return time.Time{}
-	}
-	return h.main.ExitedAt()
-}
+func (h *handle) ExitedAt() time.Time { return h.main.ExitedAt() }
 
 // Hear has no cgroup to hear of.
 func (h *handle) Hear(func(string)) (func(), error) { return nil, backends.ErrDeaf }

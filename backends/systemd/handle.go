@@ -143,27 +143,9 @@ func (h *handle) stopper() string {
 	return ""
 }
 
-func (h *handle) Ref() service.Ref {
-	ref := h.ref
-	if h.main != nil {
-		ref.PID, ref.StartTicks = h.main.Identity()
-	}
-	return ref
-}
+func (h *handle) Ref() service.Ref { return h.main.Named(h.ref) }
 
-// over is the channel of a main process that had ended before.
-var over = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
-
-func (h *handle) Exited() <-chan struct{} {
-	if h.main == nil {
-		return over
-	}
-	return h.main.Exited()
-}
+func (h *handle) Exited() <-chan struct{} { return h.main.Exited() }
 
 func (h *handle) Displaced() <-chan struct{} {
 	if h.place == nil {
@@ -172,19 +154,9 @@ func (h *handle) Displaced() <-chan struct{} {
 	return h.place.Left()
 }
 
-func (h *handle) Exit() service.Exit {
-	if h.main == nil {
-		return service.Exit{Unknown: process.UnknownExit}
-	}
-	return h.main.Exit()
-}
+func (h *handle) Exit() service.Exit { return h.main.Exit() }
 
-func (h *handle) ExitedAt() time.Time {
-	if h.main == nil {
-		return time.Time{}
-	}
-	return h.main.ExitedAt()
-}
+func (h *handle) ExitedAt() time.Time { return h.main.ExitedAt() }
 
 func (h *handle) Signal(_ context.Context, sig syscall.Signal) error {
 	if h.ended() {

@@ -68,14 +68,7 @@ func (h *handle) killMain(ctx context.Context) error {
 }
 
 // ended tells whether the main process has ended.
-func (h *handle) ended() bool {
-	select {
-	case <-h.Exited():
-		return true
-	default:
-		return false
-	}
-}
+func (h *handle) ended() bool { return h.main.Ended() }
 
 // unkillable tells which processes would not die.
 func (h *handle) unkillable(cause error) error {

@@ -361,7 +361,7 @@ func TestAStarvedAgentBlamesNobody(t *testing.T) {
 func TestTheClockIsSet(t *testing.T) {
 	anywhere(t)
 	if os.Getenv("GLADSHEIM_TEST_HOST") == "bare" {
-		return // it is somebody's clock
+		t.Skip("it is somebody's clock")
 	}
 	w := newWorld(t)
 	began, clock := time.Now(), time.Now().Round(0)

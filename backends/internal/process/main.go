@@ -59,6 +59,13 @@ func (m *Main) Succeed(next *Process) error {
 	return was.Close()
 }
 
+// gone is the Exited of a nil Main.
+var gone = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
 // PID is that of Process.
 func (m *Main) PID() int { return m.present.Load().PID() }
 
@@ -68,8 +75,21 @@ func (m *Main) Identity() (pid int, startTicks uint64) {
 	return p.PID(), p.StartTicks()
 }
 
+// Named is ref with the process that leads now; of a nil Main as it is.
+func (m *Main) Named(ref service.Ref) service.Ref {
+	if m != nil {
+		ref.PID, ref.StartTicks = m.Identity()
+	}
+	return ref
+}
+
 // Exited is closed when the process that leads now has ended.
-func (m *Main) Exited() <-chan struct{} { return m.present.Load().Exited() }
+func (m *Main) Exited() <-chan struct{} {
+	if m == nil {
+		return gone
+	}
+	return m.present.Load().Exited()
+}
 
 // Await returns when the main process has ended, whoever it is by then, or false when ctx has.
 func (m *Main) Await(ctx context.Context) bool {
@@ -88,16 +108,26 @@ func (m *Main) Await(ctx context.Context) bool {
 }
 
 // Ended tells whether the process that leads now has.
-func (m *Main) Ended() bool { return m.present.Load().Ended() }
+func (m *Main) Ended() bool { return m == nil || m.present.Load().Ended() }
 
 // Lives is that of Process.
 func (m *Main) Lives() bool { return m.present.Load().Lives() }
 
-// Exit is that of Process.
-func (m *Main) Exit() service.Exit { return m.present.Load().Exit() }
+// Exit is that of Process; nobody knows it of a nil Main.
+func (m *Main) Exit() service.Exit {
+	if m == nil {
+		return service.Exit{Unknown: UnknownExit}
+	}
+	return m.present.Load().Exit()
+}
 
-// ExitedAt is that of Process.
-func (m *Main) ExitedAt() time.Time { return m.present.Load().ExitedAt() }
+// ExitedAt is that of Process; zero of a nil Main.
+func (m *Main) ExitedAt() time.Time {
+	if m == nil {
+		return time.Time{}
+	}
+	return m.present.Load().ExitedAt()
+}
 
 // Used is that of Process.
 func (m *Main) Used() Used { return m.present.Load().Used() }

@@ -60,6 +60,11 @@ func TestSuccession(t *testing.T) {
 
 func TestNobodyLeads(t *testing.T) {
 	require.Nil(t, Lead(nil))
+	require.True(t, Lead(nil).Ended())
+	<-Lead(nil).Exited()
+	require.Equal(t, service.Exit{Unknown: UnknownExit}, Lead(nil).Exit())
+	require.Zero(t, Lead(nil).ExitedAt())
+	require.Equal(t, service.Ref{PID: 7, StartTicks: 8}, Lead(nil).Named(service.Ref{PID: 7, StartTicks: 8}))
 	_, told := Lead(nil).AwaitStop(func() {})
 	require.False(t, told)
 	_, err := Lead(nil).Threads(proc(t))
