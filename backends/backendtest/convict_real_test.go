@@ -13,8 +13,8 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
 	"github.com/gladsheim/gladsheim/backends/exec"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // realCrime is a way in which a backend with real processes can be wrong, and

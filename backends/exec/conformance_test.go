@@ -9,8 +9,8 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 func TestMain(m *testing.M) {

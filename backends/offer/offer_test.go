@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/platform"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 func TestChoose(t *testing.T) {

@@ -14,10 +14,10 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
 	"github.com/gladsheim/gladsheim/units"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // Config is what a Backend works with.

@@ -23,10 +23,10 @@ import (
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/backendtest"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
 	"github.com/gladsheim/gladsheim/procfs"
 	"github.com/gladsheim/gladsheim/units"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(judged{m}) }

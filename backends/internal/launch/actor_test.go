@@ -12,7 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // actorVariable makes the test binary play an agent that dies at the gate.

@@ -14,7 +14,7 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // Likeness is what a program that runs beside a main process has in common with it.

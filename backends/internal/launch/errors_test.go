@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // attempt starts req and opens its gate; it must fail and leave nothing.

@@ -20,8 +20,8 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/failpoint"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // Path is the PATH of a program whose definition names none.

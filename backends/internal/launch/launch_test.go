@@ -14,7 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 const deadline = 10 * time.Second

@@ -11,8 +11,8 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends/internal/launch/gate"
 	"github.com/gladsheim/gladsheim/backends/internal/process"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // Shim is the way to the shim: one small process that is the parent of every service: it

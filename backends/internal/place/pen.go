@@ -10,8 +10,8 @@ import (
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
 	"github.com/gladsheim/gladsheim/backends/internal/launch"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // pen begins the names of cgroups below that of an incarnation, one for each program that

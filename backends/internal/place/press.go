@@ -11,8 +11,8 @@ import (
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/backends"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/cgroup"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // Press is backends.Handle.Press for the group of an incarnation.

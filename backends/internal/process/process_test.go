@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gladsheim/gladsheim/agent/service"
-	"github.com/gladsheim/gladsheim/backends/internal/watch"
 	"github.com/gladsheim/gladsheim/procfs"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 const deadline = 10 * time.Second

@@ -1,6 +1,6 @@
-// Package watch is the one epoll loop of the agent: whoever holds a file
-// descriptor that has news (a pidfd, cgroup.events, a pressure trigger) adds
-// it here with a function, and no goroutine sleeps for it.
+// Package watch is an epoll loop: whoever holds a file descriptor that has news (a
+// pidfd, cgroup.events, a pressure trigger, a connection) adds it here with a
+// function, and no goroutine sleeps for it.
 //
 // The epoll descriptor itself waits in Go's network poller (epoll(7) sets
 // nest), so the loop costs no thread while nothing happens. Only what may not
