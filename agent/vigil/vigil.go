@@ -14,13 +14,15 @@ const part = 250 * time.Millisecond
 // Vigil tells our own sleep from another's. Its methods may be called by many goroutines
 // at once.
 type Vigil struct {
+	over func()
+	end  context.CancelCauseFunc // of Keep's context, nil for none
+
 	mu    sync.Mutex
 	timer *time.Timer
 	left  time.Duration // after the present part
 	due   time.Time     // when the present part is over
 	slept time.Duration // by parts that were late by more than a part; less is a busy host
 	ended bool
-	end   context.CancelCauseFunc
 }
 
 // Keep is context.WithTimeout for the time in which we are awake. It passes in
@@ -29,20 +31,32 @@ type Vigil struct {
 // context.DeadlineExceeded.
 func Keep(parent context.Context, timeout time.Duration) (context.Context, *Vigil) {
 	ctx, end := context.WithCancelCause(parent)
-	v := &Vigil{left: timeout, end: end}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.timer = time.AfterFunc(timeout, v.over)
-	v.begin()
+	v := &Vigil{over: func() { end(context.DeadlineExceeded) }, end: end}
+	v.begin(timeout)
 	return ctx, v
 }
 
-// begin begins the next part. The caller holds mu.
-func (v *Vigil) begin() {
+// Begin is time.AfterFunc for the time in which we are awake, as Keep counts it. over is
+// called once at most, and may still run after Leave.
+func Begin(timeout time.Duration, over func()) *Vigil {
+	v := &Vigil{over: over}
+	v.begin(timeout)
+	return v
+}
+
+func (v *Vigil) begin(timeout time.Duration) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.left = timeout
+	v.timer = time.AfterFunc(v.next(), v.tick)
+}
+
+// next begins the next part, and tells how long that is. The caller holds mu.
+func (v *Vigil) next() time.Duration {
 	now := min(v.left, part)
 	v.left -= now
 	v.due = time.Now().Add(now)
-	v.timer.Reset(now)
+	return now
 }
 
 // wake counts how late we are for the end of the present part. The caller holds mu.
@@ -52,19 +66,26 @@ func (v *Vigil) wake() {
 	}
 }
 
-func (v *Vigil) over() {
+func (v *Vigil) tick() {
+	if v.passed() {
+		v.over()
+	}
+}
+
+// passed begins the next part, or tells that the time is over.
+func (v *Vigil) passed() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.ended {
-		return
+		return false
 	}
 	v.wake()
 	if v.left > 0 {
-		v.begin()
-		return
+		v.timer.Reset(v.next())
+		return false
 	}
 	v.ended = true
-	v.end(context.DeadlineExceeded)
+	return true
 }
 
 // Leave ends the context, if its time is not over, and tells how long we slept.
@@ -76,6 +97,8 @@ func (v *Vigil) Leave() time.Duration {
 	}
 	v.timer.Stop()
 	v.ended = true
-	v.end(nil)
+	if v.end != nil {
+		v.end(nil)
+	}
 	return v.slept
 }

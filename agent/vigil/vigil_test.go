@@ -26,7 +26,7 @@ func TestAwake(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		v.timer.Stop()
 		time.Sleep(time.Hour)
-		v.over()
+		v.tick()
 		time.Sleep(time.Second - part - 1)
 		require.NoError(t, ctx.Err(), "it had no more than one part of its time")
 		time.Sleep(1)
@@ -65,11 +65,27 @@ func TestBusyIsNotAsleep(t *testing.T) {
 						late += tt.once
 					}
 					time.Sleep(part + late)
-					v.over()
+					v.tick()
 				}
 				require.ErrorIs(t, context.Cause(ctx), context.DeadlineExceeded)
 				require.Equal(t, tt.slept, v.Leave())
 			})
 		})
 	}
+}
+
+// What was begun is over once, when we have been awake for its time, or never.
+func TestBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began, over := time.Now(), make(chan time.Duration, 2)
+		v := Begin(time.Second, func() { over <- time.Since(began) })
+		require.Equal(t, time.Second, <-over)
+		require.Zero(t, v.Leave())
+
+		v = Begin(time.Second, func() { over <- 0 })
+		time.Sleep(time.Second - 1)
+		require.Zero(t, v.Leave())
+		time.Sleep(time.Hour)
+		require.Empty(t, over)
+	})
 }
