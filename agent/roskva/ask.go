@@ -6,86 +6,54 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
-	"syscall"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 )
-
-// maxAnswer is as much of an answer as is read; the rest is of no interest.
-const maxAnswer = 64 << 10
 
 // question carries out one check; nil means that the service is well. A check that
 // took too long fails with an error that wraps context.DeadlineExceeded.
 type question func(ctx context.Context) error
 
-// prepare makes the question of a check.
-func prepare(check service.Check, exec Exec) question {
+// prepare makes the question of a check, and tells whom it asks over a connection, nil for
+// nobody.
+func prepare(check service.Check, exec Exec) (question, *server) {
 	var ask question
+	var asked *server
+	var err error
 	switch check.Type {
 	case service.CheckProcess:
-		return func(context.Context) error { return nil } // its end is an event
+		return func(context.Context) error { return nil }, nil // its end is an event
 	case service.CheckHTTP:
-		ask = askHTTP(check)
+		asked, err = httpServer(check)
 	case service.CheckGRPC:
-		ask = askGRPC(check)
+		asked, err = grpcServer(check)
 	case service.CheckTCP:
-		ask = func(ctx context.Context) error { return askTCP(ctx, check) }
+		asked = &server{check: check, address: check.Address}
 	case service.CheckExec:
 		ask = func(ctx context.Context) error { return exec(ctx, check.Exec) }
 	case service.CheckWatchdog:
-		return silence(check)
+		return silence(check), nil
 	default:
-		return func(context.Context) error { return fmt.Errorf("a check of type %s asks nobody", check.Type) }
+		err = fmt.Errorf("a check of type %s asks nobody", check.Type)
+	}
+	if err != nil {
+		return func(context.Context) error { return err }, nil
+	}
+	if asked != nil {
+		ask = asked.ask
 	}
 	return func(ctx context.Context) error {
 		err := ask(ctx)
 		if err != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded) && !errors.Is(err, errHolds) {
-			return fmt.Errorf("%s %s did not answer in time: %w", check.Type, check.Target(), context.DeadlineExceeded)
+			return late(check)
 		}
 		return err
-	}
+	}, asked
 }
 
-// dialer reaches who a check may ask. A name is looked up at each check, so what it
-// stands for is known here alone. No connection lives long enough for keep-alives, which
-// would take as many system calls as the rest.
-func dialer(check service.Check) *net.Dialer {
-	if check.Remote {
-		return &net.Dialer{KeepAlive: -1}
-	}
-	return &net.Dialer{KeepAlive: -1, Control: func(_, address string, _ syscall.RawConn) error {
-		if to, err := netip.ParseAddrPort(address); err != nil || !to.Addr().Unmap().IsLoopback() {
-			return fmt.Errorf("%s is not on this host; a check asks others only with \"remote\": true", address)
-		}
-		return nil
-	}}
-}
-
-func askTCP(ctx context.Context, check service.Check) error {
-	conn, err := dialer(check).DialContext(ctx, "tcp", check.Address)
-	if err != nil {
-		return err
-	}
-	return conn.Close()
-}
-
-// reach connects to an address, with TLS if there is a config for it.
-func reach(ctx context.Context, check service.Check, address string, config *tls.Config) (net.Conn, error) {
-	conn, err := dialer(check).DialContext(ctx, "tcp", address)
-	if err != nil || config == nil {
-		return conn, err
-	}
-	if host, _, err := net.SplitHostPort(address); err == nil && config.ServerName == "" {
-		config.ServerName = host
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("cannot speak TLS with %s: %w", check.Target(), err)
-	}
-	return secure, nil
+// late is how a check fails whose time is over.
+func late(check service.Check) error {
+	return fmt.Errorf("%s %s did not answer in time: %w", check.Type, check.Target(), context.DeadlineExceeded)
 }
 
 // tlsOf reads the certificates at each check: they may be renewed while a service runs.

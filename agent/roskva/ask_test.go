@@ -1,9 +1,7 @@
 package roskva
 
 import (
-	"bufio"
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/pem"
 	"net"
@@ -11,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,43 +91,44 @@ func TestAskTLS(t *testing.T) {
 	}
 }
 
-// FuzzReply has a server answer with anything: that is well only if it is an answer
-// with status 200 and the body that is wanted, to whoever reads it, and nothing hangs.
+// FuzzReply has a server answer with anything, in pieces of any length: that ends, is the
+// same as in one, and is well only if it is an answer with status 200 and the body that is
+// wanted, to whoever reads it.
 func FuzzReply(f *testing.F) {
 	for _, reply := range []string{
 		"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwe",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwell\r\n0\r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nwell",
-		"HTTP/1.0 200\n\nwell", "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "HTTP/1.1 503 No\r\n\r\nwell", "200 OK", "",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nwe\r\n2 \r\nll\r\n0\r\nX: y\r\n\r\nmore", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwell\r\n",
+		"HTTP/1.0 200\n\nwell", "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "HTTP/1.1 503 No\r\n\r\nwell", "200 OK", "", "\r\n\r\n",
+		"HTTP/1.1 204 No\r\nContent-Length: 4\r\n\r\nwell", "HTTP/1.1 101 Switching Protocols\r\n\r\nwell", strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 7),
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nwell", "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\nwell",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10004\r\nwell" + strings.Repeat(".", maxAnswer) + "\r\n0\r\n\r\n",
 	} {
-		f.Add([]byte(reply))
+		f.Add([]byte(reply), 1)
+		f.Add([]byte(reply), 30)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	asked, err := httpServer(service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:1", Body: "well"})
 	require.NoError(f, err)
-	replies := make(chan []byte, 1)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-				_, _ = conn.Write(<-replies)
-			}
-			conn.Close()
+	f.Fuzz(func(t *testing.T, reply []byte, piece int) {
+		piece = max(piece, len(reply)/1000+1)
+		ended, want := asked.begin().hear(reply, true)
+		require.True(t, ended)
+		var got error
+		e := asked.begin()
+		ended = false
+		for n := piece; n < len(reply) && !ended; n += piece {
+			ended, got = e.hear(reply[:n], false)
 		}
-	}()
-	f.Cleanup(func() { l.Close() })
-	question := prepare(service.Check{Type: service.CheckHTTP, URL: "http://" + l.Addr().String(), Body: "well"}, nil)
-	f.Fuzz(func(t *testing.T, reply []byte) {
-		replies <- reply
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		err := question(ctx)
-		require.NotErrorIs(t, err, context.DeadlineExceeded)
-		if err == nil {
+		if !ended {
+			ended, got = e.hear(reply, true)
+			require.True(t, ended)
+		}
+		if want == nil {
+			require.NoError(t, got)
 			require.True(t, bytes.HasPrefix(reply, []byte("HTTP/")), "%q", reply)
 			require.Contains(t, string(reply), " 200", "%q", reply)
+		} else {
+			require.Error(t, got, "in one piece: %v", want)
 		}
 	})
 }

@@ -64,7 +64,8 @@ func TestAskByAFileOfADeadServer(t *testing.T) {
 			go func() {
 				once, watch := vigil.Keep(t.Context(), 200*time.Millisecond)
 				defer watch.Leave()
-				answer <- prepare(check, nil)(once)
+				question, _ := prepare(check, nil)
+				answer <- question(once)
 			}()
 			select {
 			case err := <-answer:

@@ -1,19 +1,15 @@
 package roskva
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -28,51 +24,38 @@ import (
 const (
 	// theStream is the only one of a connection: a client's first.
 	theStream = 1
+	// frameHead is what comes before the payload of a frame of HTTP/2: its length, its type,
+	// its flags and its stream.
+	frameHead = 3 + 1 + 1 + 4
 	// grpcHead is what comes before a message: whether it is compressed, and its length.
 	grpcHead = 1 + 4
 	// maxHeaders is as much of headers as is read.
 	maxHeaders = 16 << 10
 )
 
-// askGRPC calls grpc.health.v1.Health/Check. It speaks HTTP/2 (RFC 9113) frame by frame,
-// over a connection of its own as askHTTP does and for the same reason: the client of
-// package grpc is made for many calls, and costs four times as much for one.
-func askGRPC(check service.Check) question {
+// grpcServer is asked by grpc.health.v1.Health/Check. HTTP/2 (RFC 9113) is spoken frame by
+// frame, as httpServer speaks HTTP and for the same reason: the client of package grpc is made
+// for many calls, and costs several times as much for one.
+func grpcServer(check service.Check) (*server, error) {
 	request, err := grpcRequest(check)
 	if err != nil {
-		return func(context.Context) error { return err }
+		return nil, err
 	}
-	return func(ctx context.Context) error {
-		conn, err := reachGRPC(ctx, check)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
-		if _, err := conn.Write(request); err != nil {
-			return fmt.Errorf("cannot ask %s: %w", check.Target(), err)
-		}
-		answer, err := hearGRPC(conn)
-		if err != nil {
-			return fmt.Errorf("cannot read the answer of %s: %w", check.Target(), err)
-		}
-		return answer.judge(check)
-	}
-}
-
-func reachGRPC(ctx context.Context, check service.Check) (net.Conn, error) {
-	var config *tls.Config
+	s := &server{check: check, address: check.Address}
 	if check.TLS != nil {
-		var err error
-		if config, err = tlsOf(ctx, check.TLS); err != nil {
-			return nil, err
+		s.secure = func(ctx context.Context) (*tls.Config, error) {
+			config, err := tlsOf(ctx, check.TLS)
+			if err == nil {
+				config.NextProtos = []string{http2.NextProtoTLS}
+			}
+			return config, err
 		}
-		config.NextProtos = []string{http2.NextProtoTLS}
 	}
-	return reach(ctx, check, check.Address, config)
+	s.begin = func() exchange { return &grpcExchange{server: s, request: request} }
+	return s, nil
 }
 
-// grpcRequest is all that is said at first: the preface, no wishes, and the call.
+// grpcRequest is all that is said at first: the preface, that nothing need be remembered for another call, and the call.
 func grpcRequest(check service.Check) ([]byte, error) {
 	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: check.Service})
 	if err != nil {
@@ -100,11 +83,87 @@ func grpcRequest(check service.Check) ([]byte, error) {
 	text.WriteString(http2.ClientPreface)
 	frames := http2.NewFramer(&text, nil)
 	err = errors.Join(
-		frames.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}),
+		frames.WriteSettings(http2.Setting{ID: http2.SettingEnablePush, Val: 0}, http2.Setting{ID: http2.SettingHeaderTableSize, Val: 0}),
 		frames.WriteHeaders(http2.HeadersFrameParam{StreamID: theStream, BlockFragment: headers.Bytes(), EndHeaders: true}),
 		frames.WriteData(theStream, true, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)),
 	)
 	return text.Bytes(), err
+}
+
+// grpcExchange finds where the answer ends, and has http2 read it then.
+type grpcExchange struct {
+	server  *server
+	request []byte
+	frames  int  // bytes of whole ones
+	ending  bool // what comes is the last of the stream
+	replies []byte
+}
+
+func (e *grpcExchange) opening() []byte { return e.request }
+
+func (e *grpcExchange) owed() []byte {
+	replies := e.replies
+	e.replies = nil
+	return replies
+}
+
+func (e *grpcExchange) hear(heard []byte, whole bool) (done bool, err error) {
+	if !e.enough(heard) && !whole {
+		return false, nil
+	}
+	answer, err := readGRPC(heard)
+	if err != nil {
+		return true, e.server.unread(err)
+	}
+	return true, answer.judge(e.server.check)
+}
+
+// enough goes from frame to frame, and tells whether the stream has ended, or will not be.
+func (e *grpcExchange) enough(heard []byte) bool {
+	for {
+		frame := heard[e.frames:]
+		if len(frame) < frameHead {
+			return false
+		}
+		length := int(frame[0])<<16 | int(frame[1])<<8 | int(frame[2])
+		if length > maxAnswer {
+			return true // which readGRPC refuses
+		}
+		if len(frame) < frameHead+length {
+			return false
+		}
+		e.frames += frameHead + length
+		if e.over(http2.FrameType(frame[3]), http2.Flags(frame[4]), frame[frameHead:frameHead+length]) {
+			return true
+		}
+	}
+}
+
+// over takes one frame, and tells whether none has to follow.
+func (e *grpcExchange) over(kind http2.FrameType, flags http2.Flags, payload []byte) bool {
+	switch kind {
+	case http2.FrameSettings:
+		if !flags.Has(http2.FlagSettingsAck) {
+			e.replies = append(e.replies, 0, 0, 0, byte(http2.FrameSettings), byte(http2.FlagSettingsAck), 0, 0, 0, 0)
+		}
+	case http2.FramePing:
+		if !flags.Has(http2.FlagPingAck) {
+			e.replies = append(e.replies, 0, 0, byte(len(payload)), byte(http2.FramePing), byte(http2.FlagPingAck), 0, 0, 0, 0)
+			e.replies = append(e.replies, payload...)
+		}
+	case http2.FrameGoAway:
+		return len(payload) < 4 || binary.BigEndian.Uint32(payload)&^(1<<31) < theStream
+	case http2.FrameRSTStream:
+		return true
+	case http2.FrameData:
+		return flags.Has(http2.FlagDataEndStream)
+	case http2.FrameHeaders:
+		e.ending = flags.Has(http2.FlagHeadersEndStream)
+		return e.ending && flags.Has(http2.FlagHeadersEndHeaders)
+	case http2.FrameContinuation:
+		return e.ending && flags.Has(http2.FlagContinuationEndHeaders)
+	}
+	return false
 }
 
 // grpcAnswer is what came on the stream.
@@ -115,9 +174,9 @@ type grpcAnswer struct {
 	message []byte // with its head
 }
 
-// hearGRPC reads until the stream ends.
-func hearGRPC(conn io.ReadWriter) (a grpcAnswer, err error) {
-	frames := http2.NewFramer(conn, bufio.NewReader(io.LimitReader(conn, 2*maxAnswer)))
+// readGRPC reads until the stream ends.
+func readGRPC(heard []byte) (a grpcAnswer, err error) {
+	frames := http2.NewFramer(nil, bytes.NewReader(heard))
 	frames.SetMaxReadFrameSize(maxAnswer)
 	frames.ReadMetaHeaders, frames.MaxHeaderListSize = hpack.NewDecoder(4096, nil), maxHeaders
 	for {
@@ -127,14 +186,6 @@ func hearGRPC(conn io.ReadWriter) (a grpcAnswer, err error) {
 		}
 		over := false
 		switch f := frame.(type) {
-		case *http2.SettingsFrame:
-			if !f.IsAck() {
-				err = frames.WriteSettingsAck()
-			}
-		case *http2.PingFrame:
-			if !f.IsAck() {
-				err = frames.WritePing(true, f.Data)
-			}
 		case *http2.GoAwayFrame:
 			if f.LastStreamID < theStream {
 				err = fmt.Errorf("it takes no calls (GOAWAY, %v %s)", f.ErrCode, f.DebugData())

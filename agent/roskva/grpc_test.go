@@ -92,7 +92,10 @@ func TestGRPCReplies(t *testing.T) {
 		}
 	}()
 	for _, r := range replies {
-		says <- r.says
+		go func() {
+			says <- r.says
+			says <- r.says
+		}()
 		err := ask(t, 10*time.Second, service.Check{Type: service.CheckGRPC, Address: l.Addr().String()})
 		if r.want == "" {
 			require.NoError(t, err, "%q", r.says)
@@ -102,20 +105,37 @@ func TestGRPCReplies(t *testing.T) {
 	}
 }
 
-// FuzzGRPCReply has a server answer with anything, which ends, and is well only by a message
-// that says so.
+// FuzzGRPCReply has a server answer with anything, in pieces of any length: that ends, is the
+// same as in one, and is well only by a message that says so.
 func FuzzGRPCReply(f *testing.F) {
 	for _, r := range replies {
-		f.Add(r.says)
+		f.Add(r.says, 1)
+		f.Add(r.says, 20)
 	}
-	f.Fuzz(func(t *testing.T, says []byte) {
-		a, err := hearGRPC(struct {
-			io.Reader
-			io.Writer
-		}{bytes.NewReader(says), io.Discard})
-		if err == nil && a.judge(service.Check{Type: service.CheckGRPC, Address: "127.0.0.1:1"}) == nil {
+	asked, err := grpcServer(service.Check{Type: service.CheckGRPC, Address: "127.0.0.1:1"})
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, says []byte, piece int) {
+		piece = max(piece, len(says)/1000+1)
+		ended, want := asked.begin().hear(says, true)
+		require.True(t, ended)
+		var got error
+		e := asked.begin()
+		ended = false
+		for n := piece; n < len(says) && !ended; n += piece {
+			ended, got = e.hear(says[:n], false)
+		}
+		if !ended {
+			ended, got = e.hear(says, true)
+			require.True(t, ended)
+		}
+		if want == nil {
+			require.NoError(t, got)
+			a, err := readGRPC(says)
+			require.NoError(t, err)
 			require.Equal(t, "200", a.status)
 			require.GreaterOrEqual(t, len(a.message), len(serving))
+		} else {
+			require.Error(t, got, "in one piece: %v", want)
 		}
 	})
 }

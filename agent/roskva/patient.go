@@ -13,15 +13,17 @@ import (
 // patient is one incarnation that is checked. What is not said to be fixed goes with
 // Roskva.mu.
 type patient struct {
-	name      service.Name // fixed, as are the next seven
+	name      service.Name // fixed, as are the next eight
 	check     service.Check
 	ask       question
+	server    *server // who is asked, nil for nobody
 	excuse    func() error
 	unhealthy func()
 	began     time.Time
 	ctx       context.Context // ends when it is left
 	cancel    context.CancelFunc
 
+	talk    *talk     // in which it is asked, if it is by one
 	place   int       // in the queue, nowhere while it is asked
 	due     time.Time // when it is to be asked
 	asked   time.Time // when the last answer came, zero for never

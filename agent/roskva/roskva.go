@@ -10,12 +10,14 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/gladsheim/gladsheim/agent/service"
 	"github.com/gladsheim/gladsheim/agent/vigil"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 // Between two questions whether a starting service is ready.
@@ -39,6 +41,12 @@ const jitter = 0.1
 // are begun at one wake of this process, which costs more than to begin one.
 const grain = 50 * time.Millisecond
 
+// A crowd of talks is looked at again shortly after it was begun.
+const (
+	crowd   = 16
+	shortly = 5 * time.Millisecond
+)
+
 // Reporter is told every verdict.
 type Reporter func(name service.Name, health service.Health)
 
@@ -54,6 +62,7 @@ type Roskva struct {
 	began  time.Time // grains count from here
 	end    context.CancelFunc
 	wg     sync.WaitGroup
+	loop   *watch.Watcher // of run, nil as long as no talk had to wait
 
 	mu       sync.Mutex
 	slower   int // times its interval lie between two health checks
@@ -81,16 +90,19 @@ func spread(d time.Duration) time.Duration {
 func (r *Roskva) Close() {
 	r.end()
 	r.wg.Wait()
+	if r.loop != nil {
+		_ = r.loop.Close() // nothing is left in it
+	}
 }
 
 // Await returns nil as soon as the check succeeds, or how it failed last when ctx ends.
 func (r *Roskva) Await(ctx context.Context, check service.Check, exec Exec) error {
-	ask := prepare(check, exec)
+	ask, _ := prepare(check, exec)
 	why := fmt.Errorf("%s did not answer", cmp.Or(check.Target(), check.Type.String()))
 	for retry := firstRetry; ; retry = min(2*retry, lastRetry) {
-		once, watch := vigil.Keep(ctx, readyAnswer)
+		once, awake := vigil.Keep(ctx, readyAnswer)
 		err := ask(once)
-		watch.Leave()
+		awake.Leave()
 		if err == nil {
 			return nil
 		}
@@ -113,7 +125,8 @@ func (r *Roskva) Attend(name service.Name, check service.Check, exec Exec, excus
 	if check.Type == service.CheckWatchdog {
 		check = watched(check)
 	}
-	p := &patient{name: name, check: check, ask: prepare(check, exec), excuse: excuse, unhealthy: unhealthy, began: time.Now(), place: nowhere}
+	p := &patient{name: name, check: check, excuse: excuse, unhealthy: unhealthy, began: time.Now(), place: nowhere}
+	p.ask, p.server = prepare(check, exec)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -136,10 +149,17 @@ func (r *Roskva) Attend(name service.Name, check service.Check, exec Exec, excus
 
 func (r *Roskva) leave(p *patient, why string) {
 	p.cancel()
+	if t := r.dismiss(p, why); t != nil {
+		t.end(context.Canceled)
+	}
+}
+
+// dismiss forgets a patient, and tells what talk he is in.
+func (r *Roskva) dismiss(p *patient, why string) *talk {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p.left {
-		return
+		return nil
 	}
 	p.left = true
 	if p.place != nowhere {
@@ -150,6 +170,7 @@ func (r *Roskva) leave(p *patient, why string) {
 	}
 	p.answer()
 	r.report(p.name, service.Health{Strategy: p.check.Type, Message: why})
+	return p.talk
 }
 
 // plan has a patient asked at a time. The caller holds mu.
@@ -248,7 +269,18 @@ func (r *Roskva) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		timer.Reset(r.next())
+		due, wait := r.next()
+		var talks []*talk
+		for _, p := range due {
+			if t := r.begin(p); t != nil {
+				talks = append(talks, t)
+			}
+		}
+		r.await(talks)
+		if len(due) > 0 { // which took a while
+			continue
+		}
+		timer.Reset(wait)
 		select {
 		case <-timer.C:
 		case <-r.kick:
@@ -257,8 +289,29 @@ func (r *Roskva) run(ctx context.Context) {
 	}
 }
 
-// next begins what is due, and tells how long nothing is.
-func (r *Roskva) next() time.Duration {
+// await hears what most servers have answered by now, and has the loop wait for the others.
+// When these are many, they are looked at once more before: that costs less than a turn of the
+// loop for each.
+func (r *Roskva) await(talks []*talk) {
+	talks = slices.DeleteFunc(talks, (*talk).look)
+	if len(talks) >= crowd {
+		time.Sleep(shortly)
+		talks = slices.DeleteFunc(talks, (*talk).look)
+	}
+	for _, t := range talks {
+		if r.loop == nil {
+			var err error
+			if r.loop, err = watch.New(); err != nil {
+				t.end(err)
+				continue
+			}
+		}
+		t.await(r.loop)
+	}
+}
+
+// next takes who is due from the queue, and tells how long nobody else is.
+func (r *Roskva) next() (due []*patient, wait time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -266,24 +319,65 @@ func (r *Roskva) next() time.Duration {
 	for len(r.queue) > 0 && !r.queue[0].due.After(now) {
 		if r.asking == atOnce {
 			r.full = true // whoever is answered wakes us
-			return time.Hour
+			return due, time.Hour
 		}
-		p := heap.Pop(&r.queue).(*patient)
+		due = append(due, heap.Pop(&r.queue).(*patient))
 		r.asking++
-		r.wg.Go(func() { r.question(p) })
 	}
 	if len(r.queue) == 0 {
-		return time.Hour
+		return due, time.Hour
 	}
-	return r.queue[0].due.Sub(now)
+	return due, r.queue[0].due.Sub(now)
 }
 
-// question asks one patient, and takes the answer.
+// begin asks one patient: in a talk if that can be, which is to be awaited, else with a
+// goroutine.
+func (r *Roskva) begin(p *patient) *talk {
+	if p.server != nil {
+		if to, plain := p.server.plain(); plain {
+			return r.talk(p, to)
+		}
+	}
+	r.wg.Go(func() { r.question(p) })
+	return nil
+}
+
+func (r *Roskva) talk(p *patient, to netip.AddrPort) *talk {
+	began := time.Now()
+	r.wg.Add(1)
+	t := newTalk(p.server, to, func(err error, slept time.Duration) {
+		if err == nil {
+			r.conclude(p, began, nil, slept)
+			r.wg.Done()
+			return
+		}
+		go func() { // who judges it may have to read files
+			defer r.wg.Done()
+			r.conclude(p, began, err, slept)
+		}()
+	})
+	r.mu.Lock()
+	p.talk = t
+	left := p.left
+	r.mu.Unlock()
+	if left {
+		t.end(context.Canceled)
+		return nil
+	}
+	t.begin(p.check.Timeout)
+	return t
+}
+
+// question asks one patient, and waits for the answer.
 func (r *Roskva) question(p *patient) {
 	began := time.Now()
-	once, watch := vigil.Keep(p.ctx, p.check.Timeout)
+	once, awake := vigil.Keep(p.ctx, p.check.Timeout)
 	err := p.ask(once)
-	slept := watch.Leave()
+	r.conclude(p, began, err, awake.Leave())
+}
+
+// conclude takes what came of a check.
+func (r *Roskva) conclude(p *patient, began time.Time, err error, slept time.Duration) {
 	if err != nil {
 		if why := p.excuse(); why != nil {
 			err = excused{why}
@@ -299,6 +393,7 @@ func (r *Roskva) answered(p *patient, began time.Time, err error, slept time.Dur
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asking--
+	p.talk = nil
 	if p.left {
 		r.wake()
 		return false

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/gladsheim/gladsheim/agent/service"
+	"github.com/gladsheim/gladsheim/watch"
 )
 
 func TestMain(m *testing.M) {
@@ -38,10 +40,42 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// ask carries out one check.
+// ask carries out one check, in each way in which that can be done: what came of it is the
+// same.
 func ask(t *testing.T, patience time.Duration, check service.Check) error {
 	t.Helper()
-	return prepare(check, nil)(within(t, patience))
+	question, asked := prepare(check, nil)
+	waited := question(within(t, patience))
+	if asked == nil {
+		return waited
+	}
+	to, plain := asked.plain()
+	if !plain {
+		return waited
+	}
+	talked := converse(t, asked, to, patience)
+	if waited == nil || talked == nil {
+		require.Equal(t, waited, talked)
+	} else {
+		require.Equal(t, errors.Is(waited, context.DeadlineExceeded), errors.Is(talked, context.DeadlineExceeded), "%v; %v", waited, talked)
+	}
+	return talked
+}
+
+// converse has a talk, and waits for what comes of it.
+func converse(t *testing.T, asked *server, to netip.AddrPort, patience time.Duration) error {
+	t.Helper()
+	loop, err := watch.New()
+	require.NoError(t, err)
+	defer loop.Close()
+	over := make(chan error, 2)
+	talk := newTalk(asked, to, func(err error, _ time.Duration) { over <- err })
+	talk.begin(patience)
+	talk.look()
+	talk.await(loop)
+	err = <-over
+	require.Empty(t, over)
+	return err
 }
 
 func noExcuse() error { return nil }
