@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,6 +77,10 @@ func New() (*Watcher, error) {
 	w, err := open(fd)
 	if err != nil {
 		return nil, err
+	}
+	if err := w.epoll.SetReadDeadline(time.Time{}); err != nil { // Go's poller would not have it
+		w.epoll.Close()
+		return nil, fmt.Errorf("cannot wait for the epoll set: %w", err)
 	}
 	go w.loop(w.poll)
 	return w, nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,6 +60,28 @@ func TestAskTheSilent(t *testing.T) {
 				require.Error(t, err)
 			case <-time.After(10 * time.Second):
 				t.Fatal("the check outlives its timeout")
+			}
+		})
+	}
+}
+
+// What says all that is wanted, or what can not be understood, is not waited for.
+func TestAskTheBrief(t *testing.T) {
+	for reply, want := range map[string]string{
+		"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n": "",
+		"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n":        "",
+		"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwell, and more":    "",
+		"220 mail.example ready\r\n":                                    "malformed HTTP",
+		"SSH-2.0-hall\r\n":                                              "malformed HTTP",
+		"HTTP/1.1 OK\r\n\r\n":                                           "malformed HTTP",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nwell\r\n": "invalid byte in chunk length",
+	} {
+		t.Run(strings.Fields(reply)[0], func(t *testing.T) {
+			check := service.Check{Type: service.CheckHTTP, URL: silent(t, reply), Status: []service.StatusRange{{Low: 200, High: 399}}}
+			if err := ask(t, time.Minute, check); want == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, want)
 			}
 		})
 	}

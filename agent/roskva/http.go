@@ -60,6 +60,7 @@ func httpServer(check service.Check) (*server, error) {
 		if q.wanted, err = regexp.Compile(check.Body); err != nil {
 			return nil, err
 		}
+		s.hard = true // a pattern may take a second for 64 KiB
 	}
 	if q.text, err = requestFor(to); err != nil {
 		return nil, err
@@ -118,6 +119,9 @@ func (e *httpExchange) hear(heard []byte, whole bool) (done bool, err error) {
 // enough tells whether all has come that is wanted, or what can not be understood.
 func (e *httpExchange) enough(heard []byte) bool {
 	for e.body == 0 {
+		if line, _, ended := bytes.Cut(heard[e.start:], []byte("\n")); ended && !isStatusLine(line) {
+			return true
+		}
 		end, ended := e.empty(heard)
 		if !ended {
 			return false
@@ -135,6 +139,8 @@ func (e *httpExchange) enough(heard []byte) bool {
 		}
 		e.body = end
 		switch {
+		case answer.Body == http.NoBody:
+			e.end = end
 		case slices.Contains(answer.TransferEncoding, "chunked"):
 			e.chunk = end
 		case answer.ContentLength >= 0:
@@ -147,6 +153,13 @@ func (e *httpExchange) enough(heard []byte) bool {
 		return e.unchunk(heard)
 	}
 	return len(heard) >= e.end
+}
+
+// isStatusLine tells whether the first line of an answer is one of HTTP at all.
+func isStatusLine(line []byte) bool {
+	version, _, _ := bytes.Cut(line, []byte(" "))
+	_, _, is := http.ParseHTTPVersion(string(version))
+	return is
 }
 
 // unchunk goes from chunk to chunk (RFC 9112, section 7.1), and is enough for the last, for
@@ -183,7 +196,6 @@ func (e *httpExchange) empty(heard []byte) (end int, ended bool) {
 		after := e.looked + len(line) + 1
 		switch {
 		case !ended:
-			e.looked = len(heard)
 			return 0, false
 		case bytes.HasPrefix(rest, []byte("\n")):
 			return after + len("\n"), true

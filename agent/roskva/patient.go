@@ -104,7 +104,7 @@ func (e excused) Error() string { return "it is not judged: " + e.why.Error() }
 // notItsDoing tells whether a check came to nothing before the service was asked: for want
 // of something of the host or of ours, since it is frozen, or since it ends anyway.
 func notItsDoing(err error) bool {
-	for _, lack := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+	for _, lack := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ENOSPC, syscall.EADDRNOTAVAIL} {
 		if errors.Is(err, lack) {
 			return true
 		}

@@ -3,6 +3,7 @@ package roskva
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -265,7 +266,7 @@ func TestJudgeWhatIsNotItsDoing(t *testing.T) {
 	healthy := service.Health{Status: service.Healthy}
 	for _, err := range []error{
 		&service.Error{Op: "run", Kind: service.HostUnavailable, Err: syscall.EMFILE}, &service.Error{Op: "run", Kind: service.Conflict, Err: errors.New("it is frozen")},
-		&service.Error{Op: "run", Kind: service.NotRunning, Err: errors.New("it has ended")}, &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.ENFILE)},
+		&service.Error{Op: "run", Kind: service.NotRunning, Err: errors.New("it has ended")}, &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.ENFILE)}, fmt.Errorf("cannot watch fd 7: %w", syscall.ENOSPC),
 	} {
 		after := Judge(healthy, check, err, 0, time.Now(), time.Hour)
 		require.Equal(t, service.Healthy, after.Status)

@@ -39,14 +39,15 @@ type server struct {
 	address string                                         // host:port
 	secure  func(ctx context.Context) (*tls.Config, error) // nil for a connection without TLS
 	begin   func() exchange                                // nil when it is enough that there is a connection
+	hard    bool                                           // whether an answer may take long to judge
 }
 
-// plain is where a server is reached without asking a resolver or a certificate, as a talk
-// has to.
+// plain is where a server is reached without asking a resolver or a certificate, and judged at
+// once, as it has to be for a talk.
 func (s *server) plain() (to netip.AddrPort, ok bool) {
 	to, err := netip.ParseAddrPort(s.address)
 	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	return to, err == nil && s.secure == nil && to.Addr().Zone() == "" && (s.check.Remote || to.Addr().IsLoopback())
+	return to, err == nil && s.secure == nil && !s.hard && to.Addr().Zone() == "" && (s.check.Remote || to.Addr().IsLoopback())
 }
 
 // ask carries out one check, and waits for it.
@@ -78,8 +79,10 @@ func (s *server) converse(conn net.Conn, e exchange) error {
 		if done, err := e.hear(heard, err != nil || len(heard) >= maxHeard); done {
 			return err
 		}
-		if _, err := conn.Write(e.owed()); err != nil {
-			return s.unasked(err)
+		if owed := e.owed(); len(owed) > 0 { // for even nothing can not be said to who has left
+			if _, err := conn.Write(owed); err != nil {
+				return s.unasked(err)
+			}
 		}
 	}
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/gladsheim/gladsheim/watch"
 )
 
-// byAndBy is how long an answer may take before what is owed to it is said: most come at
-// once, and are over with that.
+// byAndBy is how long an answer may take at most before what is owed to it is said: most come
+// at once, and are over with that.
 const byAndBy = 250 * time.Millisecond
 
-// pieces are what is heard at a time.
+// pieces are what talks hear at a time.
 var pieces = sync.Pool{New: func() any { return new([4 << 10]byte) }}
 
 // talk is one check of a server that is asked in plain text at an address: server.ask for
@@ -38,7 +38,8 @@ type talk struct {
 	said     bool // all of it
 	heard    []byte
 	owed     []byte
-	pay      *time.Timer // when that is said
+	patience time.Duration // until that is said
+	pay      *time.Timer   // for that
 	loop     *watch.Watcher
 	remove   func() // from the loop
 }
@@ -51,7 +52,8 @@ func newTalk(with *server, to netip.AddrPort, over func(err error, slept time.Du
 // be over before it returns.
 func (t *talk) begin(timeout time.Duration) {
 	t.step(func() (done bool, err error) {
-		t.vigil = vigil.Begin(timeout, func() { t.end(late(t.server.check)) })
+		t.vigil = vigil.Begin(timeout, t.expire)
+		t.patience = min(byAndBy, timeout/4)
 		family, address := sockaddr(t.to)
 		if t.fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP); err != nil {
 			return true, t.unreached(os.NewSyscallError("socket", err))
@@ -68,13 +70,14 @@ func (t *talk) begin(timeout time.Duration) {
 }
 
 // look hears what has come by now, and tells whether the talk is over.
-func (t *talk) look() bool {
-	return t.step(func() (done bool, err error) {
-		if !t.said {
-			return t.say()
-		}
-		return t.listen()
-	})
+func (t *talk) look() bool { return t.step(t.goOn) }
+
+// goOn says what is to be said, or hears a piece of the answer.
+func (t *talk) goOn() (done bool, err error) {
+	if !t.said {
+		return t.say()
+	}
+	return t.listen()
 }
 
 // await has the loop wait for the rest.
@@ -89,16 +92,30 @@ func (t *talk) await(loop *watch.Watcher) {
 // turn goes on, when something can be said or heard. It is called by the loop.
 func (t *talk) turn() {
 	t.step(func() (done bool, err error) {
-		if t.said {
-			return t.listen()
-		}
-		done, err = t.say()
-		if done || !t.said {
+		said := t.said
+		done, err = t.goOn()
+		if done || t.said == said {
 			return done, err
 		}
 		t.remove()
 		err = t.attend()
 		return err != nil, err
+	})
+}
+
+// expire ends a talk whose time is over. What has come in time counts, though nobody has
+// listened: many may have to be heard at once.
+func (t *talk) expire() {
+	t.step(func() (done bool, err error) {
+		for {
+			said, heard := t.said, len(t.heard)
+			if done, err := t.goOn(); done {
+				return true, err
+			}
+			if t.said == said && len(t.heard) == heard {
+				return true, late(t.server.check)
+			}
+		}
 	})
 }
 
@@ -111,26 +128,24 @@ func (t *talk) step(do func() (done bool, err error)) (over bool) {
 		return true
 	}
 	done, err := do()
+	t.ended = done
 	t.mu.Unlock()
 	if done {
-		t.end(err)
+		t.conclude(err)
 	}
 	return done
 }
 
 // end ends the talk with what came of it, if it has not ended yet.
 func (t *talk) end(err error) {
-	t.mu.Lock()
-	if t.ended {
-		t.mu.Unlock()
-		return
-	}
-	t.ended = true
+	t.step(func() (bool, error) { return true, err })
+}
+
+// conclude lets go of all that a talk had, which has just ended: it is the caller's alone.
+func (t *talk) conclude(err error) {
 	if t.pay != nil {
 		t.pay.Stop()
 	}
-	t.mu.Unlock()
-	// From here on it is ours alone.
 	if t.remove != nil {
 		t.remove()
 	}
@@ -215,7 +230,7 @@ func (t *talk) listen() (done bool, err error) {
 	}
 	t.owed = append(t.owed, t.exchange.owed()...)
 	if len(t.owed) > 0 && t.pay == nil {
-		t.pay = time.AfterFunc(byAndBy, func() { t.step(t.reply) })
+		t.pay = time.AfterFunc(t.patience, func() { t.step(t.reply) })
 	}
 	return false, nil
 }
