@@ -316,38 +316,54 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 		tick = ticker.C
 	}
 	told := service.NumHealth // nothing yet
+	tell := func(st *service.Status, due bool) error {
+		now := st.Verdict().Status
+		if !due && now == told {
+			return nil
+		}
+		update := &gladsheimv1.HealthUpdate{Health: toHealth(st), UpdateTimeUnix: time.Now().Unix(), StateChanged: told != service.NumHealth && told != now}
+		told = now
+		return ss.Send(update)
+	}
 	for due := true; ; {
-		// Read anew each time, not from the notice: it may be old already.
+		read := g.agent.Sequence() // notices up to this one are in what is read
 		if st, err = g.agent.Status(name); err != nil {
 			return inAnswerTo("watch the health of", err)
 		}
 		if st, err = g.looked(ss.Context(), st); err != nil {
 			return err
 		}
-		if now := st.Verdict().Status; due || now != told {
-			err := ss.Send(&gladsheimv1.HealthUpdate{
-				Health: toHealth(st), UpdateTimeUnix: time.Now().Unix(), StateChanged: told != service.NumHealth && told != now,
-			})
-			if err != nil {
-				return err
-			}
-			told = now
+		if err := tell(st, due); err != nil {
+			return err
 		}
+		// What did not last is in its notice alone. So it is read anew when no notice waits.
 		due = false
-		for waiting := true; waiting; {
+		for stale := false; !stale || len(notices) > 0; {
 			select {
 			case n, open := <-notices:
 				if !open {
 					return ss.Context().Err()
 				}
-				waiting = n.Service != name && n.Sequence == last+1 // else one of its own may have been left out
+				own, lost := n.Service == name, n.Sequence != last+1
 				last = lastLost(g.agent, notices, n.Sequence)
-				waiting = waiting && last == n.Sequence
+				stale = stale || own || lost || last != n.Sequence // one of its own may have been left out
+				if own && n.Kind == service.NoticeHealth && n.Sequence > read {
+					if err := tell(then(st, n), false); err != nil {
+						return err
+					}
+				}
 			case <-tick:
-				due, waiting = true, false
+				due, stale = true, true
 			}
 		}
 	}
+}
+
+// then is how a service was when there was news of its health.
+func then(st *service.Status, n service.Notice) *service.Status {
+	was := *st
+	was.Health = service.Health{Status: n.Health, Strategy: st.Health.Strategy, Message: n.Detail, LastCheck: n.Time, Failures: n.Failures, Failed: n.Failures > 0}
+	return &was
 }
 
 // lastLost is the sequence of the last notice after received if all those were

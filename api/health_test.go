@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -26,9 +27,8 @@ func (f *fixture) subscribe(t *testing.T, ctx context.Context, conn *grpc.Client
 
 // judge changes a verdict, with much to say about it.
 func (f *fixture) judge(name string, verdict service.HealthStatus) {
-	f.agent.Change(name, service.NoticeHealth, "", "", func(st *service.Status) {
-		st.Health.Status, st.Health.Message = verdict, string(make([]byte, maxText))
-	})
+	much := string(make([]byte, maxText))
+	f.agent.Change(name, service.NoticeHealth, "", much, func(st *service.Status) { st.Health.Status, st.Health.Message = verdict, much })
 }
 
 // A subscriber who keeps up hears every change, and of each that it is one.
@@ -45,7 +45,30 @@ func TestASubscriberHearsEveryChange(t *testing.T) {
 	}
 }
 
-// For one that does not read nothing is kept but the latest, and what is on the way.
+// What did not last is told too, in its order, and as it was then.
+func TestASubscriberHearsWhatDidNotLast(t *testing.T) {
+	f := newFixture(t)
+	s := f.subscribe(t, callContext(t), f.conn, "web")
+	for range 20 {
+		f.agent.Change("web", service.NoticeHealth, "", "it is ill", func(st *service.Status) { st.Health.Status, st.Health.Failures = service.Ill, 3 })
+		f.agent.Change("web", service.NoticeState, "", "", func(st *service.Status) { st.Health = service.Health{Message: "it does not run"} })
+		f.judge("web", service.Healthy)
+		var heard []service.HealthStatus
+		for !slices.Contains(heard, service.Healthy) {
+			u, err := s.Recv()
+			require.NoError(t, err)
+			require.True(t, u.GetStateChanged())
+			heard = append(heard, service.HealthStatus(u.GetHealth().GetStatus()))
+			if len(heard) == 1 {
+				require.Equal(t, "it is ill", u.GetHealth().GetMessage())
+				require.EqualValues(t, 3, u.GetHealth().GetConsecutiveFailures())
+			}
+		}
+		require.Equal(t, service.Ill, heard[0])
+	}
+}
+
+// For one that does not read no more is kept than its queue holds, and the latest.
 func TestASlowSubscriberGetsTheLatest(t *testing.T) {
 	f := newFixture(t)
 	conn := f.dial("unix://"+f.path, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))

@@ -121,6 +121,7 @@ type Notice struct {
 	PID         int          `json:"p,omitempty"`
 	Actor       string       `json:"a,omitempty"` // who asked for the last change
 	Health      HealthStatus `json:"h,omitempty"` // of NoticeHealth
+	Failures    int          `json:"f,omitempty"` // of its check in a row, of NoticeHealth
 	Exit        *ExitRecord  `json:"x,omitempty"` // of NoticeExit
 }
 
@@ -134,7 +135,7 @@ func (s *Status) Notice(kind NoticeKind, reason, detail string) Notice {
 	case NoticeExit:
 		n.Exit = s.LastExit
 	case NoticeHealth:
-		n.Health = s.Health.Status
+		n.Health, n.Failures = s.Health.Status, s.Health.Failures
 	}
 	return n
 }
