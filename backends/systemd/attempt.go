@@ -273,8 +273,12 @@ func (a *attempt) undoLater() {
 		ctx, cancel := context.WithTimeout(a.b.ctx, patience)
 		err := a.removed(ctx)
 		cancel()
-		if err == nil {
+		switch {
+		case err == nil:
 			log.Warn("removed what systemd made of a launch that was given up", "after", time.Since(began))
+			return
+		case a.b.ctx.Err() != nil:
+			log.Info("the next agent removes what systemd makes of a launch that was given up")
 			return
 		}
 		log.Warn("cannot yet remove what systemd makes of a launch that was given up", "error", err)

@@ -216,7 +216,7 @@ func TestAnotherMainProcess(t *testing.T) {
 func TestNotifyOfAnotherUser(t *testing.T) {
 	oneOfAKind(t)
 	if !isRoot(t) {
-		return
+		t.Skip("only root runs services as others")
 	}
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
@@ -231,22 +231,34 @@ func TestNotifyOfAnotherUser(t *testing.T) {
 	}
 }
 
-// TestNotifyByAScript: a child of the main process that ends at once is heard, since it waits
-// for that.
+// TestNotifyByAScript: systemd-notify(1), a child of the main process that ends at once, is
+// heard, since it waits for that. While the script says that it is well it runs on, in the
+// interval that it was told; then it is ended.
 func TestNotifyByAScript(t *testing.T) {
 	oneOfAKind(t)
 	tool, err := exec.LookPath("systemd-notify")
 	if err != nil {
 		require.False(t, offers(t, "systemd"), "there is no systemd-notify")
-		return
+		t.Skip("there is no systemd-notify without systemd")
 	}
+	script := `[ "$WATCHDOG_USEC" = 3000000 ] && ` + tool + ` --ready --status="by a script" || exit 1
+for beat in 1 2 3 4 5 6; do sleep 1; ` + tool + ` WATCHDOG=1; done
+exec sleep 1000`
 	for _, mode := range preferred(t) {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
-			w.register(workload(t, "script", "script").with(fields{"launch": mode, "ready": fields{"type": "notify"},
-				"exec": []string{"/bin/sh", "-c", tool + " --ready --status='by a script' && exec sleep 1000"}}))
+			w.register(workload(t, "script", "script").with(fields{"launch": mode, "ready": fields{"type": "notify"}, "exec": []string{"/bin/sh", "-c", script},
+				"health": fields{"type": "watchdog", "interval": "3s"}, "restart": fields{"policy": "never"}}))
 			w.mustCLI("start", "script")
-			require.Equal(t, "by a script", byGRPC{w}.status("script").GetNotified().GetStatus())
+			status := func() *gladsheimv1.ServiceStatus { return byGRPC{w}.status("script") }
+			require.Equal(t, "by a script", status().GetNotified().GetStatus())
+			eventually(t, "it is well", func() bool {
+				return byGRPC{w}.health("script").Status == gladsheimv1.HealthStatus_HEALTH_STATUS_HEALTHY
+			})
+			eventually(t, "it is ended", func() bool { return status().LastExit != nil })
+			x := status().LastExit
+			require.Equal(t, gladsheimv1.Verdict_VERDICT_WATCHDOG, x.Verdict)
+			require.Greater(t, x.EndedUnixMs-x.StartedUnixMs, int64(6000), "it was well until then")
 			w.mustCLI("stop", "script")
 		})
 	}
