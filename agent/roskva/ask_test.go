@@ -110,19 +110,7 @@ func FuzzReply(f *testing.F) {
 	asked, err := httpServer(service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1:1", Body: "well"})
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, reply []byte, piece int) {
-		piece = max(piece, len(reply)/1000+1)
-		ended, want := asked.begin().hear(reply, true)
-		require.True(t, ended)
-		var got error
-		e := asked.begin()
-		ended = false
-		for n := piece; n < len(reply) && !ended; n += piece {
-			ended, got = e.hear(reply[:n], false)
-		}
-		if !ended {
-			ended, got = e.hear(reply, true)
-			require.True(t, ended)
-		}
+		want, got := heard(t, asked, reply, piece)
 		if want == nil {
 			require.NoError(t, got)
 			require.True(t, bytes.HasPrefix(reply, []byte("HTTP/")), "%q", reply)

@@ -115,19 +115,7 @@ func FuzzGRPCReply(f *testing.F) {
 	asked, err := grpcServer(service.Check{Type: service.CheckGRPC, Address: "127.0.0.1:1"})
 	require.NoError(f, err)
 	f.Fuzz(func(t *testing.T, says []byte, piece int) {
-		piece = max(piece, len(says)/1000+1)
-		ended, want := asked.begin().hear(says, true)
-		require.True(t, ended)
-		var got error
-		e := asked.begin()
-		ended = false
-		for n := piece; n < len(says) && !ended; n += piece {
-			ended, got = e.hear(says[:n], false)
-		}
-		if !ended {
-			ended, got = e.hear(says, true)
-			require.True(t, ended)
-		}
+		want, got := heard(t, asked, says, piece)
 		if want == nil {
 			require.NoError(t, got)
 			a, err := readGRPC(says)

@@ -79,6 +79,22 @@ func converse(t *testing.T, asked *server, to netip.AddrPort, patience time.Dura
 	return err
 }
 
+// heard is what comes of an answer that is heard in one piece, and in pieces of a length.
+func heard(t *testing.T, asked *server, says []byte, piece int) (atOnce, inPieces error) {
+	ended, atOnce := asked.begin().hear(says, true)
+	require.True(t, ended)
+	e := asked.begin()
+	piece, ended = max(piece, len(says)/1000+1), false
+	for n := piece; n < len(says) && !ended; n += piece {
+		ended, inPieces = e.hear(says[:n], false)
+	}
+	if !ended {
+		ended, inPieces = e.hear(says, true)
+		require.True(t, ended)
+	}
+	return atOnce, inPieces
+}
+
 func noExcuse() error { return nil }
 
 // newRoskva is one that asks exactly at the intervals, and is closed with the test.
