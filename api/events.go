@@ -348,6 +348,9 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 				last = lastLost(g.agent, notices, n.Sequence)
 				stale = stale || own || lost || last != n.Sequence // one of its own may have been left out
 				if own && n.Kind == service.NoticeHealth && n.Sequence > read {
+					if st, err = g.agent.Status(name); err != nil {
+						return inAnswerTo("watch the health of", err)
+					}
 					if err := tell(then(st, n), false); err != nil {
 						return err
 					}
@@ -359,10 +362,17 @@ func (g *gladsheim) SubscribeServiceHealth(req *gladsheimv1.HealthSubscribeReque
 	}
 }
 
-// then is how a service was when there was news of its health.
+// then is how a service was when there was news of its health: as it is, unless that has
+// changed since. What the notice does not tell is left out.
 func then(st *service.Status, n service.Notice) *service.Status {
+	if st.Health.Status == n.Health {
+		return st
+	}
 	was := *st
-	was.Health = service.Health{Status: n.Health, Strategy: st.Health.Strategy, Message: n.Detail, LastCheck: n.Time, Failures: n.Failures, Failed: n.Failures > 0}
+	was.Health = service.Health{Status: n.Health, Strategy: st.Health.Strategy, Message: n.Detail, Failures: n.Failures, Failed: n.Failures > 0}
+	if n.Health != service.Checking { // which is so before any check
+		was.Health.LastCheck = n.Time
+	}
 	return &was
 }
 

@@ -25,10 +25,14 @@ func (f *fixture) subscribe(t *testing.T, ctx context.Context, conn *grpc.Client
 	return s
 }
 
+var nextCheck = time.Unix(1_800_000_000, 0)
+
 // judge changes a verdict, with much to say about it.
 func (f *fixture) judge(name string, verdict service.HealthStatus) {
 	much := string(make([]byte, maxText))
-	f.agent.Change(name, service.NoticeHealth, "", much, func(st *service.Status) { st.Health.Status, st.Health.Message = verdict, much })
+	f.agent.Change(name, service.NoticeHealth, "", much, func(st *service.Status) {
+		st.Health.Status, st.Health.Message, st.Health.NextCheck = verdict, much, nextCheck
+	})
 }
 
 // A subscriber who keeps up hears every change, and of each that it is one.
@@ -41,6 +45,7 @@ func TestASubscriberHearsEveryChange(t *testing.T) {
 		u, err := s.Recv()
 		require.NoError(t, err)
 		require.EqualValues(t, v, u.GetHealth().GetStatus())
+		require.Equal(t, nextCheck.Unix(), u.GetHealth().GetNextCheckUnix())
 		require.True(t, u.GetStateChanged())
 	}
 }
@@ -50,7 +55,9 @@ func TestASubscriberHearsWhatDidNotLast(t *testing.T) {
 	f := newFixture(t)
 	s := f.subscribe(t, callContext(t), f.conn, "web")
 	for range 20 {
-		f.agent.Change("web", service.NoticeHealth, "", "it is ill", func(st *service.Status) { st.Health.Status, st.Health.Failures = service.Ill, 3 })
+		f.agent.Change("web", service.NoticeHealth, "", "it is ill", func(st *service.Status) {
+			st.Health.Status, st.Health.Failures, st.Health.Message = service.Ill, 3, "it is ill"
+		})
 		f.agent.Change("web", service.NoticeState, "", "", func(st *service.Status) { st.Health = service.Health{Message: "it does not run"} })
 		f.judge("web", service.Healthy)
 		var heard []service.HealthStatus

@@ -55,7 +55,8 @@ func grpcServer(check service.Check) (*server, error) {
 	return s, nil
 }
 
-// grpcRequest is all that is said at first: the preface, that nothing need be remembered for another call, and the call.
+// grpcRequest is all that is said at first: the preface, that nothing need be remembered for
+// another call, and the call.
 func grpcRequest(check service.Check) ([]byte, error) {
 	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: check.Service})
 	if err != nil {

@@ -19,25 +19,12 @@ import (
 // silent is a server that answers every request with the same bytes, and then neither
 // says more nor hangs up.
 func silent(t *testing.T, reply string) (url string) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-					_, _ = conn.Write([]byte(reply))
-				}
-				_, _ = io.Copy(io.Discard, conn) // until the check hangs up
-			}()
+	return "http://" + answering(t, func(conn net.Conn) {
+		if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			_, _ = conn.Write([]byte(reply))
 		}
-	}()
-	return "http://" + l.Addr().String()
+		_, _ = io.Copy(io.Discard, conn) // until the check hangs up
+	})
 }
 
 // Whatever a server says before it falls silent, a check of it ends in its time.

@@ -79,6 +79,28 @@ func converse(t *testing.T, asked *server, to netip.AddrPort, patience time.Dura
 	return err
 }
 
+// answering is where a server listens that does so much for each connection, until the test
+// ends.
+func answering(t *testing.T, serve func(net.Conn)) (address string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				serve(conn)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 // heard is what comes of an answer that is heard in one piece, and in pieces of a length.
 func heard(t *testing.T, asked *server, says []byte, piece int) (atOnce, inPieces error) {
 	ended, atOnce := asked.begin().hear(says, true)

@@ -113,6 +113,34 @@ func TestAskNobodyButItself(t *testing.T) {
 	}
 }
 
+// A talk is for who is reached and judged without waiting for anybody else.
+func TestPlain(t *testing.T) {
+	for _, tt := range []struct {
+		check service.Check
+		to    string // "" for none
+	}{
+		{service.Check{Type: service.CheckTCP, Address: "127.0.0.1:80"}, "127.0.0.1:80"},
+		{service.Check{Type: service.CheckTCP, Address: "[::1]:80"}, "[::1]:80"},
+		{service.Check{Type: service.CheckTCP, Address: "[::ffff:127.0.0.2]:80"}, "127.0.0.2:80"},
+		{service.Check{Type: service.CheckTCP, Address: "localhost:80"}, ""},
+		{service.Check{Type: service.CheckTCP, Address: "192.0.2.1:80"}, ""},
+		{service.Check{Type: service.CheckTCP, Address: "192.0.2.1:80", Remote: true}, "192.0.2.1:80"},
+		{service.Check{Type: service.CheckTCP, Address: "[fe80::1%lo]:80", Remote: true}, ""},
+		{service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1/"}, "127.0.0.1:80"},
+		{service.Check{Type: service.CheckHTTP, URL: "https://127.0.0.1/"}, ""},
+		{service.Check{Type: service.CheckHTTP, URL: "http://127.0.0.1/", Body: "well"}, ""},
+		{service.Check{Type: service.CheckGRPC, Address: "127.0.0.1:80"}, "127.0.0.1:80"},
+		{service.Check{Type: service.CheckGRPC, Address: "127.0.0.1:80", TLS: &service.TLS{}}, ""},
+	} {
+		_, asked := prepare(tt.check, nil)
+		to, plain := asked.plain()
+		require.Equal(t, tt.to != "", plain, "%v", tt.check)
+		if plain {
+			require.Equal(t, tt.to, to.String())
+		}
+	}
+}
+
 // Who can not be reached is told of as net tells of him.
 func TestAskNobody(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -130,39 +158,29 @@ func TestAskNobody(t *testing.T) {
 
 // A server that waits until it is replied to gets its reply, if it is not at once.
 func TestOwedToAServer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
 	acknowledged := make(chan []http2.FrameType, 2)
-	go func() {
-		for {
-			conn, err := l.Accept()
+	address := answering(t, func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		_, _ = in.Discard(len(http2.ClientPreface))
+		f := http2.NewFramer(conn, in)
+		settings(f)
+		ping(f)
+		var acks []http2.FrameType
+		for len(acks) < 2 {
+			frame, err := f.ReadFrame()
 			if err != nil {
-				return
+				break
 			}
-			in := bufio.NewReader(conn)
-			_, _ = in.Discard(len(http2.ClientPreface))
-			f := http2.NewFramer(conn, in)
-			settings(f)
-			ping(f)
-			var acks []http2.FrameType
-			for len(acks) < 2 {
-				frame, err := f.ReadFrame()
-				if err != nil {
-					break
-				}
-				h := frame.Header()
-				if (h.Type == http2.FrameSettings || h.Type == http2.FramePing) && h.Flags.Has(http2.FlagSettingsAck) {
-					acks = append(acks, h.Type)
-				}
+			h := frame.Header()
+			if (h.Type == http2.FrameSettings || h.Type == http2.FramePing) && h.Flags.Has(http2.FlagSettingsAck) {
+				acks = append(acks, h.Type)
 			}
-			acknowledged <- acks
-			_, _ = conn.Write(frames(ok, data(serving), done))
-			_, _ = io.Copy(io.Discard, in)
-			conn.Close()
 		}
-	}()
-	require.NoError(t, ask(t, time.Minute, service.Check{Type: service.CheckGRPC, Address: l.Addr().String()}))
+		acknowledged <- acks
+		_, _ = conn.Write(frames(ok, data(serving), done))
+		_, _ = io.Copy(io.Discard, in)
+	})
+	require.NoError(t, ask(t, time.Minute, service.Check{Type: service.CheckGRPC, Address: address}))
 	for range 2 {
 		require.Equal(t, []http2.FrameType{http2.FrameSettings, http2.FramePing}, <-acknowledged)
 	}
@@ -191,7 +209,7 @@ func TestTalksThatHang(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
-	go func() {
+	go func() { // has no goroutine for each either
 		for {
 			conn, err := l.Accept()
 			if err != nil {
@@ -207,7 +225,7 @@ func TestTalksThatHang(t *testing.T) {
 		}
 	})
 	to, goroutines := l.Addr().(*net.TCPAddr).AddrPort(), runtime.NumGoroutine()
-	check := service.Check{Type: service.CheckHTTP, URL: "http://" + l.Addr().String(), Interval: time.Hour, Timeout: time.Second, Threshold: 1}
+	check := service.Check{Type: service.CheckHTTP, URL: "http://" + l.Addr().String(), Interval: time.Hour, Threshold: 1}
 	const many = atOnce * 2 / 3 // twice as many would not be asked, were the first not forgotten
 	attend := func(timeout time.Duration) (leaves []func(string)) {
 		check.Timeout = timeout
@@ -269,22 +287,12 @@ func TestHeardTooLate(t *testing.T) {
 
 // A server that answers, and leaves without having read all, has answered.
 func TestAskWhoLeaves(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Read(make([]byte, 1)) // a reset follows, for the rest was not read
-			_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + strings.Repeat("well.", 180)))
-			conn.Close()
-		}
-	}()
+	address := answering(t, func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 1)) // a reset follows, for the rest was not read
+		_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + strings.Repeat("well.", 180)))
+	})
 	for _, pattern := range []string{"", "well"} {
-		require.NoError(t, ask(t, time.Minute, service.Check{Type: service.CheckHTTP, URL: "http://" + l.Addr().String(), Body: pattern}))
+		require.NoError(t, ask(t, time.Minute, service.Check{Type: service.CheckHTTP, URL: "http://" + address, Body: pattern}))
 	}
 }
 
